@@ -1,0 +1,90 @@
+package sandbox
+
+import "time"
+
+// Spec says what one sandbox is made of. It is plain data, kept on disk beside the sandbox so that a later process of
+// the node can take the sandbox back.
+type Spec struct {
+	ID       string // unique for ever on this node: [a-zA-Z0-9-]{1,64}
+	Hostname string // shown inside; empty = "runner"
+	Root     Root
+	Limits   Limits
+	Network  NetworkMode
+}
+
+// Root is the root file system a sandbox starts from, made by package image. Nothing of it is ever written: the sandbox
+// puts a bounded writable layer of its own on top.
+type Root struct {
+	Lower   []string // overlay lower directories on the node, topmost first; at least one
+	Binds   []Bind   // read-only binds on top of the overlay, in order
+	Env     []string // KEY=VALUE defaults of the image
+	WorkDir string   // absolute; "" = /workspace
+	User    string   // user of a task's main process; "" = root
+}
+
+// Bind shows one directory or file of the node inside, read-only, nosuid, nodev, not recursive.
+type Bind struct {
+	Source string // absolute path on the node
+	Target string // absolute path inside; exists in a lower directory
+}
+
+// Limits bound what one sandbox can take. Zero means the default given with each field.
+type Limits struct {
+	MemoryBytes   int64   // RAM and swap together, for all processes; default 512 MiB
+	CPUShares     int64   // relative weight in Nomad's MHz; default 100
+	CPUQuota      float64 // hard cap in cores; 0 = none
+	PIDs          int64   // processes and threads; default 512
+	DiskBytes     int64   // writable layer, /workspace, /tmp and homes together; default 256 MiB
+	DiskInodes    int64   // default 65536
+	OpenFiles     int64   // RLIMIT_NOFILE; default 4096
+	FileSizeBytes int64   // RLIMIT_FSIZE; default DiskBytes
+}
+
+// NetworkMode says what network a sandbox sees.
+type NetworkMode string
+
+// NetworkNone is an empty network namespace with loopback up. It is the zero value's meaning too.
+const NetworkNone NetworkMode = "none"
+
+// ExecSpec is one program to run inside a sandbox.
+type ExecSpec struct {
+	ID          string   // unique within the sandbox: [a-zA-Z0-9-]{1,64}
+	Argv        []string // at least one; Argv[0] is looked up in the PATH of Env
+	Env         []string // KEY=VALUE, complete: nothing is added but what the image's Root.Env gives as defaults
+	Dir         string   // absolute path inside; "" = the root's WorkDir
+	User        string   // name in the sandbox's /etc/passwd, or decimal uid; "" = root
+	TTY         bool     // a pseudo-terminal for stdin and stdout
+	Width       uint16   // of the terminal in columns; 0 = unset
+	Height      uint16   // in rows; 0 = unset
+	MergeStderr bool     // stderr goes where stdout goes; else it has a FIFO of its own
+}
+
+// Result is how an execution ended. Verdicts come from the kernel's counters, never from output.
+type Result struct {
+	ExitCode   int           // 0 to 255; 128+n when ended by signal n
+	Signal     int           // number of the ending signal, 0 when the program returned by itself
+	OOMKilled  bool          // the kernel killed a process of this execution for memory
+	CPUTime    time.Duration // user and system, of all processes
+	WallTime   time.Duration
+	PeakMemory int64 // bytes; 0 when the kernel does not count it
+}
+
+// Exit is how a whole sandbox ended.
+type Exit struct {
+	OOMKilled bool // the runner's control group was killed for memory
+	Removed   bool // Destroy was called
+}
+
+// Usage is what a sandbox uses at one moment.
+type Usage struct {
+	MemoryBytes int64
+	CPUTime     time.Duration
+	PIDs        int64
+}
+
+// Fence is one wall of the containment table: what is in force on the running kernel, not what was configured.
+type Fence struct {
+	Name    string // "namespace.user", "seccomp", "cgroup.memory", …
+	InForce bool
+	Detail  string // what was found, or what is missing and what to do about it
+}
