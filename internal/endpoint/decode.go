@@ -1,0 +1,155 @@
+package endpoint
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"reflect"
+	"strconv"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"rockpool/internal/fault"
+)
+
+var durationType = reflect.TypeFor[time.Duration]()
+
+// checkTags panics when a request type cannot be decoded, so that the mistake shows when the table is built.
+func checkTags[Req any](name string) {
+	t := reflect.TypeFor[Req]()
+	if t.Kind() != reflect.Struct {
+		panic(fmt.Sprintf("endpoint: row %s: request type %s is not a struct", name, t))
+	}
+	for f := range t.Fields() {
+		if _, ok := f.Tag.Lookup("body"); ok {
+			continue
+		}
+		_, p := f.Tag.Lookup("path")
+		_, q := f.Tag.Lookup("query")
+		if !p && !q {
+			panic(fmt.Sprintf("endpoint: row %s: field %s says nothing of where it comes from", name, f.Name))
+		}
+		if err := set(reflect.New(f.Type).Elem(), []string{""}); err != nil {
+			panic(fmt.Sprintf("endpoint: row %s: field %s: %v", name, f.Name, err))
+		}
+	}
+}
+
+func decode[Req any](r *http.Request, p Policy) (Req, error) {
+	var req Req
+	v := reflect.ValueOf(&req).Elem()
+	vars, query := mux.Vars(r), r.URL.Query()
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		if name, ok := f.Tag.Lookup("path"); ok {
+			s, err := url.PathUnescape(vars[name])
+			if err == nil {
+				err = set(v.Field(i), []string{s})
+			}
+			if err != nil {
+				return req, fault.New(fault.Invalid, "%s in the path: %v", name, err)
+			}
+		} else if name, ok := f.Tag.Lookup("query"); ok {
+			if err := set(v.Field(i), query[name]); err != nil {
+				return req, fault.New(fault.Invalid, "query parameter %s: %v", name, err)
+			}
+		} else if kind := f.Tag.Get("body"); kind == "raw" {
+			v.Field(i).Set(reflect.ValueOf(r.Body))
+		} else if err := decodeJSON(r, p, v.Field(i).Addr().Interface()); err != nil {
+			return req, err
+		}
+	}
+	return req, nil
+}
+
+// decodeJSON reads the first JSON value of the body. Content types are not looked at: clients send what they like.
+func decodeJSON(r *http.Request, p Policy, into any) error {
+	data, err := io.ReadAll(r.Body)
+	if err != nil {
+		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return fault.New(fault.TooLarge, "the request body is larger than %d bytes", tooLarge.Limit)
+		}
+		return fault.Wrap(fault.Invalid, err, "the request body could not be read")
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	if p.Strict {
+		d.DisallowUnknownFields()
+	}
+	if err := d.Decode(into); err != nil {
+		if errors.Is(err, io.EOF) {
+			return fault.New(fault.Invalid, "the request body is empty, but a JSON object is needed")
+		}
+		return fault.New(fault.Invalid, "%s", err.Error())
+	}
+	if p.Strict {
+		if _, err := d.Token(); !errors.Is(err, io.EOF) {
+			return fault.New(fault.Invalid, "the request body goes on after its first JSON value")
+		}
+	}
+	return nil
+}
+
+// set parses values into a field; no value or an empty one leaves the zero value.
+func set(f reflect.Value, values []string) error {
+	if f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.String {
+		f.Set(reflect.ValueOf(values).Convert(f.Type()))
+		return nil
+	}
+	s := ""
+	if len(values) > 0 {
+		s = values[0]
+	}
+	switch {
+	case f.Type() == durationType:
+		if s == "" {
+			return nil
+		}
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			return fmt.Errorf("%q is not a duration such as 30s", s)
+		}
+		f.SetInt(int64(d))
+	case f.Kind() == reflect.String:
+		f.SetString(s)
+	case f.Kind() == reflect.Bool:
+		if s == "" {
+			// A bare ?stale means yes; an absent one means no.
+			f.SetBool(len(values) > 0 && f.Type().Name() == "Flag")
+			return nil
+		}
+		b, err := strconv.ParseBool(s)
+		if err != nil {
+			return fmt.Errorf("%q is neither true nor false", s)
+		}
+		f.SetBool(b)
+	case f.CanInt():
+		if s == "" {
+			return nil
+		}
+		n, err := strconv.ParseInt(s, 10, f.Type().Bits())
+		if err != nil {
+			return fmt.Errorf("%q is not a whole number that fits", s)
+		}
+		f.SetInt(n)
+	case f.CanUint():
+		if s == "" {
+			return nil
+		}
+		n, err := strconv.ParseUint(s, 10, f.Type().Bits())
+		if err != nil {
+			return fmt.Errorf("%q is not a whole number of 0 or more that fits", s)
+		}
+		f.SetUint(n)
+	default:
+		return fmt.Errorf("type %s is not supported", f.Type())
+	}
+	return nil
+}
+
+// Flag is a boolean query parameter that may stand without a value.
+type Flag bool

@@ -1,0 +1,244 @@
+package endpoint
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+
+	"io"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/gorilla/mux"
+	"golang.org/x/net/http/httpguts"
+
+	"rockpool/internal/auth"
+	"rockpool/internal/fault"
+	"rockpool/internal/ident"
+	"rockpool/internal/logging"
+)
+
+// Observation is what is known of a request after its answer.
+type Observation struct {
+	Route    string
+	Method   string
+	Path     string
+	Status   int
+	Duration time.Duration
+	Agent    string
+	Vars     map[string]string
+	Request  int64 // declared body size in bytes, -1 unknown
+}
+
+// Options are what differs between the servers.
+type Options struct {
+	Auth auth.Authenticator
+	// Error writes an error in the wire's form. Nothing has been written yet.
+	Error func(w http.ResponseWriter, r *http.Request, err error)
+	// Forward hands a request to the server or node that must serve it, and reports whether it did. nil = all is served here.
+	Forward func(w http.ResponseWriter, r *http.Request, route Route) (bool, error)
+	// Observe is called after each request; it must not block. nil = nothing is observed.
+	Observe func(Observation)
+	// Lookup runs between authorisation and decoding, for objects named in the path that must be known first. It may replace
+	// the context. nil = nothing.
+	Lookup func(r *http.Request, route Route) (context.Context, error)
+	// ContentType of JSON answers; empty = application/json.
+	ContentType string
+	Log         logging.Logger
+}
+
+// Server is an http.Handler over a table.
+type Server struct {
+	opts   Options
+	router *mux.Router
+}
+
+// NewServer builds the handler. Two rows with one name are a broken table and panic.
+func NewServer(t Table, o Options) *Server {
+	if o.Log == nil {
+		o.Log = logging.Discard()
+	}
+	if o.ContentType == "" {
+		o.ContentType = "application/json"
+	}
+	s := &Server{opts: o, router: mux.NewRouter().UseEncodedPath().SkipClean(true)}
+	names := map[string]bool{}
+	for _, route := range t {
+		if names[route.Name] {
+			panic("endpoint: two rows are called " + route.Name)
+		}
+		names[route.Name] = true
+		s.router.Handle(route.Path, s.pipeline(route)).Methods(route.Method).Name(route.Name)
+	}
+	s.router.NotFoundHandler = empty(http.StatusNotFound)
+	s.router.MethodNotAllowedHandler = empty(http.StatusMethodNotAllowed)
+	return s
+}
+
+func empty(status int) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "0")
+		w.WriteHeader(status)
+	})
+}
+
+// SetFallbacks replaces the answers to unknown paths and wrong methods, for a wire that wants a text there.
+func (s *Server) SetFallbacks(notFound, wrongMethod http.Handler) {
+	s.router.NotFoundHandler, s.router.MethodNotAllowedHandler = notFound, wrongMethod
+}
+
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.router.ServeHTTP(w, r) }
+
+func (s *Server) pipeline(route Route) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		rec := &recorder{ResponseWriter: w}
+		log := s.opts.Log.WithField("request_id", ident.New())
+		r = r.WithContext(logging.With(r.Context(), log))
+		err := s.guarded(rec, r, route)
+		if err != nil {
+			if fault.KindOf(err) == fault.Internal {
+				log.WithFields(logging.Fields{"route": route.Name, "error": err.Error()}).Error("request failed")
+			} else {
+				log.WithFields(logging.Fields{"route": route.Name, "error": err.Error()}).Debug("request refused")
+			}
+			switch {
+			case rec.hijacked:
+			case rec.status == 0:
+				s.opts.Error(rec, r, err)
+			default:
+				// A body that ends early must not look complete.
+				panic(http.ErrAbortHandler)
+			}
+		}
+		if s.opts.Observe != nil {
+			s.opts.Observe(Observation{
+				Route: route.Name, Method: r.Method, Path: r.URL.Path, Status: rec.status, Duration: time.Since(start),
+				Agent: r.UserAgent(), Vars: mux.Vars(r), Request: r.ContentLength,
+			})
+		}
+	})
+}
+
+func (s *Server) guarded(w *recorder, r *http.Request, route Route) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			if p == http.ErrAbortHandler { //nolint:errorlint // net/http compares it so too
+				panic(p)
+			}
+			logging.From(r.Context()).WithFields(logging.Fields{"route": route.Name, "panic": p, "stack": string(debug.Stack())}).
+				Error("handler panicked")
+			err = fault.New(fault.Internal, "an internal error occurred")
+		}
+	}()
+	body := r.Body // without the limit that serve puts around it
+	err = s.serve(w, r, route)
+	if err != nil && route.Policy.Drain && !w.hijacked && w.status == 0 {
+		// Some clients fail when the answer comes before they have sent everything.
+		_, _ = io.Copy(io.Discard, io.LimitReader(body, drainLimit))
+	}
+	return err
+}
+
+const drainLimit = 1 << 30 // bytes read and dropped before an error is answered
+
+func (s *Server) serve(w *recorder, r *http.Request, route Route) error {
+	p := route.Policy
+	if s.opts.Forward != nil {
+		if done, err := s.opts.Forward(w, r, route); done || err != nil {
+			return err
+		}
+	}
+	var id auth.Identity
+	if p.Scope != auth.Public {
+		var err error
+		if id, err = s.opts.Auth.Authenticate(r); err != nil {
+			return err
+		}
+		if !id.May(p.Scope) {
+			return fault.New(fault.Forbidden, "Permission denied")
+		}
+	}
+	if s.opts.Lookup != nil {
+		ctx, err := s.opts.Lookup(r, route)
+		if err != nil {
+			return err
+		}
+		r = r.WithContext(ctx)
+	}
+	if !httpguts.HeaderValuesContainsToken(r.Header["Connection"], "Upgrade") {
+		r.Body = http.MaxBytesReader(w, r.Body, p.Body)
+	}
+	return route.handle(s, w, r, id)
+}
+
+func (s *Server) encode(w http.ResponseWriter, r *http.Request, resp any) error {
+	status := http.StatusOK
+	if v, ok := resp.(Statuser); ok {
+		status = v.HTTPStatus()
+	}
+	if v, ok := resp.(Headerer); ok {
+		v.HTTPHeader(w.Header())
+	}
+	if status == http.StatusNoContent {
+		w.WriteHeader(status)
+		return nil
+	}
+	if status == http.StatusCreated {
+		w.Header().Set("Content-Length", "0")
+		w.WriteHeader(status)
+		return nil
+	}
+	if v, ok := resp.(interface{ HTTPBody() any }); ok {
+		resp = v.HTTPBody()
+	}
+	return WriteJSON(w, r, s.opts.ContentType, status, resp)
+}
+
+// WriteJSON writes v compactly, without escaping HTML, or indented when the query says pretty.
+func WriteJSON(w http.ResponseWriter, r *http.Request, contentType string, status int, v any) error {
+	w.Header().Set("Content-Type", contentType)
+	w.WriteHeader(status)
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	if _, pretty := r.URL.Query()["pretty"]; pretty {
+		e.SetIndent("", "    ")
+	}
+	return e.Encode(v)
+}
+
+// recorder remembers the status. It keeps http.ResponseController and hijacking working.
+type recorder struct {
+	http.ResponseWriter
+	status   int
+	hijacked bool
+}
+
+func (w *recorder) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *recorder) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ResponseWriter.Write(p)
+}
+
+func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *recorder) Flush() { _ = http.NewResponseController(w.ResponseWriter).Flush() }
+
+func (w *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err == nil {
+		w.hijacked = true
+		w.status = http.StatusSwitchingProtocols
+	}
+	return c, rw, err
+}

@@ -1,0 +1,92 @@
+// Package logging is the one home of logrus: how log lines look, and how a logger travels with a request.
+//
+// A message is a constant sentence; data goes into fields. Standard input, output of programs and tokens never do.
+package logging
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+)
+
+// Logger is what the rest of the program logs to.
+type Logger = logrus.FieldLogger
+
+// Fields are the data of a log line.
+type Fields = logrus.Fields
+
+// Formatters that New accepts.
+const (
+	Text = "TextFormatter"
+	JSON = "JSONFormatter"
+)
+
+const timeFormat = "2006-01-02T15:04:05.000000Z"
+
+// New makes a logger that writes to w.
+func New(w io.Writer, level, formatter string) (*logrus.Logger, error) {
+	l := logrus.New()
+	l.SetOutput(w)
+	lv, err := logrus.ParseLevel(strings.ToLower(level))
+	if err != nil {
+		return nil, fmt.Errorf("logger.level: %q is none of panic, fatal, error, warn, info, debug, trace", level)
+	}
+	l.SetLevel(lv)
+	switch formatter {
+	case Text:
+		l.SetFormatter(&clean{&logrus.TextFormatter{TimestampFormat: timeFormat, FullTimestamp: true, DisableColors: true}})
+	case JSON:
+		l.SetFormatter(&clean{&logrus.JSONFormatter{TimestampFormat: timeFormat}})
+	default:
+		return nil, fmt.Errorf("logger.formatter: %q is neither %s nor %s", formatter, Text, JSON)
+	}
+	return l, nil
+}
+
+// Discard is a logger that writes nothing.
+func Discard() *logrus.Logger {
+	l := logrus.New()
+	l.SetOutput(io.Discard)
+	return l
+}
+
+// clean writes times in UTC and keeps user-controlled values from forging lines.
+type clean struct{ next logrus.Formatter }
+
+func (c *clean) Format(e *logrus.Entry) ([]byte, error) {
+	d := *e
+	d.Time = e.Time.UTC()
+	d.Message = oneLine(e.Message)
+	d.Data = make(logrus.Fields, len(e.Data))
+	for k, v := range e.Data {
+		switch v := v.(type) {
+		case string:
+			d.Data[k] = oneLine(v)
+		case error:
+			d.Data[k] = oneLine(v.Error())
+		default:
+			d.Data[k] = v
+		}
+	}
+	return c.next.Format(&d)
+}
+
+var lineBreaks = strings.NewReplacer("\r", `\r`, "\n", `\n`)
+
+func oneLine(s string) string { return lineBreaks.Replace(s) }
+
+type key struct{}
+
+// With returns a context that carries l.
+func With(ctx context.Context, l Logger) context.Context { return context.WithValue(ctx, key{}, l) }
+
+// From is the logger that ctx carries, or one that discards.
+func From(ctx context.Context) Logger {
+	if l, ok := ctx.Value(key{}).(Logger); ok {
+		return l
+	}
+	return Discard()
+}

@@ -1,0 +1,145 @@
+// Package driver says what the node agent asks of whatever starts tasks, and what executions inside a task look like to
+// the HTTP API. The native sandbox, the Docker Engine, plain processes and the mock are drivers; each passes the
+// conformance suite of package drivertest.
+package driver
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"time"
+
+	"rockpool/internal/orchestrator/model"
+)
+
+// Errors that drivers return and the HTTP API tells apart with errors.Is.
+var (
+	ErrNotFound     = errors.New("file not found")
+	ErrPermission   = errors.New("permission denied")
+	ErrNotRegular   = errors.New("not a regular file")
+	ErrNotSupported = errors.New("not supported by this driver")
+	ErrTaskGone     = errors.New("the task is not running")
+	ErrNoCommand    = errors.New("command not found") // ExecSpec.Argv[0] cannot be executed
+)
+
+// TaskConfig is one task to start.
+type TaskConfig struct {
+	ID        string // unique for ever: allocation id, task name and restart count
+	AllocID   string
+	JobID     string
+	Namespace string
+	Group     string
+	Task      *model.Task
+	Networks  []model.Network
+	Resources model.AllocatedTask
+	DiskMB    int
+	Env       map[string]string // complete: NOMAD_* and the task's own
+	StateDir  string            // private to this task, made by the agent
+}
+
+// Driver starts tasks and finds them again.
+type Driver interface {
+	// Name is what a job's task says in its driver field.
+	Name() string
+	// Fingerprint says whether the driver can be used, why not, and its attributes.
+	Fingerprint(ctx context.Context) model.DriverInfo
+	// Validate checks a task's driver configuration. The error names the key and what is allowed.
+	Validate(t *model.Task) error
+	// Start returns once executions are possible. After an error nothing is left behind.
+	Start(ctx context.Context, cfg TaskConfig) (Task, error)
+	// Recover takes back a task that an earlier process of the agent started. An error means that it is gone.
+	Recover(ctx context.Context, cfg TaskConfig) (Task, error)
+	// Cleanup destroys whatever is left of a task; a task that never was is no error.
+	Cleanup(ctx context.Context, taskID string) error
+}
+
+// Task is a running task.
+type Task interface {
+	Done() <-chan struct{}
+	// Exit is valid after Done.
+	Exit() Exit
+	// Stop sends signal (a number; 0 = the driver's default), and kills everything after the timeout. It returns when
+	// nothing is left.
+	Stop(ctx context.Context, signal int, timeout time.Duration) error
+	Signal(ctx context.Context, signal int) error
+	Exec(ctx context.Context, spec ExecSpec) (Execution, error)
+	// Files is nil when the driver offers no direct access to the task's files.
+	Files() Files
+	Usage(ctx context.Context) (Usage, error)
+}
+
+// Exit is how a task's main process ended.
+type Exit struct {
+	ExitCode  int
+	Signal    int
+	OOMKilled bool
+	Err       error // the outcome is not known: never success
+}
+
+// Usage is what a task uses now.
+type Usage struct {
+	MemoryBytes int64
+	CPUTime     time.Duration
+	PIDs        int64
+}
+
+// ExecSpec is one program to run inside a task. See sandbox.ExecSpec for the meaning of the fields.
+type ExecSpec struct {
+	ID          string
+	Argv        []string
+	Env         []string // added to the task's own
+	Dir         string
+	User        string
+	TTY         bool
+	Width       uint16
+	Height      uint16
+	SplitStderr bool // stderr apart even on a terminal
+}
+
+// Execution is a program running inside a task. Readers of Stdout and Stderr must be drained; both reach EOF once the
+// program has ended and all that it wrote was read.
+type Execution interface {
+	Stdin() io.WriteCloser
+	Stdout() io.Reader
+	Stderr() io.Reader // nil when merged into Stdout
+	Resize(width, height uint16) error
+	Signal(n int) error
+	Kill() error
+	Done() <-chan struct{}
+	// Result is valid after Done; an error means that the outcome is not known.
+	Result() (ExecResult, error)
+}
+
+// ExecResult is how an execution ended.
+type ExecResult struct {
+	ExitCode   int
+	Signal     int
+	OOMKilled  bool
+	CPUTime    time.Duration
+	WallTime   time.Duration
+	PeakMemory int64 // bytes
+}
+
+// Files is access to a task's file system as its inside sees it, confined to its root. Relative paths start at the
+// working directory. Errors wrap ErrNotFound, ErrPermission, ErrNotRegular.
+type Files interface {
+	// Apply deletes (recursively, forced; "./*" means every entry that is not hidden), then unpacks a tar archive.
+	Apply(ctx context.Context, deletes []string, archive io.Reader) error
+	// List yields the entries of path in the order of ls -R, read as user.
+	List(ctx context.Context, path string, recursive bool, user string) iter.Seq2[FileInfo, error]
+	// Open opens a regular file for reading, as user. Size is -1 when it is not known.
+	Open(ctx context.Context, path, user string) (io.ReadCloser, FileInfo, error)
+}
+
+// FileInfo describes one directory entry.
+type FileInfo struct {
+	Name        string `json:"name"`
+	Type        string `json:"type"` // one character as in ls: - d l p s c b
+	LinkTarget  string `json:"link_target,omitempty"`
+	Size        int64  `json:"size"`
+	ModTime     int64  `json:"mod_time"`    // unix seconds
+	Permissions string `json:"permissions"` // nine characters as in ls
+	Owner       string `json:"owner"`
+	Group       string `json:"group"`
+}

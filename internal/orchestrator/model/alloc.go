@@ -1,0 +1,150 @@
+package model
+
+// Desired and client statuses of an allocation.
+const (
+	DesiredRun   = "run"
+	DesiredStop  = "stop"
+	DesiredEvict = "evict"
+
+	ClientPending  = "pending"
+	ClientRunning  = "running"
+	ClientComplete = "complete"
+	ClientFailed   = "failed"
+	ClientLost     = "lost"
+	ClientUnknown  = "unknown"
+)
+
+// Allocation is one placement of a task group on a node.
+type Allocation struct {
+	ID                 string
+	Namespace          string
+	EvalID             string
+	Name               string // job.group[index]
+	NodeID             string
+	NodeName           string
+	JobID              string
+	Job                *Job // the specification it runs
+	TaskGroup          string
+	Resources          AllocatedResources
+	DesiredStatus      string
+	DesiredDescription string
+	ClientStatus       string
+	ClientDescription  string
+	TaskStates         map[string]*TaskState
+	PreviousAllocation string
+	NextAllocation     string
+	FollowupEvalID     string
+	Metrics            *AllocMetric
+	CreateIndex        uint64
+	ModifyIndex        uint64
+	AllocModifyIndex   uint64 // index of the last change by the servers
+	CreateTime         int64
+	ModifyTime         int64
+}
+
+// AllocatedResources is what a placement holds on its node.
+type AllocatedResources struct {
+	Tasks  map[string]AllocatedTask
+	DiskMB int
+	Ports  []AllocatedPort
+}
+
+// AllocatedTask is one task's part.
+type AllocatedTask struct {
+	CPU         int // MHz
+	MemoryMB    int // reserved
+	MemoryMaxMB int
+	Devices     []AllocatedDevice
+}
+
+// AllocatedDevice names the instances of one device that a task holds.
+type AllocatedDevice struct {
+	Vendor, Type, Name string
+	DeviceIDs          []string
+}
+
+// AllocatedPort maps a port of the node to one of the group's network.
+type AllocatedPort struct {
+	Label  string
+	Value  int
+	To     int
+	HostIP string
+}
+
+// Task states.
+const (
+	TaskPending = "pending"
+	TaskRunning = "running"
+	TaskDead    = "dead"
+)
+
+// TaskState is the life of one task as its node reports it.
+type TaskState struct {
+	State       string
+	Failed      bool
+	Restarts    uint64
+	LastRestart int64
+	StartedAt   int64
+	FinishedAt  int64
+	Events      []*TaskEvent // a ring of 10, newest last
+}
+
+// Types of task events that this project emits; the names are Nomad's.
+const (
+	TaskReceived      = "Received"
+	TaskSetup         = "Task Setup"
+	TaskSetupFailure  = "Setup Failure"
+	TaskDriverFailure = "Driver Failure"
+	TaskStarted       = "Started"
+	TaskTerminated    = "Terminated"
+	TaskRestarting    = "Restarting"
+	TaskNotRestarting = "Not Restarting"
+	TaskKilling       = "Killing"
+	TaskKilled        = "Killed"
+	TaskSignaling     = "Signaling"
+)
+
+// TaskEvent is one step in a task's life. Details uses Nomad's keys (exit_code, signal, oom_killed, …).
+type TaskEvent struct {
+	Type           string
+	Time           int64
+	DisplayMessage string
+	Details        map[string]string
+}
+
+// Terminal reports whether neither the servers nor the node will do anything more with the allocation.
+func (a *Allocation) Terminal() bool {
+	return a.DesiredStatus != DesiredRun || a.ClientTerminal()
+}
+
+// ClientTerminal reports whether nothing of the allocation runs any more.
+func (a *Allocation) ClientTerminal() bool {
+	switch a.ClientStatus {
+	case ClientComplete, ClientFailed, ClientLost:
+		return true
+	}
+	return false
+}
+
+// AllocUpdate is what a node reports about one allocation.
+type AllocUpdate struct {
+	ID                string
+	ClientStatus      string
+	ClientDescription string
+	TaskStates        map[string]*TaskState
+	ModifyTime        int64
+}
+
+// AllocMetric explains a placement, or why there is none.
+type AllocMetric struct {
+	NodesEvaluated     int
+	NodesFiltered      int
+	NodesExhausted     int
+	NodesAvailable     map[string]int // by datacenter
+	ConstraintFiltered map[string]int
+	ClassFiltered      map[string]int
+	DimensionExhausted map[string]int
+	CoalescedFailures  int
+	AllocationTimeNS   int64
+	Scores             map[string]float64 // by node id
+}

@@ -1,0 +1,94 @@
+package model
+
+import "time"
+
+// Node statuses.
+const (
+	NodeInitializing = "initializing"
+	NodeReady        = "ready"
+	NodeDown         = "down"
+	NodeDisconnected = "disconnected"
+)
+
+// Scheduling eligibilities.
+const (
+	NodeEligible   = "eligible"
+	NodeIneligible = "ineligible"
+)
+
+// Node is a machine that runs allocations.
+type Node struct {
+	ID                    string
+	SecretID              string // proves the node's identity to the servers; never leaves them
+	Name                  string
+	Datacenter            string
+	NodePool              string
+	NodeClass             string
+	HTTPAddr              string // where its agent serves the HTTP API; empty = only through a server
+	Attributes            map[string]string
+	Meta                  map[string]string
+	Resources             NodeResources
+	Reserved              NodeResources
+	Drivers               map[string]DriverInfo
+	Status                string
+	StatusDescription     string
+	StatusUpdatedAt       int64
+	SchedulingEligibility string
+	CreateIndex           uint64
+	ModifyIndex           uint64
+}
+
+// Ready reports whether new allocations may be placed on the node.
+func (n *Node) Ready() bool {
+	return n.Status == NodeReady && n.SchedulingEligibility != NodeIneligible
+}
+
+// NodeResources is what a node has.
+type NodeResources struct {
+	CPU      int // MHz, all cores together
+	Cores    int
+	MemoryMB int
+	DiskMB   int
+	Devices  []NodeDevice
+}
+
+// NodeDevice is a group of equal device instances.
+type NodeDevice struct {
+	Vendor, Type, Name string
+	Attributes         map[string]string
+	Instances          []DeviceInstance
+}
+
+// DeviceInstance is one device.
+type DeviceInstance struct {
+	ID                string
+	Healthy           bool
+	HealthDescription string
+	PCIBusID          string
+}
+
+// DriverInfo is what a node says about one of its drivers.
+type DriverInfo struct {
+	Detected          bool
+	Healthy           bool
+	HealthDescription string
+	Attributes        map[string]string
+	UpdateTime        int64
+}
+
+// NodeLease answers a registration or a heartbeat.
+type NodeLease struct {
+	HeartbeatTTL time.Duration // the node is down when it has not been heard of for this long and the servers' grace
+	Index        uint64
+}
+
+// AllocPush is one message on the stream from a server to a node. The first message of a stream is a full one.
+//
+// A node starts what is new, stops what is desired to stop, and destroys what a full message no longer has or Purged
+// names. Generation grows with every message and across streams; a node ignores one that is not newer than the last.
+type AllocPush struct {
+	Generation uint64 // the state index the message was made at
+	Full       bool
+	Allocs     []*Allocation // with their Job
+	Purged     []string      // allocation ids whose record is gone
+}
