@@ -1,0 +1,52 @@
+# Rockpool. `make` lists the targets.
+
+GO          ?= go
+BIN         := bin
+VERSION     := $(shell git describe --tags --always --dirty=-modified 2>/dev/null || echo unknown)
+LDFLAGS     := -X rockpool/internal/gateway.Version=$(VERSION) -X rockpool/internal/orchestrator.Version=$(VERSION)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.1
+PACKAGES    := ./cmd/... ./internal/... ./pkg/... ./tests/...
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test unit e2e check lint cross bench fmt clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/gateway and bin/orchestrator
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/gateway ./cmd/orchestrator
+
+demo: build ## start everything and run real programs through it (root; ONCE=1 stops by itself)
+	$(GO) build -o $(BIN)/demo ./tests/demo
+	$(BIN)/demo -gateway $(BIN)/gateway $(if $(ONCE),-once)
+
+test: check unit e2e ## the whole test suite, also what needs root
+
+unit: ## unit tests with the race detector
+	$(GO) test -race -timeout 8m ./cmd/... ./internal/... ./pkg/...
+
+e2e: ## end-to-end tests against the real binary (root)
+	$(GO) test -timeout 8m -count 1 ./tests/...
+
+check: lint cross ## formatting, vet, static checks, cross-builds
+
+lint:
+	@bad=$$(gofmt -l cmd internal pkg tests); if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
+	$(GO) vet $(PACKAGES)
+	$(GO) run $(STATICCHECK) $(PACKAGES)
+
+cross: ## build for every platform that is served
+	CGO_ENABLED=0 GOOS=linux  GOARCH=amd64 $(GO) build -o /dev/null ./cmd/gateway
+	CGO_ENABLED=0 GOOS=linux  GOARCH=arm64 $(GO) build -o /dev/null ./cmd/gateway
+	CGO_ENABLED=0 GOOS=darwin GOARCH=amd64 $(GO) build -o /dev/null ./cmd/orchestrator
+	CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 $(GO) build -o /dev/null ./cmd/gateway
+
+bench: build ## measure a server by URL: p50, p90, p99 and rates (root)
+	$(GO) build -o $(BIN)/bench ./tests/bench
+	$(BIN)/bench -gateway $(BIN)/gateway -orchestrator $(BIN)/orchestrator
+
+fmt: ## format the code
+	gofmt -w cmd internal pkg tests
+
+clean: ## remove what was built
+	rm -rf $(BIN)

@@ -1,0 +1,249 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/creack/pty"
+)
+
+func gatewayRun(ctx context.Context, url string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, filepath.Join(binaries, "gateway"), append([]string{"run", "--url", url, "--token", token, "--env", "10"}, args...)...)
+	cmd.WaitDelay = 5 * time.Second
+	return cmd
+}
+
+func exitCode(err error) int {
+	if e, ok := errors.AsType[*exec.ExitError](err); ok {
+		return e.ExitCode()
+	}
+	if err != nil {
+		return -1
+	}
+	return 0
+}
+
+func TestGatewayRunWithPipes(t *testing.T) {
+	s, ctx := start(t), bounded(t)
+	provision(ctx, t, s, 10, 2, 64)
+	dir := t.TempDir()
+	program := "import sys\nprint(sys.stdin.read().upper(), end='')\nprint('oops', file=sys.stderr)\nsys.exit(5)\n"
+	if err := os.WriteFile(filepath.Join(dir, "main.py"), []byte(program), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, args := range map[string][]string{
+		"a directory": {"--dir", dir, "--", "python3", "main.py"},
+		"a file":      {"--file", filepath.Join(dir, "main.py"), "--", "python3", "main.py"},
+	} {
+		var out, errs bytes.Buffer
+		cmd := gatewayRun(ctx, s.URL, args...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader("hello\n"), &out, &errs
+		err := cmd.Run()
+		if exitCode(err) != 5 || out.String() != "HELLO\n" || errs.String() != "oops\n" {
+			t.Errorf("%s: exit %d, stdout %q, stderr %q", name, exitCode(err), out.String(), errs.String())
+		}
+	}
+}
+
+func TestGatewayRunOnATerminal(t *testing.T) {
+	s, ctx := start(t), bounded(t)
+	provision(ctx, t, s, 10, 2, 64)
+	cmd := gatewayRun(ctx, s.URL, "--", "bash", "-c", "stty size; trap 'echo interrupted; exit 9' INT; read x; echo \"x=$x\"; read y")
+	term, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 33, Cols: 77})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer term.Close()
+	stop := context.AfterFunc(ctx, func() { _ = term.Close() })
+	defer stop()
+	expect := func(want string) {
+		t.Helper()
+		var seen strings.Builder
+		buf := make([]byte, 1024)
+		for !strings.Contains(seen.String(), want) {
+			n, err := term.Read(buf)
+			seen.Write(buf[:n])
+			if err != nil {
+				t.Fatalf("%v; the screen shows %q, not %q", err, seen.String(), want)
+			}
+		}
+	}
+	send := func(s string) {
+		t.Helper()
+		if _, err := io.WriteString(term, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect("33 77")
+	send("typed\r")
+	expect("x=typed")
+	send("\x03")
+	expect("interrupted")
+	if code := exitCode(cmd.Wait()); code != 9 {
+		t.Errorf("exit code %d, want the program's 9", code)
+	}
+}
+
+func TestGatewayRunPassesItsSignals(t *testing.T) {
+	s, ctx := start(t), bounded(t)
+	provision(ctx, t, s, 10, 1, 64)
+	cmd := gatewayRun(ctx, s.URL, "--", "bash", "-c", "trap 'echo interrupted; exit 9' INT; echo ready; while :; do sleep 0.05; done")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := cmd.StdinPipe() // stays open
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	if n, err := out.Read(buf); err != nil || !strings.Contains(string(buf[:n]), "ready") {
+		t.Fatalf("%q %v", buf[:n], err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	rest, _ := io.ReadAll(out)
+	if code := exitCode(cmd.Wait()); code != 9 || !strings.Contains(string(rest), "interrupted") {
+		t.Errorf("exit %d, output %q", code, rest)
+	}
+}
+
+func TestServeSaysWhatIsMissing(t *testing.T) {
+	needRoot(t)
+	dir, err := os.MkdirTemp("", "rockpool-nobody-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(binaries, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(bounded(t), filepath.Join(binaries, "gateway"), "serve", "-config", filepath.Join(dir, "none.yaml"))
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "ROCKPOOL_SERVER_PORT=0", "ROCKPOOL_ORCHESTRATOR_DATADIR=" + dir + "/data"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	if exitCode(err) <= 0 || !strings.Contains(string(out), "root") {
+		t.Errorf("exit %d: %s", exitCode(err), out)
+	}
+}
+
+func TestWrongConfigurationIsListedWhole(t *testing.T) {
+	needRoot(t)
+	file := filepath.Join(t.TempDir(), "configuration.yaml")
+	if err := os.WriteFile(file, []byte("server:\n  prot: 7200\n  port: many\nlogger:\n  level: loud\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(bounded(t), filepath.Join(binaries, "gateway"), "serve", "-config", file).CombinedOutput()
+	if exitCode(err) != 2 {
+		t.Errorf("exit %d", exitCode(err))
+	}
+	for _, want := range []string{"server.prot", "server.port", "logger.level"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%s is not in %s", want, out)
+		}
+	}
+}
+
+func TestOrchestratorAgentDev(t *testing.T) {
+	needRoot(t)
+	ctx := bounded(t)
+	cmd := exec.CommandContext(ctx, filepath.Join(binaries, "orchestrator"), "agent", "-dev", "-port", "0")
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 20 * time.Second
+	errs, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the agent's exit: %v", err)
+		}
+	}()
+	var log strings.Builder
+	url := ""
+	buf := make([]byte, 4096)
+	for url == "" {
+		n, err := errs.Read(buf)
+		if err != nil {
+			t.Fatalf("%v: %s", err, log.String())
+		}
+		log.Write(buf[:n])
+		if _, after, ok := strings.Cut(log.String(), "http://"); ok && strings.ContainsAny(after, " \"\n") {
+			url = "http://" + after[:strings.IndexAny(after, " \"\n")]
+		}
+	}
+	drained := make(chan struct{})
+	go func() { defer close(drained); _, _ = io.Copy(io.Discard, errs) }()
+	defer func() { <-drained }()
+	get := func(path string) string {
+		t.Helper()
+		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, url+path, nil)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		if resp.StatusCode != 200 {
+			t.Fatalf("%s: %d %s", path, resp.StatusCode, b)
+		}
+		return string(b)
+	}
+	if l := get("/v1/status/leader"); !strings.Contains(l, ":") {
+		t.Errorf("leader %q", l)
+	}
+	job := `{"Job":{"ID":"hello","Name":"hello","Type":"batch","Datacenters":["dc1"],"TaskGroups":[{"Name":"g","Count":1,"Tasks":[` +
+		`{"Name":"t","Driver":"docker","Config":{"image":"host","command":"sleep","args":["infinity"]},"Resources":{"CPU":50,"MemoryMB":32}}]}]}}`
+	req, _ := http.NewRequestWithContext(ctx, http.MethodPut, url+"/v1/jobs", strings.NewReader(job))
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 200 {
+		t.Fatalf("register: %d", resp.StatusCode)
+	}
+	// A blocking query waits for the change, so this asks only as often as something changes.
+	for index := "0"; ; {
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s/v1/job/hello/allocations?wait=5s&index=%s", url, index), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if strings.Contains(string(body), `"ClientStatus":"running"`) {
+			break
+		}
+		if strings.Contains(string(body), `"ClientStatus":"failed"`) {
+			t.Fatalf("%s", body)
+		}
+		index = resp.Header.Get("X-Nomad-Index")
+	}
+}
