@@ -1,0 +1,88 @@
+// Command orchestrator runs a cluster's server and node. Flags and exit code live here, everything else below internal/orchestrator.
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"rockpool/cmd/flagstyle"
+	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	cmd := root()
+	flagstyle.Accept(cmd, os.Args[1:])
+	if err := cmd.ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "orchestrator:", err)
+		os.Exit(1)
+	}
+}
+
+func root() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "orchestrator", Short: "Places jobs and runs them in sandboxes, behind Nomad's HTTP API",
+		Version: orchestrator.Version, SilenceUsage: true, SilenceErrors: true,
+	}
+	cmd.AddCommand(agent())
+	return cmd
+}
+
+func agent() *cobra.Command {
+	var (
+		dev                       bool
+		dir, bind, level, logForm string
+		port                      int
+		onStop                    string
+		unconfined                bool
+	)
+	cmd := &cobra.Command{
+		Use: "agent", Short: "Run a server and a node in one process", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := logging.New(os.Stderr, level, logForm)
+			if err != nil {
+				return err
+			}
+			if onStop != "keep" && onStop != "remove" {
+				return fmt.Errorf("--on-stop: %q is neither keep nor remove", onStop)
+			}
+			if dev {
+				if dir, err = os.MkdirTemp("", "rockpool-dev-"); err != nil {
+					return err
+				}
+				defer os.RemoveAll(dir)
+				onStop = "remove"
+			}
+			if dir == "" {
+				return fmt.Errorf("say where the state shall be with --data-dir, or use --dev for a throw-away agent")
+			}
+			a, err := orchestrator.NewAgent(orchestrator.AgentConfig{
+				DataDir: dir, Address: net.JoinHostPort(bind, strconv.Itoa(port)), Token: os.Getenv("ROCKPOOL_MANAGEMENT_TOKEN"),
+				RemoveOnStop: onStop == "remove", AllowUnconfined: unconfined, Log: log,
+			})
+			if err != nil {
+				return err
+			}
+			return a.Run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&dev, "dev", false, "a throw-away agent: state in a temporary directory, everything ends with it")
+	f.StringVar(&dir, "data-dir", "", "directory of the state")
+	f.StringVar(&bind, "bind", "127.0.0.1", "address of the HTTP API")
+	f.IntVar(&port, "port", 4646, "port of the HTTP API; 0 = any free one")
+	f.StringVar(&onStop, "on-stop", "keep", "keep: allocations outlive the agent and are taken back; remove: they end with it")
+	f.BoolVar(&unconfined, "allow-unconfined", false, "run although no control group controller is usable")
+	f.StringVar(&level, "log-level", "info", "error, warn, info, debug or trace")
+	f.StringVar(&logForm, "log-format", logging.Text, logging.Text+" or "+logging.JSON)
+	return cmd
+}
