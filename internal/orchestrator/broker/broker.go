@@ -55,6 +55,12 @@ func (b *Broker) Unblock(index uint64) { b.do(func(q *Queue, now int64) { q.Unbl
 // Forget drops an evaluation that has ended otherwise.
 func (b *Broker) Forget(e *model.Evaluation) { b.do(func(q *Queue, _ int64) { q.Forget(e) }) }
 
+// TakeBlocked drops the evaluation of a job that waits for room; see [Queue.TakeBlocked].
+func (b *Broker) TakeBlocked(namespace, id string) (e *model.Evaluation) {
+	b.do(func(q *Queue, _ int64) { e = q.TakeBlocked(namespace, id) })
+	return e
+}
+
 // Pause stops handing out, or goes on.
 func (b *Broker) Pause(paused bool) {
 	b.mu.Lock()

@@ -205,6 +205,14 @@ func (q *Queue) Forget(e *model.Evaluation) {
 	}
 }
 
+// TakeBlocked drops the evaluation of a job that waits for room, because the job has all it needs, and returns it.
+func (q *Queue) TakeBlocked(namespace, id string) *model.Evaluation {
+	k := job{namespace, id}
+	e := q.blocked[k].eval
+	delete(q.blocked, k)
+	return e
+}
+
 // Counts are figures for metrics and admission.
 type Counts struct{ Ready, Waiting, Delayed, InWork, Blocked int }
 
