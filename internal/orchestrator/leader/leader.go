@@ -37,6 +37,7 @@ type Config struct {
 	Grace        time.Duration // on top of it before a node counts as down; default 10 s
 	MaxPending   int           // evaluations waiting at which registrations are refused; default 100,000
 	Keep         Keep
+	Leading      func() // called when a term's services have what they need; nil = nothing
 }
 
 // Leader starts and stops terms.
@@ -129,6 +130,9 @@ func (l *Leader) lead(ctx context.Context) error {
 	}
 	l.set(t)
 	defer l.set(nil)
+	if l.cfg.Leading != nil {
+		l.cfg.Leading()
+	}
 	services := []lifecycle.Service{
 		{Name: "completions", Run: func(ctx context.Context) error { return l.completions.run(ctx, l.cfg.Log, l.cfg.Logger) }},
 		{Name: "plan applier", Run: t.plans.Run},
