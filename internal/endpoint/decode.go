@@ -25,7 +25,15 @@ func checkTags[Req any](name string) {
 	if t.Kind() != reflect.Struct {
 		panic(fmt.Sprintf("endpoint: row %s: request type %s is not a struct", name, t))
 	}
+	checkFields(name, t)
+}
+
+func checkFields(name string, t reflect.Type) {
 	for f := range t.Fields() {
+		if f.Anonymous && f.Type.Kind() == reflect.Struct {
+			checkFields(name, f.Type)
+			continue
+		}
 		if _, ok := f.Tag.Lookup("body"); ok {
 			continue
 		}
@@ -42,29 +50,35 @@ func checkTags[Req any](name string) {
 
 func decode[Req any](r *http.Request, p Policy) (Req, error) {
 	var req Req
-	v := reflect.ValueOf(&req).Elem()
-	vars, query := mux.Vars(r), r.URL.Query()
+	return req, decodeFields(r, p, reflect.ValueOf(&req).Elem(), mux.Vars(r), r.URL.Query())
+}
+
+func decodeFields(r *http.Request, p Policy, v reflect.Value, vars map[string]string, query url.Values) error {
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
-		if name, ok := f.Tag.Lookup("path"); ok {
+		if f.Anonymous && f.Type.Kind() == reflect.Struct {
+			if err := decodeFields(r, p, v.Field(i), vars, query); err != nil {
+				return err
+			}
+		} else if name, ok := f.Tag.Lookup("path"); ok {
 			s, err := url.PathUnescape(vars[name])
 			if err == nil {
 				err = set(v.Field(i), []string{s})
 			}
 			if err != nil {
-				return req, fault.New(fault.Invalid, "%s in the path: %v", name, err)
+				return fault.New(fault.Invalid, "%s in the path: %v", name, err)
 			}
 		} else if name, ok := f.Tag.Lookup("query"); ok {
 			if err := set(v.Field(i), query[name]); err != nil {
-				return req, fault.New(fault.Invalid, "query parameter %s: %v", name, err)
+				return fault.New(fault.Invalid, "query parameter %s: %v", name, err)
 			}
 		} else if kind := f.Tag.Get("body"); kind == "raw" {
 			v.Field(i).Set(reflect.ValueOf(r.Body))
 		} else if err := decodeJSON(r, p, v.Field(i).Addr().Interface()); err != nil {
-			return req, err
+			return err
 		}
 	}
-	return req, nil
+	return nil
 }
 
 // decodeJSON reads the first JSON value of the body. Content types are not looked at: clients send what they like.

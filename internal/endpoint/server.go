@@ -2,13 +2,15 @@ package endpoint
 
 import (
 	"bufio"
+	"compress/gzip"
 	"context"
 	"encoding/json"
-
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -46,7 +48,9 @@ type Options struct {
 	Lookup func(r *http.Request, route Route) (context.Context, error)
 	// ContentType of JSON answers; empty = application/json.
 	ContentType string
-	Log         logging.Logger
+	// CompressAbove is the size in bytes above which an answer of a Call row is compressed for a client that asks. 0 = never.
+	CompressAbove int
+	Log           logging.Logger
 }
 
 // Server is an http.Handler over a table.
@@ -194,7 +198,32 @@ func (s *Server) encode(w http.ResponseWriter, r *http.Request, resp any) error 
 	if v, ok := resp.(interface{ HTTPBody() any }); ok {
 		resp = v.HTTPBody()
 	}
+	if n := s.opts.CompressAbove; n > 0 && strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		w = &compressor{ResponseWriter: w, above: n, status: status}
+	}
 	return WriteJSON(w, r, s.opts.ContentType, status, resp)
+}
+
+// compressor sends one large write compressed. The JSON encoder writes a value in one piece.
+type compressor struct {
+	http.ResponseWriter
+	above  int
+	status int
+}
+
+func (w *compressor) WriteHeader(int) {} // not before the size is known
+
+func (w *compressor) Write(p []byte) (int, error) {
+	if len(p) <= w.above {
+		w.ResponseWriter.WriteHeader(w.status)
+		return w.ResponseWriter.Write(p)
+	}
+	w.Header().Set("Content-Encoding", "gzip")
+	w.Header().Add("Vary", "Accept-Encoding")
+	w.ResponseWriter.WriteHeader(w.status)
+	z, _ := gzip.NewWriterLevel(w.ResponseWriter, gzip.BestSpeed) // the level is valid
+	n, err := z.Write(p)
+	return n, errors.Join(err, z.Close())
 }
 
 // WriteJSON writes v compactly, without escaping HTML, or indented when the query says pretty.

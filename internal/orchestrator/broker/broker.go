@@ -1,0 +1,119 @@
+package broker
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"rockpool/internal/orchestrator/model"
+)
+
+// Broker is a Queue that several workers share.
+type Broker struct {
+	wake chan struct{} // of 1: there may be something for somebody
+
+	mu     sync.Mutex
+	queue  *Queue // guarded by mu
+	paused bool   // guarded by mu
+}
+
+// New makes an empty one.
+func New(l Limits) *Broker { return &Broker{wake: make(chan struct{}, 1), queue: NewQueue(l)} }
+
+func (b *Broker) do(f func(q *Queue, now int64)) {
+	b.mu.Lock()
+	f(b.queue, time.Now().UnixNano())
+	b.mu.Unlock()
+	b.signal()
+}
+
+func (b *Broker) signal() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Enqueue takes an evaluation.
+func (b *Broker) Enqueue(e *model.Evaluation) { b.do(func(q *Queue, now int64) { q.Enqueue(e, now) }) }
+
+// Ack ends an evaluation's work.
+func (b *Broker) Ack(id string) { b.do(func(q *Queue, now int64) { q.Ack(id, now) }) }
+
+// Nack gives an evaluation back.
+func (b *Broker) Nack(id string) { b.do(func(q *Queue, now int64) { q.Nack(id, now) }) }
+
+// Block keeps an evaluation aside; see [Queue.Block].
+func (b *Broker) Block(e *model.Evaluation, snapshot uint64) (superseded *model.Evaluation) {
+	b.do(func(q *Queue, now int64) { superseded = q.Block(e, snapshot, now) })
+	return superseded
+}
+
+// Unblock queues everything that waits for room.
+func (b *Broker) Unblock(index uint64) { b.do(func(q *Queue, now int64) { q.Unblock(index, now) }) }
+
+// Forget drops an evaluation that has ended otherwise.
+func (b *Broker) Forget(e *model.Evaluation) { b.do(func(q *Queue, _ int64) { q.Forget(e) }) }
+
+// TakeBlocked drops the evaluation of a job that waits for room; see [Queue.TakeBlocked].
+func (b *Broker) TakeBlocked(namespace, id string) (e *model.Evaluation) {
+	b.do(func(q *Queue, _ int64) { e = q.TakeBlocked(namespace, id) })
+	return e
+}
+
+// Pause stops handing out, or goes on.
+func (b *Broker) Pause(paused bool) {
+	b.mu.Lock()
+	b.paused = paused
+	b.mu.Unlock()
+	b.signal()
+}
+
+// Counts are the figures of now.
+func (b *Broker) Counts() Counts {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.queue.Counts()
+}
+
+// Failures hands out the evaluations that were delivered too often.
+func (b *Broker) Failures() []*model.Evaluation {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.queue.Failures()
+}
+
+// Dequeue waits for an evaluation.
+func (b *Broker) Dequeue(ctx context.Context) (*model.Evaluation, error) {
+	for {
+		e, next := b.try()
+		if e != nil {
+			b.signal() // there may be another one for another worker
+			return e, nil
+		}
+		var timer <-chan time.Time
+		if next > 0 {
+			t := time.NewTimer(max(time.Until(time.Unix(0, next)), time.Millisecond))
+			defer t.Stop()
+			timer = t.C
+		}
+		select {
+		case <-b.wake:
+		case <-timer:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (b *Broker) try() (e *model.Evaluation, next int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.paused {
+		return nil, 0
+	}
+	if e := b.queue.Dequeue(time.Now().UnixNano()); e != nil {
+		return e, 0
+	}
+	return nil, b.queue.NextDeadline()
+}

@@ -1,0 +1,243 @@
+// Package broker is the queue of evaluations on the leader: by priority, at most one in work per job, delivered at least once,
+// and those that found no room kept aside until there may be some.
+//
+// [Queue] is the pure core and takes the time; [Broker] is the thin shell that blocks and owns the timer. Nothing in here is
+// durable: the evaluations are in the state, and a new leader fills a new queue from there.
+package broker
+
+import (
+	"cmp"
+	"container/heap"
+
+	"rockpool/internal/orchestrator/model"
+)
+
+// Limits of a Queue.
+type Limits struct {
+	Visible  int64 // ns until an evaluation that was neither acknowledged nor refused is delivered again
+	Attempts int   // deliveries before an evaluation counts as failed
+	Retry    int64 // ns of delay after a refusal, times the number of deliveries
+}
+
+// DefaultLimits are those of the server.
+var DefaultLimits = Limits{Visible: 60e9, Attempts: 3, Retry: 1e9}
+
+type job struct{ namespace, id string }
+
+func jobOf(e *model.Evaluation) job { return job{e.Namespace, e.JobID} }
+
+type item struct {
+	eval     *model.Evaluation
+	attempts int
+	due      int64 // of a delayed or an unacknowledged one
+}
+
+type blocked struct {
+	eval     *model.Evaluation
+	snapshot uint64 // what it was decided on
+}
+
+// Queue is the core.
+type Queue struct {
+	limits   Limits
+	known    map[string]bool // all that is ready, delayed, waiting or in work
+	ready    *items
+	delayed  *items
+	inWork   map[string]*item
+	busy     map[job]string  // evaluation in work
+	waiting  map[job][]*item // for the one in work
+	blocked  map[job]blocked
+	freed    uint64 // index at which room last came free
+	failures []*model.Evaluation
+}
+
+// NewQueue makes an empty one.
+func NewQueue(l Limits) *Queue {
+	return &Queue{
+		limits: l, known: map[string]bool{}, inWork: map[string]*item{}, busy: map[job]string{},
+		ready: &items{less: func(a, b *item) int {
+			return cmp.Or(cmp.Compare(b.eval.Priority, a.eval.Priority), cmp.Compare(a.eval.CreateIndex, b.eval.CreateIndex),
+				cmp.Compare(a.eval.ID, b.eval.ID))
+		}},
+		delayed: &items{less: func(a, b *item) int { return cmp.Or(cmp.Compare(a.due, b.due), cmp.Compare(a.eval.ID, b.eval.ID)) }},
+		waiting: map[job][]*item{}, blocked: map[job]blocked{},
+	}
+}
+
+// Enqueue takes an evaluation. One that is queued already is ignored.
+func (q *Queue) Enqueue(e *model.Evaluation, now int64) {
+	if q.known[e.ID] {
+		return
+	}
+	q.known[e.ID] = true
+	q.add(&item{eval: e, due: e.WaitUntil}, now)
+}
+
+func (q *Queue) add(it *item, now int64) {
+	if it.due > now {
+		heap.Push(q.delayed, it)
+		return
+	}
+	k := jobOf(it.eval)
+	if q.busy[k] != "" {
+		q.waiting[k] = append(q.waiting[k], it)
+		return
+	}
+	q.busy[k] = it.eval.ID // from here on, so that a job is in the ready queue once
+	heap.Push(q.ready, it)
+}
+
+// Dequeue hands out the most urgent evaluation, or nil.
+func (q *Queue) Dequeue(now int64) *model.Evaluation {
+	q.tick(now)
+	if q.ready.Len() == 0 {
+		return nil
+	}
+	it := heap.Pop(q.ready).(*item)
+	it.attempts++
+	it.due = now + q.limits.Visible
+	q.inWork[it.eval.ID] = it
+	return it.eval
+}
+
+// Ack ends an evaluation's work.
+func (q *Queue) Ack(id string, now int64) {
+	it := q.inWork[id]
+	if it == nil {
+		return
+	}
+	delete(q.inWork, id)
+	delete(q.known, id)
+	q.release(jobOf(it.eval), now)
+}
+
+// Nack gives an evaluation back, to be delivered again a little later. After too many deliveries it has failed.
+func (q *Queue) Nack(id string, now int64) {
+	it := q.inWork[id]
+	if it == nil {
+		return
+	}
+	delete(q.inWork, id)
+	if it.attempts >= q.limits.Attempts {
+		delete(q.known, id)
+		q.failures = append(q.failures, it.eval)
+	} else {
+		it.due = now + int64(it.attempts)*q.limits.Retry
+		heap.Push(q.delayed, it)
+	}
+	q.release(jobOf(it.eval), now)
+}
+
+// release lets the job's next evaluation through.
+func (q *Queue) release(k job, now int64) {
+	delete(q.busy, k)
+	w := q.waiting[k]
+	if len(w) == 0 {
+		return
+	}
+	if q.waiting[k] = w[1:]; len(w) == 1 {
+		delete(q.waiting, k)
+	}
+	q.add(w[0], now)
+}
+
+func (q *Queue) tick(now int64) {
+	for q.delayed.Len() > 0 && q.delayed.list[0].due <= now {
+		q.add(heap.Pop(q.delayed).(*item), now)
+	}
+	for id, it := range q.inWork {
+		if it.due <= now {
+			q.Nack(id, now)
+		}
+	}
+}
+
+// NextDeadline is when Dequeue may have something new without another call; 0 = never.
+func (q *Queue) NextDeadline() int64 {
+	next := int64(0)
+	if q.delayed.Len() > 0 {
+		next = q.delayed.list[0].due
+	}
+	for _, it := range q.inWork {
+		if next == 0 || it.due < next {
+			next = it.due
+		}
+	}
+	return next
+}
+
+// Failures hands out the evaluations that were delivered too often.
+func (q *Queue) Failures() []*model.Evaluation {
+	f := q.failures
+	q.failures = nil
+	return f
+}
+
+// Block keeps an evaluation aside that found no room on the state at snapshot. It returns the one of the same job that it
+// takes the place of. When room came free since snapshot the evaluation is queued at once.
+func (q *Queue) Block(e *model.Evaluation, snapshot uint64, now int64) (superseded *model.Evaluation) {
+	k := jobOf(e)
+	if old, ok := q.blocked[k]; ok && old.eval.ID != e.ID {
+		superseded = old.eval
+	}
+	delete(q.blocked, k)
+	if q.freed > snapshot {
+		q.Enqueue(e, now)
+		return superseded
+	}
+	q.blocked[k] = blocked{e, snapshot}
+	return superseded
+}
+
+// Unblock queues everything that waits for room, which came free at index.
+func (q *Queue) Unblock(index uint64, now int64) {
+	q.freed = max(q.freed, index)
+	for k, b := range q.blocked {
+		delete(q.blocked, k)
+		q.Enqueue(b.eval, now)
+	}
+}
+
+// Forget drops an evaluation that has ended otherwise, unless it is in work.
+func (q *Queue) Forget(e *model.Evaluation) {
+	if b, ok := q.blocked[jobOf(e)]; ok && b.eval.ID == e.ID {
+		delete(q.blocked, jobOf(e))
+	}
+}
+
+// TakeBlocked drops the evaluation of a job that waits for room, because the job has all it needs, and returns it.
+func (q *Queue) TakeBlocked(namespace, id string) *model.Evaluation {
+	k := job{namespace, id}
+	e := q.blocked[k].eval
+	delete(q.blocked, k)
+	return e
+}
+
+// Counts are figures for metrics and admission.
+type Counts struct{ Ready, Waiting, Delayed, InWork, Blocked int }
+
+// Counts returns the figures of now.
+func (q *Queue) Counts() Counts {
+	c := Counts{Ready: q.ready.Len(), Delayed: q.delayed.Len(), InWork: len(q.inWork), Blocked: len(q.blocked)}
+	for _, w := range q.waiting {
+		c.Waiting += len(w)
+	}
+	return c
+}
+
+type items struct {
+	list []*item
+	less func(a, b *item) int
+}
+
+func (s *items) Len() int           { return len(s.list) }
+func (s *items) Less(i, j int) bool { return s.less(s.list[i], s.list[j]) < 0 }
+func (s *items) Swap(i, j int)      { s.list[i], s.list[j] = s.list[j], s.list[i] }
+func (s *items) Push(v any)         { s.list = append(s.list, v.(*item)) }
+func (s *items) Pop() any {
+	n := len(s.list) - 1
+	v := s.list[n]
+	s.list[n] = nil
+	s.list = s.list[:n]
+	return v
+}

@@ -1,0 +1,89 @@
+package command
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"reflect"
+
+	"github.com/hashicorp/go-msgpack/v2/codec"
+
+	"rockpool/internal/orchestrator/state"
+)
+
+// ErrUnknown is wrapped by Apply for an entry that this program cannot know. The log must not be applied any further.
+var ErrUnknown = errors.New("the log holds an entry that this version does not know")
+
+// row is one kind of entry.
+type row struct {
+	Tag     byte
+	Version byte
+	Name    string // of the events that it causes; Nomad's
+	Type    reflect.Type
+	apply   func(s *state.Store, index uint64, data []byte) (any, error)
+}
+
+// define makes a row. apply runs inside one transaction; its error is the proposer's result and leaves the state as it was.
+func define[T any](tag byte, name string, apply func(*state.Tx, *T) (any, error)) row {
+	r := row{Tag: tag, Version: 1, Name: name, Type: reflect.TypeFor[T]()}
+	r.apply = func(s *state.Store, index uint64, data []byte) (any, error) {
+		e := new(T)
+		if err := codec.NewDecoderBytes(data, state.Handle).Decode(e); err != nil {
+			return nil, fmt.Errorf("%w: entry %d, tag %d, cannot be decoded: %w", ErrUnknown, index, tag, err)
+		}
+		var result any
+		err := s.Update(index, nowOf(e), name, func(tx *state.Tx) (err error) {
+			result, err = apply(tx, e)
+			return err
+		})
+		if err != nil {
+			return err, nil
+		}
+		return result, nil
+	}
+	return r
+}
+
+func nowOf(e any) int64 { return e.(interface{ at() int64 }).at() }
+
+var byTag, byType = func() (map[byte]row, map[reflect.Type]row) {
+	tags, types := map[byte]row{}, map[reflect.Type]row{}
+	for _, r := range table {
+		if _, ok := tags[r.Tag]; ok {
+			panic(fmt.Sprintf("command: tag %d is used twice", r.Tag))
+		}
+		tags[r.Tag], types[r.Type] = r, r
+	}
+	return tags, types
+}()
+
+// Encode makes the log's form of an entry, which is a pointer to one of this package's entry structs.
+func Encode(entry any) ([]byte, error) {
+	r, ok := byType[reflect.TypeOf(entry).Elem()]
+	if !ok {
+		return nil, fmt.Errorf("encode: %T is no log entry", entry)
+	}
+	var b bytes.Buffer
+	b.WriteByte(r.Tag)
+	b.WriteByte(r.Version)
+	if err := codec.NewEncoder(&b, state.Handle).Encode(entry); err != nil {
+		return nil, fmt.Errorf("encode %T: %w", entry, err)
+	}
+	return b.Bytes(), nil
+}
+
+// Apply applies one entry. The result is what the entry's row returns, which may be an error for the proposer. The error is
+// for the server: it must stop.
+func Apply(s *state.Store, index uint64, data []byte) (result any, err error) {
+	if len(data) < 2 {
+		return nil, fmt.Errorf("%w: entry %d has %d bytes", ErrUnknown, index, len(data))
+	}
+	r, ok := byTag[data[0]]
+	if !ok {
+		return nil, fmt.Errorf("%w: entry %d has tag %d", ErrUnknown, index, data[0])
+	}
+	if data[1] != r.Version {
+		return nil, fmt.Errorf("%w: entry %d, tag %d, has version %d, known is %d", ErrUnknown, index, data[0], data[1], r.Version)
+	}
+	return r.apply(s, index, data[2:])
+}

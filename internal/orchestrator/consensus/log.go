@@ -1,0 +1,36 @@
+package consensus
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/hashicorp/go-hclog"
+
+	"rockpool/internal/logging"
+)
+
+// bridge makes hclog write to our log. Levels of hclog are kept; its info lines are debug to us, for they speak of every
+// election and snapshot.
+func bridge(log logging.Logger) hclog.Logger {
+	l := hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: "raft", Output: io.Discard, Level: hclog.Info})
+	l.RegisterSink(sink{log})
+	return l
+}
+
+type sink struct{ log logging.Logger }
+
+func (s sink) Accept(name string, level hclog.Level, msg string, args ...any) {
+	f := logging.Fields{"component": name}
+	for i := 0; i+1 < len(args); i += 2 {
+		f[fmt.Sprint(args[i])] = args[i+1]
+	}
+	e := s.log.WithFields(f)
+	switch {
+	case level >= hclog.Error:
+		e.Error(msg)
+	case level == hclog.Warn:
+		e.Warn(msg)
+	default:
+		e.Debug(msg)
+	}
+}

@@ -1,0 +1,116 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"sync/atomic"
+
+	"rockpool/internal/auth"
+	"rockpool/internal/endpoint"
+	"rockpool/internal/fault"
+	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/events"
+	"rockpool/internal/orchestrator/leader"
+	"rockpool/internal/orchestrator/state"
+)
+
+// LocalNode is the node agent in this process.
+type LocalNode interface {
+	ID() string
+	// Task is a running task. A fault of kind NotFound says that the allocation is unknown or the task does not run.
+	Task(allocID, task string) (driver.Task, error)
+	Exec(ctx context.Context, allocID, task string, spec driver.ExecSpec) (driver.Execution, error)
+	// Execution is known until 60 s after its end.
+	Execution(allocID, task, id string) (state string, res driver.ExecResult, err error)
+	SignalExecution(allocID, task, id string, signal int) error
+	KillExecution(allocID, task, id string) error
+	RestartTask(ctx context.Context, allocID, task string) error
+}
+
+// Log is what handlers need of consensus.
+type Log interface {
+	Apply(ctx context.Context, entry any) (result any, index uint64, err error)
+	Leader() (leads bool, id string)
+	Stats() map[string]string
+}
+
+// Config is what the API is made of.
+type Config struct {
+	Store   *state.Store
+	Log     Log
+	Leader  *leader.Leader
+	Events  *events.Broker
+	Logger  logging.Logger
+	Name    string // of the server
+	Address string // ip:port that other servers would reach it by
+	Version string
+	// Token is the management token; empty = no access control, everything is allowed.
+	Token string
+	// JoinToken is what a node that is not known yet must show to register; empty = none is asked for.
+	JoinToken  string
+	Datacenter string
+}
+
+// API is the handler.
+type API struct {
+	cfg    Config
+	store  *state.Store
+	server *endpoint.Server
+	local  atomic.Pointer[LocalNode]
+	// closing ends when long answers must end.
+	closing context.Context
+	close   context.CancelFunc
+	conns   tracker
+}
+
+// New builds the handler.
+func New(cfg Config) *API {
+	if cfg.Logger == nil {
+		cfg.Logger = logging.Discard()
+	}
+	a := &API{cfg: cfg, store: cfg.Store}
+	a.closing, a.close = context.WithCancel(context.Background())
+	a.server = endpoint.NewServer(a.table(), endpoint.Options{
+		Auth: auth.Func(a.authenticate), Error: a.writeError, CompressAbove: 1024, Log: cfg.Logger,
+		Lookup: func(r *http.Request, _ endpoint.Route) (context.Context, error) { return r.Context(), nil },
+	})
+	a.server.SetFallbacks(http.HandlerFunc(a.notFound), http.HandlerFunc(a.wrongMethod))
+	return a
+}
+
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.server.ServeHTTP(w, r) }
+
+// SetLocalNode makes client routes reach the node agent in this process.
+func (a *API) SetLocalNode(n LocalNode) { a.local.Store(&n) }
+
+// Run ends streams and WebSockets when ctx ends, and returns when all have.
+func (a *API) Run(ctx context.Context) error {
+	<-ctx.Done()
+	a.close()
+	return a.conns.wait(context.WithoutCancel(ctx))
+}
+
+// authenticate knows one token, and nodes by their secret.
+func (a *API) authenticate(r *http.Request) (auth.Identity, error) {
+	id := auth.Identity{NodeID: a.nodeOf(r)}
+	if a.cfg.Token == "" || auth.TokenEqual(token(r), a.cfg.Token) {
+		id.Name, id.Management = "management", true
+		return id, nil
+	}
+	if id.NodeID != "" {
+		return id, nil
+	}
+	return id, fault.New(fault.Forbidden, "Permission denied")
+}
+
+func token(r *http.Request) string {
+	if t := r.Header.Get("X-Nomad-Token"); t != "" {
+		return t
+	}
+	const scheme = "Bearer "
+	if h := r.Header.Get("Authorization"); len(h) > len(scheme) && http.CanonicalHeaderKey(h[:len(scheme)-1]) == "Bearer" {
+		return h[len(scheme):]
+	}
+	return ""
+}

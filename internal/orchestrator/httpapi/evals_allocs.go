@@ -1,0 +1,225 @@
+package httpapi
+
+import (
+	"cmp"
+	"context"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"rockpool/internal/auth"
+	"rockpool/internal/endpoint"
+	"rockpool/internal/ident"
+	"rockpool/internal/orchestrator/command"
+	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/sched"
+	"rockpool/internal/orchestrator/state"
+	"rockpool/internal/orchestrator/wire"
+)
+
+type listEvals struct {
+	query
+	Status string `query:"status"`
+	Job    string `query:"job"`
+}
+
+func (a *API) listEvals(ctx context.Context, _ auth.Identity, r listEvals) (reply, error) {
+	return a.evals(ctx, r, func(list []*api.Evaluation) any { return list })
+}
+
+func (a *API) countEvals(ctx context.Context, _ auth.Identity, r listEvals) (reply, error) {
+	return a.evals(ctx, r, func(list []*api.Evaluation) any { return struct{ Count int }{len(list)} })
+}
+
+func (a *API) evals(ctx context.Context, r listEvals, body func([]*api.Evaluation) any) (reply, error) {
+	if err := hexPrefix(r.Prefix); err != nil {
+		return reply{}, err
+	}
+	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
+		evals := mapped(s.Evals(w, r.Prefix), func(e *model.Evaluation) (*api.Evaluation, bool) {
+			ok := r.sees(e.Namespace) && (r.Status == "" || r.Status == e.Status) && (r.Job == "" || r.Job == e.JobID)
+			if !ok {
+				return nil, false
+			}
+			return wire.EvalOut(e), true
+		})
+		out, next, err := page(evals, &r.query, func(e *api.Evaluation) string { return e.ID })
+		return found{s.EvalsIndex(), body(out), next}, err
+	})
+}
+
+type byID struct {
+	query
+	ID      string        `path:"id"`
+	Related endpoint.Flag `query:"related"`
+}
+
+func (a *API) getEval(ctx context.Context, _ auth.Identity, r byID) (reply, error) {
+	if err := uuid(r.ID); err != nil {
+		return reply{}, err
+	}
+	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
+		e := s.Eval(w, r.ID)
+		if e == nil {
+			return found{index: s.EvalsIndex()}, notFound("eval")
+		}
+		out := wire.EvalOut(e)
+		if r.Related {
+			out.RelatedEvals = related(s, e)
+		}
+		return found{index: e.ModifyIndex, body: out}, nil
+	})
+}
+
+// related are the evaluations that led to e or came from it.
+func related(s *state.Snapshot, e *model.Evaluation) []*api.EvaluationStub {
+	out := []*api.EvaluationStub{}
+	seen := map[string]bool{e.ID: true}
+	todo := []string{e.PreviousEval, e.NextEval, e.BlockedEval}
+	for len(todo) > 0 && len(out) < 100 {
+		id := todo[0]
+		todo = todo[1:]
+		if id == "" || seen[id] {
+			continue
+		}
+		seen[id] = true
+		if o := s.Eval(nil, id); o != nil {
+			out = append(out, wire.EvalStub(o))
+			todo = append(todo, o.PreviousEval, o.NextEval, o.BlockedEval)
+		}
+	}
+	return out
+}
+
+func (a *API) listEvalAllocs(ctx context.Context, _ auth.Identity, r byID) (reply, error) {
+	if err := uuid(r.ID); err != nil {
+		return reply{}, err
+	}
+	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
+		out := slices.Collect(mapped(s.AllocsByEval(w, r.ID), func(al *model.Allocation) (*api.AllocationListStub, bool) {
+			return wire.AllocStub(al, false, true), true
+		}))
+		if out == nil {
+			out = []*api.AllocationListStub{}
+		}
+		return found{index: s.AllocsIndex(), body: out}, nil
+	})
+}
+
+type listAllocs struct {
+	query
+	Resources  endpoint.Flag `query:"resources"`
+	TaskStates string        `query:"task_states"`
+}
+
+func (a *API) listAllocs(ctx context.Context, _ auth.Identity, r listAllocs) (reply, error) {
+	if err := hexPrefix(r.Prefix); err != nil {
+		return reply{}, err
+	}
+	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
+		stubs := mapped(s.Allocs(w, r.Prefix), func(al *model.Allocation) (*api.AllocationListStub, bool) {
+			if !r.sees(al.Namespace) {
+				return nil, false
+			}
+			return wire.AllocStub(al, bool(r.Resources), r.TaskStates != "false"), true
+		})
+		out, next, err := page(stubs, &r.query, func(s *api.AllocationListStub) string { return s.ID })
+		return found{s.AllocsIndex(), out, next}, err
+	})
+}
+
+func (a *API) getAlloc(ctx context.Context, _ auth.Identity, r byID) (reply, error) {
+	if err := uuid(r.ID); err != nil {
+		return reply{}, err
+	}
+	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
+		al := s.Alloc(w, r.ID)
+		if al == nil {
+			return found{index: s.AllocsIndex()}, notFound("alloc")
+		}
+		return found{index: al.ModifyIndex, body: wire.AllocOut(al)}, nil
+	})
+}
+
+type stopAlloc struct {
+	ID string `path:"id"`
+}
+
+func (a *API) stopAlloc(w http.ResponseWriter, r *http.Request, _ auth.Identity, req stopAlloc) error {
+	if err := uuid(req.ID); err != nil {
+		return err
+	}
+	al := a.store.Snapshot().Alloc(nil, req.ID)
+	if al == nil {
+		return notFound("alloc")
+	}
+	e := &model.Evaluation{
+		ID: ident.New(), Namespace: al.Namespace, Priority: al.Job.Priority, Type: al.Job.Type, TriggeredBy: model.TriggerAllocStop,
+		JobID: al.JobID, JobModifyIndex: al.Job.JobModifyIndex, Status: model.EvalPending,
+	}
+	release := a.cfg.Leader.Hold(e.ID)
+	sent := false
+	defer func() { release(sent) }()
+	done, index, err := a.apply(r.Context(), &command.AllocStop{
+		Now: time.Now().UnixNano(), AllocID: al.ID, Description: sched.StoppedByUser, Eval: e,
+	})
+	if err != nil {
+		return err
+	}
+	if !done.(bool) {
+		return notFound("alloc")
+	}
+	sent = true
+	return flushed(w, a.written(index, struct {
+		EvalID string
+		Index  uint64
+	}{e.ID, index}))
+}
+
+type listNodes struct {
+	query
+	Resources endpoint.Flag `query:"resources"`
+	OS        endpoint.Flag `query:"os"`
+}
+
+func (a *API) listNodes(ctx context.Context, _ auth.Identity, r listNodes) (reply, error) {
+	if err := hexPrefix(r.Prefix); err != nil {
+		return reply{}, err
+	}
+	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
+		stubs := mapped(s.Nodes(w, r.Prefix), func(n *model.Node) (*api.NodeListStub, bool) {
+			return wire.NodeStub(n, bool(r.Resources), bool(r.OS)), true
+		})
+		out, next, err := page(stubs, &r.query, func(n *api.NodeListStub) string { return n.ID })
+		return found{s.NodesIndex(), out, next}, err
+	})
+}
+
+func (a *API) getNode(ctx context.Context, _ auth.Identity, r byID) (reply, error) {
+	if err := uuid(r.ID); err != nil {
+		return reply{}, err
+	}
+	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
+		n := s.Node(w, r.ID)
+		if n == nil {
+			return found{index: s.NodesIndex()}, notFound("node")
+		}
+		return found{index: n.ModifyIndex, body: wire.NodeOut(n)}, nil
+	})
+}
+
+func (a *API) listNodeAllocs(ctx context.Context, _ auth.Identity, r byID) (reply, error) {
+	if err := uuid(r.ID); err != nil {
+		return reply{}, err
+	}
+	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
+		out := []*api.Allocation{}
+		for al := range s.AllocsByNode(w, r.ID) {
+			out = append(out, wire.AllocOut(al))
+		}
+		slices.SortFunc(out, func(x, y *api.Allocation) int { return cmp.Compare(x.CreateIndex, y.CreateIndex) })
+		return found{index: s.AllocsIndex(), body: out}, nil
+	})
+}

@@ -1,0 +1,326 @@
+package httpapi
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"rockpool/internal/auth"
+	"rockpool/internal/endpoint"
+	"rockpool/internal/fault"
+	"rockpool/internal/ident"
+	"rockpool/internal/orchestrator/command"
+	"rockpool/internal/orchestrator/jobspec"
+	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/state"
+	"rockpool/internal/orchestrator/wire"
+)
+
+type listJobs struct {
+	query
+	Meta endpoint.Flag `query:"meta"`
+}
+
+func (a *API) listJobs(ctx context.Context, _ auth.Identity, r listJobs) (reply, error) {
+	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
+		stubs := mapped(s.Jobs(w, r.namespace(), r.Prefix), func(j *model.Job) (*api.JobListStub, bool) {
+			return wire.JobStub(j, summary(s, nil, j), bool(r.Meta)), true
+		})
+		out, next, err := page(stubs, &r.query, func(j *api.JobListStub) string { return j.Namespace + "." + j.ID })
+		if w != nil { // summaries change with the allocations
+			s.Allocs(w, "")
+		}
+		return found{max(s.JobsIndex(), s.AllocsIndex()), out, next}, err
+	})
+}
+
+func summary(s *state.Snapshot, w state.Watch, j *model.Job) *api.JobSummary {
+	return wire.Summary(j, s.AllocsByJob(w, j.Namespace, j.ID), s.EvalsByJob(w, j.Namespace, j.ID))
+}
+
+type byJob struct {
+	query
+	ID  string        `path:"id"`
+	All endpoint.Flag `query:"all"`
+}
+
+// readJob is read for the job of the path.
+func (a *API) readJob(ctx context.Context, r byJob, f func(*state.Snapshot, state.Watch, *model.Job) (found, error)) (reply, error) {
+	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
+		j := s.Job(w, r.namespace(), r.ID)
+		if j == nil {
+			return found{index: s.JobsIndex()}, notFound("job")
+		}
+		return f(s, w, j)
+	})
+}
+
+func (a *API) getJob(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
+	return a.readJob(ctx, r, func(_ *state.Snapshot, _ state.Watch, j *model.Job) (found, error) {
+		return found{index: j.ModifyIndex, body: wire.JobOut(j)}, nil
+	})
+}
+
+func (a *API) getJobSummary(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
+	return a.readJob(ctx, r, func(s *state.Snapshot, w state.Watch, j *model.Job) (found, error) {
+		sum := summary(s, w, j)
+		return found{index: max(sum.ModifyIndex, j.ModifyIndex), body: sum}, nil
+	})
+}
+
+func (a *API) getJobVersions(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
+	return a.readJob(ctx, r, func(s *state.Snapshot, w state.Watch, j *model.Job) (found, error) {
+		out := struct {
+			Versions []*api.Job
+			Diffs    []*api.JobDiff
+		}{Versions: []*api.Job{}}
+		for v := range s.JobVersions(w, j.Namespace, j.ID) {
+			if v.JobModifyIndex == j.JobModifyIndex {
+				v = j // with its status
+			}
+			out.Versions = append([]*api.Job{wire.JobOut(v)}, out.Versions...)
+		}
+		return found{index: j.ModifyIndex, body: out}, nil
+	})
+}
+
+func (a *API) listJobAllocs(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
+	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
+		j := s.Job(w, r.namespace(), r.ID)
+		stubs := mapped(s.AllocsByJob(w, r.namespace(), r.ID), func(al *model.Allocation) (*api.AllocationListStub, bool) {
+			// An allocation of an earlier job with this id is shown only when asked for.
+			return wire.AllocStub(al, true, true), bool(r.All) || j == nil || al.Job.CreateIndex == j.CreateIndex
+		})
+		out, next, err := page(stubs, &r.query, func(s *api.AllocationListStub) string { return s.ID })
+		return found{s.AllocsIndex(), out, next}, err
+	})
+}
+
+func (a *API) listJobEvals(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
+	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
+		evals := mapped(s.EvalsByJob(w, r.namespace(), r.ID), evalOut)
+		out, next, err := page(evals, &r.query, func(e *api.Evaluation) string { return e.ID })
+		return found{s.EvalsIndex(), out, next}, err
+	})
+}
+
+func evalOut(e *model.Evaluation) (*api.Evaluation, bool) { return wire.EvalOut(e), true }
+
+// Deployments are not made by Rockpool, so a job has none.
+func (a *API) listJobDeployments(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
+	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
+		s.Job(w, r.namespace(), r.ID)
+		return found{index: s.JobsIndex(), body: []*api.Deployment{}}, nil
+	})
+}
+
+func (a *API) getJobDeployment(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
+	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
+		s.Job(w, r.namespace(), r.ID)
+		return found{index: s.JobsIndex(), body: nil}, nil
+	})
+}
+
+type registerJob struct {
+	Namespace string                 `query:"namespace"`
+	Region    string                 `query:"region"`
+	Body      api.JobRegisterRequest `body:"json"`
+}
+
+type updateJob struct {
+	registerJob
+	ID string `path:"id"`
+}
+
+func (a *API) updateJob(w http.ResponseWriter, r *http.Request, id auth.Identity, req updateJob) error {
+	if req.Body.Job != nil && req.Body.Job.ID != nil && *req.Body.Job.ID != req.ID {
+		return answer(http.StatusBadRequest, "Job ID does not match name")
+	}
+	return a.registerJob(w, r, id, req.registerJob)
+}
+
+// registerJob answers as soon as job and evaluation are committed, which does not hold up the placement. The end of the
+// evaluation, however, is held back until the answer has left.
+func (a *API) registerJob(w http.ResponseWriter, r *http.Request, id auth.Identity, req registerJob) error {
+	j := req.Body.Job
+	if j == nil {
+		return answer(http.StatusBadRequest, "Job must be specified")
+	}
+	if j.ID == nil || *j.ID == "" {
+		return answer(http.StatusBadRequest, "Job ID hasn't been provided")
+	}
+	job, warnings, err := a.admit(j, cmp.Or(req.Namespace, req.Body.Namespace), id)
+	if err != nil {
+		return err
+	}
+	priority := cmp.Or(req.Body.EvalPriority, job.Priority)
+	e := &model.Evaluation{
+		ID: ident.New(), Namespace: job.Namespace, Priority: priority, Type: job.Type, TriggeredBy: model.TriggerJobRegister,
+		JobID: job.ID, Status: model.EvalPending,
+	}
+	if req.Body.PreserveCounts {
+		preserveCounts(a.store.Snapshot(), job)
+	}
+	release := a.cfg.Leader.Hold(e.ID)
+	sent := false
+	defer func() { release(sent) }()
+	result, index, err := a.apply(r.Context(), &command.JobRegister{
+		Now: time.Now().UnixNano(), Job: job, Eval: e, EnforceIndex: req.Body.EnforceIndex, AtIndex: req.Body.JobModifyIndex,
+	})
+	if err != nil {
+		return err
+	}
+	out := &jobWritten{
+		EvalID: e.ID, EvalCreateIndex: index, JobModifyIndex: result.(*command.Registered).JobModifyIndex, Warnings: warnings,
+		Index: index, KnownLeader: true,
+	}
+	sent = true
+	return flushed(w, a.written(index, out))
+}
+
+// jobWritten answers a registration and a removal.
+type jobWritten struct {
+	EvalID          string
+	EvalCreateIndex uint64
+	JobModifyIndex  uint64
+	Warnings        string
+	Index           uint64
+	LastContact     int64
+	KnownLeader     bool
+}
+
+func preserveCounts(s *state.Snapshot, j *model.Job) {
+	old := s.Job(nil, j.Namespace, j.ID)
+	if old == nil {
+		return
+	}
+	for _, g := range j.TaskGroups {
+		if og := old.Group(g.Name); og != nil {
+			g.Count = og.Count
+		}
+	}
+}
+
+// admit completes and checks a job.
+func (a *API) admit(j *api.Job, namespace string, id auth.Identity) (*model.Job, string, error) {
+	if namespace != "" {
+		j.Namespace = &namespace
+	}
+	if err := wire.Complete(j); err != nil {
+		return nil, "", fault.New(fault.Invalid, "%s", err.Error())
+	}
+	if p := wire.Validate(j); len(p.Errors) > 0 {
+		return nil, "", answer(http.StatusInternalServerError, "%s", p.Text())
+	} else if conf := a.store.Snapshot().SchedulerConfig(); conf.RejectRegistrations && (a.cfg.Token == "" || !id.Management) {
+		return nil, "", fault.New(fault.Forbidden, "job registration is disabled in the scheduler configuration")
+	} else if a.cfg.Leader.Overloaded() {
+		return nil, "", fault.New(fault.Exhausted, "too many evaluations are waiting")
+	} else {
+		return wire.JobIn(j), p.WarningText(), nil
+	}
+}
+
+// flushed writes an answer and returns when the connection has all of it.
+func flushed(w http.ResponseWriter, r reply) error {
+	data, err := json.Marshal(r.body)
+	if err != nil {
+		return err
+	}
+	data = append(data, '\n')
+	h := w.Header()
+	r.HTTPHeader(h)
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(data)))
+	w.WriteHeader(http.StatusOK)
+	if _, err := w.Write(data); err != nil {
+		return err
+	}
+	return http.NewResponseController(w).Flush()
+}
+
+type deleteJob struct {
+	Namespace    string        `query:"namespace"`
+	ID           string        `path:"id"`
+	Purge        endpoint.Flag `query:"purge"`
+	EvalPriority int           `query:"eval_priority"`
+}
+
+func (a *API) deleteJob(w http.ResponseWriter, r *http.Request, _ auth.Identity, req deleteJob) error {
+	namespace := cmp.Or(req.Namespace, model.DefaultNamespace)
+	j := a.store.Snapshot().Job(nil, namespace, req.ID)
+	if j == nil {
+		return flushed(w, a.written(0, &jobWritten{KnownLeader: true}))
+	}
+	e := &model.Evaluation{
+		ID: ident.New(), Namespace: namespace, Priority: cmp.Or(req.EvalPriority, j.Priority), Type: j.Type,
+		TriggeredBy: model.TriggerJobDeregister, JobID: j.ID, JobModifyIndex: j.JobModifyIndex, Status: model.EvalPending,
+	}
+	release := a.cfg.Leader.Hold(e.ID)
+	sent := false
+	defer func() { release(sent) }()
+	done, index, err := a.apply(r.Context(), &command.JobDeregister{
+		Now: time.Now().UnixNano(), Namespace: namespace, JobID: j.ID, Purge: bool(req.Purge), Eval: e,
+	})
+	if err != nil {
+		return err
+	}
+	out := &jobWritten{Index: index, KnownLeader: true}
+	if done.(bool) {
+		out.EvalID, out.EvalCreateIndex, out.JobModifyIndex = e.ID, index, index
+	}
+	sent = true
+	return flushed(w, a.written(index, out))
+}
+
+type validateJob struct {
+	Namespace string                 `query:"namespace"`
+	Body      api.JobValidateRequest `body:"json"`
+}
+
+func (a *API) validateJob(_ context.Context, _ auth.Identity, r validateJob) (reply, error) {
+	j := r.Body.Job
+	if j == nil {
+		return reply{}, answer(http.StatusBadRequest, "Job must be specified")
+	}
+	if r.Namespace != "" {
+		j.Namespace = &r.Namespace
+	}
+	if err := wire.Complete(j); err != nil {
+		return reply{}, fault.New(fault.Invalid, "%s", err.Error())
+	}
+	p := wire.Validate(j)
+	out := &api.JobValidateResponse{ValidationErrors: p.Errors, Warnings: p.WarningText()}
+	if len(p.Errors) > 0 {
+		out.Error = p.Text()
+	}
+	return a.written(a.store.Index(), out), nil
+}
+
+type parseJob struct {
+	Namespace string               `query:"namespace"`
+	Body      api.JobsParseRequest `body:"json"`
+}
+
+func (a *API) parseJob(_ context.Context, _ auth.Identity, r parseJob) (reply, error) {
+	if r.Body.JobHCL == "" {
+		return reply{}, answer(http.StatusBadRequest, "Job spec is empty")
+	}
+	j, err := jobspec.Parse("job.hcl", []byte(r.Body.JobHCL), r.Body.Variables)
+	if err != nil {
+		return reply{}, answer(http.StatusBadRequest, "%s", err.Error())
+	}
+	if r.Namespace != "" {
+		j.Namespace = &r.Namespace
+	}
+	if r.Body.Canonicalize {
+		if err := wire.Complete(j); err != nil {
+			return reply{}, answer(http.StatusBadRequest, "%s", err.Error())
+		}
+	}
+	return a.written(a.store.Index(), j), nil
+}

@@ -1,0 +1,261 @@
+package httpapi
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"rockpool/internal/auth"
+	"rockpool/internal/fault"
+	"rockpool/internal/ident"
+	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/command"
+	"rockpool/internal/orchestrator/leader"
+	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/sched"
+	"rockpool/internal/orchestrator/state"
+)
+
+type setEligibility struct {
+	ID   string `path:"id"`
+	Body struct {
+		NodeID, Eligibility string
+	} `body:"json"`
+}
+
+func (a *API) setEligibility(ctx context.Context, _ auth.Identity, r setEligibility) (reply, error) {
+	if r.Body.Eligibility != model.NodeEligible && r.Body.Eligibility != model.NodeIneligible {
+		return reply{}, answer(http.StatusInternalServerError, "invalid scheduling eligibility %q", r.Body.Eligibility)
+	}
+	snap := a.store.Snapshot()
+	if snap.Node(nil, r.ID) == nil {
+		return reply{}, notFound("node")
+	}
+	evals := leader.NodeEvals(snap, r.ID)
+	if r.Body.Eligibility == model.NodeIneligible {
+		evals = nil
+	}
+	_, index, err := a.apply(ctx, &command.NodeEligibility{
+		Now: time.Now().UnixNano(), NodeID: r.ID, Eligibility: r.Body.Eligibility, Evals: evals,
+	})
+	ids := []string{}
+	for _, e := range evals {
+		ids = append(ids, e.ID)
+	}
+	return a.written(index, struct {
+		NodeModifyIndex uint64
+		EvalIDs         []string
+		EvalCreateIndex uint64
+		Index           uint64
+	}{index, ids, index, index}), err
+}
+
+const secretHeader = "X-Rockpool-Node-Secret"
+
+// nodeOf is the node that a request's secret proves it to come from, if its path is that of a node. A node that is not known
+// yet has nothing to prove.
+func (a *API) nodeOf(r *http.Request) string {
+	id := nodeInPath(r)
+	given := r.Header.Get(secretHeader)
+	if id == "" || given == "" {
+		return ""
+	}
+	n := a.store.Snapshot().Node(nil, id)
+	switch {
+	case n == nil:
+		if a.cfg.JoinToken == "" || auth.TokenEqual(token(r), a.cfg.JoinToken) {
+			return id
+		}
+	case auth.TokenEqual(given, n.SecretID):
+		return id
+	}
+	return ""
+}
+
+type registerNode struct {
+	ID   string     `path:"id"`
+	Body model.Node `body:"json"`
+}
+
+func (a *API) registerNode(ctx context.Context, who auth.Identity, r registerNode) (reply, error) {
+	n := r.Body
+	switch {
+	case who.NodeID != r.ID || n.ID != r.ID:
+		return reply{}, fault.New(fault.Forbidden, "the node's id differs from that of the path")
+	case !ident.Valid(n.ID):
+		return reply{}, fault.New(fault.Invalid, "the node's id is not a UUID")
+	case n.SecretID == "":
+		return reply{}, fault.New(fault.Invalid, "the node has no secret")
+	}
+	snap := a.store.Snapshot()
+	old := snap.Node(nil, n.ID)
+	if old != nil && !auth.TokenEqual(n.SecretID, old.SecretID) {
+		return reply{}, fault.New(fault.Forbidden, "the node's secret differs from the known one")
+	}
+	n.NodePool = cmp.Or(n.NodePool, "default")
+	n.Datacenter = cmp.Or(n.Datacenter, a.cfg.Datacenter, "dc1")
+	n.Status = cmp.Or(n.Status, model.NodeReady)
+	var evals []*model.Evaluation
+	if old == nil || old.Status != n.Status {
+		evals = leader.NodeEvals(snap, n.ID)
+	}
+	_, index, err := a.apply(ctx, &command.NodeRegister{Now: time.Now().UnixNano(), Node: &n, Evals: evals})
+	if err != nil {
+		return reply{}, err
+	}
+	logging.From(ctx).WithFields(logging.Fields{"node_id": n.ID, "node_name": n.Name}).Info("node registered")
+	return a.written(index, model.NodeLease{HeartbeatTTL: a.cfg.Leader.Heartbeat(n.ID), Index: index}), nil
+}
+
+type nodePath struct {
+	ID string `path:"id"`
+}
+
+// heartbeat costs no log entry, unless the node was taken for down.
+func (a *API) heartbeat(ctx context.Context, _ auth.Identity, r nodePath) (reply, error) {
+	snap := a.store.Snapshot()
+	n := snap.Node(nil, r.ID)
+	if n == nil {
+		return reply{}, notFound("node")
+	}
+	index := snap.Index()
+	if n.Status == model.NodeDown {
+		var err error
+		_, index, err = a.apply(ctx, &command.NodeStatus{
+			Now: time.Now().UnixNano(), NodeID: n.ID, Status: model.NodeReady, Evals: leader.NodeEvals(snap, n.ID),
+		})
+		if err != nil {
+			return reply{}, err
+		}
+	}
+	return a.written(index, model.NodeLease{HeartbeatTTL: a.cfg.Leader.Heartbeat(n.ID), Index: index}), nil
+}
+
+type reportAllocs struct {
+	ID   string               `path:"id"`
+	Body []*model.AllocUpdate `body:"json"`
+}
+
+func (a *API) reportAllocs(ctx context.Context, _ auth.Identity, r reportAllocs) (reply, error) {
+	snap := a.store.Snapshot()
+	if snap.Node(nil, r.ID) == nil {
+		return reply{}, notFound("node")
+	}
+	for _, u := range r.Body {
+		if u == nil {
+			return reply{}, fault.New(fault.Invalid, "a report is null")
+		}
+	}
+	_, index, err := a.apply(ctx, &command.AllocUpdates{
+		Now: time.Now().UnixNano(), NodeID: r.ID, Allocs: r.Body, Evals: followUps(snap, r.Body),
+	})
+	a.cfg.Leader.Heartbeat(r.ID)
+	return a.written(index, indexBody{index}), err
+}
+
+// followUps are the evaluations that ended allocations ask for: where a failed one may be replaced, and where a service
+// or a job that waits for its old allocations to end has one less.
+func followUps(snap *state.Snapshot, updates []*model.AllocUpdate) []*model.Evaluation {
+	var out []*model.Evaluation
+	seen := map[[2]string]bool{}
+	for _, u := range updates {
+		al := snap.Alloc(nil, u.ID)
+		if al == nil || al.ClientTerminal() || al.DesiredStatus != model.DesiredRun {
+			continue
+		}
+		j := snap.Job(nil, al.Namespace, al.JobID)
+		if j == nil || j.Stop {
+			continue
+		}
+		g := j.Group(al.TaskGroup)
+		failed := u.ClientStatus == model.ClientFailed && g != nil && sched.MayReschedule(g.Reschedule)
+		ended := u.ClientStatus == model.ClientComplete && j.Type == model.JobTypeService
+		k := [2]string{j.Namespace, j.ID}
+		if !failed && !ended || seen[k] {
+			continue
+		}
+		seen[k] = true
+		out = append(out, &model.Evaluation{
+			ID: ident.New(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: model.TriggerAllocFailure,
+			JobID: j.ID, JobModifyIndex: j.JobModifyIndex, Status: model.EvalPending,
+		})
+	}
+	return out
+}
+
+const (
+	pushIdle  = 10 * time.Second // between signs of life
+	pushBound = 10 * time.Second // for a node to take a message
+)
+
+// watchNode pushes a node's allocations: all of them first, then each that the servers changed, at the moment of its commit.
+// A message is made from the state, not from a queue, so a node that is slow to read gets fewer and newer ones; one that does
+// not read at all is cut, and starts over with a full message.
+func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity, req nodePath) error {
+	ctx, done, err := a.conns.begin(r.Context(), a.closing)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if a.store.Snapshot().Node(nil, req.ID) == nil {
+		return notFound("node")
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-cache")
+	rc := http.NewResponseController(w)
+	send := func(v any) error {
+		line, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		_ = rc.SetWriteDeadline(time.Now().Add(pushBound))
+		if _, err := w.Write(append(line, '\n')); err != nil {
+			return err
+		}
+		return rc.Flush()
+	}
+	sent := uint64(0)
+	for {
+		watch := state.NewWatch()
+		msg := pushSince(a.store.Snapshot(), watch, req.ID, sent)
+		if msg.Full || len(msg.Allocs)+len(msg.Purged) > 0 {
+			if err := send(msg); err != nil {
+				return err
+			}
+			sent = msg.Generation
+		}
+		for idle := false; !idle; {
+			wctx, cancel := context.WithTimeout(ctx, pushIdle)
+			err := watch.WatchCtx(wctx)
+			cancel()
+			switch {
+			case ctx.Err() != nil:
+				return nil
+			case err == nil:
+				idle = true
+			default:
+				if err := send(struct{}{}); err != nil {
+					return err
+				}
+			}
+		}
+	}
+}
+
+// pushSince is what a node must know that has the state at index since; 0 = everything.
+func pushSince(s *state.Snapshot, w state.Watch, nodeID string, since uint64) *model.AllocPush {
+	msg := &model.AllocPush{Generation: max(s.Index(), 1), Full: since == 0, Allocs: []*model.Allocation{}}
+	for al := range s.AllocsByNode(w, nodeID) {
+		if al.AllocModifyIndex > since {
+			msg.Allocs = append(msg.Allocs, al)
+		}
+	}
+	for t := range s.Tombstones(w, nodeID) {
+		if t.Index > since && !msg.Full {
+			msg.Purged = append(msg.Purged, t.AllocID)
+		}
+	}
+	return msg
+}

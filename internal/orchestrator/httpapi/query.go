@@ -1,0 +1,200 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/go-bexpr"
+
+	"rockpool/internal/endpoint"
+	"rockpool/internal/fault"
+	"rockpool/internal/ident"
+	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/state"
+)
+
+// query is what every read understands.
+type query struct {
+	Namespace string        `query:"namespace"`
+	Index     uint64        `query:"index"`
+	Wait      time.Duration `query:"wait"`
+	Stale     endpoint.Flag `query:"stale"`
+	Prefix    string        `query:"prefix"`
+	Filter    string        `query:"filter"`
+	PerPage   int           `query:"per_page"`
+	NextToken string        `query:"next_token"`
+	Reverse   endpoint.Flag `query:"reverse"`
+}
+
+func (q *query) namespace() string {
+	if q.Namespace == "" {
+		return model.DefaultNamespace
+	}
+	return q.Namespace
+}
+
+func (q *query) sees(namespace string) bool {
+	n := q.namespace()
+	return n == "*" || n == namespace
+}
+
+// reply is an answer with Nomad's headers.
+type reply struct {
+	index  uint64
+	body   any
+	next   string
+	leader bool
+}
+
+func (r reply) HTTPHeader(h http.Header) {
+	h.Set("X-Nomad-Index", strconv.FormatUint(max(r.index, 1), 10))
+	h.Set("X-Nomad-KnownLeader", strconv.FormatBool(r.leader))
+	h.Set("X-Nomad-LastContact", "0")
+	h.Set("Vary", "Origin")
+	if r.next != "" {
+		h.Set("X-Nomad-NextToken", r.next)
+	}
+}
+
+// HTTPBody is what is encoded.
+func (r reply) HTTPBody() any { return r.body }
+
+// found is what a read finds: the answer and the index of its newest change.
+type found struct {
+	index uint64
+	body  any
+	next  string
+}
+
+const maxWait = 300 * time.Second
+
+// read answers from the state; with an index given, once the answer's own index is greater, or the wait is over.
+func (a *API) read(ctx context.Context, q query, f func(*state.Snapshot, state.Watch) (found, error)) (reply, error) {
+	if q.Index > 0 {
+		wait := q.Wait
+		if wait <= 0 || wait > maxWait {
+			wait = maxWait
+		}
+		wait += rand.N(wait/16 + 1) // so that clients that started together do not come back together
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, wait)
+		defer cancel()
+		defer context.AfterFunc(a.closing, cancel)()
+	}
+	for {
+		var w state.Watch
+		if q.Index > 0 {
+			w = state.NewWatch()
+		}
+		r, err := f(a.store.Snapshot(), w)
+		if q.Index == 0 || r.index > q.Index || w.WatchCtx(ctx) != nil {
+			_, id := a.cfg.Log.Leader()
+			return reply{r.index, r.body, r.next, id != ""}, err
+		}
+	}
+}
+
+// page filters, sorts and cuts a list. key is an item's token and order.
+func page[T any](items iter.Seq[T], q *query, key func(T) string) ([]T, string, error) {
+	var ev *bexpr.Evaluator
+	if q.Filter != "" {
+		var err error
+		if ev, err = bexpr.CreateEvaluator(q.Filter); err != nil {
+			return nil, "", fault.New(fault.Invalid, "failed to read filter expression: %v", err)
+		}
+	}
+	out := []T{}
+	for v := range items {
+		if ev != nil {
+			ok, err := ev.Evaluate(v)
+			if err != nil {
+				return nil, "", fault.New(fault.Invalid, "failed to read filter expression: %v", err)
+			}
+			if !ok {
+				continue
+			}
+		}
+		out = append(out, v)
+	}
+	if q.Reverse {
+		slices.Reverse(out)
+	}
+	if q.NextToken != "" {
+		i := slices.IndexFunc(out, func(v T) bool {
+			if q.Reverse {
+				return key(v) <= q.NextToken
+			}
+			return key(v) >= q.NextToken
+		})
+		if i < 0 {
+			i = len(out)
+		}
+		out = out[i:]
+	}
+	if q.PerPage > 0 && len(out) > q.PerPage {
+		return out[:q.PerPage], key(out[q.PerPage]), nil
+	}
+	return out, "", nil
+}
+
+// mapped yields f of each, leaving out those for which f says no.
+func mapped[A, B any](in iter.Seq[A], f func(A) (B, bool)) iter.Seq[B] {
+	return func(yield func(B) bool) {
+		for v := range in {
+			if w, ok := f(v); ok && !yield(w) {
+				return
+			}
+		}
+	}
+}
+
+// hexPrefix checks a prefix of an id.
+func hexPrefix(p string) error {
+	digits := ""
+	for _, c := range p {
+		if c != '-' {
+			digits += string(c)
+		}
+	}
+	if len(digits)%2 == 1 {
+		digits += "0"
+	}
+	if _, err := hex.DecodeString(digits); err != nil || len(p) > 36 {
+		return answer(http.StatusInternalServerError, "Invalid UUID: %s", p)
+	}
+	return nil
+}
+
+// uuid checks an id.
+func uuid(id string) error {
+	if !ident.Valid(id) {
+		return answer(http.StatusInternalServerError, "Invalid UUID: %s", id)
+	}
+	return nil
+}
+
+// written is the answer to a write whose body also carries the index.
+func (a *API) written(index uint64, body any) reply {
+	_, id := a.cfg.Log.Leader()
+	return reply{index: index, body: body, leader: id != ""}
+}
+
+type indexBody struct{ Index uint64 }
+
+// apply brings an entry onto the log under a bound.
+func (a *API) apply(ctx context.Context, entry any) (any, uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	r, index, err := a.cfg.Log.Apply(ctx, entry)
+	if err != nil {
+		return nil, index, fmt.Errorf("apply: %w", err)
+	}
+	return r, index, nil
+}

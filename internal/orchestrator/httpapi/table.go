@@ -1,0 +1,86 @@
+package httpapi
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"rockpool/internal/auth"
+	"rockpool/internal/endpoint"
+)
+
+const (
+	jobBody   = 4 << 20
+	smallBody = 64 << 10
+	nodeBody  = 16 << 20
+	filesBody = 1 << 30
+	short     = 30 * time.Second
+)
+
+// table is all routes. A write is listed for PUT and POST, as Nomad has it.
+func (a *API) table() endpoint.Table {
+	read := func(s auth.Scope) endpoint.Policy { return endpoint.Policy{Scope: s} }
+	write := func(s auth.Scope, body int64) endpoint.Policy {
+		return endpoint.Policy{Scope: s, Serve: endpoint.Leader, Body: body, Timeout: short}
+	}
+	onNode := func(s auth.Scope, body int64) endpoint.Policy {
+		return endpoint.Policy{Scope: s, Serve: endpoint.OwningNode, Body: body}
+	}
+	t := endpoint.Table{
+		endpoint.Call("job.list", "GET", "/v1/jobs", read(auth.ListJobs), a.listJobs),
+		endpoint.Call("job.get", "GET", "/v1/job/{id}", read(auth.ReadJob), a.getJob),
+		endpoint.Stream("job.delete", "DELETE", "/v1/job/{id}", write(auth.SubmitJob, smallBody), a.deleteJob),
+		endpoint.Call("job.allocations", "GET", "/v1/job/{id}/allocations", read(auth.ReadJob), a.listJobAllocs),
+		endpoint.Call("job.evaluations", "GET", "/v1/job/{id}/evaluations", read(auth.ReadJob), a.listJobEvals),
+		endpoint.Call("job.summary", "GET", "/v1/job/{id}/summary", read(auth.ReadJob), a.getJobSummary),
+		endpoint.Call("job.deployments", "GET", "/v1/job/{id}/deployments", read(auth.ReadJob), a.listJobDeployments),
+		endpoint.Call("job.deployment", "GET", "/v1/job/{id}/deployment", read(auth.ReadJob), a.getJobDeployment),
+		endpoint.Call("job.versions", "GET", "/v1/job/{id}/versions", read(auth.ReadJob), a.getJobVersions),
+
+		endpoint.Call("evaluation.list", "GET", "/v1/evaluations", read(auth.ReadJob), a.listEvals),
+		endpoint.Call("evaluation.count", "GET", "/v1/evaluations/count", read(auth.ReadJob), a.countEvals),
+		endpoint.Call("evaluation.get", "GET", "/v1/evaluation/{id}", read(auth.ReadJob), a.getEval),
+		endpoint.Call("evaluation.allocations", "GET", "/v1/evaluation/{id}/allocations", read(auth.ReadJob), a.listEvalAllocs),
+		endpoint.Call("allocation.list", "GET", "/v1/allocations", read(auth.ReadJob), a.listAllocs),
+		endpoint.Call("allocation.get", "GET", "/v1/allocation/{id}", read(auth.ReadJob), a.getAlloc),
+
+		endpoint.Call("node.list", "GET", "/v1/nodes", read(auth.NodeRead), a.listNodes),
+		endpoint.Call("node.get", "GET", "/v1/node/{id}", read(auth.NodeRead), a.getNode),
+		endpoint.Call("node.allocations", "GET", "/v1/node/{id}/allocations", read(auth.NodeRead), a.listNodeAllocs),
+
+		endpoint.Stream("event.stream", "GET", "/v1/event/stream", read(auth.ReadJob), a.streamEvents),
+		endpoint.Call("agent.self", "GET", "/v1/agent/self", read(auth.AgentRead), a.agentSelf),
+		endpoint.Call("agent.members", "GET", "/v1/agent/members", read(auth.AgentRead), a.agentMembers),
+		endpoint.Call("agent.health", "GET", "/v1/agent/health", read(auth.Public), a.agentHealth),
+		endpoint.Call("status.leader", "GET", "/v1/status/leader", read(auth.Public), a.statusLeader),
+		endpoint.Call("status.peers", "GET", "/v1/status/peers", read(auth.Public), a.statusPeers),
+		endpoint.Call("regions", "GET", "/v1/regions", read(auth.Public), a.regions),
+		endpoint.Stream("metrics", "GET", "/v1/metrics", read(auth.AgentRead), a.metrics),
+		endpoint.Call("volume.list", "GET", "/v1/volumes", read(auth.ListJobs), a.noCSI),
+		endpoint.Call("plugin.list", "GET", "/v1/plugins", read(auth.ListJobs), a.noCSI),
+		endpoint.Call("scheduler.get", "GET", "/v1/operator/scheduler/configuration", read(auth.OpRead), a.getSchedulerConfig),
+
+		endpoint.Call("node.watch.register", "PUT", "/v1/internal/node/{id}/register", write(auth.NodeSelf, nodeBody), a.registerNode),
+		endpoint.Call("node.watch.heartbeat", "PUT", "/v1/internal/node/{id}/heartbeat", write(auth.NodeSelf, smallBody), a.heartbeat),
+		endpoint.Call("node.watch.allocations", "PUT", "/v1/internal/node/{id}/allocations", write(auth.NodeSelf, nodeBody), a.reportAllocs),
+		endpoint.Stream("node.watch", "GET", "/v1/internal/node/{id}/watch", read(auth.NodeSelf), a.watchNode),
+	}
+	t = append(t, a.clientTable(onNode)...)
+	for _, m := range []struct{ name, method string }{{"put", "PUT"}, {"post", "POST"}} {
+		t = append(t,
+			endpoint.Stream("job.register."+m.name, m.method, "/v1/jobs", write(auth.SubmitJob, jobBody), a.registerJob),
+			endpoint.Stream("job.update."+m.name, m.method, "/v1/job/{id}", write(auth.SubmitJob, jobBody), a.updateJob),
+			endpoint.Call("job.parse."+m.name, m.method, "/v1/jobs/parse", write(auth.ParseJob, jobBody), a.parseJob),
+			endpoint.Call("job.validate."+m.name, m.method, "/v1/validate/job", write(auth.ReadJob, jobBody), a.validateJob),
+			endpoint.Stream("allocation.stop."+m.name, m.method, "/v1/allocation/{id}/stop", write(auth.AllocLife, smallBody), a.stopAlloc),
+			endpoint.Call("node.eligibility."+m.name, m.method, "/v1/node/{id}/eligibility", write(auth.NodeWrite, smallBody), a.setEligibility),
+			endpoint.Call("scheduler.set."+m.name, m.method, "/v1/operator/scheduler/configuration", write(auth.OpWrite, smallBody), a.setSchedulerConfig),
+			endpoint.Call("system.gc."+m.name, m.method, "/v1/system/gc", write(auth.Management, smallBody), a.collect),
+		)
+	}
+	return t
+}
+
+// nodeInPath is the node that the path of an internal route names.
+func nodeInPath(r *http.Request) string { return mux.Vars(r)["id"] }

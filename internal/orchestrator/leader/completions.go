@@ -1,0 +1,121 @@
+package leader
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/command"
+	"rockpool/internal/orchestrator/model"
+)
+
+// completions writes the ends of evaluations, many per log entry, and never before the answer to the call that created the
+// evaluation has left: a client learns an evaluation's id from that answer, and its end from the event stream.
+type completions struct {
+	wake chan struct{} // of 1
+
+	mu    sync.Mutex
+	held  map[string]*model.Evaluation // guarded by mu; value nil = not finished yet
+	ready []*model.Evaluation          // guarded by mu
+}
+
+const (
+	holdBound    = 2 * time.Second      // a handler that is stuck does not hold an evaluation for ever
+	settle       = 3 * time.Millisecond // from the answer's last byte written here to its being read there
+	maxCompleted = 512                  // in one entry
+)
+
+func newCompletions() *completions {
+	return &completions{wake: make(chan struct{}, 1), held: map[string]*model.Evaluation{}}
+}
+
+// hold keeps back the end of an evaluation. release lets it go, a moment later when the answer was sent.
+func (c *completions) hold(id string) (release func(sent bool)) {
+	c.mu.Lock()
+	c.held[id] = nil
+	c.mu.Unlock()
+	bound := time.AfterFunc(holdBound, func() { c.release(id) })
+	return func(sent bool) {
+		if sent {
+			bound.Reset(settle)
+			return
+		}
+		if bound.Stop() {
+			c.release(id)
+		}
+	}
+}
+
+func (c *completions) release(id string) {
+	c.mu.Lock()
+	if e := c.held[id]; e != nil {
+		c.ready = append(c.ready, e)
+	}
+	delete(c.held, id)
+	c.mu.Unlock()
+	c.signal()
+}
+
+func (c *completions) signal() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// finish takes an evaluation that has ended.
+func (c *completions) finish(e *model.Evaluation) {
+	c.mu.Lock()
+	if _, ok := c.held[e.ID]; ok {
+		c.held[e.ID] = e
+	} else {
+		c.ready = append(c.ready, e)
+	}
+	c.mu.Unlock()
+	c.signal()
+}
+
+func (c *completions) take() []*model.Evaluation {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := min(len(c.ready), maxCompleted)
+	batch := c.ready[:n:n]
+	c.ready = c.ready[n:]
+	return batch
+}
+
+// run writes until ctx ends. What a lost leadership leaves unwritten the next term finds pending and finishes again.
+func (c *completions) run(ctx context.Context, log Log, logger logging.Logger) error {
+	c.mu.Lock()
+	c.ready = nil // of an earlier term
+	c.mu.Unlock()
+	for {
+		batch := c.take()
+		if len(batch) == 0 {
+			select {
+			case <-c.wake:
+				continue
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		actx, cancel := context.WithTimeout(ctx, logBound)
+		_, _, err := log.Apply(actx, &command.EvalUpdate{Now: time.Now().UnixNano(), Finish: batch})
+		cancel()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			logger.WithField("error", err.Error()).Warn("ends of evaluations will be written again")
+			for _, e := range batch {
+				c.finish(e)
+			}
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
+}

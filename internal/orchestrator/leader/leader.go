@@ -1,0 +1,229 @@
+// Package leader holds the services that only the leading server runs: workers, plan applier, completions, heartbeats, collection.
+//
+// They are one list, started under a context of that leadership and awaited before the next one begins. Leadership is a
+// signal of which only the newest value counts: a true that follows a true means lost and regained, so everything stops, and starts anew.
+// Nothing a term knows outlives it; a new term reads the evaluations from the state, after a barrier.
+package leader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/lifecycle"
+	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/broker"
+	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/plan"
+	"rockpool/internal/orchestrator/state"
+)
+
+// Log is what the services need of consensus. Every call has a deadline.
+type Log interface {
+	plan.Log
+	Barrier(ctx context.Context) error
+}
+
+// Config says how the services behave; zero values have defaults.
+type Config struct {
+	Store        *state.Store
+	Log          Log
+	Logger       logging.Logger
+	Workers      int           // evaluations in work at a time; default 16
+	HeartbeatTTL time.Duration // told to nodes; default 10 s
+	Grace        time.Duration // on top of it before a node counts as down; default 10 s
+	MaxPending   int           // evaluations waiting at which registrations are refused; default 100,000
+	Keep         Keep
+	Leading      func() // called when a term's services have what they need; nil = nothing
+}
+
+// Leader starts and stops terms.
+type Leader struct {
+	cfg         Config
+	completions *completions
+
+	mu   sync.Mutex
+	term *term // guarded by mu; nil = not leading
+}
+
+// New makes a Leader.
+func New(cfg Config) *Leader {
+	if cfg.Logger == nil {
+		cfg.Logger = logging.Discard()
+	}
+	if cfg.Workers == 0 {
+		cfg.Workers = 16
+	}
+	if cfg.HeartbeatTTL == 0 {
+		cfg.HeartbeatTTL = 10 * time.Second
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = 10 * time.Second
+	}
+	if cfg.MaxPending == 0 {
+		cfg.MaxPending = 100_000
+	}
+	cfg.Keep.defaults()
+	return &Leader{cfg: cfg, completions: newCompletions()}
+}
+
+// term is one leadership.
+type term struct {
+	cfg         Config
+	completions *completions
+	broker      *broker.Broker
+	plans       *plan.Applier
+	heartbeats  *heartbeats
+	collector   *collector
+}
+
+// Run follows the signal until ctx ends. It returns an error when a service of a term failed: a server in that state must not go on
+// leading.
+func (l *Leader) Run(ctx context.Context, leadership <-chan bool) error {
+	var tasks lifecycle.Tasks
+	failed := make(chan error, 1)
+	stop := func() {}
+	defer func() { stop(); _ = tasks.Wait(context.WithoutCancel(ctx)) }()
+	for {
+		select {
+		case lead := <-leadership:
+			stop()
+			stop = func() {}
+			if !lead {
+				continue
+			}
+			tctx, cancel := context.WithCancelCause(ctx)
+			done := make(chan struct{})
+			tasks.Go(func() {
+				defer close(done)
+				if err := l.lead(tctx); err != nil {
+					failed <- err
+				}
+			})
+			stop = func() { cancel(errors.New("leadership ended")); <-done }
+		case err := <-failed:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// lead runs one term.
+func (l *Leader) lead(ctx context.Context) error {
+	t := &term{
+		cfg: l.cfg, completions: l.completions, broker: broker.New(broker.DefaultLimits), plans: plan.New(l.cfg.Store, l.cfg.Log),
+		heartbeats: newHeartbeats(l.cfg.HeartbeatTTL + l.cfg.Grace),
+	}
+	t.collector = newCollector(l.cfg)
+	// Observe first, read then: an evaluation that comes in between is seen twice, which does no harm, rather than never.
+	end := l.cfg.Store.Observe(t.observe)
+	defer end()
+	if err := t.restore(ctx); err != nil {
+		if ctx.Err() != nil || fault.Is(err, fault.Unavailable) {
+			return nil // leadership was lost meanwhile
+		}
+		return fmt.Errorf("take over leadership: %w", err)
+	}
+	l.set(t)
+	defer l.set(nil)
+	if l.cfg.Leading != nil {
+		l.cfg.Leading()
+	}
+	services := []lifecycle.Service{
+		{Name: "completions", Run: func(ctx context.Context) error { return l.completions.run(ctx, l.cfg.Log, l.cfg.Logger) }},
+		{Name: "plan applier", Run: t.plans.Run},
+		{Name: "heartbeats", Run: t.watchHeartbeats},
+		{Name: "collection", Run: t.collector.run},
+		{Name: "failed evaluations", Run: t.sweepFailed},
+	}
+	for i := range l.cfg.Workers {
+		services = append(services, lifecycle.Service{Name: fmt.Sprintf("worker %d", i), Run: t.work})
+	}
+	l.cfg.Logger.Info("leadership taken")
+	err := lifecycle.Run(ctx, services...)
+	l.cfg.Logger.Info("leadership ended")
+	return err
+}
+
+func (l *Leader) set(t *term) {
+	l.mu.Lock()
+	l.term = t
+	l.mu.Unlock()
+}
+
+func (l *Leader) current() *term {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.term
+}
+
+// Leading reports whether this server's services run.
+func (l *Leader) Leading() bool { return l.current() != nil }
+
+const barrierBound = 30 * time.Second
+
+// restore fills the queue from the state.
+func (t *term) restore(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, barrierBound)
+	defer cancel()
+	if err := t.cfg.Log.Barrier(ctx); err != nil {
+		return err
+	}
+	snap := t.cfg.Store.Snapshot()
+	t.broker.Pause(snap.SchedulerConfig().PauseBroker)
+	for e := range snap.Evals(nil, "") {
+		switch e.Status {
+		case model.EvalPending:
+			t.broker.Enqueue(e)
+		case model.EvalBlocked:
+			// Nobody knows what came free meanwhile: it is tried once.
+			t.broker.Enqueue(e)
+		}
+	}
+	for n := range snap.Nodes(nil, "") {
+		if n.Status != model.NodeDown {
+			t.heartbeats.beat(n.ID, time.Now())
+		}
+	}
+	return nil
+}
+
+// observe wakes what depends on a change. It runs on the goroutine that applies the log.
+func (t *term) observe(c state.Commit) {
+	room := false
+	for _, ch := range c.Changes {
+		switch after := ch.After.(type) {
+		case *model.Evaluation:
+			before, _ := ch.Before.(*model.Evaluation)
+			switch {
+			case after.Terminal():
+				t.broker.Forget(after)
+			case after.Status == model.EvalPending && before == nil:
+				t.broker.Enqueue(after)
+			}
+		case *model.Node:
+			room = room || after.Ready()
+			if after.Status != model.NodeDown {
+				t.heartbeats.beat(after.ID, time.Now())
+			}
+		case *model.Allocation:
+			if before, ok := ch.Before.(*model.Allocation); ok {
+				room = room || !before.ClientTerminal() && after.ClientTerminal()
+			}
+		}
+		if before, ok := ch.Before.(*model.Allocation); ok && ch.After == nil {
+			room = room || !before.ClientTerminal()
+		}
+	}
+	if room {
+		t.broker.Unblock(c.Index)
+	}
+	if c.Kind == "SchedulerConfig" {
+		t.broker.Pause(t.cfg.Store.Snapshot().SchedulerConfig().PauseBroker)
+		t.broker.Unblock(c.Index)
+	}
+}

@@ -1,0 +1,181 @@
+package state
+
+import (
+	"rockpool/internal/orchestrator/model"
+)
+
+// Placement is one evaluation's plan as the log carries it: allocations come without their job, which the store has.
+type Placement struct {
+	EvalID         string
+	Namespace      string
+	JobID          string
+	JobCreateIndex uint64 // of the incarnation planned for; another one refuses
+	JobModifyIndex uint64 // of the specification that Place and Update get
+	Place          []*model.Allocation
+	Update         []string // in place: these get the specification
+	Stop           []Stop
+	FollowUps      map[string]string // allocation id -> evaluation that will replace it later
+}
+
+// Stop ends an allocation from the servers' side.
+type Stop struct {
+	AllocID      string
+	Desired      string // stop or evict
+	Description  string
+	ClientStatus string // lost, when the node can no longer say; else empty
+}
+
+// Placed is what became of a Placement.
+type Placed struct {
+	Place, Update, Stop []*model.Allocation
+	Refused             bool // the job or its specification is gone; stops were done nevertheless
+}
+
+// ApplyPlan puts a plan's allocations.
+func (t *Tx) ApplyPlan(p *Placement) Placed {
+	var done Placed
+	for _, s := range p.Stop {
+		if a := t.stopAlloc(s); a != nil {
+			done.Stop = append(done.Stop, a)
+		}
+	}
+	j := t.Job(nil, p.Namespace, p.JobID)
+	spec := t.spec(p.Namespace, p.JobID, p.JobModifyIndex)
+	if len(p.Place)+len(p.Update) > 0 && (j == nil || spec == nil || j.Stop || j.CreateIndex != p.JobCreateIndex) {
+		done.Refused = true
+		return done
+	}
+	if e := t.Eval(nil, p.EvalID); e != nil && !e.Terminal() {
+		c := *e
+		c.SnapshotIndex = t.index
+		t.PutEval(&c)
+	}
+	for _, id := range p.Update {
+		if a := t.Alloc(nil, id); a != nil && a.DesiredStatus == model.DesiredRun {
+			c := *a
+			c.Job = spec
+			t.putAlloc(&c)
+			done.Update = append(done.Update, &c)
+		}
+	}
+	for _, id := range sortedKeys(p.FollowUps) {
+		if a := t.Alloc(nil, id); a != nil {
+			c := *a
+			c.FollowupEvalID = p.FollowUps[id]
+			t.putAlloc(&c)
+		}
+	}
+	for _, a := range p.Place {
+		a.Job, a.CreateIndex, a.CreateTime = spec, t.index, t.now
+		t.putAlloc(a)
+		done.Place = append(done.Place, a)
+		if prev := t.Alloc(nil, a.PreviousAllocation); prev != nil {
+			c := *prev
+			c.NextAllocation = a.ID
+			c.ModifyIndex = t.index
+			t.put(tableAllocs, &c)
+		}
+	}
+	return done
+}
+
+// putAlloc is for changes that come from the servers.
+func (t *Tx) putAlloc(a *model.Allocation) {
+	a.ModifyIndex, a.AllocModifyIndex, a.ModifyTime = t.index, t.index, t.now
+	t.put(tableAllocs, a)
+	t.touch(a.Namespace, a.JobID)
+}
+
+func (t *Tx) stopAlloc(s Stop) *model.Allocation {
+	a := t.Alloc(nil, s.AllocID)
+	if a == nil {
+		return nil
+	}
+	c := *a
+	c.DesiredStatus, c.DesiredDescription = s.Desired, s.Description
+	if s.ClientStatus != "" && !a.ClientTerminal() {
+		c.ClientStatus = s.ClientStatus
+	}
+	t.putAlloc(&c)
+	return &c
+}
+
+// StopAlloc asks for an allocation's end. False means that there is no such allocation.
+func (t *Tx) StopAlloc(id, description string) bool {
+	return t.stopAlloc(Stop{AllocID: id, Desired: model.DesiredStop, Description: description}) != nil
+}
+
+func (t *Tx) removeAlloc(a *model.Allocation) {
+	t.delete(tableAllocs, a)
+	t.touch(a.Namespace, a.JobID)
+	t.put(tableTombstones, &Tombstone{NodeID: a.NodeID, AllocID: a.ID, Index: t.index, Time: t.now})
+}
+
+// ReportAlloc takes what a node says about one of its allocations. A report about one that is gone confirms its end, and an
+// old report never brings a finished one back.
+func (t *Tx) ReportAlloc(nodeID string, u *model.AllocUpdate) {
+	a := t.Alloc(nil, u.ID)
+	if a == nil {
+		if d := first[Tombstone](&t.Snapshot, nil, tableTombstones, u.ID); d != nil && d.NodeID == nodeID {
+			t.delete(tableTombstones, d)
+		}
+		return
+	}
+	if a.NodeID != nodeID || a.ClientTerminal() && a.ClientStatus != model.ClientLost {
+		return
+	}
+	if a.ClientStatus == model.ClientLost && u.ClientStatus != model.ClientComplete && u.ClientStatus != model.ClientFailed {
+		return
+	}
+	c := *a
+	c.ClientStatus, c.ClientDescription, c.TaskStates = u.ClientStatus, u.ClientDescription, u.TaskStates
+	c.ModifyIndex, c.ModifyTime = t.index, max(u.ModifyTime, a.ModifyTime)
+	t.put(tableAllocs, &c)
+	t.touch(a.Namespace, a.JobID)
+}
+
+// RegisterNode puts a node. What operators and servers decided about it stays. The store keeps n.
+func (t *Tx) RegisterNode(n *model.Node) *model.Node {
+	n.CreateIndex, n.ModifyIndex, n.StatusUpdatedAt = t.index, t.index, t.now
+	if n.SchedulingEligibility == "" {
+		n.SchedulingEligibility = model.NodeEligible
+	}
+	if old := t.Node(nil, n.ID); old != nil {
+		n.CreateIndex, n.SchedulingEligibility = old.CreateIndex, old.SchedulingEligibility
+	}
+	t.put(tableNodes, n)
+	return n
+}
+
+// SetNodeStatus changes a node's status; false when there is no such node or it has it already.
+func (t *Tx) SetNodeStatus(id, status, description string) bool {
+	return t.changeNode(id, func(n *model.Node) bool {
+		if n.Status == status {
+			return false
+		}
+		n.Status, n.StatusDescription, n.StatusUpdatedAt = status, description, t.now
+		return true
+	})
+}
+
+// SetNodeEligibility changes whether a node gets new allocations; false when there is no such node.
+func (t *Tx) SetNodeEligibility(id, eligibility string) bool {
+	return t.changeNode(id, func(n *model.Node) bool {
+		n.SchedulingEligibility = eligibility
+		return true
+	})
+}
+
+func (t *Tx) changeNode(id string, f func(*model.Node) bool) bool {
+	old := t.Node(nil, id)
+	if old == nil {
+		return false
+	}
+	c := *old
+	if !f(&c) {
+		return false
+	}
+	c.ModifyIndex = t.index
+	t.put(tableNodes, &c)
+	return true
+}

@@ -1,0 +1,127 @@
+package wire
+
+import (
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"rockpool/internal/orchestrator/model"
+)
+
+// AllocOut makes the wire's allocation, with its job.
+func AllocOut(a *model.Allocation) *api.Allocation {
+	return &api.Allocation{
+		ID: a.ID, Namespace: a.Namespace, EvalID: a.EvalID, Name: a.Name, NodeID: a.NodeID, NodeName: a.NodeName, JobID: a.JobID,
+		Job: JobOut(a.Job), TaskGroup: a.TaskGroup, AllocatedResources: resourcesOut(&a.Resources, a.Job), Metrics: metricOut(a.Metrics),
+		DesiredStatus: a.DesiredStatus, DesiredDescription: a.DesiredDescription, ClientStatus: a.ClientStatus,
+		ClientDescription: a.ClientDescription, TaskStates: statesOut(a.TaskStates), FollowupEvalID: a.FollowupEvalID,
+		PreviousAllocation: a.PreviousAllocation, NextAllocation: a.NextAllocation, CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex,
+		AllocModifyIndex: a.AllocModifyIndex, CreateTime: a.CreateTime, ModifyTime: a.ModifyTime,
+	}
+}
+
+// AllocStub is an allocation's line in a list.
+func AllocStub(a *model.Allocation, resources, states bool) *api.AllocationListStub {
+	out := &api.AllocationListStub{
+		ID: a.ID, EvalID: a.EvalID, Name: a.Name, Namespace: a.Namespace, NodeID: a.NodeID, NodeName: a.NodeName, JobID: a.JobID,
+		JobType: a.Job.Type, JobVersion: a.Job.Version, TaskGroup: a.TaskGroup, DesiredStatus: a.DesiredStatus,
+		DesiredDescription: a.DesiredDescription, ClientStatus: a.ClientStatus, ClientDescription: a.ClientDescription,
+		FollowupEvalID: a.FollowupEvalID, NextAllocation: a.NextAllocation, CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex,
+		CreateTime: a.CreateTime, ModifyTime: a.ModifyTime,
+	}
+	if resources {
+		out.AllocatedResources = resourcesOut(&a.Resources, a.Job)
+	}
+	if states {
+		out.TaskStates = statesOut(a.TaskStates)
+	}
+	return out
+}
+
+func resourcesOut(r *model.AllocatedResources, j *model.Job) *api.AllocatedResources {
+	out := &api.AllocatedResources{
+		Tasks: map[string]*api.AllocatedTaskResources{},
+		Shared: api.AllocatedSharedResources{DiskMB: int64(r.DiskMB), Ports: each(r.Ports, func(p model.AllocatedPort) api.PortMapping {
+			return api.PortMapping{Label: p.Label, Value: p.Value, To: p.To, HostIP: p.HostIP}
+		})},
+	}
+	for name, t := range r.Tasks {
+		out.Tasks[name] = &api.AllocatedTaskResources{
+			Cpu:    api.AllocatedCpuResources{CpuShares: int64(t.CPU)},
+			Memory: api.AllocatedMemoryResources{MemoryMB: int64(t.MemoryMB), MemoryMaxMB: int64(t.MemoryMaxMB)},
+			Devices: each(t.Devices, func(d model.AllocatedDevice) *api.AllocatedDeviceResource {
+				return &api.AllocatedDeviceResource{Vendor: d.Vendor, Type: d.Type, Name: d.Name, DeviceIDs: d.DeviceIDs}
+			}),
+		}
+	}
+	return out
+}
+
+func statesOut(in map[string]*model.TaskState) map[string]*api.TaskState {
+	if in == nil {
+		return nil
+	}
+	out := make(map[string]*api.TaskState, len(in))
+	for name, s := range in {
+		if s == nil {
+			continue
+		}
+		out[name] = &api.TaskState{
+			State: s.State, Failed: s.Failed, Restarts: s.Restarts, LastRestart: unix(s.LastRestart), StartedAt: unix(s.StartedAt),
+			FinishedAt: unix(s.FinishedAt), Events: each(s.Events, eventOut),
+		}
+	}
+	return out
+}
+
+func eventOut(e *model.TaskEvent) *api.TaskEvent {
+	return &api.TaskEvent{Type: e.Type, Time: e.Time, DisplayMessage: e.DisplayMessage, Message: e.DisplayMessage, Details: e.Details}
+}
+
+func metricOut(m *model.AllocMetric) *api.AllocationMetric {
+	if m == nil {
+		return nil
+	}
+	out := &api.AllocationMetric{
+		NodesEvaluated: m.NodesEvaluated, NodesFiltered: m.NodesFiltered, NodesAvailable: m.NodesAvailable, ClassFiltered: m.ClassFiltered,
+		ConstraintFiltered: m.ConstraintFiltered, NodesExhausted: m.NodesExhausted, DimensionExhausted: m.DimensionExhausted,
+		AllocationTime: time.Duration(m.AllocationTimeNS), CoalescedFailures: m.CoalescedFailures,
+	}
+	for _, n := range m.NodesAvailable {
+		out.NodesInPool += n
+	}
+	for _, id := range sortedKeys(m.Scores) {
+		out.ScoreMetaData = append(out.ScoreMetaData, &api.NodeScoreMeta{
+			NodeID: id, Scores: map[string]float64{}, NormScore: m.Scores[id],
+		})
+	}
+	return out
+}
+
+// EvalOut makes the wire's evaluation.
+func EvalOut(e *model.Evaluation) *api.Evaluation {
+	out := &api.Evaluation{
+		ID: e.ID, Priority: e.Priority, Type: e.Type, TriggeredBy: e.TriggeredBy, Namespace: e.Namespace, JobID: e.JobID,
+		JobModifyIndex: e.JobModifyIndex, NodeID: e.NodeID, Status: e.Status, StatusDescription: e.StatusDescription,
+		WaitUntil: unix(e.WaitUntil), NextEval: e.NextEval, PreviousEval: e.PreviousEval, BlockedEval: e.BlockedEval,
+		QueuedAllocations: e.QueuedAllocations, SnapshotIndex: e.SnapshotIndex, CreateIndex: e.CreateIndex, ModifyIndex: e.ModifyIndex,
+		CreateTime: e.CreateTime, ModifyTime: e.ModifyTime,
+	}
+	if e.FailedTGAllocs != nil {
+		out.FailedTGAllocs = make(map[string]*api.AllocationMetric, len(e.FailedTGAllocs))
+		for g, m := range e.FailedTGAllocs {
+			out.FailedTGAllocs[g] = metricOut(m)
+		}
+	}
+	return out
+}
+
+// EvalStub is an evaluation as another one refers to it.
+func EvalStub(e *model.Evaluation) *api.EvaluationStub {
+	return &api.EvaluationStub{
+		ID: e.ID, Priority: e.Priority, Type: e.Type, TriggeredBy: e.TriggeredBy, Namespace: e.Namespace, JobID: e.JobID, NodeID: e.NodeID,
+		Status: e.Status, StatusDescription: e.StatusDescription, WaitUntil: unix(e.WaitUntil), NextEval: e.NextEval,
+		PreviousEval: e.PreviousEval, BlockedEval: e.BlockedEval, CreateIndex: e.CreateIndex, ModifyIndex: e.ModifyIndex,
+		CreateTime: e.CreateTime, ModifyTime: e.ModifyTime,
+	}
+}
