@@ -91,6 +91,34 @@ func (s Subject) config(t *testing.T, d driver.Driver, c map[string]any) driver.
 		Env: map[string]string{"OWN": "task", "NOMAD_ALLOC_ID": alloc}}
 }
 
+// open makes a driver that lets go of everything at the end of the test.
+func (s Subject) open(t *testing.T) driver.Driver {
+	d := s.New(t)
+	t.Cleanup(func() { detach(t, d) })
+	return d
+}
+
+func detach(t *testing.T, d driver.Driver) {
+	t.Helper()
+	if d, ok := d.(driver.Detacher); ok {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := d.Detach(ctx); err != nil {
+			t.Errorf("detach: %v", err)
+		}
+	}
+}
+
+func cleanUp(t *testing.T, d driver.Driver, taskID string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := d.Cleanup(ctx, taskID); err != nil {
+		t.Errorf("cleanup: %v", err)
+	}
+}
+
+// start starts a task that is cleaned up at the end of the test.
 func (s Subject) start(t *testing.T, d driver.Driver, c map[string]any) (driver.Task, driver.TaskConfig) {
 	t.Helper()
 	cfg := s.config(t, d, c)
@@ -101,24 +129,13 @@ func (s Subject) start(t *testing.T, d driver.Driver, c map[string]any) (driver.
 	if err != nil {
 		t.Fatalf("start: %v", err)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		if err := d.Cleanup(ctx, cfg.ID); err != nil {
-			t.Errorf("cleanup: %v", err)
-		}
-		if d, ok := d.(driver.Detacher); ok {
-			if err := d.Detach(ctx); err != nil {
-				t.Errorf("detach: %v", err)
-			}
-		}
-	})
+	t.Cleanup(func() { cleanUp(t, d, cfg.ID) })
 	return task, cfg
 }
 
 func (s Subject) running(t *testing.T) driver.Task {
 	t.Helper()
-	task, _ := s.start(t, s.New(t), s.Forever)
+	task, _ := s.start(t, s.open(t), s.Forever)
 	return task
 }
 
@@ -204,7 +221,7 @@ func run(t *testing.T, task driver.Task, spec driver.ExecSpec) outcome {
 }
 
 func (s Subject) lifecycle(t *testing.T) {
-	d := s.New(t)
+	d := s.open(t)
 	if info := d.Fingerprint(bounded(t)); !info.Detected || !info.Healthy || info.HealthDescription == "" {
 		t.Fatalf("fingerprint: %+v", info)
 	}
@@ -231,7 +248,7 @@ func (s Subject) lifecycle(t *testing.T) {
 }
 
 func (s Subject) exitCode(t *testing.T) {
-	task, _ := s.start(t, s.New(t), s.Exits)
+	task, _ := s.start(t, s.open(t), s.Exits)
 	await(t, "the task's end", task.Done())
 	if exit := task.Exit(); exit.Err != nil || exit.ExitCode != 3 || exit.Signal != 0 {
 		t.Errorf("%+v, want exit code 3", exit)
@@ -239,7 +256,7 @@ func (s Subject) exitCode(t *testing.T) {
 }
 
 func (s Subject) wrongConfig(t *testing.T) {
-	err := s.New(t).Validate(&model.Task{Name: "task", Config: s.Wrong})
+	err := s.open(t).Validate(&model.Task{Name: "task", Config: s.Wrong})
 	if err == nil || !strings.Contains(err.Error(), s.Names) {
 		t.Errorf("%v does not name %q", err, s.Names)
 	}
@@ -391,13 +408,13 @@ func (s Subject) lost(t *testing.T) {
 
 func (s Subject) recover(t *testing.T) {
 	first := s.New(t)
-	_, cfg := s.start(t, first, s.Forever)
-	if d, ok := first.(driver.Detacher); ok {
-		if err := d.Detach(bounded(t)); err != nil {
-			t.Fatalf("detach: %v", err)
-		}
+	cfg := s.config(t, first, s.Forever)
+	if _, err := first.Start(bounded(t), cfg); err != nil {
+		t.Fatalf("start: %v", err)
 	}
-	second := s.New(t)
+	detach(t, first)
+	second := s.open(t)
+	t.Cleanup(func() { cleanUp(t, second, cfg.ID) })
 	task, err := second.Recover(bounded(t), cfg)
 	if err != nil {
 		t.Fatalf("recover: %v", err)
@@ -412,18 +429,10 @@ func (s Subject) recover(t *testing.T) {
 		t.Fatalf("stop: %v", err)
 	}
 	await(t, "the recovered task's end", task.Done())
-	if err := second.Cleanup(bounded(t), cfg.ID); err != nil {
-		t.Fatalf("cleanup: %v", err)
-	}
-	if d, ok := second.(driver.Detacher); ok {
-		if err := d.Detach(bounded(t)); err != nil {
-			t.Fatalf("detach: %v", err)
-		}
-	}
 }
 
 func (s Subject) recoverGone(t *testing.T) {
-	d := s.New(t)
+	d := s.open(t)
 	if _, err := d.Recover(bounded(t), s.config(t, d, s.Forever)); err == nil {
 		t.Error("recovered what never was")
 	}
@@ -438,7 +447,7 @@ func (s Subject) recoverGone(t *testing.T) {
 }
 
 func (s Subject) cleanup(t *testing.T) {
-	d := s.New(t)
+	d := s.open(t)
 	task, cfg := s.start(t, d, s.Forever)
 	for range 2 {
 		if err := d.Cleanup(bounded(t), cfg.ID); err != nil {
@@ -452,7 +461,7 @@ func (s Subject) cleanup(t *testing.T) {
 }
 
 func (s Subject) sweep(t *testing.T) {
-	d := s.New(t)
+	d := s.open(t)
 	sweeper, ok := d.(driver.Sweeper)
 	if !ok {
 		t.Skip("this driver finds nothing by itself")

@@ -16,56 +16,55 @@ type concreteRuntime[S any] interface {
 	Fences() []sandbox.Fence
 }
 
-type concreteSandbox[E, F any] interface {
+type concreteSandbox[E any] interface {
 	Exec(ctx context.Context, spec sandbox.ExecSpec) (E, error)
 	Done() <-chan struct{}
 	Exit() sandbox.Exit
 	Usage() (sandbox.Usage, error)
 	Destroy(ctx context.Context) error
-	Files() F
 }
 
-// Bind makes a Runtime of one that returns its own types. Translate turns its errors into those of package driver.
-func Bind[R concreteRuntime[S], S concreteSandbox[E, F], E Execution, F any](
-	r R, files func(F) driver.Files, translate func(error) error) Runtime {
-	return bound[R, S, E, F]{r, files, translate}
+// Bind makes a Runtime of one that returns its own types. Files gives access to a sandbox's files, or nil; translate turns its errors into those of package driver.
+func Bind[R concreteRuntime[S], S concreteSandbox[E], E Execution](
+	r R, files func(S) driver.Files, translate func(error) error) Runtime {
+	return bound[R, S, E]{r, files, translate}
 }
 
-type bound[R concreteRuntime[S], S concreteSandbox[E, F], E Execution, F any] struct {
+type bound[R concreteRuntime[S], S concreteSandbox[E], E Execution] struct {
 	runtime   R
-	files     func(F) driver.Files
+	files     func(S) driver.Files
 	translate func(error) error
 }
 
-func (b bound[R, S, E, F]) Create(ctx context.Context, spec sandbox.Spec) (Sandbox, error) {
+func (b bound[R, S, E]) Create(ctx context.Context, spec sandbox.Spec) (Sandbox, error) {
 	s, err := b.runtime.Create(ctx, spec)
 	if err != nil {
 		return nil, b.translate(err)
 	}
-	return boundSandbox[S, E, F]{s, b.files, b.translate}, nil
+	return boundSandbox[S, E]{s, b.files, b.translate}, nil
 }
 
-func (b bound[R, S, E, F]) Attach(ctx context.Context, id string) (Sandbox, error) {
+func (b bound[R, S, E]) Attach(ctx context.Context, id string) (Sandbox, error) {
 	s, err := b.runtime.Attach(ctx, id)
 	if err != nil {
 		return nil, b.translate(err)
 	}
-	return boundSandbox[S, E, F]{s, b.files, b.translate}, nil
+	return boundSandbox[S, E]{s, b.files, b.translate}, nil
 }
 
-func (b bound[R, S, E, F]) List() ([]string, error) { return b.runtime.List() }
-func (b bound[R, S, E, F]) Remove(ctx context.Context, id string) error {
+func (b bound[R, S, E]) List() ([]string, error) { return b.runtime.List() }
+func (b bound[R, S, E]) Remove(ctx context.Context, id string) error {
 	return b.runtime.Remove(ctx, id)
 }
-func (b bound[R, S, E, F]) Fences() []sandbox.Fence { return b.runtime.Fences() }
+func (b bound[R, S, E]) Fences() []sandbox.Fence { return b.runtime.Fences() }
 
-type boundSandbox[S concreteSandbox[E, F], E Execution, F any] struct {
+type boundSandbox[S concreteSandbox[E], E Execution] struct {
 	sandbox   S
-	files     func(F) driver.Files
+	files     func(S) driver.Files
 	translate func(error) error
 }
 
-func (b boundSandbox[S, E, F]) Exec(ctx context.Context, spec sandbox.ExecSpec) (Execution, error) {
+func (b boundSandbox[S, E]) Exec(ctx context.Context, spec sandbox.ExecSpec) (Execution, error) {
 	e, err := b.sandbox.Exec(ctx, spec)
 	if err != nil {
 		return nil, b.translate(err)
@@ -73,8 +72,8 @@ func (b boundSandbox[S, E, F]) Exec(ctx context.Context, spec sandbox.ExecSpec) 
 	return e, nil
 }
 
-func (b boundSandbox[S, E, F]) Done() <-chan struct{}             { return b.sandbox.Done() }
-func (b boundSandbox[S, E, F]) Exit() sandbox.Exit                { return b.sandbox.Exit() }
-func (b boundSandbox[S, E, F]) Usage() (sandbox.Usage, error)     { return b.sandbox.Usage() }
-func (b boundSandbox[S, E, F]) Destroy(ctx context.Context) error { return b.sandbox.Destroy(ctx) }
-func (b boundSandbox[S, E, F]) Files() driver.Files               { return b.files(b.sandbox.Files()) }
+func (b boundSandbox[S, E]) Done() <-chan struct{}             { return b.sandbox.Done() }
+func (b boundSandbox[S, E]) Exit() sandbox.Exit                { return b.sandbox.Exit() }
+func (b boundSandbox[S, E]) Usage() (sandbox.Usage, error)     { return b.sandbox.Usage() }
+func (b boundSandbox[S, E]) Destroy(ctx context.Context) error { return b.sandbox.Destroy(ctx) }
+func (b boundSandbox[S, E]) Files() driver.Files               { return b.files(b.sandbox) }
