@@ -59,8 +59,8 @@ type Task interface {
 	Done() <-chan struct{}
 	// Exit is valid after Done.
 	Exit() Exit
-	// Stop sends signal (a number; 0 = the driver's default), and kills everything after the timeout. It returns when
-	// nothing is left.
+	// Stop sends signal (a number; 0 = the driver's default), and kills everything after the timeout, or at once when ctx
+	// ends. It returns when nothing is left.
 	Stop(ctx context.Context, signal int, timeout time.Duration) error
 	Signal(ctx context.Context, signal int) error
 	Exec(ctx context.Context, spec ExecSpec) (Execution, error)
@@ -142,4 +142,17 @@ type FileInfo struct {
 	Permissions string `json:"permissions"` // nine characters as in ls
 	Owner       string `json:"owner"`
 	Group       string `json:"group"`
+}
+
+// Detacher is implemented by drivers that hold goroutines or descriptors for their tasks. Detach lets go of all tasks
+// without ending them, so that a later process can recover them, and returns when nothing of the driver runs any more in
+// this one. Tasks and executions handed out before are of no use afterwards.
+type Detacher interface {
+	Detach(ctx context.Context) error
+}
+
+// Sweeper is implemented by drivers that can find what earlier processes left behind. Sweep destroys all of it but the
+// tasks whose ids are kept. The agent calls it before it starts any task.
+type Sweeper interface {
+	Sweep(ctx context.Context, keep []string) error
 }

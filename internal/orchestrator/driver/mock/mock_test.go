@@ -1,0 +1,29 @@
+package mock_test
+
+import (
+	"strconv"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/driver/drivertest"
+	"rockpool/internal/orchestrator/driver/mock"
+)
+
+func TestConformance(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	d := mock.New() // the machine
+	drivertest.Run(t, drivertest.Subject{
+		New:     func(*testing.T) driver.Driver { return d },
+		Forever: map[string]any{},
+		Exits:   map[string]any{"run_for": "1ms", "exit_code": 3},
+		Wrong:   map[string]any{"colour": "red"},
+		Names:   "colour",
+		Cat:     []string{"cat"},
+		Exit:    func(code int) []string { return []string{"exit", strconv.Itoa(code)} },
+		Both:    func(out, err string) []string { return []string{"both", out, err} },
+		Sleep:   []string{"sleep", "5m"},
+		Size:    []string{"size"},
+	})
+}

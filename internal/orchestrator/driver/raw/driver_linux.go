@@ -1,0 +1,186 @@
+package raw
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/model"
+)
+
+// Driver starts plain processes.
+type Driver struct {
+	cfg        Config
+	goroutines sync.WaitGroup // watchers of tasks and executions
+
+	mu    sync.Mutex
+	tasks map[string]*task
+}
+
+// New makes a driver.
+func New(cfg Config) *Driver { return &Driver{cfg: cfg, tasks: map[string]*task{}} }
+
+// Fingerprint says whether the driver is enabled.
+func (d *Driver) Fingerprint(context.Context) model.DriverInfo {
+	if !d.cfg.Enabled {
+		return disabled()
+	}
+	return model.DriverInfo{Detected: true, Healthy: true, HealthDescription: "Healthy"}
+}
+
+// record is what is kept of a process to find it again.
+type record struct {
+	Task  string
+	PID   int
+	Start uint64 // in clock ticks since the machine's start
+}
+
+func (d *Driver) path(taskID string) string {
+	return filepath.Join(d.cfg.Dir, url.PathEscape(taskID)+".json")
+}
+
+// Start starts the task's process.
+func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task, error) {
+	if err := d.Validate(cfg.Task); err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("start process: %w", context.Cause(ctx))
+	}
+	c, err := parse(cfg.Task.Config)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(d.cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("start process: %w", err)
+	}
+	cmd := exec.Command(c.argv[0], c.argv[1:]...)
+	cmd.Dir = workDir(c.dir, cfg)
+	cmd.Env = environ(cfg.Env, nil)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := become(cmd.SysProcAttr, cfg.Task.User); err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start process: %w", err)
+	}
+	p, err := attach(cmd.Process.Pid)
+	if err == nil {
+		err = d.keep(record{Task: cfg.ID, PID: p.pid, Start: p.start})
+	}
+	if err != nil {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		_ = cmd.Wait()
+		return nil, fmt.Errorf("start process: %w", err)
+	}
+	_ = cmd.Process.Release() // it is waited for by p
+	return d.watch(cfg, c, p), nil
+}
+
+func (d *Driver) keep(r record) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(d.path(r.Task), b, 0o600)
+}
+
+// find opens the process of a record, if it still runs.
+func (d *Driver) find(taskID string) (*process, error) {
+	b, err := os.ReadFile(d.path(taskID))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", driver.ErrTaskGone, err)
+	}
+	var r record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, err
+	}
+	p, err := attach(r.PID)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", driver.ErrTaskGone, err)
+	}
+	if p.start != r.Start {
+		_ = p.handle.Close()
+		return nil, fmt.Errorf("%w: process %d is another one", driver.ErrTaskGone, r.PID)
+	}
+	return p, nil
+}
+
+// Recover takes back a process that still runs.
+func (d *Driver) Recover(_ context.Context, cfg driver.TaskConfig) (driver.Task, error) {
+	c, err := parse(cfg.Task.Config)
+	if err != nil {
+		return nil, err
+	}
+	p, err := d.find(cfg.ID)
+	if err != nil {
+		return nil, fmt.Errorf("recover %s: %w", cfg.ID, err)
+	}
+	return d.watch(cfg, c, p), nil
+}
+
+// Cleanup kills the task's process group.
+func (d *Driver) Cleanup(ctx context.Context, taskID string) error {
+	d.mu.Lock()
+	t := d.tasks[taskID]
+	delete(d.tasks, taskID)
+	d.mu.Unlock()
+	if t != nil {
+		t.kill()
+		select {
+		case <-t.done:
+		case <-ctx.Done():
+			return fmt.Errorf("kill process group: %w", context.Cause(ctx))
+		}
+	} else if p, err := d.find(taskID); err == nil {
+		_ = syscall.Kill(-p.pid, syscall.SIGKILL)
+		_, err := p.wait()
+		_ = p.handle.Close()
+		if err != nil && !errors.Is(err, errNotOurs) {
+			return fmt.Errorf("kill process group: %w", err)
+		}
+	}
+	if err := os.Remove(d.path(taskID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove process record: %w", err)
+	}
+	return nil
+}
+
+// Sweep kills all recorded processes but those to keep.
+func (d *Driver) Sweep(ctx context.Context, keep []string) error {
+	entries, err := os.ReadDir(d.cfg.Dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("sweep processes: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		id, err := url.PathUnescape(strings.TrimSuffix(e.Name(), ".json"))
+		if err == nil && !slices.Contains(keep, id) {
+			errs = append(errs, d.Cleanup(ctx, id))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Detach lets go of all processes and kills the executions.
+func (d *Driver) Detach(context.Context) error {
+	d.mu.Lock()
+	tasks := d.tasks
+	d.tasks = map[string]*task{}
+	d.mu.Unlock()
+	for _, t := range tasks {
+		t.detach()
+	}
+	d.goroutines.Wait()
+	return nil
+}

@@ -1,0 +1,41 @@
+//go:build linux
+
+package raw_test
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/driver/drivertest"
+	"rockpool/internal/orchestrator/driver/raw"
+	"rockpool/internal/orchestrator/model"
+)
+
+func TestConformance(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	dir := t.TempDir()
+	drivertest.Run(t, drivertest.ShellSubject(drivertest.Subject{
+		New:     func(*testing.T) driver.Driver { return raw.New(raw.Config{Enabled: true, Dir: dir}) },
+		Forever: map[string]any{"command": "sleep", "args": []any{"300"}},
+		Exits:   map[string]any{"command": "sh", "args": []any{"-c", "exit 3"}},
+		Wrong:   map[string]any{"command": "true", "image": "x"},
+		Names:   "image",
+	}))
+}
+
+func TestDisabledUnlessEnabled(t *testing.T) {
+	d := raw.New(raw.Config{Dir: t.TempDir()})
+	if info := d.Fingerprint(t.Context()); info.Detected || info.Healthy || info.HealthDescription == "" {
+		t.Errorf("fingerprint %+v", info)
+	}
+	task := &model.Task{Name: "task", Config: map[string]any{"command": "true"}}
+	if err := d.Validate(task); !fault.Is(err, fault.Unsupported) {
+		t.Errorf("validate: %v", err)
+	}
+	if _, err := d.Start(t.Context(), driver.TaskConfig{ID: "x", Task: task, StateDir: t.TempDir()}); err == nil {
+		t.Error("started")
+	}
+}

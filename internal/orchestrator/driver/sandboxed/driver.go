@@ -1,0 +1,249 @@
+package sandboxed
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/sandbox"
+)
+
+// Names the driver is registered under.
+const (
+	Name       = "sandbox"
+	NameDocker = "docker"
+	NameExec   = "exec"
+)
+
+// HostImage is the read-only view of the node's own system.
+const HostImage = "host"
+
+// mainID is the id of the execution that runs a task's command.
+const mainID = "main"
+
+// Config is what the drivers are made of.
+type Config struct {
+	Runtime Runtime
+	Images  Images
+	CoreMHz int // clock of one core, to turn a task's CPU share into a hard limit; 0 = 1000
+}
+
+// Driver runs tasks in sandboxes.
+type Driver struct {
+	name string
+	core *core
+}
+
+// core is what all names of the driver share: the sandboxes of this node.
+type core struct {
+	cfg      Config
+	watchers sync.WaitGroup
+
+	mu    sync.Mutex
+	tasks map[string]*task
+}
+
+// New makes one driver for each name.
+func New(cfg Config, names ...string) []driver.Driver {
+	if cfg.CoreMHz <= 0 {
+		cfg.CoreMHz = 1000
+	}
+	c := &core{cfg: cfg, tasks: map[string]*task{}}
+	all := make([]driver.Driver, len(names))
+	for i, n := range names {
+		all[i] = &Driver{n, c}
+	}
+	return all
+}
+
+// Name is what a job's task says in its driver field.
+func (d *Driver) Name() string { return d.name }
+
+// Fingerprint tells the fences of the sandbox as attributes.
+func (d *Driver) Fingerprint(context.Context) model.DriverInfo {
+	info := model.DriverInfo{Detected: true, Healthy: true, HealthDescription: "Healthy", Attributes: map[string]string{}}
+	var missing []string
+	for _, f := range d.core.cfg.Runtime.Fences() {
+		info.Attributes["sandbox.fence."+f.Name] = fmt.Sprint(f.InForce)
+		if !f.InForce {
+			missing = append(missing, f.Name)
+		}
+	}
+	if len(missing) > 0 {
+		info.HealthDescription = "Healthy; not in force on this kernel: " + strings.Join(missing, ", ")
+	}
+	return info
+}
+
+// Validate checks a task's driver configuration.
+func (d *Driver) Validate(t *model.Task) error {
+	_, err := parse(d.name, t.Config)
+	return err
+}
+
+// sandboxID derives the id of a task's sandbox: as unique as the task's, and fit for a path.
+func sandboxID(taskID string) string {
+	sum := sha256.Sum256([]byte(taskID))
+	return "t-" + hex.EncodeToString(sum[:20])
+}
+
+// Start makes a sandbox and starts the task's command in it, unless that only waits.
+func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task, error) {
+	c, err := parse(d.name, cfg.Task.Config)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.offered(cfg); err != nil {
+		return nil, err
+	}
+	root, err := d.core.cfg.Images.Resolve(ctx, c.image)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", c.image, err)
+	}
+	if c.workDir != "" {
+		root.WorkDir = c.workDir
+	}
+	if cfg.Task.User == "" {
+		cfg.Task.User = root.User
+	}
+	s, err := d.core.cfg.Runtime.Create(ctx, sandbox.Spec{ID: sandboxID(cfg.ID), Root: root, Limits: d.limits(c, cfg), Network: sandbox.NetworkNone})
+	if err != nil {
+		return nil, fmt.Errorf("create sandbox: %w", err)
+	}
+	t := newTask(cfg, s)
+	if err := t.startMain(ctx, c.argv); err != nil {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("start command: %w", err), s.Destroy(clean))
+	}
+	d.core.adopt(t)
+	return t, nil
+}
+
+// offered refuses what a task asks for beyond its configuration and no sandbox gives.
+func (d *Driver) offered(cfg driver.TaskConfig) error {
+	for _, n := range cfg.Networks {
+		if n.Mode != "" && n.Mode != "none" {
+			return fault.New(fault.Invalid, "driver %s: network mode %q is not offered, only \"none\": sandboxes have no network", d.name, n.Mode)
+		}
+	}
+	if len(cfg.Resources.Devices) > 0 {
+		return fault.New(fault.Unsupported, "driver %s: devices are not offered inside sandboxes", d.name)
+	}
+	return nil
+}
+
+func (d *Driver) limits(c *config, cfg driver.TaskConfig) sandbox.Limits {
+	memory := int64(max(cfg.Resources.MemoryMB, cfg.Resources.MemoryMaxMB))
+	if memory == 0 {
+		memory = int64(cfg.Task.Resources.HardMemoryMB())
+	}
+	if c.memoryHardMB > 0 {
+		memory = c.memoryHardMB
+	}
+	cpu := cfg.Resources.CPU
+	if cpu == 0 {
+		cpu = cfg.Task.Resources.CPU
+	}
+	l := sandbox.Limits{MemoryBytes: memory << 20, CPUShares: int64(cpu), PIDs: c.pids, DiskBytes: int64(cfg.DiskMB) << 20,
+		OpenFiles: c.openFiles, FileSizeBytes: c.fileSizeBytes}
+	if c.cpuHardLimit {
+		l.CPUQuota = float64(cpu) / float64(d.core.cfg.CoreMHz)
+	}
+	return l
+}
+
+// Recover takes back the sandbox of a task that only waits. Any other task's command has ended with the earlier agent.
+func (d *Driver) Recover(ctx context.Context, cfg driver.TaskConfig) (driver.Task, error) {
+	c, err := parse(d.name, cfg.Task.Config)
+	if err != nil {
+		return nil, err
+	}
+	if len(c.argv) > 0 {
+		return nil, fmt.Errorf("recover: %w: how its command ended is not known", driver.ErrTaskGone)
+	}
+	s, err := d.core.cfg.Runtime.Attach(ctx, sandboxID(cfg.ID))
+	if err != nil {
+		return nil, fmt.Errorf("recover: %w", err)
+	}
+	t := newTask(cfg, s)
+	d.core.adopt(t)
+	return t, nil
+}
+
+// Cleanup destroys the task's sandbox.
+func (d *Driver) Cleanup(ctx context.Context, taskID string) error {
+	return d.core.cleanup(ctx, taskID)
+}
+
+// Sweep destroys all sandboxes but those of the tasks to keep, whatever name they were started under.
+func (d *Driver) Sweep(ctx context.Context, keep []string) error { return d.core.sweep(ctx, keep) }
+
+// Detach stops watching the sandboxes, which live on. Tasks with a command end: nobody could tell how theirs does.
+func (d *Driver) Detach(ctx context.Context) error { return d.core.detach(ctx) }
+
+func (c *core) adopt(t *task) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tasks[t.cfg.ID] = t
+	c.watchers.Go(t.watch)
+}
+
+func (c *core) cleanup(ctx context.Context, taskID string) error {
+	c.mu.Lock()
+	t := c.tasks[taskID]
+	delete(c.tasks, taskID)
+	c.mu.Unlock()
+	if t != nil {
+		return t.destroy(ctx, 0)
+	}
+	id := sandboxID(taskID)
+	if err := c.cfg.Runtime.Remove(ctx, id); err != nil {
+		return fmt.Errorf("remove sandbox: %w", err)
+	}
+	return nil
+}
+
+func (c *core) sweep(ctx context.Context, keep []string) error {
+	all, err := c.cfg.Runtime.List()
+	if err != nil {
+		return fmt.Errorf("sweep sandboxes: %w", err)
+	}
+	kept := make(map[string]bool, len(keep))
+	for _, id := range keep {
+		kept[sandboxID(id)] = true
+	}
+	all = slices.DeleteFunc(all, func(id string) bool { return kept[id] })
+	errs := make([]error, len(all))
+	var wg sync.WaitGroup
+	turn := make(chan struct{}, 8)
+	for i, id := range all {
+		wg.Go(func() {
+			turn <- struct{}{}
+			defer func() { <-turn }()
+			errs[i] = c.cfg.Runtime.Remove(ctx, id)
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (c *core) detach(context.Context) error {
+	c.mu.Lock()
+	tasks := c.tasks
+	c.tasks = map[string]*task{}
+	c.mu.Unlock()
+	for _, t := range tasks {
+		t.detach()
+	}
+	c.watchers.Wait()
+	return nil
+}

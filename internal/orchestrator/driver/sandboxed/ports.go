@@ -1,0 +1,45 @@
+package sandboxed
+
+import (
+	"context"
+	"io"
+
+	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/sandbox"
+)
+
+// Runtime is the node's side of all sandboxes.
+type Runtime interface {
+	Create(ctx context.Context, spec sandbox.Spec) (Sandbox, error)
+	Attach(ctx context.Context, id string) (Sandbox, error)
+	List() ([]string, error)
+	Remove(ctx context.Context, id string) error
+	Fences() []sandbox.Fence
+}
+
+// Sandbox is one sandbox.
+type Sandbox interface {
+	Exec(ctx context.Context, spec sandbox.ExecSpec) (Execution, error)
+	Done() <-chan struct{}
+	Exit() sandbox.Exit
+	Usage() (sandbox.Usage, error)
+	Destroy(ctx context.Context) error
+	Files() driver.Files
+}
+
+// Execution is a program inside.
+type Execution interface {
+	Stdin() io.WriteCloser
+	Stdout() io.Reader
+	Stderr() io.Reader
+	Resize(width, height uint16) error
+	Signal(n int) error
+	Kill() error
+	Done() <-chan struct{}
+	Result() (sandbox.Result, error)
+}
+
+// Images turns an image reference into a root file system.
+type Images interface {
+	Resolve(ctx context.Context, ref string) (sandbox.Root, error)
+}

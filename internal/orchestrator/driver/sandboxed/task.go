@@ -1,0 +1,245 @@
+package sandboxed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/sandbox"
+	"rockpool/pkg/nullio"
+)
+
+// destroyTimeout bounds clean-up that nobody's deadline covers.
+const destroyTimeout = 30 * time.Second
+
+type task struct {
+	cfg      driver.TaskConfig
+	env      []string // of executions: the task's own, without what describes the placement
+	sandbox  Sandbox
+	main     Execution // nil when the command only waits
+	accounts accounts
+	done     chan struct{}
+	letGo    chan struct{}
+	once     sync.Once // letGo
+
+	mu       sync.Mutex
+	stopping bool
+	signal   int // that the task was stopped with
+	exit     driver.Exit
+}
+
+func newTask(cfg driver.TaskConfig, s Sandbox) *task {
+	t := &task{cfg: cfg, sandbox: s, done: make(chan struct{}), letGo: make(chan struct{})}
+	for k, v := range cfg.Env {
+		if !strings.HasPrefix(k, "NOMAD_") {
+			t.env = append(t.env, k+"="+v)
+		}
+	}
+	slices.Sort(t.env)
+	return t
+}
+
+// startMain runs the task's command with the whole environment of the placement.
+func (t *task) startMain(ctx context.Context, argv []string) (err error) {
+	if len(argv) == 0 {
+		return nil
+	}
+	env := t.accounts.environment(ctx, t.sandbox.Files(), t.cfg.Task.User)
+	for k, v := range t.cfg.Env {
+		env = append(env, k+"="+v)
+	}
+	t.main, err = t.sandbox.Exec(ctx, sandbox.ExecSpec{ID: mainID, Argv: argv, Env: env, User: t.cfg.Task.User, MergeStderr: true})
+	return err
+}
+
+// watch waits for the end of the command, or of the sandbox.
+func (t *task) watch() {
+	var ended <-chan struct{}
+	var draining sync.WaitGroup
+	defer draining.Wait()
+	if t.main != nil {
+		ended = t.main.Done()
+		_ = t.main.Stdin().Close()
+		draining.Go(func() { _, _ = io.Copy(nullio.Discard{}, t.main.Stdout()) })
+	}
+	var exit driver.Exit
+	select {
+	case <-ended:
+		exit = t.mainExit()
+	case <-t.sandbox.Done():
+		exit = t.sandboxExit()
+	case <-t.letGo:
+		if t.main != nil {
+			_ = t.main.Kill() // or its output would be waited for
+		}
+		return
+	}
+	t.mu.Lock()
+	t.exit = exit
+	t.mu.Unlock()
+	close(t.done)
+}
+
+func (t *task) mainExit() driver.Exit {
+	r, err := t.main.Result()
+	if err != nil {
+		select {
+		case <-t.sandbox.Done(): // its end says more
+			return t.sandboxExit()
+		default:
+			return driver.Exit{Err: fmt.Errorf("command: %w", err)}
+		}
+	}
+	return driver.Exit{ExitCode: r.ExitCode, Signal: r.Signal, OOMKilled: r.OOMKilled}
+}
+
+// sandboxExit says how a task ended whose sandbox did: as we told it to, for want of memory, or nobody knows how.
+func (t *task) sandboxExit() driver.Exit {
+	e := t.sandbox.Exit()
+	t.mu.Lock()
+	signal := t.signal
+	t.mu.Unlock()
+	switch {
+	case e.OOMKilled:
+		return driver.Exit{ExitCode: 128 + int(syscall.SIGKILL), Signal: int(syscall.SIGKILL), OOMKilled: true}
+	case e.Removed:
+		if signal == 0 {
+			signal = int(syscall.SIGKILL)
+		}
+		return driver.Exit{ExitCode: 128 + signal, Signal: signal}
+	}
+	return driver.Exit{Err: errors.New("the sandbox ended by itself")}
+}
+
+func (t *task) Done() <-chan struct{} { return t.done }
+
+func (t *task) Exit() driver.Exit {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.exit
+}
+
+// Stop signals the command, and destroys the sandbox once that has ended or the timeout is over. Where no command runs there
+// is nobody to wait for.
+func (t *task) Stop(ctx context.Context, signal int, timeout time.Duration) error {
+	if signal == 0 {
+		signal = int(syscall.SIGTERM)
+	}
+	if t.main != nil && !t.ended() {
+		if err := t.main.Signal(signal); err == nil {
+			timer := time.NewTimer(timeout)
+			defer timer.Stop()
+			select {
+			case <-t.done:
+			case <-timer.C:
+			case <-ctx.Done():
+			}
+		}
+	}
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
+	defer cancel()
+	return t.destroy(clean, signal)
+}
+
+func (t *task) destroy(ctx context.Context, signal int) error {
+	t.mu.Lock()
+	t.stopping = true
+	if t.signal == 0 {
+		t.signal = signal
+	}
+	t.mu.Unlock()
+	if err := t.sandbox.Destroy(ctx); err != nil {
+		return fmt.Errorf("destroy sandbox: %w", err)
+	}
+	select {
+	case <-t.done:
+	case <-t.letGo:
+	case <-ctx.Done():
+		return fmt.Errorf("destroy sandbox: %w", context.Cause(ctx))
+	}
+	return nil
+}
+
+func (t *task) detach() { t.once.Do(func() { close(t.letGo) }) }
+
+func (t *task) ended() bool {
+	select {
+	case <-t.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Signal signals the command; where there is none, nobody takes notice.
+func (t *task) Signal(_ context.Context, n int) error {
+	switch {
+	case t.ended():
+		return driver.ErrTaskGone
+	case t.main == nil:
+		return nil
+	}
+	if err := t.main.Signal(n); err != nil {
+		return fmt.Errorf("signal command: %w", err)
+	}
+	return nil
+}
+
+// Files is the view that the inside has.
+func (t *task) Files() driver.Files { return t.sandbox.Files() }
+
+func (t *task) Usage(context.Context) (driver.Usage, error) {
+	u, err := t.sandbox.Usage()
+	if err != nil {
+		return driver.Usage{}, fmt.Errorf("usage of sandbox: %w", err)
+	}
+	return driver.Usage{MemoryBytes: u.MemoryBytes, CPUTime: u.CPUTime, PIDs: u.PIDs}, nil
+}
+
+// Exec runs a program inside. The environment is, the later winning: what the image gives, the user's home and name, the
+// task's own variables, and those of the execution.
+func (t *task) Exec(ctx context.Context, spec driver.ExecSpec) (driver.Execution, error) {
+	t.mu.Lock()
+	gone := t.stopping
+	t.mu.Unlock()
+	if gone || t.ended() {
+		return nil, driver.ErrTaskGone
+	}
+	if len(spec.Argv) == 0 {
+		return nil, fmt.Errorf("empty command: %w", driver.ErrNoCommand)
+	}
+	env := slices.Concat(t.accounts.environment(ctx, t.sandbox.Files(), spec.User), t.env, spec.Env)
+	e, err := t.sandbox.Exec(ctx, sandbox.ExecSpec{ID: spec.ID, Argv: spec.Argv, Env: env, Dir: spec.Dir, User: spec.User, TTY: spec.TTY,
+		Width: spec.Width, Height: spec.Height, MergeStderr: spec.TTY && !spec.SplitStderr})
+	if err != nil {
+		return nil, fmt.Errorf("exec %s: %w", spec.Argv[0], err)
+	}
+	return execution{e}, nil
+}
+
+// execution translates results.
+type execution struct{ inner Execution }
+
+func (e execution) Stdin() io.WriteCloser    { return e.inner.Stdin() }
+func (e execution) Stdout() io.Reader        { return e.inner.Stdout() }
+func (e execution) Stderr() io.Reader        { return e.inner.Stderr() }
+func (e execution) Resize(w, h uint16) error { return e.inner.Resize(w, h) }
+func (e execution) Signal(n int) error       { return e.inner.Signal(n) }
+func (e execution) Kill() error              { return e.inner.Kill() }
+func (e execution) Done() <-chan struct{}    { return e.inner.Done() }
+
+func (e execution) Result() (driver.ExecResult, error) {
+	r, err := e.inner.Result()
+	if err != nil {
+		return driver.ExecResult{}, err
+	}
+	return driver.ExecResult{ExitCode: r.ExitCode, Signal: r.Signal, OOMKilled: r.OOMKilled, CPUTime: r.CPUTime, WallTime: r.WallTime,
+		PeakMemory: r.PeakMemory}, nil
+}

@@ -1,0 +1,278 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/lifecycle"
+	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/model"
+)
+
+// OnStop says what becomes of the tasks when the agent stops.
+type OnStop int
+
+const (
+	Keep   OnStop = iota // they run on, and the next start takes them back
+	Remove               // they are stopped and destroyed
+)
+
+const (
+	// removeTimeout bounds how long Run takes to stop all tasks.
+	removeTimeout = 45 * time.Second
+	// stopWithin is how long a task may take to end by itself when the node stops.
+	stopWithin = 10 * time.Second
+	// flushTimeout bounds the last report.
+	flushTimeout = 5 * time.Second
+)
+
+// Config is what an agent is made of.
+type Config struct {
+	DataDir    string
+	Name       string // empty = the host name
+	Datacenter string // empty = dc1
+	NodePool   string // empty = default
+	NodeClass  string
+	HTTPAddr   string // where the HTTP API reaches this agent; empty = only through a server
+	Version    string // of Rockpool
+	Meta       map[string]string
+	Drivers    []driver.Driver
+	Attributes func() map[string]string   // extra ones, asked again from time to time
+	Devices    func() []model.NodeDevice  // nil = none
+	Resources  func(*model.NodeResources) // overrides what was found; nil = nothing
+	Reserved   model.NodeResources        // kept away from allocations
+	OnStop     OnStop
+	Servers    ServerConn
+	MaxStarts  int // tasks being started at a time; 0 = twice the number of cores
+	Log        logging.Logger
+}
+
+// Agent runs allocations on this machine.
+type Agent struct {
+	cfg        Config
+	log        logging.Logger
+	identity   Identity
+	machine    machine
+	drivers    map[string]driver.Driver
+	db         stateDB
+	reporter   *reporter
+	slots      chan struct{} // one per start in progress
+	executions executions
+	goroutines lifecycle.Tasks // executions being watched
+
+	mu         sync.Mutex
+	runners    map[string]*allocRunner
+	generation uint64      // of the newest push applied
+	described  *model.Node // replaced whole
+	stopping   bool
+	allocs     sync.WaitGroup // runners; Add only with mu held and stopping false
+	letGo      context.CancelCauseFunc
+}
+
+// New prepares an agent. It reads or makes the node's identity and starts nothing.
+func New(cfg Config) (*Agent, error) {
+	if cfg.Servers == nil {
+		return nil, errors.New("node agent: no connection to servers is given")
+	}
+	if cfg.Log == nil {
+		cfg.Log = logging.Discard()
+	}
+	identity, err := LoadIdentity(cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Datacenter == "" {
+		cfg.Datacenter = "dc1"
+	}
+	if cfg.NodePool == "" {
+		cfg.NodePool = "default"
+	}
+	if cfg.MaxStarts <= 0 {
+		cfg.MaxStarts = 2 * runtime.NumCPU()
+	}
+	dir, err := filepath.Abs(cfg.DataDir)
+	if err != nil {
+		return nil, fmt.Errorf("node agent: %w", err)
+	}
+	cfg.DataDir = dir
+	a := &Agent{cfg: cfg, log: cfg.Log.WithField("node_id", identity.ID), identity: identity, drivers: map[string]driver.Driver{},
+		db: stateDB{filepath.Join(dir, "allocs")}, slots: make(chan struct{}, cfg.MaxStarts), runners: map[string]*allocRunner{}}
+	for _, d := range cfg.Drivers {
+		if a.drivers[d.Name()] != nil {
+			return nil, fmt.Errorf("node agent: two drivers are named %q", d.Name())
+		}
+		a.drivers[d.Name()] = d
+	}
+	a.reporter = newReporter(cfg.Servers.UpdateAllocations, a.log)
+	return a, nil
+}
+
+// Run takes back what an earlier process left, connects to the servers and runs what they place here, until ctx ends. It
+// returns when every goroutine has ended. An agent runs once.
+func (a *Agent) Run(ctx context.Context) error {
+	a.machine = look(a.cfg.DataDir)
+	a.describe(ctx)
+	// Allocations outlive ctx until they were stopped, or let go.
+	life, letGo := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer letGo(nil)
+	if err := a.restore(ctx, life); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.letGo = letGo
+	a.mu.Unlock()
+
+	var reporting sync.WaitGroup
+	rctx, stopReporting := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopReporting()
+	reporting.Go(func() { a.reporter.Run(rctx, flushTimeout) })
+
+	a.connect(ctx, life)
+
+	err := a.stopAll(life)
+	stopReporting()
+	reporting.Wait()
+	return err
+}
+
+// stopAll ends the executions, then the tasks or the agent's hold on them.
+func (a *Agent) stopAll(life context.Context) error {
+	a.mu.Lock()
+	a.stopping = true
+	runners := make([]*allocRunner, 0, len(a.runners))
+	for _, r := range a.runners {
+		runners = append(runners, r)
+	}
+	a.mu.Unlock()
+	for _, e := range a.executions.all() {
+		_ = e.Kill() // nobody is left to read from them
+	}
+	var errs []error
+	if a.cfg.OnStop == Remove {
+		errs = append(errs, a.removeAll(life, runners))
+	}
+	a.letGo(errLetGo)
+	a.allocs.Wait()
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(life), removeTimeout)
+	defer cancel()
+	for _, d := range a.cfg.Drivers {
+		if d, ok := d.(driver.Detacher); ok {
+			errs = append(errs, d.Detach(bounded))
+		}
+	}
+	return errors.Join(append(errs, a.goroutines.Wait(bounded))...)
+}
+
+func (a *Agent) removeAll(life context.Context, runners []*allocRunner) error {
+	bounded, cancel := context.WithTimeout(life, removeTimeout)
+	defer cancel()
+	for _, r := range runners {
+		r.stop.set(&stopReason{text: "the node is stopping", fails: true, within: stopWithin})
+	}
+	for _, r := range runners {
+		select {
+		case <-r.quiet:
+		case <-bounded.Done():
+			return errors.New("stop tasks: not all of them ended in time")
+		}
+	}
+	return nil
+}
+
+// restore takes back the allocations of an earlier process, and destroys what drivers find beyond them.
+func (a *Agent) restore(ctx, life context.Context) error {
+	all, broken, err := a.db.load()
+	if err != nil {
+		return err
+	}
+	var keep []string
+	var runners []*allocRunner
+	for _, s := range all {
+		r := newAllocRunner(a, s.alloc, s.tasks)
+		runners = append(runners, r)
+		for _, t := range r.tasks {
+			if t.record.Started {
+				keep = append(keep, t.id())
+			}
+		}
+		a.generation = max(a.generation, s.alloc.CreateIndex, s.alloc.ModifyIndex)
+	}
+	for _, d := range a.cfg.Drivers {
+		if d, ok := d.(driver.Sweeper); ok {
+			if err := d.Sweep(ctx, keep); err != nil {
+				a.log.WithError(err).Error("what earlier tasks left behind could not be destroyed")
+			}
+		}
+	}
+	for _, id := range broken {
+		a.log.WithField("alloc_id", id).Error("allocation cannot be read from disk and counts as lost")
+		if err := a.db.remove(id); err != nil {
+			a.log.WithError(err).Error("allocation directory could not be removed")
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, r := range runners {
+		a.startRunner(life, r)
+	}
+	return nil
+}
+
+// startRunner gives a runner its goroutine. The caller holds mu.
+func (a *Agent) startRunner(life context.Context, r *allocRunner) {
+	a.runners[r.id] = r
+	a.allocs.Go(func() { r.run(life) })
+}
+
+// apply brings the runners to what a message wants. It waits for nothing.
+func (a *Agent) apply(life context.Context, p model.AllocPush) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p.Generation < a.generation || p.Generation == a.generation && !p.Full {
+		a.log.WithFields(logging.Fields{"generation": p.Generation, "newest": a.generation}).Info("older message of a server ignored")
+		return nil
+	}
+	if a.stopping {
+		return fault.New(fault.Unavailable, "the node is stopping")
+	}
+	a.generation = p.Generation
+	wanted := make(map[string]bool, len(p.Allocs))
+	for _, alloc := range p.Allocs {
+		wanted[alloc.ID] = true
+		if r := a.runners[alloc.ID]; r != nil {
+			r.renew(alloc, p.Full)
+		} else if !safeID(alloc.ID) || alloc.Job == nil {
+			a.log.WithField("alloc_id", alloc.ID).Error("allocation without a valid id or job ignored")
+		} else if !alloc.ClientTerminal() {
+			a.startRunner(life, newAllocRunner(a, alloc, nil))
+		}
+	}
+	if p.Full {
+		for id, r := range a.runners {
+			if !wanted[id] {
+				r.destroy()
+			}
+		}
+	}
+	for _, id := range p.Purged {
+		if r := a.runners[id]; r != nil && !slices.ContainsFunc(p.Allocs, func(x *model.Allocation) bool { return x.ID == id }) {
+			r.destroy()
+		}
+	}
+	return nil
+}
+
+// buried forgets an allocation of which nothing is left.
+func (a *Agent) buried(r *allocRunner) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.runners, r.id)
+}

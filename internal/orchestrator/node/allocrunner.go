@@ -1,0 +1,396 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"reflect"
+	"sync"
+	"time"
+
+	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/model"
+)
+
+// latch is a condition that becomes true once, for a reason.
+type latch struct {
+	once   sync.Once
+	c      chan struct{}
+	reason *stopReason // valid once c is closed
+}
+
+func newLatch() *latch { return &latch{c: make(chan struct{})} }
+
+func (l *latch) set(reason *stopReason) {
+	l.once.Do(func() {
+		l.reason = reason
+		close(l.c)
+	})
+}
+
+func (l *latch) isSet() bool {
+	select {
+	case <-l.c:
+		return true
+	default:
+		return false
+	}
+}
+
+// allocRunner lives through one allocation: it runs the tasks, stops them when that is wanted, and waits to be purged.
+type allocRunner struct {
+	id      string
+	agent   *Agent
+	log     logging.Logger
+	tasks   map[string]*taskRunner
+	stop    *latch        // the tasks shall end
+	purge   *latch        // the allocation shall vanish; sets stop too
+	renewed chan struct{} // level trigger: alloc was replaced
+	quiet   chan struct{} // closed when no task runs or ever will
+	saving  sync.Mutex    // held over writing the state, so that an older one never overwrites a newer
+
+	mu          sync.Mutex
+	alloc       *model.Allocation // as the servers last sent it
+	description string            // overrides the derived one
+	reported    model.AllocUpdate
+	debris      map[string]driver.Driver // by task id: what could not be destroyed
+}
+
+// newAllocRunner makes the runner of an allocation: a new one, or one that an earlier process of the agent left.
+func newAllocRunner(a *Agent, alloc *model.Allocation, records map[string]taskRecord) *allocRunner {
+	r := &allocRunner{id: alloc.ID, agent: a, log: a.log.WithFields(logging.Fields{"alloc_id": alloc.ID, "job_id": alloc.JobID}),
+		tasks: map[string]*taskRunner{}, stop: newLatch(), purge: newLatch(), renewed: make(chan struct{}, 1),
+		quiet: make(chan struct{}), alloc: alloc, debris: map[string]driver.Driver{}}
+	var tasks []*model.Task
+	if g := alloc.Job.Group(alloc.TaskGroup); g != nil {
+		tasks = g.Tasks
+	}
+	for _, spec := range tasks {
+		record, known := records[spec.Name]
+		if !known || record.State == nil {
+			record.State = firstState(alloc)
+		}
+		r.tasks[spec.Name] = &taskRunner{name: spec.Name, alloc: r, record: record, restart: make(chan chan struct{})}
+	}
+	if alloc.DesiredStatus != model.DesiredRun {
+		r.stop.set(desiredStop(alloc))
+	}
+	return r
+}
+
+// firstState is the state of a task that has no record here. If the servers know that the allocation has run, its tasks are
+// lost: starting them again would hand out as fresh what was used.
+func firstState(a *model.Allocation) *model.TaskState {
+	ran := a.ClientStatus == model.ClientRunning || a.ClientStatus == model.ClientUnknown
+	for _, s := range a.TaskStates {
+		ran = ran || s.StartedAt != 0
+	}
+	if !ran {
+		return withEvents(&model.TaskState{State: model.TaskPending}, event(model.TaskReceived, "Task received by client"))
+	}
+	return withEvents(&model.TaskState{State: model.TaskDead, Failed: true, FinishedAt: time.Now().UnixNano()},
+		failedRestoring("it has run and this node has no record of it"))
+}
+
+func desiredStop(a *model.Allocation) *stopReason {
+	text := a.DesiredDescription
+	if text == "" {
+		text = "stop requested"
+	}
+	return &stopReason{text: text}
+}
+
+// specOf finds a task's specification and its group.
+func specOf(a *model.Allocation, task string) (*model.Task, *model.TaskGroup) {
+	g := a.Job.Group(a.TaskGroup)
+	if g == nil {
+		return nil, nil
+	}
+	return g.Task(task), g
+}
+
+// renew takes over what the servers now say about the allocation. Running tasks are not touched by a new specification.
+func (r *allocRunner) renew(alloc *model.Allocation, full bool) {
+	r.mu.Lock()
+	r.alloc = alloc
+	stale := full && r.reported.ID != "" && alloc.ClientStatus != r.reported.ClientStatus
+	r.mu.Unlock()
+	if stale { // the servers missed or overruled something while there was no stream
+		r.report(true)
+	}
+	if alloc.DesiredStatus != model.DesiredRun {
+		r.stop.set(desiredStop(alloc))
+	}
+	select {
+	case r.renewed <- struct{}{}:
+	default:
+	}
+}
+
+// destroy makes the allocation vanish.
+func (r *allocRunner) destroy() {
+	r.purge.set(&stopReason{text: "the allocation was purged"})
+	r.stop.set(r.purge.reason)
+	r.agent.reporter.forget(r.id)
+}
+
+// run returns when the allocation was destroyed, or let go because ctx ended.
+func (r *allocRunner) run(ctx context.Context) {
+	r.save()
+	if !r.recovering() { // those report once the driver has answered
+		r.changedState()
+	}
+	if !r.runTasks(ctx) {
+		return
+	}
+	close(r.quiet)
+	for !r.purge.isSet() {
+		select {
+		case <-r.purge.c:
+		case <-r.renewed:
+			r.save()
+		case <-ctx.Done():
+			return
+		}
+	}
+	r.bury(ctx)
+}
+
+// recovering reports whether an earlier process of the agent left a running task.
+func (r *allocRunner) recovering() bool {
+	for _, t := range r.tasks {
+		if t.record.Started {
+			return true
+		}
+	}
+	return false
+}
+
+// runTasks returns true when all tasks are dead, false when they were let go.
+func (r *allocRunner) runTasks(ctx context.Context) bool {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	over := make(chan *taskRunner, len(r.tasks))
+	alive := maps.Clone(r.tasks)
+	for _, t := range r.tasks {
+		tctx, kill := context.WithCancelCause(ctx)
+		t.kill = kill
+		if r.stop.isSet() { // never start what is to be stopped
+			kill(r.stop.reason)
+		}
+		wg.Go(func() {
+			defer kill(nil)
+			if t.run(ctx, tctx) == dead {
+				over <- t
+			}
+		})
+	}
+	stop, deadline := r.stop.c, r.deadline()
+	defer deadline.Stop()
+	for len(alive) > 0 {
+		select {
+		case t := <-over:
+			delete(alive, t.name)
+			r.sibling(t, alive)
+		case <-stop:
+			stop = nil
+			r.stopTasks(alive)
+		case <-deadline.C:
+			r.describe("max_run_duration exceeded")
+			r.stop.set(&stopReason{text: "the group's max_run_duration is over"})
+		case <-r.renewed:
+			r.save()
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+// sibling ends the other tasks when one failed, or when the leader is done.
+func (r *allocRunner) sibling(ended *taskRunner, alive map[string]*taskRunner) {
+	var reason *stopReason
+	switch {
+	case ended.state().Failed:
+		reason = &stopReason{kind: eventSiblingFailed, text: "Task's sibling " + ended.name + " failed"}
+	case r.leads(ended.name):
+		reason = &stopReason{kind: eventLeaderDead, text: "Leader Task in Group dead"}
+	default:
+		return
+	}
+	for _, t := range alive {
+		t.kill(reason)
+	}
+}
+
+// stopTasks ends the leader, whose end takes the others along, or all where nobody leads.
+func (r *allocRunner) stopTasks(alive map[string]*taskRunner) {
+	for _, t := range alive {
+		if r.leads(t.name) {
+			t.kill(r.stop.reason)
+			return
+		}
+	}
+	for _, t := range alive {
+		t.kill(r.stop.reason)
+	}
+}
+
+func (r *allocRunner) leads(task string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	spec, _ := specOf(r.alloc, task)
+	return spec != nil && spec.Leader
+}
+
+// deadline fires when the group has run for as long as it may, counted from the first start of a task.
+func (r *allocRunner) deadline() *time.Timer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	g := r.alloc.Job.Group(r.alloc.TaskGroup)
+	if g == nil || g.MaxRunTime <= 0 {
+		never := time.NewTimer(time.Hour)
+		never.Stop()
+		return never
+	}
+	left := g.MaxRunTime
+	for _, t := range r.tasks {
+		if s := t.record.State.StartedAt; s != 0 {
+			left = min(left, time.Until(time.Unix(0, s).Add(g.MaxRunTime)))
+		}
+	}
+	return time.NewTimer(max(left, 0))
+}
+
+func (r *allocRunner) describe(text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.description = text
+}
+
+// bury destroys every trace of the allocation, and tries until it is done or ctx ends; then the next start does it.
+func (r *allocRunner) bury(ctx context.Context) {
+	var pause backoff
+	for {
+		r.mu.Lock()
+		debris := maps.Clone(r.debris)
+		r.mu.Unlock()
+		var errs []error
+		for id, d := range debris {
+			bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+			err := d.Cleanup(bounded, id)
+			cancel()
+			if err == nil {
+				r.mu.Lock()
+				delete(r.debris, id)
+				r.mu.Unlock()
+			}
+			errs = append(errs, err)
+		}
+		err := errors.Join(errs...)
+		if err == nil {
+			if err = r.agent.db.remove(r.id); err == nil {
+				r.agent.buried(r)
+				r.log.Debug("allocation destroyed")
+				return
+			}
+		}
+		r.log.WithError(err).Error("allocation could not be destroyed, it will be tried again")
+		if !pause.wait(ctx) {
+			return
+		}
+	}
+}
+
+func (r *allocRunner) leftOver(d driver.Driver, taskID string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.debris[taskID] = d
+}
+
+func (r *allocRunner) jobType() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.alloc.Job.Type
+}
+
+func (r *allocRunner) restartPolicy() model.RestartPolicy {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if g := r.alloc.Job.Group(r.alloc.TaskGroup); g != nil {
+		return g.Restart
+	}
+	return model.RestartPolicy{}
+}
+
+// save keeps the allocation as the servers last sent it.
+func (r *allocRunner) save() {
+	r.mu.Lock()
+	alloc := r.alloc
+	r.mu.Unlock()
+	if err := r.agent.db.saveAlloc(alloc); err != nil {
+		r.log.WithError(err).Error("allocation is not on disk and would be lost by a restart of the agent")
+	}
+}
+
+// changedState keeps the state of the tasks and reports it, in this order: what was reported is never forgotten.
+func (r *allocRunner) changedState() error {
+	r.saving.Lock()
+	defer r.saving.Unlock()
+	r.mu.Lock()
+	records := make(map[string]taskRecord, len(r.tasks))
+	for name, t := range r.tasks {
+		records[name] = t.record
+	}
+	r.mu.Unlock()
+	err := r.agent.db.saveTasks(r.id, records)
+	if err != nil {
+		r.log.WithError(err).Error("task states are not on disk and would be lost by a restart of the agent")
+	}
+	r.report(false)
+	return err
+}
+
+// report tells the servers the present state: at once where a state has changed or force asks for it, else soon.
+func (r *allocRunner) report(force bool) {
+	if r.purge.isSet() {
+		return // nobody is left to be told
+	}
+	r.mu.Lock()
+	u := model.AllocUpdate{ID: r.id, TaskStates: make(map[string]*model.TaskState, len(r.tasks)), ModifyTime: time.Now().UnixNano()}
+	for name, t := range r.tasks {
+		u.TaskStates[name] = t.record.State
+	}
+	u.ClientStatus, u.ClientDescription = clientStatus(u.TaskStates)
+	if len(r.tasks) == 0 {
+		u.ClientStatus, u.ClientDescription = model.ClientFailed, "The job has no such task group"
+	}
+	if r.description != "" {
+		u.ClientDescription = r.description
+	}
+	same := reflect.DeepEqual(u.TaskStates, r.reported.TaskStates) && !force
+	urgent := force || statesDiffer(u, r.reported)
+	r.reported = u
+	r.mu.Unlock()
+	if !same {
+		r.agent.reporter.put(u, urgent)
+	}
+}
+
+// statesDiffer reports whether a status changed, as opposed to events only. What is new and pending changes nothing: the
+// servers placed it as pending.
+func statesDiffer(a, b model.AllocUpdate) bool {
+	if b.ID == "" {
+		return a.ClientStatus != model.ClientPending
+	}
+	if a.ClientStatus != b.ClientStatus {
+		return true
+	}
+	for name, s := range a.TaskStates {
+		if old := b.TaskStates[name]; old == nil || old.State != s.State {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,164 @@
+package node
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/model"
+)
+
+const (
+	// reportBatch bounds one report.
+	reportBatch = 128
+	// lazyDelay is how long a step without a change of state (Task Setup, Killing) may wait to travel with one.
+	lazyDelay = 500 * time.Millisecond
+	// reportTimeout bounds one attempt.
+	reportTimeout = 30 * time.Second
+)
+
+// reporter carries allocation states to the servers: the latest of each, at once, one report at a time.
+type reporter struct {
+	send func(context.Context, []model.AllocUpdate) error
+	log  logging.Logger
+	wake chan struct{} // level trigger
+
+	mu    sync.Mutex
+	dirty map[string]model.AllocUpdate
+	order []string  // ids in dirty, oldest first
+	due   time.Time // when the waiting ones must leave; zero = nothing waits
+}
+
+func newReporter(send func(context.Context, []model.AllocUpdate) error, log logging.Logger) *reporter {
+	return &reporter{send: send, log: log, wake: make(chan struct{}, 1), dirty: map[string]model.AllocUpdate{}}
+}
+
+// put replaces what is to be said about an allocation. Urgent reports leave at once and take the others along.
+func (r *reporter) put(u model.AllocUpdate, urgent bool) {
+	due := time.Now()
+	if !urgent {
+		due = due.Add(lazyDelay)
+	}
+	r.mu.Lock()
+	if _, ok := r.dirty[u.ID]; !ok {
+		r.order = append(r.order, u.ID)
+	}
+	r.dirty[u.ID] = u
+	if r.due.IsZero() || due.Before(r.due) {
+		r.due = due
+	}
+	r.mu.Unlock()
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// forget drops what waits to be said about an allocation that the servers no longer have.
+func (r *reporter) forget(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.dirty, id) // its entry in order is skipped
+}
+
+// Run sends until ctx ends, and then once more what is left, until flush ends.
+func (r *reporter) Run(ctx context.Context, flush time.Duration) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var pause backoff
+	for {
+		select {
+		case <-r.wake:
+		case <-timer.C:
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), flush)
+			defer cancel()
+			for r.report(last, true) == nil && r.waiting() {
+			}
+			return
+		}
+		wait := r.untilDue()
+		if wait == 0 {
+			if err := r.report(ctx, false); err != nil {
+				if ctx.Err() != nil {
+					continue // to the last attempt
+				}
+				r.log.WithError(err).Warn("reporting allocation states failed, it will be tried again")
+				if !pause.wait(ctx) {
+					continue
+				}
+			} else {
+				pause.reset()
+			}
+			wait = r.untilDue()
+		}
+		if wait >= 0 {
+			timer.Reset(wait)
+		}
+	}
+}
+
+func (r *reporter) waiting() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.dirty) > 0
+}
+
+// untilDue is how long what waits may still wait; negative when nothing does.
+func (r *reporter) untilDue() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.dirty) == 0 || r.due.IsZero() {
+		return -1
+	}
+	return max(0, time.Until(r.due))
+}
+
+// report sends one batch. What failed waits again, unless something newer was said meanwhile.
+func (r *reporter) report(ctx context.Context, last bool) error {
+	batch := r.take()
+	if len(batch) == 0 {
+		return nil
+	}
+	attempt, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	err := r.send(attempt, batch)
+	if err != nil {
+		r.putBack(batch)
+		if last {
+			r.log.WithError(err).WithField("allocations", len(batch)).Warn("last report failed, it will be made after the next start")
+		}
+	}
+	return err
+}
+
+func (r *reporter) take() []model.AllocUpdate {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var batch []model.AllocUpdate
+	for len(r.order) > 0 && len(batch) < reportBatch {
+		id := r.order[0]
+		r.order = r.order[1:]
+		if u, ok := r.dirty[id]; ok {
+			delete(r.dirty, id)
+			batch = append(batch, u)
+		}
+	}
+	if len(r.order) == 0 {
+		r.order, r.due = nil, time.Time{}
+	}
+	return batch
+}
+
+func (r *reporter) putBack(batch []model.AllocUpdate) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, u := range batch {
+		if _, newer := r.dirty[u.ID]; !newer {
+			r.dirty[u.ID] = u
+			r.order = append(r.order, u.ID)
+		}
+	}
+	r.due = time.Now()
+}

@@ -1,0 +1,66 @@
+//go:build linux && cgo
+
+package sandbox
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// counters are a group's own figures of the kernel; a figure that the machine does not keep is zero.
+type counters struct {
+	oomKills   int64
+	memory     int64
+	peakMemory int64
+	cpu        time.Duration
+	pids       int64
+}
+
+func (g group) counters() counters {
+	var c counters
+	if path, ok := g.file("memory", "memory.oom_control", "memory.events"); ok {
+		c.oomKills, _ = keyed(path, "oom_kill")
+	}
+	if path, ok := g.file("memory", "memory.usage_in_bytes", "memory.current"); ok {
+		c.memory, _ = number(path)
+	}
+	if path, ok := g.file("memory", "memory.max_usage_in_bytes", "memory.peak"); ok {
+		c.peakMemory, _ = number(path)
+	}
+	if path, ok := g.file("cpuacct", "cpuacct.usage", ""); ok {
+		ns, _ := number(path)
+		c.cpu = time.Duration(ns)
+	} else if path, ok := g.file("cpu", "", "cpu.stat"); ok {
+		us, _ := keyed(path, "usage_usec")
+		c.cpu = time.Duration(us) * time.Microsecond
+	}
+	if path, ok := g.file("pids", "pids.current", "pids.current"); ok {
+		c.pids, _ = number(path)
+	}
+	return c
+}
+
+func number(path string) (int64, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+}
+
+// keyed reads one value of a "key value" file.
+func keyed(path, key string) (int64, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok && name == key {
+			return strconv.ParseInt(value, 10, 64)
+		}
+	}
+	return 0, fmt.Errorf("%s has no %s", path, key)
+}

@@ -1,0 +1,277 @@
+//go:build linux && cgo
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	defaultWorkDir = "/workspace"
+	setupTimeout   = 20 * time.Second
+	cleanupTimeout = 10 * time.Second
+)
+
+// Create starts a sandbox and returns when its supervisor has answered. After an error nothing of it is left.
+func (r *Runtime) Create(ctx context.Context, spec Spec) (*Sandbox, error) {
+	spec, err := checkedSpec(spec)
+	if err != nil {
+		return nil, err
+	}
+	slot, err := r.reserve(spec.ID)
+	if err != nil {
+		return nil, err
+	}
+	// The directory is the reservation of the id: it is made exclusively, also against another process of the node.
+	if err := os.Mkdir(r.stateDir(spec.ID), 0o700); err != nil {
+		r.release(slot)
+		if errors.Is(err, os.ErrExist) {
+			return nil, fmt.Errorf("%w: %s", ErrExists, spec.ID)
+		}
+		return nil, fmt.Errorf("make state directory: %w", err)
+	}
+	s, err := r.start(ctx, spec, slot)
+	if err == nil {
+		if err = r.adopt(s); err == nil {
+			return s, nil
+		}
+		s.closeFiles()
+	}
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	if left := r.wipe(clean, spec.ID); left != nil {
+		return nil, errors.Join(fmt.Errorf("create sandbox: %w", err), left)
+	}
+	r.release(slot)
+	return nil, fmt.Errorf("create sandbox: %w", err)
+}
+
+func checkedSpec(spec Spec) (Spec, error) {
+	if spec.Hostname == "" {
+		spec.Hostname = "runner"
+	}
+	if spec.Root.WorkDir == "" {
+		spec.Root.WorkDir = defaultWorkDir
+	}
+	spec.Limits = spec.Limits.withDefaults()
+	switch {
+	case !validID.MatchString(spec.ID):
+		return spec, fmt.Errorf("%w sandbox id", ErrInvalid)
+	case len(spec.Hostname) > 64 || strings.ContainsRune(spec.Hostname, 0):
+		return spec, fmt.Errorf("%w host name: at most 64 characters", ErrInvalid)
+	case len(spec.Root.Lower) == 0 || len(spec.Root.Lower) > 100 || len(spec.Root.Binds) > 100:
+		return spec, fmt.Errorf("%w root: between 1 and 100 lower directories, at most 100 binds", ErrInvalid)
+	case !filepath.IsAbs(spec.Root.WorkDir):
+		return spec, fmt.Errorf("%w working directory: it must be absolute", ErrInvalid)
+	case spec.Network != "" && spec.Network != NetworkNone:
+		return spec, fmt.Errorf("%w network mode %q: only %q is supported", ErrInvalid, spec.Network, NetworkNone)
+	case spec.Limits.MemoryBytes < 8<<20:
+		return spec, fmt.Errorf("%w memory limit: at least 8 MiB", ErrInvalid)
+	}
+	for _, b := range spec.Root.Binds {
+		if !filepath.IsAbs(b.Source) || !filepath.IsAbs(b.Target) || filepath.Clean(b.Target) == "/" {
+			return spec, fmt.Errorf("%w bind: source and target must be absolute paths", ErrInvalid)
+		}
+	}
+	return spec, nil
+}
+
+// start does the work between the reservation and the answer. What it leaves behind on an error, wipe removes.
+func (r *Runtime) start(ctx context.Context, spec Spec, slot int) (_ *Sandbox, err error) {
+	if err := r.writeState(spec.ID, state{Spec: spec, Slot: slot, BootID: r.bootID}); err != nil {
+		return nil, err
+	}
+	top := r.group(spec.ID)
+	if err := top.make(); err != nil {
+		return nil, err
+	}
+	if err := top.limit(spec.Limits); err != nil {
+		return nil, err
+	}
+	if err := top.child("init").make(); err != nil {
+		return nil, err
+	}
+	var inherited []*os.File
+	defer func() { closeAll(inherited) }()
+	join, err := top.child("init").join()
+	if err != nil {
+		return nil, err
+	}
+	trees, err := mountSources(spec.Root)
+	inherited = append(join, trees...)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.OpenFile(r.stateDir(spec.ID), os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	s := &Sandbox{runtime: r, id: spec.ID, spec: spec, slot: slot, dir: dir, group: top, done: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			s.closeFiles()
+		}
+	}()
+	listener, err := listenIn(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = listener.Close() }()
+	control, theirs, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = control.Close() }()
+	err = s.launch(append([]*os.File{theirs, listener}, inherited...))
+	_ = theirs.Close()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.converse(ctx, control, r.setupMessage(spec, slot, len(join))); err != nil {
+		s.abandon()
+		return nil, err
+	}
+	return s, nil
+}
+
+// converse sends the set-up and waits for the answer.
+func (s *Sandbox) converse(ctx context.Context, control net.Conn, message []byte) error {
+	_ = control.SetDeadline(time.Now().Add(setupTimeout))
+	stop := context.AfterFunc(ctx, func() { _ = control.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if _, err := control.Write(message); err != nil {
+		return fmt.Errorf("send the set-up: %w", err)
+	}
+	answer := make([]byte, verdictSize)
+	n, err := io.ReadFull(control, answer)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("wait for the supervisor: %w", err)
+	}
+	features, err := parseVerdict(answer[:n])
+	if err != nil {
+		return err
+	}
+	s.runtime.mu.Lock()
+	s.runtime.features, s.runtime.created = features, true
+	s.runtime.mu.Unlock()
+	started, err := startTime(s.pid)
+	if err != nil {
+		return err
+	}
+	if err := s.runtime.writeState(s.id, state{s.spec, s.slot, s.pid, started, s.runtime.bootID}); err != nil {
+		return err
+	}
+	return s.openRoot()
+}
+
+// launch executes the sealed binary as process 1 of a new pid namespace, with no environment and no descriptors but
+// those given, numbered from 3.
+func (s *Sandbox) launch(files []*os.File) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = null.Close() }()
+	fds := []uintptr{null.Fd(), null.Fd(), null.Fd()}
+	for _, f := range files {
+		fds = append(fds, f.Fd())
+	}
+	pidfd := -1
+	path := fmt.Sprintf("/proc/self/fd/%d", s.runtime.binary.Fd())
+	s.pid, err = syscall.ForkExec(path, []string{supervisorName}, &syscall.ProcAttr{
+		Dir: "/", Env: []string{}, Files: fds,
+		Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, PidFD: &pidfd},
+	})
+	if err != nil {
+		return fmt.Errorf("start the supervisor: %w", err)
+	}
+	return s.setPidfd(pidfd)
+}
+
+// abandon ends a supervisor that did not get as far as an answer, and reaps it.
+func (s *Sandbox) abandon() {
+	fd := s.pidfdNumber()
+	_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	for errors.Is(unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED, nil), unix.EINTR) {
+	}
+}
+
+// mountSources clones each source of the node as a mount of its own. It happens here because a clone must be made in
+// the namespace that the source is in. The path was chosen by the node; it is resolved once.
+func mountSources(root Root) ([]*os.File, error) {
+	var files []*os.File
+	clone := func(path string, wantDir bool) error {
+		fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if err != nil {
+			return fmt.Errorf("open %s: %w", path, err)
+		}
+		files = append(files, os.NewFile(uintptr(fd), path))
+		var stat unix.Stat_t
+		if err := unix.Fstat(fd, &stat); err != nil {
+			return fmt.Errorf("open %s: %w", path, err)
+		}
+		switch kind := stat.Mode & unix.S_IFMT; {
+		case kind == unix.S_IFDIR, kind == unix.S_IFREG && !wantDir:
+			return nil
+		default:
+			return fmt.Errorf("%w mount source %s: neither a directory nor a regular file", ErrInvalid, path)
+		}
+	}
+	for _, lower := range root.Lower {
+		if err := clone(lower, true); err != nil {
+			return files, err
+		}
+	}
+	for _, bind := range root.Binds {
+		if err := clone(bind.Source, false); err != nil {
+			return files, err
+		}
+	}
+	return files, nil
+}
+
+// listenIn binds the supervisor's socket in the state directory, by descriptor: the path could be too long for a socket.
+func listenIn(dir *os.File) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make the supervisor's socket: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), socketFile)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: socketPath(dir)}); err != nil {
+		return nil, errors.Join(fmt.Errorf("bind the supervisor's socket: %w", err), f.Close())
+	}
+	if err := unix.Listen(fd, 128); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen on the supervisor's socket: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+func socketPath(dir *os.File) string { return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), socketFile) }
+
+func socketPair() (net.Conn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make the control socket: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control")
+	conn, err := net.FileConn(ours)
+	_ = ours.Close()
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("make the control socket: %w", err), theirs.Close())
+	}
+	return conn, theirs, nil
+}

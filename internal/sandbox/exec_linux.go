@@ -1,0 +1,288 @@
+//go:build linux && cgo
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Exec starts a program. When it returns without an error the program is running: what cannot be executed is an error here
+// ([ErrNotFound], [ErrNotExecutable], [ErrDirectory], [ErrNoUser]), not an exit code.
+func (s *Sandbox) Exec(ctx context.Context, spec ExecSpec) (*Execution, error) {
+	if !validID.MatchString(spec.ID) {
+		return nil, fmt.Errorf("%w execution id", ErrInvalid)
+	}
+	if len(spec.Argv) == 0 || spec.Argv[0] == "" {
+		return nil, fmt.Errorf("%w command: it is empty", ErrInvalid)
+	}
+	if spec.Dir == "" {
+		spec.Dir = s.spec.Root.WorkDir
+	}
+	if !path.IsAbs(spec.Dir) {
+		return nil, fmt.Errorf("%w working directory: it must be absolute", ErrInvalid)
+	}
+	for _, text := range append(append([]string{spec.Dir}, spec.Argv...), spec.Env...) {
+		if strings.ContainsRune(text, 0) {
+			return nil, fmt.Errorf("%w command: it contains a NUL", ErrInvalid)
+		}
+	}
+	user, err := s.lookUp(spec.User)
+	if err != nil {
+		return nil, err
+	}
+	e := &Execution{sandbox: s, id: spec.ID, group: s.group.child("x-" + spec.ID), done: make(chan struct{}), started: time.Now()}
+	if err := s.enrol(e); err != nil {
+		return nil, err
+	}
+	if err := e.group.make(); err != nil {
+		s.dismiss(e)
+		if errors.Is(err, os.ErrExist) {
+			return nil, fmt.Errorf("%w: execution %s", ErrExists, spec.ID)
+		}
+		return nil, fmt.Errorf("start execution: %w", err)
+	}
+	if err := e.start(ctx, spec, user); err != nil {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+		defer cancel()
+		err = errors.Join(err, e.group.kill(clean), e.group.remove(clean))
+		close(e.done)
+		s.dismiss(e)
+		return nil, fmt.Errorf("start execution: %w", err)
+	}
+	return e, nil
+}
+
+// enrol registers the execution, so that Destroy waits for it.
+func (s *Sandbox) enrol(e *Execution) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.removed || s.detached {
+		return ErrEnded
+	}
+	if s.executions[e.id] != nil {
+		return fmt.Errorf("%w: execution %s", ErrExists, e.id)
+	}
+	if s.executions == nil {
+		s.executions = make(map[string]*Execution)
+	}
+	s.executions[e.id] = e
+	return nil
+}
+
+func (s *Sandbox) dismiss(e *Execution) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.executions[e.id] == e {
+		delete(s.executions, e.id)
+	}
+}
+
+// start opens the streams, sends the request and waits until the program runs.
+func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (err error) {
+	s := e.sandbox
+	var theirs []*os.File
+	defer func() {
+		closeAll(theirs)
+		if err != nil {
+			e.closeStreams()
+		}
+	}()
+	status, statusTheirs, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = status.Close() }()
+	theirs = append(theirs, statusTheirs)
+	base := s.runtime.idBase(s.slot)
+	pipe := func(toProgram bool) (*os.File, error) {
+		ours, other, err := programPipe(toProgram, int(base+user.uid), int(base+user.gid))
+		if err == nil {
+			theirs = append(theirs, other)
+		}
+		return ours, err
+	}
+	var in, out, stderr *os.File
+	if !spec.TTY {
+		if in, err = pipe(true); err != nil {
+			return err
+		}
+		e.stdin = newStdin(in, false)
+		if out, err = pipe(false); err != nil {
+			return err
+		}
+		e.stdout = newOutput(out, false)
+	}
+	if !spec.MergeStderr {
+		if stderr, err = pipe(false); err != nil {
+			return err
+		}
+		e.stderr = newOutput(stderr, false)
+	}
+	join, err := e.group.join()
+	if err != nil {
+		return err
+	}
+	theirs = append(theirs, join...)
+
+	if e.connection, err = s.dial(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			e.connection.close()
+		}
+	}()
+	stop := context.AfterFunc(ctx, func() { _ = e.connection.SetDeadline(time.Unix(1, 0)); _ = status.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	_ = status.SetDeadline(time.Now().Add(requestTimeout))
+	numbers := make([]int, len(theirs))
+	for i, f := range theirs {
+		numbers[i] = int(f.Fd())
+		if err := unix.SetNonblock(numbers[i], false); err != nil { // programs expect to wait in read and write
+			return err
+		}
+	}
+	message := execMessage(spec, user, withDefaultsFrom(spec.Env, s.spec.Root.Env))
+	if len(message) > maxRequest {
+		return fmt.Errorf("%w command: arguments and environment exceed %d bytes", ErrInvalid, maxRequest)
+	}
+	sendErr := e.connection.request(kindExec, message, numbers)
+	closeAll(theirs) // the program's ends are the program's alone from here on
+	theirs = nil
+	if err := launched(status); err != nil {
+		return cause(ctx, err)
+	}
+	if sendErr != nil {
+		return cause(ctx, sendErr)
+	}
+	began, fds, err := e.connection.receive()
+	if err != nil {
+		return cause(ctx, err)
+	}
+	if want := 1 + boolInt(spec.TTY); began.kind != kindStarting || len(fds) != want {
+		closeNumbers(fds)
+		return fmt.Errorf("%w: supervisor sent %d descriptors", ErrLost, len(fds))
+	}
+	e.pidfd = os.NewFile(uintptr(fds[0]), "process of "+e.id)
+	if spec.TTY {
+		if err := unix.SetNonblock(fds[1], true); err != nil {
+			closeNumbers(fds[1:])
+			return err
+		}
+		terminal := os.NewFile(uintptr(fds[1]), "terminal of "+e.id)
+		e.terminal, e.stdin, e.stdout = terminal, newStdin(terminal, true), newOutput(terminal, true)
+	}
+	if !stop() {
+		return context.Cause(ctx)
+	}
+	_ = e.connection.SetDeadline(time.Time{})
+	return e.follow()
+}
+
+func cause(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// launched reads the status pipe: its end without a byte means that execve closed it.
+func launched(status *os.File) error {
+	answer := make([]byte, verdictSize)
+	n, err := io.ReadFull(status, answer)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	_, err = parseVerdict(answer[:n])
+	step, ok := errors.AsType[*StepError](err)
+	if !ok {
+		return err
+	}
+	switch step.Step {
+	case "execute":
+		step.Kind = ErrNotExecutable
+		if errors.Is(step.Errno, syscall.ENOENT) || errors.Is(step.Errno, syscall.ENOTDIR) {
+			step.Kind = ErrNotFound
+		}
+	case "enter the working directory", "look at the working directory", "find the working directory in the root":
+		step.Kind = ErrDirectory
+	}
+	return step
+}
+
+func execMessage(spec ExecSpec, user identity, env []string) []byte {
+	var b body
+	b.u32(user.uid)
+	b.u32(user.gid)
+	b.u32(uint32(len(user.groups)))
+	for _, g := range user.groups {
+		b.u32(g)
+	}
+	var flags uint32
+	if spec.TTY {
+		flags |= flagTTY
+	}
+	if spec.MergeStderr {
+		flags |= flagMerge
+	}
+	b.u32(flags)
+	b.u32(uint32(spec.Width))
+	b.u32(uint32(spec.Height))
+	b.str(spec.Dir)
+	b.strs(spec.Argv)
+	b.strs(env)
+	return b
+}
+
+// withDefaultsFrom adds the image's variables that the request does not set itself.
+func withDefaultsFrom(env, defaults []string) []string {
+	set := make(map[string]bool, len(env))
+	for _, e := range env {
+		name, _, _ := strings.Cut(e, "=")
+		set[name] = true
+	}
+	all := append([]string(nil), env...)
+	for _, d := range defaults {
+		if name, _, _ := strings.Cut(d, "="); !set[name] {
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
+// programPipe makes a pipe without a name. Its inode is given to the program's user, so that the program can open
+// /dev/stdin, /dev/stdout and /dev/stderr again, which checks permissions as for a file.
+func programPipe(toProgram bool, uid, gid int) (ours, theirs *os.File, err error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	ours, theirs = r, w
+	if toProgram {
+		ours, theirs = w, r
+	}
+	if err := theirs.Chown(uid, gid); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("hand a pipe to the user: %w", err), r.Close(), w.Close())
+	}
+	return ours, theirs, nil
+}

@@ -1,0 +1,116 @@
+//go:build linux && cgo
+
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// probe finds out what the kernel and this process's rights allow. It fails with one sentence that names all that is
+// missing and what to do.
+func (r *Runtime) probe() error {
+	var missing []string
+	lack := func(format string, args ...any) { missing = append(missing, fmt.Sprintf(format, args...)) }
+	if os.Geteuid() != 0 {
+		lack("root (start the node as root)")
+	}
+	for name, nr := range map[string]string{"user": "user", "pid": "pid", "network": "net", "ipc": "ipc", "uts": "uts", "mount": "mnt"} {
+		if _, err := os.Stat("/proc/self/ns/" + nr); err != nil {
+			lack("%s namespaces (CONFIG_%s_NS)", name, strings.ToUpper(nr))
+		}
+	}
+	if text, err := os.ReadFile("/proc/sys/user/max_user_namespaces"); err == nil && strings.TrimSpace(string(text)) == "0" {
+		lack("user namespaces (set the sysctl user.max_user_namespaces above 0)")
+	}
+	systems, _ := os.ReadFile("/proc/filesystems")
+	if !strings.Contains(string(systems), "\toverlay\n") && os.Geteuid() == 0 {
+		lack("the overlay file system (modprobe overlay)")
+	}
+	// openat2 is Linux 5.6, mount_setattr 5.12: the younger one stands for the whole mount interface.
+	err := unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{})
+	if errors.Is(err, unix.ENOSYS) {
+		lack("the mount_setattr call (Linux 5.12 or newer)")
+	}
+	if _, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail"); err != nil {
+		lack("seccomp filters (CONFIG_SECCOMP_FILTER)")
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		lack("a mounted /proc")
+	}
+	r.bootID = strings.TrimSpace(string(boot))
+	if len(missing) == 0 {
+		var problem error
+		r.hierarchies, problem = findHierarchies(r.cfg.CgroupParent)
+		g := r.group("")
+		_, memory := g.file("memory", "m", "m")
+		_, pids := g.file("pids", "p", "p")
+		if !(memory && pids) && (!r.cfg.AllowUnconfined || len(r.hierarchies) == 0) {
+			detail := ""
+			if problem != nil {
+				detail = ": " + strings.ReplaceAll(problem.Error(), "\n", ", ")
+			}
+			lack("writable memory and pids control groups (mount cgroup v2, or v1 with both controllers, writable for the node%s)", detail)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("this machine cannot run sandboxes: it lacks %s", strings.Join(missing, "; "))
+	}
+	return nil
+}
+
+// Fences is the containment table: which walls stand on this kernel. What depends on the files of an image is known
+// after the first sandbox was made.
+func (r *Runtime) Fences() []Fence {
+	r.mu.Lock()
+	features, created := r.features, r.created
+	r.mu.Unlock()
+	fences := []Fence{
+		{"namespace.pid", true, "one for each sandbox, owned by the initial user namespace"},
+		{"namespace.mount", true, "one for each sandbox, owned by the initial user namespace; nothing propagates"},
+		{"namespace.network", true, "one for each sandbox, loopback only"},
+		{"namespace.ipc", true, "one for each sandbox"},
+		{"namespace.uts", true, "one for each sandbox"},
+		{"namespace.cgroup", true, "one for each sandbox; no control group file system inside"},
+		{"namespace.user", true, fmt.Sprintf("65536 ids for each sandbox from %d", r.cfg.IDBase)},
+	}
+	add := func(name string, standing bool, yes, no string) {
+		detail := yes
+		if !standing {
+			detail = no
+		}
+		fences = append(fences, Fence{name, standing, detail})
+	}
+	_, timeErr := os.Stat("/proc/self/ns/time")
+	add("namespace.time", timeErr == nil && (!created || features&featureTime != 0), "uptime starts at zero", "the kernel has no time namespaces (Linux 5.6, CONFIG_TIME_NS); the host's uptime shows")
+	fences = append(fences,
+		Fence{"privilege", true, "capabilities, bounding and ambient set empty; no_new_privs; secure bits locked"},
+		Fence{"seccomp", true, "allow list " + filterHash(r.filter)},
+		Fence{"files.root", true, "overlay on read-only layers, nosuid, nodev; writable part on a bounded tmpfs"},
+		Fence{"files.proc", true, "hidepid=2; host details masked; /proc/sys read-only"},
+		Fence{"files.sys", true, "absent"},
+		Fence{"files.dev", true, "null zero full random urandom tty, private devpts and shm; read-only"},
+		Fence{"rlimits", true, "CORE=0, NOFILE, FSIZE, MEMLOCK, MSGQUEUE, SIGPENDING, RTPRIO=0"},
+	)
+	add("files.idmap", created && features&featureIDMap != 0, "node files are mapped to the sandbox's ids", map[bool]string{
+		true: "the file system of the image cannot be mapped (Linux 5.19 for overlay); its files show as nobody's", false: "known after the first sandbox",
+	}[created])
+	g := r.group("")
+	for _, c := range []string{"memory", "pids", "cpu"} {
+		path, ok := g.file(c, "-", "-")
+		add("cgroup."+c, ok, "below "+strings.TrimSuffix(path, "/-"), "the controller is not mounted or not writable: "+c+" is not limited")
+	}
+	kill := "pids limit, then signals"
+	for _, h := range r.hierarchies {
+		if h.unified {
+			kill = "cgroup.kill"
+		}
+	}
+	fences = append(fences, Fence{"cgroup.kill", true, kill}, Fence{"oom", true, "executions 500, supervisor 0"})
+	return fences
+}

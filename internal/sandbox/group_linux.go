@@ -1,0 +1,292 @@
+//go:build linux && cgo
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// group is one control group, as a directory at the same place of every hierarchy. A sandbox has one; below it are
+// "init" with the supervisor, and one for each execution, named "x-" and its id.
+type group struct {
+	hierarchies []hierarchy
+	rel         string
+}
+
+func (g group) path(h hierarchy) string { return filepath.Join(h.base, g.rel) }
+func (g group) child(name string) group {
+	return group{g.hierarchies, filepath.Join(g.rel, name)}
+}
+
+// file finds a control file in the hierarchy that has the controller.
+func (g group) file(controller, v1, v2 string) (string, bool) {
+	for _, h := range g.hierarchies {
+		if !h.has(controller) {
+			continue
+		}
+		name := v1
+		if h.unified {
+			name = v2
+		}
+		return filepath.Join(g.path(h), name), name != ""
+	}
+	return "", false
+}
+
+// make creates the group everywhere, or nowhere.
+func (g group) make() error {
+	for i, h := range g.hierarchies {
+		if err := os.Mkdir(g.path(h), 0o755); err != nil {
+			for _, made := range g.hierarchies[:i] {
+				_ = unix.Rmdir(g.path(made))
+			}
+			return fmt.Errorf("make control group: %w", err)
+		}
+	}
+	return nil
+}
+
+// limit bounds the group and everything below it.
+func (g group) limit(l Limits) error {
+	for _, h := range g.hierarchies {
+		if h.unified {
+			if err := enableControllers(g.path(h), h.controllers); err != nil {
+				return fmt.Errorf("delegate controllers: %w", err)
+			}
+		}
+	}
+	set := func(controller, v1, value1, v2, value2 string) error {
+		path, ok := g.file(controller, v1, v2)
+		if !ok {
+			return nil
+		}
+		value := value1
+		if filepath.Base(path) == v2 {
+			value = value2
+		}
+		if err := writeFile(path, value); err != nil {
+			return fmt.Errorf("set %s: %w", filepath.Base(path), err)
+		}
+		return nil
+	}
+	memory := strconv.FormatInt(l.MemoryBytes, 10)
+	pids := strconv.FormatInt(l.PIDs+1, 10) // and the supervisor
+	shares := max(2, min(l.CPUShares, 262144))
+	weight := 1 + (shares-2)*9999/262142 // the kernel's own mapping of the two scales
+	errs := []error{
+		set("memory", "memory.limit_in_bytes", memory, "memory.max", memory),
+		set("pids", "pids.max", pids, "pids.max", pids),
+		set("cpu", "cpu.shares", strconv.FormatInt(shares, 10), "cpu.weight", strconv.FormatInt(weight, 10)),
+	}
+	if l.CPUQuota > 0 {
+		quota := strconv.FormatInt(max(1000, int64(math.Round(l.CPUQuota*100000))), 10)
+		errs = append(errs, set("cpu", "cpu.cfs_quota_us", quota, "cpu.max", quota+" 100000"))
+	}
+	// Swap is not everywhere: without CONFIG_SWAP or with swapaccount=0 the file is missing.
+	if err := set("memory", "memory.memsw.limit_in_bytes", memory, "memory.swap.max", "0"); !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// join opens what a process writes "0" to in order to enter the group. "tasks" moves a single thread, for which v1
+// needs no lock over all processes of the machine.
+func (g group) join() ([]*os.File, error) {
+	var files []*os.File
+	for _, h := range g.hierarchies {
+		name := "tasks"
+		if h.unified {
+			name = "cgroup.procs"
+		}
+		fd, err := unix.Open(filepath.Join(g.path(h), name), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			closeAll(files)
+			return nil, fmt.Errorf("open control group: %w", err)
+		}
+		files = append(files, os.NewFile(uintptr(fd), name))
+	}
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+// populated says whether a process lives in the group or below it.
+func (g group) populated() (bool, error) {
+	for _, h := range g.hierarchies {
+		if !h.unified {
+			continue
+		}
+		v, err := keyed(filepath.Join(g.path(h), "cgroup.events"), "populated")
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		return v != 0, err
+	}
+	pids, err := g.pids()
+	return len(pids) > 0, err
+}
+
+// pids lists the processes in the group and below it, by the first hierarchy.
+func (g group) pids() ([]int, error) {
+	var pids []int
+	if len(g.hierarchies) == 0 {
+		return nil, nil
+	}
+	err := filepath.WalkDir(g.path(g.hierarchies[0]), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return ignoreGone(err)
+		}
+		text, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		for _, field := range strings.Fields(string(text)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+				pids = append(pids, pid)
+			}
+		}
+		return ignoreGone(err)
+	})
+	return pids, err
+}
+
+func ignoreGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+// kill ends every process of the group and waits until none is left.
+func (g group) kill(ctx context.Context) error {
+	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		alive, err := g.populated()
+		if !alive || err != nil {
+			return err
+		}
+		if err := g.killOnce(); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("control group %s still has processes: %w", g.rel, context.Cause(ctx))
+		case <-time.After(wait):
+		}
+	}
+}
+
+// killOnce uses cgroup.kill, which no fork can outrun (Linux 5.14). Where there is only v1, forks are stopped first by a
+// limit of no processes; then what is there is signalled, each by a descriptor that was verified, as its number may
+// have passed to a process of the host.
+func (g group) killOnce() error {
+	for _, h := range g.hierarchies {
+		if h.unified {
+			err := writeFile(filepath.Join(g.path(h), "cgroup.kill"), "1")
+			if !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	if path, ok := g.file("pids", "pids.max", "pids.max"); ok {
+		if err := writeFile(path, "0"); err != nil {
+			return ignoreGone(err)
+		}
+	}
+	pids, err := g.pids()
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue // ended meanwhile
+		}
+		if g.holds(pid) {
+			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+		}
+		_ = unix.Close(fd)
+	}
+	return nil
+}
+
+func (g group) holds(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		path := strings.TrimSpace(line)
+		if strings.HasSuffix(path, "/"+g.rel) || strings.Contains(path, "/"+g.rel+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// remove deletes the group and what is below it, which must have no processes left; a group stays busy for an instant
+// after its last process ended.
+func (g group) remove(ctx context.Context) error {
+	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		var busy error
+		for _, h := range g.hierarchies {
+			if err := removeTree(g.path(h)); err != nil {
+				busy = err
+			}
+		}
+		if busy == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("remove control group: %w", busy)
+		case <-time.After(wait):
+		}
+	}
+}
+
+func removeTree(path string) error {
+	err := unix.Rmdir(path)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	entries, _ := os.ReadDir(path)
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeTree(filepath.Join(path, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	if err = unix.Rmdir(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// children lists the groups directly below, in any hierarchy.
+func (g group) children() []string {
+	seen := make(map[string]bool)
+	var names []string
+	for _, h := range g.hierarchies {
+		entries, _ := os.ReadDir(g.path(h))
+		for _, e := range entries {
+			if e.IsDir() && !seen[e.Name()] {
+				seen[e.Name()] = true
+				names = append(names, e.Name())
+			}
+		}
+	}
+	return names
+}

@@ -1,0 +1,202 @@
+//go:build linux && cgo
+
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// hierarchy is one mounted control group tree in which the runtime may make groups: one of several with v1, the only one
+// with v2; a hybrid machine has both, the controllers in the first and cgroup.kill in the second.
+type hierarchy struct {
+	unified     bool
+	controllers []string
+	base        string // directory of the runtime's parent group
+}
+
+func (h hierarchy) has(controller string) bool { return slices.Contains(h.controllers, controller) }
+
+// wanted are the controllers that bound a sandbox. Others are left alone: each joined hierarchy costs time.
+var wanted = []string{"memory", "pids", "cpu", "cpuacct"}
+
+type cgroupMount struct {
+	unified     bool
+	root        string // which group of the hierarchy is shown at point
+	point       string
+	controllers []string
+}
+
+// parseCgroupMounts finds the control group mounts in the text of /proc/self/mountinfo.
+func parseCgroupMounts(mountinfo string) []cgroupMount {
+	var found []cgroupMount
+	for line := range strings.Lines(mountinfo) {
+		front, back, ok := strings.Cut(line, " - ")
+		left, right := strings.Fields(front), strings.Fields(back)
+		if !ok || len(left) < 6 || len(right) < 3 {
+			continue
+		}
+		m := cgroupMount{root: unescape(left[3]), point: unescape(left[4])}
+		switch right[0] {
+		case "cgroup2":
+			m.unified = true
+		case "cgroup":
+			for _, option := range strings.Split(right[2], ",") {
+				if slices.Contains(wanted, option) {
+					m.controllers = append(m.controllers, option)
+				}
+			}
+			if len(m.controllers) == 0 {
+				continue
+			}
+		default:
+			continue
+		}
+		found = append(found, m)
+	}
+	return found
+}
+
+// unescape undoes the octal escapes of mountinfo.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// parseOwnGroups reads /proc/self/cgroup: controller to path, "" for the unified hierarchy.
+func parseOwnGroups(text string) map[string]string {
+	own := make(map[string]string)
+	for line := range strings.Lines(text) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(parts) != 3 {
+			continue
+		}
+		for _, controller := range strings.Split(parts[1], ",") {
+			own[controller] = parts[2]
+		}
+	}
+	return own
+}
+
+// findHierarchies makes the parent group in every usable hierarchy.
+func findHierarchies(parent string) ([]hierarchy, error) {
+	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	groups, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	own := parseOwnGroups(string(groups))
+	var found []hierarchy
+	var problems []error
+	seen := make(map[string]bool)
+	for _, m := range parseCgroupMounts(string(mountinfo)) {
+		key := strings.Join(m.controllers, ",")
+		if seen[key] {
+			continue // mounted a second time, in a container for instance
+		}
+		h, err := openHierarchy(m, own, parent)
+		if err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		seen[key] = true
+		found = append(found, h)
+	}
+	return found, errors.Join(problems...)
+}
+
+// openHierarchy puts the parent group at the root of what is mounted, or below the process's own group where the root is
+// not ours to write: in a container, or in a delegated service.
+func openHierarchy(m cgroupMount, own map[string]string, parent string) (hierarchy, error) {
+	h := hierarchy{unified: m.unified, controllers: m.controllers}
+	key := ""
+	if !m.unified {
+		key = m.controllers[0]
+	}
+	ownPath := m.point
+	if rel, err := filepath.Rel(m.root, own[key]); err == nil && !strings.HasPrefix(rel, "..") {
+		ownPath = filepath.Join(m.point, rel)
+	}
+	var problems []error
+	for _, at := range slices.Compact([]string{m.point, ownPath}) {
+		base := filepath.Join(at, parent)
+		if err := os.Mkdir(base, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			problems = append(problems, err)
+			continue
+		}
+		if m.unified {
+			controllers, err := delegate(at)
+			if err == nil {
+				err = enableControllers(base, controllers)
+			}
+			if err != nil {
+				_ = os.Remove(base)
+				problems = append(problems, err)
+				continue
+			}
+			h.controllers = controllers
+		}
+		h.base = base
+		return h, nil
+	}
+	return h, errors.Join(problems...)
+}
+
+// delegate lets the children of a v2 group use the wanted controllers that the group has. A group other than the root
+// must hold no process then ("no internal processes", cgroup-v2.rst): ours move to a leaf first.
+func delegate(group string) ([]string, error) {
+	text, err := os.ReadFile(filepath.Join(group, "cgroup.controllers"))
+	if err != nil {
+		return nil, err
+	}
+	var controllers []string
+	for _, c := range strings.Fields(string(text)) {
+		if slices.Contains(wanted, c) {
+			controllers = append(controllers, c)
+		}
+	}
+	err = enableControllers(group, controllers)
+	if !errors.Is(err, unix.EBUSY) {
+		return controllers, err
+	}
+	leaf := filepath.Join(group, "rockpool-node")
+	if err := os.Mkdir(leaf, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	pids, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
+	if err != nil {
+		return nil, err
+	}
+	for _, pid := range strings.Fields(string(pids)) {
+		if err := writeFile(filepath.Join(leaf, "cgroup.procs"), pid); err != nil && !errors.Is(err, unix.ESRCH) {
+			return nil, fmt.Errorf("move process %s to a leaf group: %w", pid, err)
+		}
+	}
+	return controllers, enableControllers(group, controllers)
+}
+
+func enableControllers(group string, controllers []string) error {
+	if len(controllers) == 0 {
+		return nil
+	}
+	return writeFile(filepath.Join(group, "cgroup.subtree_control"), "+"+strings.Join(controllers, " +"))
+}
+
+// writeFile writes without creating: a control file that is not there is an error.
+func writeFile(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
+}

@@ -1,0 +1,263 @@
+//go:build linux && cgo
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// Runtime is the node's side of all its sandboxes. Its methods may be called concurrently.
+type Runtime struct {
+	cfg         Config
+	log         logrus.FieldLogger
+	binary      *os.File // sealed copy of this program, which the supervisor is executed from
+	hierarchies []hierarchy
+	filter      []byte
+	mountPoint  string
+	bootID      string
+	wg          sync.WaitGroup
+
+	mu        sync.Mutex
+	closed    bool
+	features  uint32 // of the sandboxes made so far
+	created   bool
+	sandboxes map[string]*Sandbox
+	slots     map[int]string // slot to id; a slot is a range of host ids and is free again only when the state is gone
+}
+
+// New opens the state directory and probes the kernel. What is missing is one error that names all of it.
+func New(cfg Config) (*Runtime, error) {
+	if cfg.CgroupParent == "" {
+		cfg.CgroupParent = "rockpool"
+	}
+	if cfg.IDBase == 0 {
+		cfg.IDBase = 0x20000000
+	}
+	if cfg.MaxSandboxes <= 0 {
+		cfg.MaxSandboxes = 1024
+	}
+	if cfg.Log == nil {
+		silent := logrus.New()
+		silent.SetOutput(io.Discard)
+		cfg.Log = silent
+	}
+	if cfg.Dir == "" || !filepath.IsAbs(cfg.Dir) || !validID.MatchString(cfg.CgroupParent) {
+		return nil, fmt.Errorf("%w configuration: Dir must be an absolute path and CgroupParent a plain name", ErrInvalid)
+	}
+	if uint64(cfg.IDBase)+uint64(cfg.MaxSandboxes)*idsPerSandbox >= 1<<31 {
+		return nil, fmt.Errorf("%w configuration: IDBase and MaxSandboxes together leave the range of user ids", ErrInvalid)
+	}
+	r := &Runtime{cfg: cfg, log: cfg.Log, sandboxes: make(map[string]*Sandbox), slots: make(map[int]string)}
+	if err := r.probe(); err != nil {
+		return nil, err
+	}
+	if err := r.open(); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
+}
+
+func (r *Runtime) open() (err error) {
+	if r.filter, err = systemCallFilter(); err != nil {
+		return err
+	}
+	r.mountPoint = filepath.Join(r.cfg.Dir, "mount")
+	for _, dir := range []string{r.cfg.Dir, r.mountPoint, r.runners()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make state directory: %w", err)
+		}
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return fmt.Errorf("make state directory private: %w", err)
+		}
+	}
+	if r.binary, err = sealedSelf(); err != nil {
+		return err
+	}
+	ids, err := r.List()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if state, err := r.readState(id); err == nil {
+			r.slots[state.Slot] = id
+		}
+	}
+	return nil
+}
+
+// sealedSelf copies this program into memory that nothing can write again: a supervisor never runs from a file whose
+// descriptor could be had from inside (CVE-2019-5736).
+func sealedSelf() (*os.File, error) {
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return nil, fmt.Errorf("open own program: %w", err)
+	}
+	defer func() { _ = self.Close() }()
+	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate("rockpool", flags|unix.MFD_EXEC)
+	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
+		fd, err = unix.MemfdCreate("rockpool", flags)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make a memory file: %w", err)
+	}
+	// A high number: the child's own descriptors are numbered from 0 and must not replace it before execve.
+	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 512)
+	_ = unix.Close(fd)
+	if err != nil {
+		return nil, fmt.Errorf("move the memory file: %w", err)
+	}
+	copied := os.NewFile(uintptr(high), "rockpool")
+	if _, err := io.Copy(copied, self); err != nil {
+		return nil, errors.Join(fmt.Errorf("copy own program: %w", err), copied.Close())
+	}
+	seals := unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	if _, err := unix.FcntlInt(uintptr(high), unix.F_ADD_SEALS, seals); err != nil {
+		return nil, errors.Join(fmt.Errorf("seal the memory file: %w", err), copied.Close())
+	}
+	return copied, nil
+}
+
+func (r *Runtime) runners() string                     { return filepath.Join(r.cfg.Dir, "sandboxes") }
+func (r *Runtime) stateDir(id string) string           { return filepath.Join(r.runners(), id) }
+func (r *Runtime) group(id string) group               { return group{r.hierarchies, id} }
+func (r *Runtime) idBase(slot int) uint32              { return r.cfg.IDBase + uint32(slot)*idsPerSandbox }
+func (r *Runtime) logFor(id string) logrus.FieldLogger { return r.log.WithField("runner_id", id) }
+
+// List names the sandboxes that have state on disk, alive or not.
+func (r *Runtime) List() ([]string, error) {
+	entries, err := os.ReadDir(r.runners())
+	if err != nil {
+		return nil, fmt.Errorf("list sandboxes: %w", err)
+	}
+	var ids []string
+	for _, e := range entries {
+		if validID.MatchString(e.Name()) {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
+}
+
+// reserve registers an id and gives it the lowest free slot.
+func (r *Runtime) reserve(id string) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return 0, fs.ErrClosed
+	}
+	for slot := range r.cfg.MaxSandboxes {
+		if _, taken := r.slots[slot]; !taken {
+			r.slots[slot] = id
+			return slot, nil
+		}
+	}
+	return 0, ErrFull
+}
+
+func (r *Runtime) release(slot int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.slots, slot)
+}
+
+func (r *Runtime) forget(s *Sandbox) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sandboxes[s.id] == s {
+		delete(r.sandboxes, s.id)
+	}
+}
+
+func (r *Runtime) known(id string) *Sandbox {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sandboxes[id]
+}
+
+// adopt makes the sandbox known and starts watching it.
+func (r *Runtime) adopt(s *Sandbox) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return fs.ErrClosed
+	}
+	if r.sandboxes[s.id] != nil {
+		return fmt.Errorf("%w: %s", ErrExists, s.id)
+	}
+	r.sandboxes[s.id] = s
+	r.wg.Go(s.watch)
+	return nil
+}
+
+// Remove destroys whatever remains of a sandbox: a live one, a dead one, or debris of one whose creation was cut short.
+func (r *Runtime) Remove(ctx context.Context, id string) error {
+	if !validID.MatchString(id) {
+		return fmt.Errorf("%w sandbox id", ErrInvalid)
+	}
+	if s := r.known(id); s != nil {
+		return s.Destroy(ctx)
+	}
+	state, err := r.readState(id)
+	if err == nil {
+		if pidfd, err := r.identify(state); err == nil {
+			_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+			_ = unix.Close(pidfd)
+		}
+	}
+	if err := r.wipe(ctx, id); err != nil {
+		return err
+	}
+	if err == nil {
+		r.release(state.Slot)
+	}
+	return nil
+}
+
+// wipe kills by group and removes groups and state. Mounts need nothing: they live and die with the mount namespace.
+func (r *Runtime) wipe(ctx context.Context, id string) error {
+	g := r.group(id)
+	if err := g.kill(ctx); err != nil {
+		return fmt.Errorf("kill sandbox: %w", err)
+	}
+	if err := g.remove(ctx); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(r.stateDir(id)); err != nil {
+		return fmt.Errorf("remove state: %w", err)
+	}
+	return nil
+}
+
+// Close releases descriptors and waits for the watchers; sandboxes keep running.
+func (r *Runtime) Close() error {
+	r.mu.Lock()
+	already := r.closed
+	r.closed = true
+	sandboxes := make([]*Sandbox, 0, len(r.sandboxes))
+	for _, s := range r.sandboxes {
+		sandboxes = append(sandboxes, s)
+	}
+	r.mu.Unlock()
+	if already {
+		return nil
+	}
+	for _, s := range sandboxes {
+		s.detach()
+	}
+	r.wg.Wait()
+	if r.binary == nil {
+		return nil
+	}
+	return r.binary.Close()
+}

@@ -1,0 +1,143 @@
+//go:build linux && cgo
+
+// The steady state of the supervisor: it waits, without timers, for connections of the node and for the end of processes.
+// A connection is one request and becomes one child; the child reads and judges the request, never process 1 itself.
+#include "supervisor_linux.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/securebits.h>
+#include <linux/seccomp.h>
+#include <grp.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef PR_CAP_AMBIENT
+#define PR_CAP_AMBIENT 47
+#define PR_CAP_AMBIENT_CLEAR_ALL 4
+#endif
+
+// drop_power enters the user namespace, last of all, and keeps there only what starting a program takes: its user, its
+// groups, and the owner of its terminal. The system call filter stands for the supervisor too; children inherit it, so
+// that an execution does not pay for it.
+void drop_power(struct setup *s) {
+	check(setns(s->user_ns, CLONE_NEWUSER) == 0, "enter the user namespace");
+	check(setgroups(0, NULL) == 0 && setresgid(0, 0, 0) == 0 && setresuid(0, 0, 0) == 0, "become the namespace's root");
+	close(s->user_ns);
+	check(prctl(PR_SET_SECUREBITS, SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_KEEP_CAPS_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE |
+	            SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED, 0, 0, 0) == 0, "lock the secure bits");
+	check(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) == 0, "clear the ambient set");
+	for (int c = 0; prctl(PR_CAPBSET_READ, c, 0, 0, 0) >= 0; c++)
+		check(prctl(PR_CAPBSET_DROP, c, 0, 0, 0) == 0, "empty the bounding set");
+	struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+	uint32_t kept = 1u << CAP_CHOWN | 1u << CAP_SETGID | 1u << CAP_SETUID;
+	struct __user_cap_data_struct sets[2] = {{kept, kept, 0}, {0, 0, 0}};
+	check(syscall(SYS_capset, &head, sets) == 0, "drop capabilities");
+	check(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0, "become undumpable");
+	check(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "set no_new_privs");
+	// The terminals' file system moves next to the listening socket; nothing else stays open.
+	check(dup3(s->pts, FIRST_FD, O_CLOEXEC) == FIRST_FD || s->pts == FIRST_FD, "keep the terminals' directory");
+	s->pts = FIRST_FD;
+	check(syscall(SYS_close_range, FIRST_FD + 1, ~0u, 0) == 0, "close descriptors");
+	struct sock_fprog program = {(unsigned short)(s->filter_length / sizeof(struct sock_filter)), (struct sock_filter *)s->filter};
+	check(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) == 0, "install the system call filter");
+}
+
+// receive_header takes the header of a request and its descriptors. The peer is the node: the socket's path lies in its
+// private directory. A node that dies or hangs here must not stop the sandbox, hence the time limit on the socket.
+static int receive_header(int connection, struct header *h, int *fds, int *count) {
+	union {
+		struct cmsghdr align;
+		char space[CMSG_SPACE(sizeof(int) * MAX_FDS)];
+	} control;
+	struct iovec vector = {h, sizeof *h};
+	struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+	struct timeval limit = {.tv_sec = 5};
+	setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+	setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+	*count = 0;
+	ssize_t n = recvmsg(connection, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL);
+	if (n >= 0)
+		for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
+			if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
+				*count = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+				memcpy(fds, CMSG_DATA(c), sizeof(int) * (size_t)*count);
+			}
+	int good = n == sizeof *h && h->magic == FRAME_MAGIC && h->length <= MAX_REQUEST && (int)h->fds == *count &&
+		   !(message.msg_flags & MSG_CTRUNC);
+	return good ? 0 : -1;
+}
+
+struct running {
+	pid_t pid;
+	int connection;
+};
+
+enum { MAX_RUNNING = 1024 };
+
+static void say(int connection, uint32_t kind, int32_t value) {
+	struct event e = {.magic = FRAME_MAGIC, .kind = kind, .value = value};
+	// Never waits: the buffer is empty but for one frame, and a node that is gone needs no answer.
+	if (send(connection, &e, sizeof e, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) return;
+}
+
+void serve(struct setup *s) {
+	static struct running table[MAX_RUNNING];
+	int count = 0;
+	sigset_t all;
+	sigfillset(&all);
+	fcntl(LISTEN_FD, F_SETFL, O_NONBLOCK); // a connection may be gone again before it is accepted
+	int signals = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (signals < 0) _exit(73);
+	for (;;) {
+		// A full table stops accepting; the node's connections wait in the backlog.
+		struct pollfd watched[2] = {{signals, POLLIN, 0}, {count < MAX_RUNNING ? LISTEN_FD : -1, POLLIN, 0}};
+		if (poll(watched, 2, -1) < 0 && errno != EINTR) _exit(74);
+		if (watched[0].revents) {
+			struct signalfd_siginfo info[16];
+			while (read(signals, info, sizeof info) > 0) continue;
+			int status;
+			// Orphans are adopted by process 1 and reaped here as well; only children of the table have a listener.
+			for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+				for (int i = 0; i < count; i++)
+					if (table[i].pid == pid) {
+						say(table[i].connection, KIND_EXITED, status);
+						close(table[i].connection);
+						table[i] = table[--count];
+						break;
+					}
+		}
+		if (!watched[1].revents) continue;
+		int connection = accept4(LISTEN_FD, NULL, NULL, SOCK_CLOEXEC);
+		if (connection < 0) continue;
+		struct header h = {0};
+		int fds[MAX_FDS], given = 0;
+		if (receive_header(connection, &h, fds, &given) == 0 && h.kind == KIND_PING) {
+			say(connection, KIND_PONG, 0);
+		} else if (h.magic == FRAME_MAGIC && (h.kind == KIND_EXEC || h.kind == KIND_HOLD)) {
+			pid_t pid = fork();
+			if (pid == 0) run_request(connection, &h, fds, s->pts);
+			if (pid > 0) {
+				table[count++] = (struct running){pid, connection};
+				connection = -1;
+			} else if (given > 0) {
+				struct verdict v = {.magic = FRAME_MAGIC, .error = errno, .step = "fork"};
+				if (write(fds[0], &v, sizeof v) < 0) errno = 0;
+			}
+		}
+		for (int i = 0; i < given; i++) close(fds[i]);
+		if (connection >= 0) close(connection);
+	}
+}

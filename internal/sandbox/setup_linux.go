@@ -1,0 +1,84 @@
+//go:build linux && cgo
+
+package sandbox
+
+import (
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// setupMessage says to process 1 what to build; supervisor_linux.c reads it in the same order.
+func (r *Runtime) setupMessage(spec Spec, slot, cgroups int) []byte {
+	limits := spec.Limits
+	var b body
+	b.u32(uint32(cgroups))
+	b.u32(uint32(len(spec.Root.Lower)))
+	b.u32(uint32(len(spec.Root.Binds)))
+	b.u32(r.idBase(slot))
+	b.u64(uint64(limits.DiskBytes))
+	b.u64(uint64(limits.DiskInodes))
+	b.u64(uint64(min(limits.DiskBytes, 64<<20)))
+	b.str(spec.Hostname)
+	b.str(r.mountPoint)
+
+	rlimits := []struct {
+		resource uint32
+		value    int64
+	}{
+		{unix.RLIMIT_CORE, 0},
+		{unix.RLIMIT_NOFILE, limits.OpenFiles},
+		{unix.RLIMIT_FSIZE, limits.FileSizeBytes},
+		{unix.RLIMIT_MEMLOCK, 8 << 20},
+		{unix.RLIMIT_MSGQUEUE, 800 << 10},
+		{unix.RLIMIT_SIGPENDING, 4096},
+		{unix.RLIMIT_NPROC, -1}, // processes are bounded by the control group; a count by host uid would bound nothing more
+		{unix.RLIMIT_RTPRIO, 0},
+		{unix.RLIMIT_NICE, 0},
+	}
+	b.u32(uint32(len(rlimits)))
+	for _, l := range rlimits {
+		b.u32(l.resource)
+		b.u64(uint64(l.value))
+	}
+	for _, bind := range spec.Root.Binds {
+		b.str(path.Clean(bind.Target))
+	}
+	dirs := ownDirs(spec.Root)
+	b.u32(uint32(len(dirs)))
+	for _, d := range dirs {
+		b.str(d.path)
+		b.u32(d.mode)
+		b.u32(d.uid)
+		b.u32(d.gid)
+	}
+	b.str(string(r.filter))
+	return append(header(0, len(b), 0), b...)
+}
+
+type ownDir struct {
+	path     string
+	mode     uint32
+	uid, gid uint32
+}
+
+// ownDirs are the directories that a sandbox starts with empty and writable. They lie on the bounded tmpfs itself, not
+// on the overlay, which is slower and refuses to rename directories.
+func ownDirs(root Root) []ownDir {
+	dirs := []ownDir{
+		{defaultWorkDir, 0o1777, 0, 0},
+		{"/tmp", 0o1777, 0, 0},
+		{"/var/tmp", 0o1777, 0, 0},
+	}
+	if w := path.Clean(root.WorkDir); w == "/home" || strings.HasPrefix(w, "/home/") {
+		return dirs
+	}
+	for _, u := range lowerUsers(root.Lower) {
+		home := path.Clean(u.home)
+		if u.uid >= 1000 && u.uid < 60000 && strings.HasPrefix(home, "/home/") && len(dirs) < 16 {
+			dirs = append(dirs, ownDir{home, 0o755, u.uid, u.gid})
+		}
+	}
+	return dirs
+}
