@@ -392,3 +392,14 @@ func (p *Pools) Runners(id environment.ID) []string {
 	}
 	return ids
 }
+
+// Ended reports whether a runner can never be used (again).
+func (p Phase) Ended() bool { return p >= Dying }
+
+// Removed says that a runner was purged without an action of a plan.
+func (p *Pools) Removed(id string, now time.Time) {
+	if e, r := p.find(id); r != nil && !r.busy {
+		r.enter(Dead, now)
+		e.dirty = true
+	}
+}
