@@ -9,5 +9,5 @@
 //   - the feed begins with everything, goes on with changes in the order of the cluster's index, and after any break begins anew. The stream is opened before the
 //     listing is read, so nothing falls between them; what the listing already contains is told apart by index, never by a clock;
 //   - what a server offers is asked of it, once per connection of the feed: natively where docs/native-api.md is spoken, and otherwise by Nomad's exec with
-//     every value quoted by [quote].
+//     every value quoted by package shell.
 package nomad

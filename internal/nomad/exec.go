@@ -17,6 +17,7 @@ import (
 
 	"rockpool/internal/fault"
 	"rockpool/internal/runner/execution"
+	"rockpool/internal/shell"
 )
 
 // learner is the user that unprivileged programs run as. Images have it.
@@ -88,11 +89,11 @@ const readerGrace = time.Second
 // quoted runs a command on a cluster that only has Nomad's exec. On a terminal its stderr goes through a FIFO that a second exec
 // reads. Both make the FIFO, whoever is first; opening it makes each wait for the other; then it is unlinked.
 func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (int, error) {
-	script := shell(spec)
+	text := script(spec)
 	if !spec.SplitStderr || !spec.TTY {
-		return c.stream(ctx, at, spec.TTY, []string{"/bin/bash", "-c", script}, stdio, nil)
+		return c.stream(ctx, at, spec.TTY, []string{"/bin/bash", "-c", text}, stdio, nil)
 	}
-	fifo := quote(fmt.Sprintf("/tmp/stderr_%d.fifo", time.Now().UnixNano()))
+	fifo := shell.Quote(fmt.Sprintf("/tmp/stderr_%d.fifo", time.Now().UnixNano()))
 	prepare := "mkfifo " + fifo + " 2>/dev/null; "
 	g, gctx := errgroup.WithContext(ctx)
 	readCtx, stopReading := context.WithCancel(gctx)
@@ -109,7 +110,7 @@ func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.
 	})
 	var code int
 	g.Go(func() (err error) {
-		code, err = c.stream(gctx, at, true, []string{"/bin/bash", "-c", prepare + "exec 2>" + fifo + "; rm -f " + fifo + "; " + script}, stdio, nil)
+		code, err = c.stream(gctx, at, true, []string{"/bin/bash", "-c", prepare + "exec 2>" + fifo + "; rm -f " + fifo + "; " + text}, stdio, nil)
 		t := time.AfterFunc(readerGrace, stopReading)
 		context.AfterFunc(readCtx, func() { t.Stop() })
 		return err
@@ -119,8 +120,8 @@ func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.
 	return code, err
 }
 
-// shell is the script of a command, every value quoted.
-func shell(spec execution.Spec) string {
+// script is that of a command, every value quoted.
+func script(spec execution.Spec) string {
 	var b strings.Builder
 	b.WriteString(`unset "${!NOMAD_@}"; exec `)
 	if !spec.Privileged {
@@ -128,9 +129,9 @@ func shell(spec execution.Spec) string {
 	}
 	b.WriteString("env")
 	for _, name := range slices.Sorted(maps.Keys(spec.Env)) {
-		b.WriteString(" " + quote(name+"="+spec.Env[name]))
+		b.WriteString(" " + shell.Quote(name+"="+spec.Env[name]))
 	}
-	b.WriteString(" /bin/bash -c " + quote(spec.Command))
+	b.WriteString(" /bin/bash -c " + shell.Quote(spec.Command))
 	return b.String()
 }
 

@@ -48,8 +48,8 @@ type Manager struct {
 	envs    map[environment.ID]environment.Environment
 	seen    map[string]Seen // of runners that are not claimed yet
 	used    map[string]*Runner
-	arrived chan struct{} // closed and replaced whenever a claim may succeed that did not before
-	live    bool          // the first listing has come
+	arrived chan struct{}                // closed and replaced whenever a claim may succeed that did not before
+	live    bool                         // the first listing has come
 	below   map[environment.ID]time.Time // since when a pool is under the threshold
 	relist  context.CancelFunc           // breaks the feed, which begins with a full listing again
 }

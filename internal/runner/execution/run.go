@@ -115,9 +115,11 @@ func (e *Engine) Run(ctx context.Context, at Place, id string, req Request, c Cl
 	}
 	cause := context.Cause(ctx)
 	log := logging.From(ctx)
+	// A terminal whose input was ended cannot be typed on.
+	typed := !dead(cause) && spec.TTY && c.Stdin.Inject(quit) == nil
 	if !e.Tasks.Go(func() {
 		defer stopExec()
-		if err := e.end(execCtx, stopExec, at, spec, c.Stdin, result, cause); err != nil {
+		if err := e.end(execCtx, stopExec, at, id, typed, c.Stdin, result, cause); err != nil {
 			log.WithField("error", err.Error()).Warn("an execution could not be ended, its runner is discarded")
 			discard(err)
 		}
@@ -201,35 +203,34 @@ func waitCause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// end stops a program whose client has its verdict. It returns when the exec has returned.
-func (e *Engine) end(ctx context.Context, stopExec func(), at Place, spec Spec, stdin *nullio.Stdin, result <-chan ended, cause error) error {
-	dead := errors.Is(cause, ErrOutOfMemory) || errors.Is(cause, ErrGone) || errors.Is(cause, ErrCompleted)
-	if !dead {
-		// A terminal whose input was ended cannot be typed on.
-		if typed := spec.TTY && stdin.Inject(quit) == nil; !typed && e.Native() {
+// dead reports whether there is nothing left that could be stopped.
+func dead(cause error) bool {
+	return errors.Is(cause, ErrOutOfMemory) || errors.Is(cause, ErrGone) || errors.Is(cause, ErrCompleted)
+}
+
+// purged reports whether somebody removes the whole runner.
+func purged(cause error) bool { return errors.Is(cause, ErrDeleted) || errors.Is(cause, ErrInactive) }
+
+// end stops a program whose client has its verdict, after QUIT was typed or else by signal. It returns when the exec has returned.
+func (e *Engine) end(ctx context.Context, stopExec func(), at Place, id string, typed bool, stdin *nullio.Stdin, result <-chan ended, cause error) error {
+	if !dead(cause) {
+		if !typed && e.Native() {
 			callCtx, cancel := context.WithTimeout(ctx, Grace)
-			_ = e.Executor.Signal(callCtx, at, spec.ID, "SIGQUIT")
+			_ = e.Executor.Signal(callCtx, at, id, "SIGQUIT") // the kill below decides
 			cancel()
 		}
 		t := time.NewTimer(Grace)
 		defer t.Stop()
 		select {
 		case r := <-result:
-			return e.certain(ctx, at, spec.ID, r, cause)
+			return e.certain(ctx, at, id, r, cause)
 		case <-t.C:
 		}
 	}
 	// Ending the connection has the native side kill the control group too; the call says whether it worked.
 	var err error
-	if !dead && !errors.Is(cause, ErrDeleted) && !errors.Is(cause, ErrInactive) {
-		if err = ErrNotOffered; e.Native() {
-			callCtx, cancel := context.WithTimeout(ctx, killTime)
-			err = e.Executor.Kill(callCtx, at, spec.ID)
-			cancel()
-		}
-		if fault.Is(err, fault.NotFound) {
-			err = nil
-		}
+	if !dead(cause) && !purged(cause) {
+		err = e.kill(ctx, at, id)
 	}
 	stdin.CloseWithError(io.EOF)
 	stopExec()
@@ -239,11 +240,16 @@ func (e *Engine) end(ctx context.Context, stopExec func(), at Place, spec Spec, 
 
 // certain makes sure that a program whose stream broke is not left running.
 func (e *Engine) certain(ctx context.Context, at Place, id string, r ended, cause error) error {
-	if r.err == nil || errors.Is(cause, ErrDeleted) || errors.Is(cause, ErrInactive) {
+	if r.err == nil || purged(cause) {
 		return nil
 	}
+	return e.kill(ctx, at, id)
+}
+
+// kill ends whatever is left of an execution; one that is not known any more has ended.
+func (e *Engine) kill(ctx context.Context, at Place, id string) error {
 	if !e.Native() {
-		return r.err
+		return ErrNotOffered
 	}
 	ctx, cancel := context.WithTimeout(ctx, killTime)
 	defer cancel()

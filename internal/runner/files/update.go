@@ -65,6 +65,7 @@ func Read(body io.Reader, modified time.Time) (u *Update, err error) {
 		}
 		return u, fault.New(fault.Invalid, "%s", err.Error())
 	}
+	_, _ = io.Copy(io.Discard, body) // what follows the first value is ignored
 	return u, tw.Close()
 }
 
