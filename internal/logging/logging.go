@@ -90,3 +90,10 @@ func From(ctx context.Context) Logger {
 	}
 	return Discard()
 }
+
+// Trace logs below debug, where the logger can.
+func Trace(l Logger, message string) {
+	if e, ok := l.(*logrus.Entry); ok {
+		e.Trace(message)
+	}
+}

@@ -1,0 +1,115 @@
+// Command gateway serves the API for running strangers' code, and runs programs through it from a terminal.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"rockpool/internal/client"
+	"rockpool/internal/config"
+	"rockpool/internal/gateway"
+	"rockpool/internal/logging"
+)
+
+// errConfig marks what is to be put right in the configuration.
+var errConfig = errors.New("configuration")
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	for i, a := range args {
+		if a == "--" {
+			break
+		}
+		if a == "-config" { // as in the units of existing deployments
+			args[i] = "--config"
+		}
+	}
+	code := 0
+	var file string
+	serveRun := func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), file) }
+	root := &cobra.Command{Use: "gateway", Short: "A gateway for running strangers' code", SilenceUsage: true, SilenceErrors: true,
+		Args: cobra.NoArgs, RunE: serveRun}
+	serveCmd := &cobra.Command{Use: "serve", Short: "Serve the API", Args: cobra.NoArgs, RunE: serveRun}
+	for _, c := range []*cobra.Command{root, serveCmd} {
+		c.Flags().StringVar(&file, "config", "./configuration.yaml", "configuration file")
+	}
+	versionCmd := &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), gateway.Version()) }}
+	root.AddCommand(serveCmd, runCommand(&code), versionCmd)
+	root.SetArgs(args)
+	err := root.ExecuteContext(context.Background())
+	if err == nil {
+		return code
+	}
+	fmt.Fprintln(os.Stderr, "gateway:", err)
+	switch {
+	case errors.Is(err, errConfig):
+		return 2
+	case code != 0:
+		return code
+	}
+	return 1
+}
+
+func serve(ctx context.Context, file string) error {
+	cfg, notes, err := config.Load(file, os.Environ())
+	if err != nil {
+		return fmt.Errorf("%w:\n%w", errConfig, err)
+	}
+	log, err := logging.New(os.Stderr, cfg.Logger.Level, cfg.Logger.Formatter)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errConfig, err)
+	}
+	if notes.Missing {
+		log.WithField("file", file).Info("there is no configuration file, defaults are used")
+	}
+	if len(notes.Ignored) > 0 {
+		log.WithField("keys", notes.Ignored).Info("keys without a meaning here are ignored")
+	}
+	var embedded gateway.Embedded
+	if cfg.Nomad.Address == "" {
+		if embedded, err = gateway.NewEmbedded(cfg.Orchestrator, log); err != nil {
+			return fmt.Errorf("%w: %w", errConfig, err)
+		}
+	}
+	g, err := gateway.New(cfg, embedded, log)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGABRT)
+	defer stop()
+	return g.Run(ctx)
+}
+
+func runCommand(code *int) *cobra.Command {
+	var o client.Options
+	c := &cobra.Command{Use: "run [flags] -- command [argument]...", Short: "Run a program in a runner", Args: cobra.MinimumNArgs(1)}
+	f := c.Flags()
+	f.StringVar(&o.URL, "url", "http://127.0.0.1:7200", "the gateway")
+	f.StringVar(&o.Token, "token", os.Getenv("ROCKPOOL_TOKEN"), "its token (default from ROCKPOOL_TOKEN)")
+	f.IntVar(&o.Environment, "env", 0, "execution environment")
+	f.StringArrayVar(&o.Files, "file", nil, "file to upload; may be repeated")
+	f.StringVar(&o.Dir, "dir", "", "directory whose content is uploaded")
+	f.IntVar(&o.TimeLimit, "time-limit", 0, "seconds; 0 = none")
+	_ = c.MarkFlagRequired("env")
+	f.Lookup("token").DefValue = "" // a secret has no place in the help
+	f.SetInterspersed(false)
+	c.RunE = func(cmd *cobra.Command, argv []string) (err error) {
+		o.Argv = argv
+		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGHUP)
+		defer stop()
+		signals := make(chan os.Signal, 8)
+		signal.Notify(signals, os.Interrupt, syscall.SIGWINCH)
+		defer signal.Stop(signals)
+		*code, err = client.Run(ctx, o, client.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Signals: signals})
+		return err
+	}
+	return c
+}

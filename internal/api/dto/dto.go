@@ -1,0 +1,105 @@
+// Package dto holds the JSON bodies of the gateway's API. Names and shapes are the contract's.
+package dto
+
+// Environment is an execution environment.
+type Environment struct {
+	ID                 int      `json:"id"`
+	PrewarmingPoolSize uint     `json:"prewarmingPoolSize"`
+	CPULimit           uint     `json:"cpuLimit"`
+	MemoryLimit        uint     `json:"memoryLimit"`
+	Image              string   `json:"image"`
+	NetworkAccess      bool     `json:"networkAccess"`
+	ExposedPorts       []uint16 `json:"exposedPorts"`
+}
+
+// EnvironmentRequest is the body of a PUT; an id in it is ignored.
+type EnvironmentRequest struct {
+	PrewarmingPoolSize uint     `json:"prewarmingPoolSize"`
+	CPULimit           uint     `json:"cpuLimit"`
+	MemoryLimit        uint     `json:"memoryLimit"`
+	Image              string   `json:"image"`
+	NetworkAccess      bool     `json:"networkAccess"`
+	ExposedPorts       []uint16 `json:"exposedPorts"`
+}
+
+// Environments is the list of all environments.
+type Environments struct {
+	ExecutionEnvironments []Environment `json:"executionEnvironments"`
+}
+
+// Statistics is one environment's pool.
+type Statistics struct {
+	ID                 int  `json:"id"`
+	PrewarmingPoolSize uint `json:"prewarmingPoolSize"`
+	IdleRunners        uint `json:"idleRunners"`
+	UsedRunners        uint `json:"usedRunners"`
+}
+
+// RunnerRequest asks for a runner.
+type RunnerRequest struct {
+	ExecutionEnvironmentID int `json:"executionEnvironmentId"`
+	InactivityTimeout      int `json:"inactivityTimeout"` // seconds, 0 = never
+}
+
+// Runner is a runner that was handed out.
+type Runner struct {
+	RunnerID    string       `json:"runnerId"`
+	MappedPorts []MappedPort `json:"mappedPorts"`
+}
+
+// MappedPort is where an exposed port can be reached.
+type MappedPort struct {
+	ExposedPort uint   `json:"exposedPort"`
+	HostAddress string `json:"hostAddress"`
+}
+
+// ExecutionRequest asks for an execution. TTY, Width and Height are extensions.
+type ExecutionRequest struct {
+	Command             string            `json:"command"`
+	PrivilegedExecution bool              `json:"privilegedExecution"`
+	TimeLimit           int               `json:"timeLimit"` // seconds, 0 = none
+	Environment         map[string]string `json:"environment"`
+	TTY                 *bool             `json:"tty"` // default true
+	Width               uint16            `json:"width"`
+	Height              uint16            `json:"height"`
+}
+
+// Execution is where the execution begins.
+type Execution struct {
+	WebSocketURL string `json:"websocketUrl"`
+}
+
+// FileHeader is one entry of a listing.
+type FileHeader struct {
+	Name             string `json:"name"`
+	EntryType        string `json:"entryType"`
+	LinkTarget       string `json:"linkTarget,omitempty"`
+	Size             int64  `json:"size"`
+	ModificationTime int64  `json:"modificationTime"`
+	Permissions      string `json:"permissions"`
+	Owner            string `json:"owner"`
+	Group            string `json:"group"`
+}
+
+// ClientError is the body of 4xx.
+type ClientError struct {
+	Message string `json:"message"`
+}
+
+// ServerError is the body of 5xx.
+type ServerError struct {
+	Message   string    `json:"message"`
+	ErrorCode ErrorCode `json:"errorCode"`
+}
+
+// ErrorCode tells server errors apart. There are no others.
+type ErrorCode string
+
+// The error codes.
+const (
+	CodeUnreachable ErrorCode = "NOMAD_UNREACHABLE"
+	CodeOverload    ErrorCode = "NOMAD_OVERLOAD"
+	CodeInternal    ErrorCode = "NOMAD_INTERNAL_SERVER_ERROR"
+	CodeDepleting   ErrorCode = "PREWARMING_POOL_DEPLETING"
+	CodeUnknown     ErrorCode = "UNKNOWN"
+)

@@ -1,0 +1,133 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"rockpool/internal/api/dto"
+	"rockpool/internal/auth"
+	"rockpool/internal/endpoint"
+	"rockpool/internal/environment"
+	"rockpool/internal/fault"
+)
+
+// health is 204, or 503 while recovery is under way or a pool runs dry.
+func (a *API) health(context.Context, auth.Identity, endpoint.None) (endpoint.NoContent, error) {
+	depleting := func(text string) error {
+		return &answered{error: fault.New(fault.Unavailable, "%s", text), status: http.StatusServiceUnavailable, code: dto.CodeDepleting}
+	}
+	select {
+	case <-a.ready:
+	default:
+		err := fault.New(fault.Unavailable, "recovery is under way: the cluster's runners and environments are being listed")
+		return endpoint.NoContent{}, &answered{error: err, status: http.StatusServiceUnavailable, code: dto.CodeUnknown}
+	}
+	var short []string
+	list, _ := a.envs.List(context.Background(), false) // from memory: cannot fail
+	stats := a.runners.AllStats()
+	for _, e := range list {
+		s, ok := stats[e.ID]
+		if ok && s.Size > 0 && float64(s.Idle)/float64(s.Size) < a.opts.AlertThreshold {
+			short = append(short, strconv.Itoa(int(e.ID)))
+		}
+	}
+	if len(short) > 0 {
+		return endpoint.NoContent{}, depleting("the prewarming pool is depleting: environments " + strings.Join(short, ", "))
+	}
+	return endpoint.NoContent{}, nil
+}
+
+func (a *API) version(context.Context, auth.Identity, endpoint.None) (string, error) {
+	if a.opts.Version == "" {
+		return "", empty(fault.New(fault.NotFound, "there is no release"))
+	}
+	return a.opts.Version, nil
+}
+
+func (a *API) statistics(context.Context, auth.Identity, endpoint.None) (map[string]dto.Statistics, error) {
+	out := map[string]dto.Statistics{}
+	for id, s := range a.runners.AllStats() {
+		out[strconv.Itoa(int(id))] = dto.Statistics{
+			ID: int(id), PrewarmingPoolSize: uint(s.Size), IdleRunners: uint(s.Idle), UsedRunners: uint(s.Used),
+		}
+	}
+	return out, nil
+}
+
+type fetchRequest struct {
+	Fetch bool `query:"fetch"`
+}
+
+func (a *API) listEnvironments(ctx context.Context, _ auth.Identity, r fetchRequest) (dto.Environments, error) {
+	list, err := a.envs.List(ctx, r.Fetch)
+	if err != nil {
+		return dto.Environments{}, err
+	}
+	out := dto.Environments{ExecutionEnvironments: make([]dto.Environment, 0, len(list))}
+	for _, e := range list {
+		out.ExecutionEnvironments = append(out.ExecutionEnvironments, environmentOut(e))
+	}
+	return out, nil
+}
+
+func environmentOut(e environment.Environment) dto.Environment {
+	ports := e.ExposedPorts
+	if ports == nil {
+		ports = []uint16{}
+	}
+	return dto.Environment{
+		ID: int(e.ID), PrewarmingPoolSize: e.PoolSize, CPULimit: e.CPULimit, MemoryLimit: e.MemoryLimit,
+		Image: e.Image, NetworkAccess: e.NetworkAccess, ExposedPorts: ports,
+	}
+}
+
+type environmentRequest struct {
+	ID    int  `path:"id"`
+	Fetch bool `query:"fetch"`
+}
+
+func (a *API) getEnvironment(ctx context.Context, _ auth.Identity, r environmentRequest) (dto.Environment, error) {
+	e, err := a.envs.Get(ctx, environment.ID(r.ID), r.Fetch)
+	if fault.Is(err, fault.NotFound) {
+		err = empty(err)
+	}
+	return environmentOut(e), err
+}
+
+type putRequest struct {
+	ID   int                    `path:"id"`
+	Body dto.EnvironmentRequest `body:"json"`
+}
+
+// put is 201 for a new environment and 204 for a replaced one.
+type put struct{ created bool }
+
+func (p put) HTTPStatus() int {
+	if p.created {
+		return http.StatusCreated
+	}
+	return http.StatusNoContent
+}
+
+func (a *API) putEnvironment(ctx context.Context, _ auth.Identity, r putRequest) (put, error) {
+	b := r.Body
+	created, err := a.envs.Put(ctx, environment.Environment{
+		ID: environment.ID(r.ID), PoolSize: b.PrewarmingPoolSize, CPULimit: b.CPULimit, MemoryLimit: b.MemoryLimit,
+		Image: b.Image, NetworkAccess: b.NetworkAccess, ExposedPorts: b.ExposedPorts,
+	})
+	if err != nil && fault.KindOf(err) != fault.Unavailable {
+		err = coded(fmt.Errorf("provision environment %d: %w", r.ID, err), dto.CodeUnknown)
+	}
+	return put{created}, err
+}
+
+func (a *API) deleteEnvironment(ctx context.Context, _ auth.Identity, r environmentRequest) (endpoint.NoContent, error) {
+	err := a.envs.Delete(ctx, environment.ID(r.ID))
+	if fault.Is(err, fault.NotFound) {
+		err = empty(err)
+	}
+	return endpoint.NoContent{}, err
+}

@@ -1,0 +1,201 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	"rockpool/internal/api/dto"
+	"rockpool/internal/auth"
+	"rockpool/internal/endpoint"
+	"rockpool/internal/fault"
+	"rockpool/internal/runner"
+	"rockpool/internal/runner/execution"
+	"rockpool/internal/runner/files"
+)
+
+type updateRequest struct {
+	ID   string    `path:"runnerId"`
+	Body io.Reader `body:"raw"`
+}
+
+func (a *API) updateFiles(w http.ResponseWriter, r *http.Request, _ auth.Identity, q updateRequest) error {
+	run := runnerOf(r.Context())
+	run.Touch()
+	ctx, unbind := run.Bind(r.Context())
+	defer unbind()
+	modified := time.Unix(0, 0)
+	if a.opts.CopyModificationTime {
+		modified = time.Now()
+	}
+	update, err := files.Read(q.Body, modified)
+	if err != nil {
+		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			err = fault.New(fault.Invalid, "the request body is larger than %d bytes", tooLarge.Limit)
+		}
+		return err
+	}
+	defer update.Close()
+	archive, err := update.Archive()
+	if err == nil {
+		err = a.files.Apply(ctx, run.Place(), update.Deletes, archive)
+	}
+	switch {
+	case err == nil && ctx.Err() == nil:
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	case fault.Is(err, fault.Unprocessable):
+		err = fault.Wrap(fault.Internal, err, "file copy failed: stderr output '%s' and stdout output ''", fault.Public(err))
+		return coded(err, dto.CodeUnknown)
+	}
+	return ofRunner(ctx, run, err)
+}
+
+// ofRunner says of a call that failed whether its runner ended meanwhile.
+func ofRunner(ctx context.Context, run *runner.Runner, err error) error {
+	cause := context.Cause(ctx)
+	switch {
+	case cause == nil:
+		if fault.Is(err, fault.NotFound) { // its allocation, the path was answered before
+			return fault.Wrap(fault.Gone, err, "the runner %s is gone", run.ID)
+		}
+		return err
+	case errors.Is(cause, execution.ErrDeleted), errors.Is(cause, execution.ErrInactive):
+		return fault.Wrap(fault.Gone, errors.Join(cause, err), "the runner %s is gone", run.ID)
+	}
+	return fault.Wrap(fault.Internal, errors.Join(cause, err), "the request was aborted: the runner ended or the client left")
+}
+
+type listRequest struct {
+	ID         string `path:"runnerId"`
+	Path       string `query:"path"`
+	Recursive  string `query:"recursive"`
+	Privileged string `query:"privilegedExecution"`
+}
+
+func (a *API) listFiles(w http.ResponseWriter, r *http.Request, _ auth.Identity, q listRequest) error {
+	if q.Path == "" {
+		q.Path = "./"
+	}
+	recursive, err := strconv.ParseBool(q.Recursive)
+	recursive = recursive || err != nil
+	privileged, _ := strconv.ParseBool(q.Privileged)
+	run := runnerOf(r.Context())
+	run.Touch()
+	ctx, unbind := run.Bind(r.Context())
+	defer unbind()
+
+	started := false
+	for entry, err := range a.files.List(ctx, run.Place(), q.Path, recursive, privileged) {
+		if err != nil {
+			if !started && fault.Is(err, fault.NotFound) {
+				return unreadable(err)
+			}
+			return ofRunner(ctx, run, err)
+		}
+		if hidden(q.Path, entry.Name) {
+			continue
+		}
+		data, err := json.Marshal(header(entry))
+		if err != nil {
+			return err
+		}
+		lead := ","
+		if !started {
+			started = true
+			w.Header().Set("Content-Type", "application/json")
+			lead = `{"files":[`
+		}
+		if _, err := io.WriteString(w, lead+string(data)); err != nil {
+			return err
+		}
+	}
+	if !started {
+		return endpoint.WriteJSON(w, r, "application/json", http.StatusOK, json.RawMessage(`{"files":[]}`))
+	}
+	_, err = io.WriteString(w, "]}")
+	return err
+}
+
+func header(e files.Entry) dto.FileHeader {
+	return dto.FileHeader{
+		Name: e.Name, EntryType: e.Type, LinkTarget: e.LinkTarget, Size: e.Size, ModificationTime: e.ModTime,
+		Permissions: (e.Permissions + "---------")[:9], Owner: e.Owner, Group: e.Group,
+	}
+}
+
+// hidden reports whether an entry lies behind a name with a dot below the listed path. What the path itself says is no secret.
+func hidden(listed, name string) bool {
+	rest, base := path.Clean(name), path.Clean(listed)
+	if rest == base {
+		return false
+	}
+	if base != "." {
+		rest = strings.TrimPrefix(rest, strings.TrimSuffix(base, "/")+"/")
+	}
+	for part := range strings.SplitSeq(rest, "/") {
+		if strings.HasPrefix(part, ".") && part != "." && part != ".." {
+			return true
+		}
+	}
+	return false
+}
+
+type downloadRequest struct {
+	ID         string `path:"runnerId"`
+	Path       string `query:"path"`
+	Privileged string `query:"privilegedExecution"`
+}
+
+// disposition leaves control characters out and escapes what would end the quoted name.
+func disposition(name string) string {
+	var b strings.Builder
+	for _, c := range name {
+		switch {
+		case c < ' ' || c == 0x7f:
+		case c == '"' || c == '\\':
+			b.WriteRune('\\')
+			fallthrough
+		default:
+			b.WriteRune(c)
+		}
+	}
+	return `attachment; filename="` + b.String() + `"`
+}
+
+func (a *API) downloadFile(w http.ResponseWriter, r *http.Request, _ auth.Identity, q downloadRequest) error {
+	w.Header().Set("Content-Disposition", disposition(q.Path))
+	privileged, _ := strconv.ParseBool(q.Privileged)
+	run := runnerOf(r.Context())
+	run.Touch()
+	ctx, unbind := run.Bind(r.Context())
+	defer unbind()
+	if q.Path == "" {
+		return unreadable(fault.New(fault.NotFound, "no path"))
+	}
+	file, size, err := a.files.Open(ctx, run.Place(), q.Path, privileged)
+	if fault.Is(err, fault.NotFound) {
+		return unreadable(err)
+	}
+	if err != nil {
+		return ofRunner(ctx, run, err)
+	}
+	defer file.Close()
+	if size >= 0 {
+		w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
+	}
+	n, err := io.Copy(w, file)
+	if err == nil && size >= 0 && n != size {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		panic(http.ErrAbortHandler) // never a short 200
+	}
+	return nil
+}

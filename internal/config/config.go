@@ -1,0 +1,135 @@
+package config
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"fmt"
+)
+
+// Config is everything that can be configured.
+type Config struct {
+	Server       Server       `yaml:"server"`
+	Nomad        Nomad        `yaml:"nomad"`
+	Orchestrator Orchestrator `yaml:"orchestrator"`
+	Logger       Logger       `yaml:"logger"`
+}
+
+// Server is the API's listener and behaviour.
+type Server struct {
+	Address                 string `yaml:"address"`
+	Port                    uint16 `yaml:"port"`
+	SystemdSocketActivation bool   `yaml:"systemdsocketactivation"`
+	Token                   string `yaml:"token"`
+	TLS                     TLS    `yaml:"tls"`
+	InteractiveStderr       bool   `yaml:"interactivestderr"`
+	TemplateJobFile         string `yaml:"templatejobfile"`
+	Alert                   Alert  `yaml:"alert"`
+	LoggingFilterToken      string `yaml:"loggingfiltertoken"`
+	PublicURL               string `yaml:"publicurl"`
+	ClaimWait               uint   `yaml:"claimwait"` // seconds
+	CopyModificationTime    bool   `yaml:"copymodificationtime"`
+	ForbidSingleQuote       bool   `yaml:"forbidsinglequote"`
+}
+
+// Alert says when a pool is running dry.
+type Alert struct {
+	PrewarmingPoolThreshold     float64 `yaml:"prewarmingpoolthreshold"`
+	PrewarmingPoolReloadTimeout uint    `yaml:"prewarmingpoolreloadtimeout"` // seconds
+}
+
+// TLS of one side.
+type TLS struct {
+	Active   bool   `yaml:"active"`
+	CAFile   string `yaml:"cafile"`
+	CertFile string `yaml:"certfile"`
+	KeyFile  string `yaml:"keyfile"`
+}
+
+// Nomad is the cluster.
+type Nomad struct {
+	Enabled          bool    `yaml:"enabled"`
+	Address          string  `yaml:"address"` // empty = the embedded orchestrator
+	Port             uint16  `yaml:"port"`
+	Token            string  `yaml:"token"`
+	TLS              TLS     `yaml:"tls"`
+	Namespace        string  `yaml:"namespace"`
+	DisableForcePull bool    `yaml:"disableforcepull"`
+	Network          Network `yaml:"network"`
+}
+
+// Network is that of runners with network access, as in Nomad's NetworkResource.
+type Network struct {
+	Mode     string `yaml:"mode"`
+	Hostname string `yaml:"hostname"`
+	DNS      DNS    `yaml:"dns"`
+}
+
+// DNS of a network.
+type DNS struct {
+	Servers  []string `yaml:"servers"`
+	Searches []string `yaml:"searches"`
+	Options  []string `yaml:"options"`
+}
+
+// Orchestrator is the embedded one, used when no cluster is configured.
+type Orchestrator struct {
+	DataDir         string `yaml:"datadir"`
+	Address         string `yaml:"address"`
+	Port            uint16 `yaml:"port"` // 0 = any free one
+	OnStop          string `yaml:"onstop"`
+	AllowUnconfined bool   `yaml:"allowunconfined"`
+}
+
+// Values of orchestrator.onstop.
+const (
+	Keep   = "keep"
+	Remove = "remove"
+)
+
+// Logger is how log lines look.
+type Logger struct {
+	Level     string `yaml:"level"`
+	Formatter string `yaml:"formatter"`
+}
+
+// Default is the configuration of a gateway that was told nothing.
+func Default() Config {
+	filter := make([]byte, 32)
+	_, _ = rand.Read(filter) // never fails
+	return Config{
+		Server: Server{
+			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true,
+			LoggingFilterToken: base64.RawURLEncoding.EncodeToString(filter),
+		},
+		Nomad:        Nomad{Enabled: true, Port: 4646, Namespace: "default", Network: Network{Mode: "bridge"}},
+		Orchestrator: Orchestrator{DataDir: "/var/lib/rockpool", Address: "127.0.0.1", OnStop: Keep},
+		Logger:       Logger{Level: "INFO", Formatter: "TextFormatter"},
+	}
+}
+
+// foreign are the sections and keys of a Poseidon configuration that mean nothing here.
+var foreign = map[string]bool{
+	"aws": true, "sentry": true, "influxdb": true, "profiling": true,
+	"nomad.tls.skipverify": true, "nomad.agents": true, "kubernetes": true,
+}
+
+// check finds values that are possible each but wrong.
+func (c Config) check() (problems []error) {
+	refuse := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if !c.Nomad.Enabled {
+		refuse("nomad.enabled: false leaves no back end that could run anything")
+	}
+	if o := c.Orchestrator.OnStop; o != Keep && o != Remove {
+		refuse("orchestrator.onstop: %q is neither %s nor %s", o, Keep, Remove)
+	}
+	if t := c.Server.TLS; t.Active && (t.CertFile == "" || t.KeyFile == "") {
+		refuse("server.tls: active needs certfile and keyfile")
+	}
+	if a := c.Server.Alert.PrewarmingPoolThreshold; a < 0 || a > 1 {
+		refuse("server.alert.prewarmingpoolthreshold: %v is not between 0 and 1", a)
+	}
+	if c.Nomad.Address == "" && c.Orchestrator.DataDir == "" {
+		refuse("orchestrator.datadir: needed while nomad.address is empty")
+	}
+	return problems
+}

@@ -1,0 +1,97 @@
+package config_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"gopkg.in/yaml.v3"
+
+	"rockpool/internal/config"
+)
+
+const example = "../../configuration.example.yaml"
+
+func TestTheExampleNamesEveryKeyWithItsDefault(t *testing.T) {
+	data, err := os.ReadFile(example)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tree map[string]any
+	if err := yaml.Unmarshal(data, &tree); err != nil {
+		t.Fatal(err)
+	}
+	given := map[string]any{}
+	flatten("", tree, given)
+	for path, want := range config.Keys() {
+		got, ok := given[path]
+		delete(given, path)
+		if path == "server.loggingfiltertoken" {
+			want = "" // random
+		}
+		if v := reflect.ValueOf(want); v.Kind() == reflect.Slice {
+			want = []any{}
+		}
+		if !ok || fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s: the example says %v, the default is %v", path, got, want)
+		}
+	}
+	for path := range given {
+		t.Errorf("%s: the example has it, the code has not", path)
+	}
+	if _, _, err := config.Load(example, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func flatten(prefix string, tree map[string]any, into map[string]any) {
+	for k, v := range tree {
+		if sub, ok := v.(map[string]any); ok {
+			flatten(prefix+k+".", sub, into)
+		} else {
+			into[prefix+k] = v
+		}
+	}
+}
+
+func load(t *testing.T, text string, env ...string) (config.Config, config.Notes, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return config.Load(path, env)
+}
+
+func TestTheEnvironmentWinsOverTheFile(t *testing.T) {
+	c, notes, err := load(t, "server:\n  port: 1\n  claimwait: 2\nnomad:\n  network:\n    dns:\n      servers: [a]\naws:\n  enabled: true\n",
+		"POSEIDON_SERVER_PORT=3", "ROCKPOOL_SERVER_PORT=4", "POSEIDON_SERVER_ALERT_PREWARMINGPOOLTHRESHOLD=0.5",
+		`ROCKPOOL_NOMAD_NETWORK_DNS_SERVERS="b c"`, "POSEIDON_SENTRY_DSN=x", "ROCKPOOL_PORT=tcp://1.2.3.4:5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Server.Port != 4 || c.Server.ClaimWait != 2 || c.Server.Alert.PrewarmingPoolThreshold != 0.5 {
+		t.Errorf("got %+v", c.Server)
+	}
+	if got := strings.Join(c.Nomad.Network.DNS.Servers, " "); got != "a b c" {
+		t.Errorf("servers: got %q", got)
+	}
+	if got := strings.Join(notes.Ignored, " "); got != "POSEIDON_SENTRY_DSN aws" {
+		t.Errorf("ignored: got %q", got)
+	}
+}
+
+func TestAllProblemsAreListedTogether(t *testing.T) {
+	_, _, err := load(t, "server:\n  prot: 1\n  port: 70000\nlogger: 3\nnomad:\n  enabled: false\n", "ROCKPOOL_SERVER_CLAIMWAIT=-1", "POSEIDON_SERVER_TOKN=x")
+	if err == nil {
+		t.Fatal("nothing was refused")
+	}
+	for _, want := range []string{"server.prot (line 2)", "server.port (line 3)", "logger (line 4)", "nomad.enabled", "ROCKPOOL_SERVER_CLAIMWAIT", "POSEIDON_SERVER_TOKN"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%s is not named in: %v", want, err)
+		}
+	}
+}

@@ -1,0 +1,60 @@
+package environment
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"rockpool/internal/fault"
+)
+
+// ID names an execution environment. The platform chooses it.
+type ID int
+
+// Environment is the definition of an execution environment: what its runners are made of and how many stand ready.
+type Environment struct {
+	ID            ID
+	PoolSize      uint
+	CPULimit      uint // MHz
+	MemoryLimit   uint // MB
+	Image         string
+	NetworkAccess bool
+	ExposedPorts  []uint16
+}
+
+const maxInt32 = 1<<31 - 1
+
+// Validate refuses what no cluster can be told.
+func (e Environment) Validate() error {
+	for _, l := range []struct {
+		name  string
+		value uint
+	}{{"prewarmingPoolSize", e.PoolSize}, {"cpuLimit", e.CPULimit}, {"memoryLimit", e.MemoryLimit}} {
+		if l.value > maxInt32 {
+			return fault.New(fault.Internal, "%s is too large: %d", l.name, l.value)
+		}
+	}
+	return nil
+}
+
+// Settings is a fingerprint of everything a runner's job is derived from. Runners whose fingerprint differs from their
+// environment's are out of date.
+func (e Environment) Settings() string {
+	ports := slices.Clone(e.ExposedPorts)
+	slices.Sort(ports)
+	if !e.NetworkAccess {
+		ports = nil // without network there is nothing to map
+	}
+	return fmt.Sprintf("%d/%d/%t/%v/%s", e.CPULimit, e.MemoryLimit, e.NetworkAccess, ports, e.Image)
+}
+
+// Equal reports whether two definitions say the same, pool size included.
+func (e Environment) Equal(o Environment) bool {
+	return e.ID == o.ID && e.PoolSize == o.PoolSize && e.Settings() == o.Settings() && slices.Equal(e.ExposedPorts, o.ExposedPorts)
+}
+
+// FixedImage reports whether the same reference always means the same image, so that there is nothing to pull anew: the
+// node's own system, a path, or a reference by digest.
+func (e Environment) FixedImage() bool {
+	return e.Image == "host" || strings.HasPrefix(e.Image, "/") || strings.Contains(e.Image, "@sha256:")
+}

@@ -1,0 +1,178 @@
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+
+	"rockpool/internal/api"
+	"rockpool/internal/config"
+)
+
+// release is set by the linker for releases.
+var release = ""
+
+// Version is the release or the commit that this binary was built from.
+func Version() string {
+	if release != "" {
+		return release
+	}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	commit, modified := "unknown", ""
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			commit = s.Value
+		case s.Key == "vcs.modified" && s.Value == "true":
+			modified = "-modified"
+		}
+	}
+	return commit + modified
+}
+
+func listeners(s config.Server) ([]net.Listener, error) {
+	if !s.SystemdSocketActivation {
+		l, err := net.Listen("tcp", net.JoinHostPort(strings.Trim(s.Address, "[]"), strconv.Itoa(int(s.Port))))
+		if err != nil {
+			return nil, fmt.Errorf("server.address: %w", err)
+		}
+		return []net.Listener{l}, nil
+	}
+	all, err := activation.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("server.systemdsocketactivation: %w", err)
+	}
+	var open []net.Listener
+	for _, l := range all {
+		if l != nil { // not every descriptor is a stream socket
+			open = append(open, l)
+		}
+	}
+	if len(open) == 0 {
+		return nil, errors.New("server.systemdsocketactivation: systemd has handed over no socket")
+	}
+	return open, nil
+}
+
+// bridge takes in what net/http logs.
+type bridge struct{ g *Gateway }
+
+func (b bridge) Write(p []byte) (int, error) {
+	b.g.log.WithField("error", strings.TrimSpace(string(p))).Debug("a connection failed")
+	return len(p), nil
+}
+
+// serve answers requests until ctx ends, then waits for plain requests and ends the sessions.
+func (g *Gateway) serve(ctx context.Context, routes *api.API) error {
+	server := &http.Server{
+		Handler: routes, ErrorLog: log.New(bridge{g}, "", 0),
+		// Bodies have a deadline of their own, and nothing bounds an answer: a PUT of an environment or a WebSocket may take long.
+		ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second,
+		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS13, CurvePreferences: []tls.CurveID{tls.CurveP521, tls.CurveP384, tls.CurveP256}},
+	}
+	group, serveCtx := errgroup.WithContext(ctx)
+	for _, l := range g.listen {
+		group.Go(func() error {
+			if t := g.cfg.Server.TLS; t.Active {
+				return server.ServeTLS(l, t.CertFile, t.KeyFile)
+			}
+			return server.Serve(l)
+		})
+	}
+	g.log.WithField("address", g.Addr().String()).Info("listening")
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	group.Go(func() error {
+		<-serveCtx.Done()
+		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+		defer cancel()
+		sessions := routes.Stop(stop) // their final messages first: Shutdown does not see them
+		return errors.Join(server.Shutdown(stop), sessions)
+	})
+	if err := group.Wait(); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// watchdog tells systemd that the API answers, whatever it says.
+func (g *Gateway) watchdog(ctx context.Context) error {
+	every, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || every == 0 {
+		<-ctx.Done()
+		return nil
+	}
+	client, err := g.selfClient()
+	if err != nil {
+		return err
+	}
+	defer client.CloseIdleConnections()
+	tick := time.NewTicker(every / 2)
+	defer tick.Stop()
+	for {
+		if g.answers(ctx, client, every/2) {
+			_, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (g *Gateway) selfClient() (*http.Client, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS13}
+	if f := g.cfg.Server.TLS.CAFile; f != "" {
+		pem, err := os.ReadFile(f)
+		if err != nil {
+			return nil, fmt.Errorf("server.tls.cafile: %w", err)
+		}
+		conf.RootCAs = x509.NewCertPool()
+		conf.RootCAs.AppendCertsFromPEM(pem)
+	}
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: conf}}, nil
+}
+
+func (g *Gateway) answers(ctx context.Context, client *http.Client, within time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	host, port, err := net.SplitHostPort(g.Addr().String())
+	if err != nil {
+		return true // a socket without an address cannot be asked; that it is there has to do
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	scheme := "http"
+	if g.cfg.Server.TLS.Active {
+		scheme = "https"
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+net.JoinHostPort(host, port)+"/api/v1/health", nil)
+	if err != nil {
+		return false
+	}
+	r.Header.Set("User-Agent", g.agent())
+	resp, err := client.Do(r)
+	if err != nil {
+		return false
+	}
+	return resp.Body.Close() == nil
+}

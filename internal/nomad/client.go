@@ -1,0 +1,217 @@
+package nomad
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/logging"
+)
+
+// Options say where the cluster is and how runners are derived.
+type Options struct {
+	Address   string // URL
+	Token     string
+	Namespace string
+	CAFile    string
+	CertFile  string
+	KeyFile   string
+	Template  string // HCL of the job that everything is derived from
+	Network   Network
+	ForcePull bool // pull images anew
+}
+
+// Network is the configuration of runners with network access.
+type Network struct {
+	Mode     string
+	Hostname string
+	Servers  []string
+	Searches []string
+	Options  []string
+}
+
+// Client is the adapter. It is safe for concurrent use.
+type Client struct {
+	opts Options
+	api  *api.Client // without a timeout of its own: contexts bound calls, and streams are endless
+	exec *api.Client // its timeout bounds the handshake of an exec
+	log  logging.Logger
+
+	native   atomic.Bool
+	template atomic.Pointer[[]byte] // the parsed template job
+	evals    evalWaits
+	known    jobCache
+	close    sync.Once
+	idle     func()
+}
+
+const (
+	dialTime      = 5 * time.Second
+	handshakeTime = 10 * time.Second
+)
+
+// New makes a client; nothing is sent yet.
+func New(o Options, log logging.Logger) (*Client, error) {
+	transport := &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: dialTime, KeepAlive: 15 * time.Second}).DialContext,
+		TLSHandshakeTimeout: handshakeTime,
+		// All requests go to one host. A claim must not wait for a new connection.
+		MaxIdleConns:        256,
+		MaxIdleConnsPerHost: 256,
+		IdleConnTimeout:     90 * time.Second,
+		// A configuration of its own also keeps it to HTTP/1: exec is a WebSocket.
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12},
+	}
+	c := &Client{opts: o, log: log, idle: transport.CloseIdleConnections}
+	c.evals.init()
+	c.known.init()
+	streams, calls := &http.Client{Transport: transport}, &http.Client{Transport: transport, Timeout: handshakeTime}
+	if o.CAFile != "" || o.CertFile != "" {
+		if err := api.ConfigureTLS(streams, &api.TLSConfig{CACert: o.CAFile, ClientCert: o.CertFile, ClientKey: o.KeyFile}); err != nil {
+			return nil, fmt.Errorf("nomad.tls: %w", err)
+		}
+	}
+	for _, to := range []struct {
+		client **api.Client
+		http   *http.Client
+	}{{&c.api, streams}, {&c.exec, calls}} {
+		a, err := api.NewClient(&api.Config{Address: o.Address, SecretID: o.Token, Namespace: o.Namespace, HttpClient: to.http})
+		if err != nil {
+			return nil, fmt.Errorf("nomad.address: %w", err)
+		}
+		*to.client = a
+	}
+	return c, nil
+}
+
+// Close gives idle connections back.
+func (c *Client) Close() { c.close.Do(c.idle) }
+
+// Native reports whether the cluster offers executions and files of its own.
+func (c *Client) Native() bool { return c.native.Load() }
+
+// probe asks the server what it can do and has it parse the template.
+func (c *Client) probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
+	defer cancel()
+	var self struct {
+		Config struct{ Rockpool struct{ NativeExec bool } } `json:"config"`
+	}
+	if _, err := c.api.Raw().Query("/v1/agent/self", &self, c.query(ctx)); err != nil && !fault.Is(classify(err, ""), fault.Forbidden) {
+		return classify(err, "ask the cluster what it offers") // a token need not have agent:read on a real Nomad
+	}
+	c.native.Store(self.Config.Rockpool.NativeExec)
+	if c.template.Load() != nil {
+		return nil
+	}
+	var job json.RawMessage
+	if _, err := c.api.Raw().Write("/v1/jobs/parse", &api.JobsParseRequest{JobHCL: c.opts.Template, Canonicalize: true}, &job, c.write(ctx)); err != nil {
+		return classify(err, "parse the template job")
+	}
+	if _, err := decodeTemplate(job); err != nil {
+		return err
+	}
+	c.template.Store((*[]byte)(&job))
+	return nil
+}
+
+func (c *Client) query(ctx context.Context) *api.QueryOptions {
+	return (&api.QueryOptions{Namespace: c.opts.Namespace}).WithContext(ctx)
+}
+
+func (c *Client) write(ctx context.Context) *api.WriteOptions {
+	return (&api.WriteOptions{Namespace: c.opts.Namespace}).WithContext(ctx)
+}
+
+// raw sends a request that nomad/api has no method for. The answer's status is 200.
+func (c *Client) raw(ctx context.Context, method, path string, params url.Values, body io.Reader, what string) (*http.Response, error) {
+	if c.opts.Namespace != "" {
+		params.Set("namespace", c.opts.Namespace)
+	}
+	r, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.api.Address(), "/")+path+"?"+params.Encode(), body)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if c.opts.Token != "" {
+		r.Header.Set("X-Nomad-Token", c.opts.Token)
+	}
+	resp, err := c.api.Raw().Do(r)
+	if err != nil {
+		return nil, classify(err, what)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	return nil, ofStatus(resp.StatusCode, strings.TrimSpace(string(text)), what)
+}
+
+// answer is what our routes without a result send.
+type answer struct{ Index uint64 }
+
+func (c *Client) rawJSON(ctx context.Context, method, path string, params url.Values, body io.Reader, out any, what string) error {
+	resp, err := c.raw(ctx, method, path, params, body, what)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "%s: the answer was cut off", what)
+	}
+	return nil
+}
+
+// classify gives an error of nomad/api its kind.
+func classify(err error, what string) error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := errors.AsType[*fault.Error](err); ok {
+		return e
+	}
+	if e, ok := errors.AsType[api.UnexpectedResponseError](err); ok && e.HasStatusCode() {
+		return ofStatus(e.StatusCode(), e.Body(), what)
+	}
+	if errors.Is(err, context.Canceled) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if _, ok := errors.AsType[net.Error](err); ok || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+		return fault.Wrap(fault.Unavailable, fmt.Errorf("%s: %w", what, err), "the cluster cannot be reached")
+	}
+	return fault.Wrap(fault.Internal, fmt.Errorf("%s: %w", what, err), "the cluster refused the request")
+}
+
+// ofStatus gives an answer other than 200 its kind.
+func ofStatus(status int, text, what string) error {
+	cause := fmt.Errorf("%s: status %d: %s", what, status, text)
+	switch {
+	case status == http.StatusNotFound:
+		return fault.Wrap(fault.NotFound, cause, "the cluster does not know it")
+	case status == http.StatusForbidden:
+		return fault.Wrap(fault.Forbidden, cause, "the cluster does not allow it")
+	case status == http.StatusUnprocessableEntity:
+		return fault.Wrap(fault.Unprocessable, cause, "%s", text)
+	case status == http.StatusFailedDependency:
+		return fault.Wrap(fault.NotFound, cause, "file not found or insufficient permissions")
+	case strings.Contains(text, "Enforcing job modify index"):
+		return fault.Wrap(fault.Conflict, cause, "somebody else changed it")
+	case status == http.StatusTooManyRequests, status >= http.StatusBadGateway, strings.Contains(text, "No cluster leader"):
+		return fault.Wrap(fault.Unavailable, cause, "the cluster cannot be reached")
+	}
+	return fault.Wrap(fault.Internal, cause, "the cluster refused the request")
+}

@@ -1,0 +1,182 @@
+package nomad
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/errgroup"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/runner/execution"
+	"rockpool/internal/shell"
+)
+
+// learner is the user that unprivileged programs run as. Images have it.
+const learner = "user"
+
+func userOf(privileged bool) string {
+	if privileged {
+		return ""
+	}
+	return learner
+}
+
+// clean starts the command without the orchestrator's variables, which a program has no use for. The script is a constant; the command is its argument.
+const clean = `unset "${!NOMAD_@}"; exec /bin/bash -c "$1"`
+
+// Exec runs one command.
+func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (int, error) {
+	if !c.Native() {
+		return c.quoted(ctx, at, spec, stdio)
+	}
+	env, err := json.Marshal(spec.Env)
+	if err != nil {
+		return 0, fmt.Errorf("encode the environment: %w", err)
+	}
+	params := map[string]string{"rockpool_id": spec.ID, "rockpool_env": string(env), "rockpool_user": userOf(spec.Privileged)}
+	if spec.SplitStderr {
+		params["rockpool_split"] = "true"
+	}
+	return c.stream(ctx, at, spec.TTY, []string{"/bin/bash", "-c", clean, "bash", spec.Command}, stdio, params)
+}
+
+// stream is one exec of nomad/api.
+func (c *Client) stream(ctx context.Context, at execution.Place, tty bool, argv []string, stdio execution.Stdio, params map[string]string) (int, error) {
+	q := c.query(ctx)
+	q.Params = params
+	sizes := make(chan api.TerminalSize, 1)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case s, ok := <-stdio.Resize:
+				if !ok {
+					return
+				}
+				select {
+				case sizes <- api.TerminalSize{Width: int(s.Width), Height: int(s.Height)}:
+				case <-done:
+					return
+				}
+			case <-done:
+				return
+			}
+		}
+	})
+	code, err := c.exec.Allocations().Exec(ctx, &api.Allocation{ID: at.AllocID, NodeID: at.NodeID}, mainTask, tty, argv,
+		stdio.Stdin, stdio.Stdout, stdio.Stderr, sizes, q)
+	close(done)
+	wg.Wait()
+	if err != nil {
+		return 0, classify(err, "execute")
+	}
+	return code, nil
+}
+
+// readerGrace is how long the reader of stderr may go on after the command has ended: a child left behind may hold it open.
+const readerGrace = time.Second
+
+// quoted runs a command on a cluster that only has Nomad's exec. On a terminal its stderr goes through a FIFO that a second exec
+// reads. Both make the FIFO, whoever is first; opening it makes each wait for the other; then it is unlinked.
+func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (int, error) {
+	text := script(spec)
+	if !spec.SplitStderr || !spec.TTY {
+		return c.stream(ctx, at, spec.TTY, []string{"/bin/bash", "-c", text}, stdio, nil)
+	}
+	fifo := shell.Quote(fmt.Sprintf("/tmp/stderr_%d.fifo", time.Now().UnixNano()))
+	prepare := "mkfifo " + fifo + " 2>/dev/null; "
+	g, gctx := errgroup.WithContext(ctx)
+	readCtx, stopReading := context.WithCancel(gctx)
+	defer stopReading()
+	stdin, end := io.Pipe() // nothing is written; its end lets the exec's reader go
+	g.Go(func() error {
+		_, err := c.stream(readCtx, at, false, []string{"/bin/bash", "-c", prepare + "exec cat " + fifo},
+			execution.Stdio{Stdin: stdin, Stdout: stdio.Stderr, Stderr: io.Discard}, nil)
+		_ = stdin.Close()
+		if readCtx.Err() != nil && ctx.Err() == nil {
+			return nil
+		}
+		return err
+	})
+	var code int
+	g.Go(func() (err error) {
+		code, err = c.stream(gctx, at, true, []string{"/bin/bash", "-c", prepare + "exec 2>" + fifo + "; rm -f " + fifo + "; " + text}, stdio, nil)
+		t := time.AfterFunc(readerGrace, stopReading)
+		context.AfterFunc(readCtx, func() { t.Stop() })
+		return err
+	})
+	err := g.Wait()
+	_ = end.Close()
+	return code, err
+}
+
+// script is that of a command, every value quoted.
+func script(spec execution.Spec) string {
+	var b strings.Builder
+	b.WriteString(`unset "${!NOMAD_@}"; exec `)
+	if !spec.Privileged {
+		b.WriteString("/sbin/setuser " + learner + " ")
+	}
+	b.WriteString("env")
+	for _, name := range slices.Sorted(maps.Keys(spec.Env)) {
+		b.WriteString(" " + shell.Quote(name+"="+spec.Env[name]))
+	}
+	b.WriteString(" /bin/bash -c " + shell.Quote(spec.Command))
+	return b.String()
+}
+
+func executionPath(at execution.Place, id string) string {
+	return "/v1/client/allocation/" + url.PathEscape(at.AllocID) + "/execution/" + url.PathEscape(id)
+}
+
+func task() url.Values { return url.Values{"task": {mainTask}} }
+
+// Result asks for the outcome of an execution that has ended.
+func (c *Client) Result(ctx context.Context, at execution.Place, id string) (execution.Result, error) {
+	var r struct {
+		State                                  string
+		ExitCode, Signal                       int
+		OOMKilled                              bool
+		CPUTimeNS, WallTimeNS, PeakMemoryBytes int64
+	}
+	if err := c.rawJSON(ctx, "GET", executionPath(at, id), task(), nil, &r, "read an execution's outcome"); err != nil {
+		return execution.Result{}, err
+	}
+	if r.State != "exited" {
+		return execution.Result{}, fault.New(fault.Unavailable, "the execution's outcome is not known: it is %s", r.State)
+	}
+	return execution.Result{
+		ExitCode: r.ExitCode, OOMKilled: r.OOMKilled, Killed: r.Signal == 9,
+		CPUTime: time.Duration(r.CPUTimeNS), WallTime: time.Duration(r.WallTimeNS), PeakMemory: r.PeakMemoryBytes,
+	}, nil
+}
+
+// Signal sends a signal to an execution's main process.
+func (c *Client) Signal(ctx context.Context, at execution.Place, id, signal string) error {
+	if !c.Native() {
+		return execution.ErrNotOffered
+	}
+	body, err := json.Marshal(struct{ Signal string }{signal})
+	if err != nil {
+		return fmt.Errorf("encode a signal: %w", err)
+	}
+	return c.rawJSON(ctx, "PUT", executionPath(at, id)+"/signal", task(), strings.NewReader(string(body)), &answer{}, "signal an execution")
+}
+
+// Kill ends an execution's control group.
+func (c *Client) Kill(ctx context.Context, at execution.Place, id string) error {
+	if !c.Native() {
+		return execution.ErrNotOffered
+	}
+	return c.rawJSON(ctx, "DELETE", executionPath(at, id), task(), nil, &answer{}, "kill an execution")
+}

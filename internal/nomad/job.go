@@ -1,0 +1,175 @@
+package nomad
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"rockpool/internal/environment"
+	"rockpool/internal/ident"
+)
+
+// Names that are part of the contract: a cluster run by Poseidon can be taken over, and given back.
+const (
+	mainGroup   = "default-group"
+	mainTask    = "default-task"
+	configGroup = "config"
+
+	metaUsed     = "used"
+	metaTimeout  = "timeout"
+	metaPoolSize = "prewarmingPoolSize"
+
+	templatePrefix = "template-"
+)
+
+// defaultTimeout is what a used runner gets whose stored timeout is missing or unreadable.
+const defaultTimeout = 60 * time.Second
+
+func templateID(id environment.ID) string { return templatePrefix + strconv.Itoa(int(id)) }
+
+var templateName = regexp.MustCompile(`^template-([0-9]+)$`)
+
+func templateEnvironment(jobID string) (environment.ID, bool) {
+	m := templateName.FindStringSubmatch(jobID)
+	if m == nil {
+		return 0, false
+	}
+	n, err := strconv.Atoi(m[1])
+	return environment.ID(n), err == nil
+}
+
+// runnerEnvironment is the environment that a runner's id names.
+func runnerEnvironment(jobID string) (environment.ID, bool) {
+	env, rest, ok := strings.Cut(jobID, "-")
+	if !ok || !ident.Valid(rest) {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(env, 10, 31)
+	return environment.ID(n), err == nil
+}
+
+func decodeTemplate(data []byte) (*api.Job, error) {
+	var job api.Job
+	if err := json.Unmarshal(data, &job); err != nil {
+		return nil, fmt.Errorf("the parsed template job: %w", err)
+	}
+	if group, task := mainOf(&job); group == nil || task == nil || configOf(&job) == nil {
+		return nil, fmt.Errorf("the template job needs a group %q with a task %q, and a group %q", mainGroup, mainTask, configGroup)
+	}
+	return &job, nil
+}
+
+func mainOf(job *api.Job) (*api.TaskGroup, *api.Task) {
+	for _, g := range job.TaskGroups {
+		if g.Name != nil && *g.Name == mainGroup {
+			for _, t := range g.Tasks {
+				if t.Name == mainTask {
+					return g, t
+				}
+			}
+			return g, nil
+		}
+	}
+	return nil, nil
+}
+
+func configOf(job *api.Job) *api.TaskGroup {
+	for _, g := range job.TaskGroups {
+		if g.Name != nil && *g.Name == configGroup {
+			return g
+		}
+	}
+	return nil
+}
+
+// derive makes a job from the template and an environment's settings.
+func (c *Client) derive(e environment.Environment, id string, pull bool) (*api.Job, error) {
+	data := c.template.Load()
+	if data == nil {
+		return nil, fmt.Errorf("the template job has not been parsed yet")
+	}
+	job, err := decodeTemplate(*data)
+	if err != nil {
+		return nil, err
+	}
+	group, task := mainOf(job)
+	job.ID, job.Name = &id, &id
+	job.Namespace = nil // the query says it
+	if task.Config == nil {
+		task.Config = map[string]any{}
+	}
+	task.Config["image"] = e.Image
+	task.Config["force_pull"] = pull && c.opts.ForcePull
+	if task.Resources == nil {
+		task.Resources = &api.Resources{}
+	}
+	task.Resources.CPU = new(int(e.CPULimit))
+	task.Resources.MemoryMaxMB = new(int(e.MemoryLimit))
+	group.Networks = nil
+	if e.NetworkAccess {
+		task.Config["network_mode"] = ""
+		group.Networks = []*api.NetworkResource{c.network(e)}
+	} else {
+		task.Config["network_mode"] = "none"
+	}
+	return job, nil
+}
+
+func (c *Client) network(e environment.Environment) *api.NetworkResource {
+	n := c.opts.Network
+	r := &api.NetworkResource{Mode: n.Mode, Hostname: n.Hostname}
+	if len(n.Servers)+len(n.Searches)+len(n.Options) > 0 {
+		r.DNS = &api.DNSConfig{Servers: n.Servers, Searches: n.Searches, Options: n.Options}
+	}
+	for _, p := range e.ExposedPorts {
+		r.DynamicPorts = append(r.DynamicPorts, api.Port{Label: strconv.Itoa(int(p)), To: int(p)})
+	}
+	return r
+}
+
+// settingsOf reads the environment back that a job was derived from.
+func settingsOf(job *api.Job, id environment.ID) environment.Environment {
+	e := environment.Environment{ID: id}
+	group, task := mainOf(job)
+	if task == nil {
+		return e
+	}
+	e.Image, _ = task.Config["image"].(string)
+	if r := task.Resources; r != nil {
+		if r.CPU != nil {
+			e.CPULimit = uint(max(*r.CPU, 0))
+		}
+		if r.MemoryMaxMB != nil {
+			e.MemoryLimit = uint(max(*r.MemoryMaxMB, 0))
+		}
+	}
+	e.NetworkAccess = len(group.Networks) > 0
+	for _, n := range group.Networks {
+		for _, p := range n.DynamicPorts {
+			e.ExposedPorts = append(e.ExposedPorts, uint16(p.To))
+		}
+	}
+	if g := configOf(job); g != nil {
+		n, _ := strconv.ParseUint(g.Meta[metaPoolSize], 10, 31)
+		e.PoolSize = uint(n)
+	}
+	return e
+}
+
+// claimOf reads whether a runner is used, and its inactivity timeout.
+func claimOf(job *api.Job) (used bool, timeout time.Duration) {
+	g := configOf(job)
+	if g == nil || g.Meta[metaUsed] != "true" {
+		return false, 0
+	}
+	n, err := strconv.ParseInt(g.Meta[metaTimeout], 10, 32)
+	if err != nil || n < 0 {
+		return true, defaultTimeout
+	}
+	return true, time.Duration(n) * time.Second
+}

@@ -1,0 +1,223 @@
+package nomad
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/errgroup"
+
+	"rockpool/internal/environment"
+	"rockpool/internal/fault"
+	"rockpool/internal/runner"
+)
+
+// placementTime is how long the registration of a template waits for its evaluation.
+const placementTime = 10 * time.Second
+
+// lookups is how many jobs are read at once.
+const lookups = 16
+
+func (c *Client) register(ctx context.Context, job *api.Job, enforce bool, index uint64) (*api.JobRegisterResponse, error) {
+	resp, _, err := c.api.Jobs().RegisterOpts(job, &api.RegisterOptions{EnforceIndex: enforce, ModifyIndex: index}, c.write(ctx))
+	return resp, classify(err, "register job "+*job.ID)
+}
+
+func (c *Client) job(ctx context.Context, id string) (*api.Job, error) {
+	job, _, err := c.api.Jobs().Info(id, c.query(ctx))
+	return job, classify(err, "read job "+id)
+}
+
+// CreateRunner registers a runner's job. That it is there already means that an earlier try worked.
+func (c *Client) CreateRunner(ctx context.Context, e environment.Environment, id string, pull bool) (uint64, error) {
+	job, err := c.derive(e, id, pull)
+	if err != nil {
+		return 0, err
+	}
+	configOf(job).Meta = map[string]string{metaUsed: "false"}
+	resp, err := c.register(ctx, job, true, 0)
+	if fault.Is(err, fault.Conflict) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return resp.JobModifyIndex, nil
+}
+
+// ClaimRunner marks a runner as used by compare-and-set.
+func (c *Client) ClaimRunner(ctx context.Context, id string, timeout time.Duration) error {
+	job, err := c.job(ctx, id)
+	if fault.Is(err, fault.NotFound) {
+		return fmt.Errorf("%w: %w", runner.ErrClaimLost, err)
+	}
+	if err != nil {
+		return err
+	}
+	group := configOf(job)
+	if group == nil || job.JobModifyIndex == nil {
+		return fault.New(fault.Internal, "the job %s is not one of a runner", id)
+	}
+	if used, _ := claimOf(job); used || (job.Stop != nil && *job.Stop) {
+		return runner.ErrClaimLost
+	}
+	if group.Meta == nil {
+		group.Meta = map[string]string{}
+	}
+	group.Meta[metaUsed] = "true"
+	group.Meta[metaTimeout] = strconv.Itoa(int(timeout / time.Second))
+	_, err = c.register(ctx, job, true, *job.JobModifyIndex)
+	if fault.Is(err, fault.Conflict) {
+		return fmt.Errorf("%w: %w", runner.ErrClaimLost, err)
+	}
+	return err
+}
+
+func (c *Client) purge(ctx context.Context, id string) error {
+	_, _, err := c.api.Jobs().Deregister(id, true, c.write(ctx))
+	if err = classify(err, "purge job "+id); fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// DestroyRunner purges a runner's job.
+func (c *Client) DestroyRunner(ctx context.Context, id string) error { return c.purge(ctx, id) }
+
+func (c *Client) list(ctx context.Context, prefix string) ([]*api.JobListStub, uint64, error) {
+	q := c.query(ctx)
+	q.Prefix = prefix
+	stubs, meta, err := c.api.Jobs().List(q)
+	if err != nil {
+		return nil, 0, classify(err, "list jobs")
+	}
+	return stubs, meta.LastIndex, nil
+}
+
+// RunnersOf lists the runner jobs of an environment.
+func (c *Client) RunnersOf(ctx context.Context, id environment.ID) ([]string, error) {
+	stubs, _, err := c.list(ctx, strconv.Itoa(int(id))+"-")
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, s := range stubs {
+		if env, ok := runnerEnvironment(s.ID); ok && env == id {
+			ids = append(ids, s.ID)
+		}
+	}
+	return ids, nil
+}
+
+// RegisterTemplate stores an environment's definition and waits until it is known whether it can be placed.
+func (c *Client) RegisterTemplate(ctx context.Context, e environment.Environment) error {
+	job, err := c.derive(e, templateID(e.ID), true)
+	if err != nil {
+		return err
+	}
+	config := configOf(job)
+	if config.Meta == nil {
+		config.Meta = map[string]string{}
+	}
+	config.Meta[metaPoolSize] = strconv.FormatUint(uint64(e.PoolSize), 10)
+	config.Meta[metaUsed] = "false"
+	before, err := c.job(ctx, *job.ID)
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	resp, err := c.register(ctx, job, false, 0)
+	if err == nil && resp.EvalID != "" {
+		err = c.placed(ctx, resp.EvalID)
+	}
+	if err == nil {
+		return nil
+	}
+	c.putBack(ctx, before, *job.ID)
+	return err
+}
+
+// putBack restores what a failed registration replaced, so that a restart of the gateway finds the definition that is in force.
+func (c *Client) putBack(ctx context.Context, before *api.Job, id string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), handshakeTime)
+	defer cancel()
+	err := error(nil)
+	if before == nil {
+		err = c.purge(ctx, id)
+	} else {
+		_, err = c.register(ctx, before, false, 0)
+	}
+	if err != nil {
+		c.log.WithField("error", err.Error()).Warn("a template job that could not be placed was left in the cluster")
+	}
+}
+
+// placed waits for an evaluation by its event and, when none comes, asks once.
+func (c *Client) placed(ctx context.Context, id string) error {
+	waitCtx, cancel := context.WithTimeout(ctx, placementTime)
+	defer cancel()
+	ev, ok := c.evals.wait(waitCtx, id)
+	if !ok {
+		found, _, err := c.api.Evaluations().Info(id, c.query(ctx))
+		if err != nil {
+			return classify(err, "read evaluation "+id)
+		}
+		ev = evaluation{ID: id, Status: found.Status, StatusDescription: found.StatusDescription}
+		for group := range found.FailedTGAllocs {
+			ev.FailedTGAllocs = map[string]any{group: nil}
+		}
+		if found.Status == "pending" || found.Status == "blocked" {
+			return fault.New(fault.Deadline, "the environment could not be placed within %v: the evaluation is %s", placementTime, found.Status)
+		}
+	}
+	if len(ev.FailedTGAllocs) > 0 {
+		return fault.New(fault.Internal, "the environment cannot be placed: no node has room for it or fits it")
+	}
+	if ev.Status != "complete" {
+		return fault.New(fault.Internal, "the environment cannot be placed: the evaluation is %s", ev.Status)
+	}
+	return nil
+}
+
+// DeleteTemplate purges an environment's template job.
+func (c *Client) DeleteTemplate(ctx context.Context, id environment.ID) error {
+	return c.purge(ctx, templateID(id))
+}
+
+// Templates reads the definitions of all live template jobs.
+func (c *Client) Templates(ctx context.Context) ([]environment.Environment, error) {
+	stubs, _, err := c.list(ctx, templatePrefix)
+	if err != nil {
+		return nil, err
+	}
+	found := make([]*environment.Environment, len(stubs))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(lookups)
+	for i, s := range stubs {
+		id, ok := templateEnvironment(s.ID)
+		if !ok || s.Stop || s.Status == "dead" {
+			continue
+		}
+		g.Go(func() error {
+			job, err := c.job(gctx, s.ID)
+			if fault.Is(err, fault.NotFound) {
+				return nil
+			}
+			if err == nil {
+				found[i] = new(settingsOf(job, id))
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var list []environment.Environment
+	for _, e := range found {
+		if e != nil {
+			list = append(list, *e)
+		}
+	}
+	return list, nil
+}

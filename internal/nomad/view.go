@@ -1,0 +1,224 @@
+package nomad
+
+import (
+	"cmp"
+	"context"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+
+	"github.com/hashicorp/nomad/api"
+
+	"rockpool/internal/runner"
+	"rockpool/internal/runner/execution"
+	"rockpool/internal/runner/pool"
+)
+
+// allocation is what the feed reads of one, in listings and in events.
+type allocation struct {
+	ID, JobID, TaskGroup, NodeID string
+	DesiredStatus, ClientStatus  string
+	PreviousAllocation           string
+	TaskStates                   map[string]*api.TaskState
+	AllocatedResources           *api.AllocatedResources
+	CreateIndex                  uint64
+}
+
+// view is what is known of the runners in the course of one connection of the feed.
+type view struct {
+	jobsIndex, allocsIndex uint64 // of the listing: what is not newer is contained in it
+	runners                map[string]*tracked
+}
+
+type tracked struct {
+	runner.Seen
+	allocIndex uint64
+}
+
+func newView() *view { return &view{runners: map[string]*tracked{}} }
+
+func (v *view) knows(id string) bool { return v.runners[id] != nil }
+
+func (v *view) forget(id string) { delete(v.runners, id) }
+
+func (v *view) seen(id string) runner.Seen { return v.runners[id].Seen }
+
+func (v *view) all() []runner.Seen {
+	list := make([]runner.Seen, 0, len(v.runners))
+	for _, t := range v.runners {
+		list = append(list, t.Seen)
+	}
+	slices.SortFunc(list, func(a, b runner.Seen) int { return cmp.Compare(a.ID, b.ID) })
+	return list
+}
+
+// job takes in a runner's job and reports whether that changed anything.
+func (v *view) job(job *api.Job) bool {
+	env, ok := runnerEnvironment(*job.ID)
+	if !ok {
+		return false
+	}
+	t := v.runners[*job.ID]
+	isNew := t == nil
+	if isNew {
+		t = &tracked{Seen: runner.Seen{Observed: pool.Observed{ID: *job.ID, Env: env}}}
+		v.runners[*job.ID] = t
+	}
+	settings := settingsOf(job, env).Settings()
+	used, timeout := claimOf(job)
+	changed := isNew || settings != t.Settings || used != t.Used || timeout != t.Timeout
+	t.Settings, t.Used, t.Timeout = settings, used, timeout
+	if job.Status != nil && *job.Status == "dead" && t.State != pool.Ended && t.Place.AllocID == "" {
+		t.State, t.Cause, changed = pool.Ended, execution.ErrGone, true
+	}
+	return changed
+}
+
+// allocation takes in a runner's allocation and reports whether that changed anything.
+func (v *view) allocation(a *allocation) bool {
+	t := v.runners[a.JobID]
+	if t.State == pool.Ended || a.CreateIndex < t.allocIndex {
+		return false
+	}
+	before := t.State
+	switch {
+	case a.PreviousAllocation != "", t.Place.AllocID != "" && t.Place.AllocID != a.ID:
+		t.State, t.Cause = pool.Ended, execution.ErrGone // rescheduled
+	default:
+		t.State, t.Cause = judge(a, before)
+	}
+	t.Place = execution.Place{AllocID: a.ID, NodeID: a.NodeID}
+	t.allocIndex = a.CreateIndex
+	if r := a.AllocatedResources; r != nil {
+		t.Ports = nil
+		for _, p := range r.Shared.Ports {
+			t.Ports = append(t.Ports, runner.Port{Exposed: uint(p.To), Address: net.JoinHostPort(p.HostIP, strconv.Itoa(p.Value))})
+		}
+	}
+	return t.State != before
+}
+
+// judge says what an allocation's state means for its runner. before is what the runner was.
+func judge(a *allocation, before pool.State) (pool.State, error) {
+	task := a.TaskStates[mainTask]
+	oom := outOfMemory(task)
+	gone := execution.ErrGone
+	if oom {
+		gone = execution.ErrOutOfMemory
+	}
+	switch {
+	case a.ClientStatus == "failed", a.ClientStatus == "lost", a.ClientStatus == "unknown":
+		return pool.Ended, gone
+	case a.ClientStatus == "complete" && oom:
+		return pool.Ended, gone
+	case a.ClientStatus == "complete", a.DesiredStatus != "run":
+		return pool.Ended, execution.ErrCompleted
+	case task != nil && task.Restarts > 0, a.ClientStatus == "pending" && before == pool.Ready:
+		return pool.Ended, gone // restarted: another container under the same id
+	case a.ClientStatus == "running" && (task == nil || task.State == "running"):
+		return pool.Ready, nil
+	}
+	return pool.Pending, nil
+}
+
+func outOfMemory(task *api.TaskState) bool {
+	if task == nil {
+		return false
+	}
+	for _, e := range slices.Backward(task.Events) {
+		if e.Type == "Terminated" {
+			return e.Details["oom_killed"] == "true"
+		}
+	}
+	return false
+}
+
+// evaluation is what is read of one.
+type evaluation struct {
+	ID, Status, StatusDescription string
+	FailedTGAllocs                map[string]any
+}
+
+// evalWaits hands the end of evaluations to whoever waits for it. An end may be told before the wait for it begins.
+type evalWaits struct {
+	mu      sync.Mutex
+	waiting map[string]chan evaluation
+	recent  map[string]evaluation
+	order   []string // of recent, oldest first
+}
+
+const recentEvaluations = 1024
+
+func (w *evalWaits) init() {
+	w.waiting, w.recent = map[string]chan evaluation{}, map[string]evaluation{}
+}
+
+func (w *evalWaits) done(e evaluation) {
+	if e.Status != "complete" && e.Status != "failed" && e.Status != "canceled" {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if ch, ok := w.waiting[e.ID]; ok {
+		delete(w.waiting, e.ID)
+		ch <- e // holds one
+		return
+	}
+	if _, ok := w.recent[e.ID]; !ok {
+		if len(w.order) == recentEvaluations {
+			delete(w.recent, w.order[0])
+			w.order = w.order[1:]
+		}
+		w.order = append(w.order, e.ID)
+	}
+	w.recent[e.ID] = e
+}
+
+func (w *evalWaits) wait(ctx context.Context, id string) (evaluation, bool) {
+	w.mu.Lock()
+	if e, ok := w.recent[id]; ok {
+		w.mu.Unlock()
+		return e, true
+	}
+	ch := make(chan evaluation, 1)
+	w.waiting[id] = ch
+	w.mu.Unlock()
+	select {
+	case e := <-ch:
+		return e, true
+	case <-ctx.Done():
+		w.mu.Lock()
+		delete(w.waiting, id)
+		w.mu.Unlock()
+		return evaluation{}, false
+	}
+}
+
+// jobCache saves reading jobs again that have not changed since the last full listing.
+type jobCache struct {
+	mu   sync.Mutex
+	jobs map[string]*api.Job
+}
+
+func (c *jobCache) init() { c.jobs = map[string]*api.Job{} }
+
+func (c *jobCache) get(id string, index uint64) *api.Job {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if j := c.jobs[id]; j != nil && j.JobModifyIndex != nil && *j.JobModifyIndex == index {
+		return j
+	}
+	return nil
+}
+
+func (c *jobCache) replace(jobs []*api.Job) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.jobs = make(map[string]*api.Job, len(jobs))
+	for _, j := range jobs {
+		if j != nil {
+			c.jobs[*j.ID] = j
+		}
+	}
+}

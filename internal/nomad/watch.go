@@ -1,0 +1,193 @@
+package nomad
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/errgroup"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/runner"
+)
+
+const (
+	retryTime  = time.Second      // between two connections of the feed
+	silentTime = 90 * time.Second // a stream without a line for so long is dead; there is one every 30 s
+	listTime   = time.Minute      // for a full listing
+)
+
+// Watch feeds f until ctx ends; after a break it begins anew.
+func (c *Client) Watch(ctx context.Context, f runner.Feed) error {
+	for {
+		err := c.follow(ctx, f)
+		if ctx.Err() != nil {
+			return nil
+		}
+		c.log.WithField("error", fmt.Sprint(err)).Warn("the cluster's event stream broke, it is opened again with a full listing")
+		t := time.NewTimer(retryTime)
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// frame is one line of the event stream. nomad/api decodes through generic maps, which loses precision and time; here a payload is decoded
+// once, and only when it matters.
+type frame struct {
+	Index  uint64
+	Events []struct {
+		Topic, Type, Key string
+		Index            uint64
+		Payload          json.RawMessage
+	}
+}
+
+type payload struct {
+	Job        *api.Job
+	Evaluation *evaluation
+	Allocation *allocation
+}
+
+// follow is one connection of the feed.
+func (c *Client) follow(ctx context.Context, f runner.Feed) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if err := c.probe(ctx); err != nil {
+		return err
+	}
+	alive := time.AfterFunc(silentTime, func() { cancel(errors.New("nothing was heard of the cluster")) })
+	defer alive.Stop()
+	// Opened before the listing: whatever the listing lacks comes by event.
+	stream, err := c.api.Raw().Response("/v1/event/stream?topic=Job&topic=Evaluation&topic=Allocation&index=0", c.query(ctx))
+	if err != nil {
+		return classify(err, "open the event stream")
+	}
+	defer stream.Close()
+	view, err := c.listing(ctx)
+	if err != nil {
+		return err
+	}
+	f.All(view.all(), view.jobsIndex)
+	d := json.NewDecoder(stream)
+	for {
+		var fr frame
+		if err := d.Decode(&fr); err != nil {
+			return fmt.Errorf("read the event stream: %w", errors.Join(err, context.Cause(ctx)))
+		}
+		alive.Reset(silentTime)
+		for _, ev := range fr.Events {
+			if ev.Index == 0 {
+				ev.Index = fr.Index
+			}
+			if err := c.event(ctx, view, f, ev.Topic, ev.Type, ev.Key, ev.Index, ev.Payload); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind, key string, index uint64, data json.RawMessage) error {
+	if topic == "Job" {
+		if _, ok := runnerEnvironment(key); !ok || index <= v.jobsIndex {
+			return nil
+		}
+		if kind == "JobDeregistered" || kind == "JobBatchDeregistered" {
+			v.forget(key)
+			f.Gone(key)
+			return nil
+		}
+	}
+	var p payload
+	if err := json.Unmarshal(data, &p); err != nil {
+		return fmt.Errorf("decode an event of topic %s: %w", topic, err)
+	}
+	switch {
+	case topic == "Evaluation" && p.Evaluation != nil:
+		c.evals.done(*p.Evaluation)
+	case topic == "Job" && p.Job != nil:
+		if v.job(p.Job) {
+			f.Changed(v.seen(key))
+		}
+	case topic == "Allocation" && p.Allocation != nil && p.Allocation.TaskGroup == mainGroup && index > v.allocsIndex:
+		id := p.Allocation.JobID
+		if _, ok := runnerEnvironment(id); !ok {
+			return nil
+		}
+		if !v.knows(id) {
+			// Its job's event must have been before; look it up rather than lose a runner.
+			job, err := c.job(ctx, id)
+			if fault.Is(err, fault.NotFound) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			v.job(job)
+		}
+		if v.allocation(p.Allocation) {
+			f.Changed(v.seen(id))
+		}
+	}
+	return nil
+}
+
+// listing reads everything that is there.
+func (c *Client) listing(ctx context.Context) (*view, error) {
+	ctx, cancel := context.WithTimeout(ctx, listTime)
+	defer cancel()
+	v := newView()
+	stubs, jobsIndex, err := c.list(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	var allocs []*allocation
+	q := c.query(ctx)
+	q.Params = map[string]string{"resources": "true"}
+	meta, err := c.api.Raw().Query("/v1/allocations", &allocs, q)
+	if err != nil {
+		return nil, classify(err, "list allocations")
+	}
+	v.jobsIndex, v.allocsIndex = jobsIndex, meta.LastIndex
+	jobs := make([]*api.Job, len(stubs))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(lookups)
+	present := map[string]bool{}
+	for i, s := range stubs {
+		if _, ok := runnerEnvironment(s.ID); !ok || (s.Stop && s.Status == "dead") {
+			continue
+		}
+		present[s.ID] = true
+		if jobs[i] = c.known.get(s.ID, s.JobModifyIndex); jobs[i] != nil {
+			continue
+		}
+		g.Go(func() error {
+			job, err := c.job(gctx, s.ID)
+			if fault.Is(err, fault.NotFound) {
+				return nil // purged since it was listed
+			}
+			jobs[i] = job
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	c.known.replace(jobs)
+	for _, job := range jobs {
+		if job != nil {
+			v.job(job)
+		}
+	}
+	for _, a := range allocs {
+		if present[a.JobID] && v.knows(a.JobID) && a.TaskGroup == mainGroup {
+			v.allocation(a)
+		}
+	}
+	return v, nil
+}

@@ -1,0 +1,55 @@
+package execution
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+)
+
+// Place is where a runner's programs are started.
+type Place struct{ AllocID, NodeID string }
+
+// Size is that of a terminal.
+type Size struct{ Width, Height uint16 }
+
+// Spec is one program to start. Everything is data; nothing of it is shell text but the command itself.
+type Spec struct {
+	ID          string
+	Command     string // for bash -c
+	Env         map[string]string
+	Privileged  bool
+	TTY         bool
+	SplitStderr bool
+}
+
+// Stdio is what a program is connected to.
+type Stdio struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Resize         <-chan Size
+}
+
+// Result is how a program ended.
+type Result struct {
+	ExitCode   int
+	OOMKilled  bool // the kernel killed in its control group
+	Killed     bool // by a signal that it could not handle
+	CPUTime    time.Duration
+	WallTime   time.Duration
+	PeakMemory int64 // bytes
+}
+
+// ErrNotOffered says that the cluster has no such operation.
+var ErrNotOffered = errors.New("the cluster does not offer this")
+
+// Executor starts programs in runners.
+type Executor interface {
+	// Exec returns when the program has ended and all its output was written. An error means that the outcome is not known.
+	Exec(ctx context.Context, at Place, spec Spec, stdio Stdio) (exitCode int, err error)
+	// Result asks for the outcome of a program that has ended.
+	Result(ctx context.Context, at Place, id string) (Result, error)
+	Signal(ctx context.Context, at Place, id, signal string) error
+	// Kill ends everything that belongs to the execution.
+	Kill(ctx context.Context, at Place, id string) error
+}

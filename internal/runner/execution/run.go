@@ -1,0 +1,278 @@
+package execution
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/lifecycle"
+	"rockpool/internal/logging"
+	"rockpool/pkg/nullio"
+)
+
+// Kind is how an execution ended for its client.
+type Kind uint8
+
+// The kinds of outcomes.
+const (
+	Exited      Kind = iota
+	TimedOut         // time limit, or the runner's inactivity
+	OutOfMemory      // the whole container was killed
+	Stopped          // the runner was removed on request, or stopped normally
+	Left             // the client closed
+	Failed           // everything else; the reason is in the log
+)
+
+// Outcome is the one result of an execution.
+type Outcome struct {
+	Kind Kind
+	Code int
+	// Usage is filled where it was asked for and the cluster knows it.
+	Usage *Result
+	Err   error // the reason of Failed, for the log
+}
+
+// Causes that end the context of an execution.
+var (
+	ErrTimeLimit   = errors.New("the execution's time limit is over")
+	ErrInactive    = errors.New("the runner was not used for its inactivity timeout")
+	ErrDeleted     = errors.New("the runner was deleted")
+	ErrCompleted   = errors.New("the runner's allocation stopped")
+	ErrOutOfMemory = errors.New("the runner's allocation was out of memory")
+	ErrGone        = errors.New("the runner's allocation failed or is lost")
+	ErrClientLeft  = errors.New("the client closed the connection")
+	ErrShutdown    = errors.New("the gateway stops")
+)
+
+// quit is what the QUIT key of a terminal sends.
+const quit = 0x1c
+
+// Times of an execution that has to end.
+const (
+	Grace    = 3 * time.Second  // between QUIT and the kill
+	killTime = 10 * time.Second // for the kill itself
+	oomTime  = time.Second      // an exit code 128 waits for the news that the container was out of memory
+)
+
+// Client is the other side of an execution.
+type Client struct {
+	Stdin          *nullio.Stdin
+	Stdout, Stderr io.Writer // may block; must stop blocking when the context of Run ends
+	Resize         <-chan Size
+	Usage          bool // fill in Outcome.Usage
+}
+
+// Engine runs executions.
+type Engine struct {
+	Executor    Executor
+	SplitStderr bool
+	// Native says that Result, Signal and Kill work.
+	Native func() bool
+	// Tasks are the executions whose clients have their verdict already.
+	Tasks *lifecycle.Tasks
+}
+
+type ended struct {
+	code int
+	err  error
+}
+
+// Run executes req at a place until it ends or ctx does, whose cause is the verdict then. discard is called when a program could
+// not be ended.
+func (e *Engine) Run(ctx context.Context, at Place, id string, req Request, c Client, discard func(error)) Outcome {
+	ctx, cancel := limit(ctx, req.TimeLimit)
+	defer cancel()
+	// The exec outlives the verdict by the grace period.
+	execCtx, stopExec := context.WithCancel(context.WithoutCancel(ctx))
+	result := make(chan ended, 1)
+	stdout, stderr := &valve{ctx: ctx.Done(), to: c.Stdout}, &valve{ctx: ctx.Done(), to: c.Stderr}
+	env := map[string]string{}
+	for k, v := range req.Env {
+		env[k] = v
+	}
+	env["CODEOCEAN"] = "true"
+	spec := Spec{ID: id, Command: req.Command, Env: env, Privileged: req.Privileged, TTY: req.TTY, SplitStderr: e.SplitStderr || !req.TTY}
+	started := e.Tasks.Go(func() {
+		var r ended
+		r.err = lifecycle.Guard(func() (err error) {
+			r.code, err = e.Executor.Exec(execCtx, at, spec, Stdio{Stdin: c.Stdin, Stdout: stdout, Stderr: stderr, Resize: c.Resize})
+			return err
+		})
+		c.Stdin.CloseWithError(io.EOF)
+		result <- r
+	})
+	if !started {
+		stopExec()
+		return Outcome{Kind: Failed, Err: ErrShutdown}
+	}
+	select {
+	case r := <-result:
+		stopExec()
+		return e.judge(ctx, at, id, c, r)
+	case <-ctx.Done():
+	}
+	cause := context.Cause(ctx)
+	log := logging.From(ctx)
+	// A terminal whose input was ended cannot be typed on.
+	typed := !dead(cause) && spec.TTY && c.Stdin.Inject(quit) == nil
+	if !e.Tasks.Go(func() {
+		defer stopExec()
+		if err := e.end(execCtx, stopExec, at, id, typed, c.Stdin, result, cause); err != nil {
+			log.WithField("error", err.Error()).Warn("an execution could not be ended, its runner is discarded")
+			discard(err)
+		}
+	}) {
+		stopExec()
+	}
+	return verdict(cause)
+}
+
+func limit(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if d == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, max(d, 0), ErrTimeLimit)
+}
+
+func verdict(cause error) Outcome {
+	switch {
+	case errors.Is(cause, ErrTimeLimit), errors.Is(cause, ErrInactive):
+		return Outcome{Kind: TimedOut}
+	case errors.Is(cause, ErrDeleted), errors.Is(cause, ErrCompleted):
+		return Outcome{Kind: Stopped}
+	case errors.Is(cause, ErrOutOfMemory):
+		return Outcome{Kind: OutOfMemory}
+	case errors.Is(cause, ErrClientLeft):
+		return Outcome{Kind: Left}
+	}
+	return Outcome{Kind: Failed, Err: cause}
+}
+
+// judge turns what the exec returned into an outcome.
+func (e *Engine) judge(ctx context.Context, at Place, id string, c Client, r ended) Outcome {
+	if r.err != nil && ctx.Err() != nil {
+		return verdict(context.Cause(ctx))
+	}
+	if r.err != nil {
+		// The runner's end and the end of its exec are told on different ways: give the reason a moment.
+		if cause := waitCause(ctx, oomTime/2); cause != nil {
+			return verdict(cause)
+		}
+		if res, err := e.result(ctx, at, id); err == nil && !res.Killed && !res.OOMKilled {
+			return Outcome{Kind: Exited, Code: res.ExitCode, Usage: &res}
+		}
+		return Outcome{Kind: Failed, Err: r.err}
+	}
+	out := Outcome{Kind: Exited, Code: r.code & 0xff}
+	if r.code != 128 && !c.Usage {
+		return out
+	}
+	if res, err := e.result(ctx, at, id); err == nil {
+		out.Usage = &res
+	}
+	if r.code == 128 {
+		if out.Usage != nil && out.Usage.OOMKilled {
+			return Outcome{Kind: OutOfMemory, Usage: out.Usage}
+		}
+		if out.Usage == nil && errors.Is(waitCause(ctx, oomTime), ErrOutOfMemory) {
+			return Outcome{Kind: OutOfMemory}
+		}
+	}
+	return out
+}
+
+func (e *Engine) result(ctx context.Context, at Place, id string) (Result, error) {
+	if !e.Native() {
+		return Result{}, ErrNotOffered
+	}
+	ctx, cancel := context.WithTimeout(ctx, killTime)
+	defer cancel()
+	return e.Executor.Result(ctx, at, id)
+}
+
+func waitCause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-t.C:
+		return nil
+	}
+}
+
+// dead reports whether there is nothing left that could be stopped.
+func dead(cause error) bool {
+	return errors.Is(cause, ErrOutOfMemory) || errors.Is(cause, ErrGone) || errors.Is(cause, ErrCompleted)
+}
+
+// purged reports whether somebody removes the whole runner.
+func purged(cause error) bool { return errors.Is(cause, ErrDeleted) || errors.Is(cause, ErrInactive) }
+
+// end stops a program whose client has its verdict, after QUIT was typed or else by signal. It returns when the exec has returned.
+func (e *Engine) end(ctx context.Context, stopExec func(), at Place, id string, typed bool, stdin *nullio.Stdin, result <-chan ended, cause error) error {
+	if !dead(cause) {
+		if !typed && e.Native() {
+			callCtx, cancel := context.WithTimeout(ctx, Grace)
+			_ = e.Executor.Signal(callCtx, at, id, "SIGQUIT") // the kill below decides
+			cancel()
+		}
+		t := time.NewTimer(Grace)
+		defer t.Stop()
+		select {
+		case r := <-result:
+			return e.certain(ctx, at, id, r, cause)
+		case <-t.C:
+		}
+	}
+	// Ending the connection has the native side kill the control group too; the call says whether it worked.
+	var err error
+	if !dead(cause) && !purged(cause) {
+		err = e.kill(ctx, at, id)
+	}
+	stdin.CloseWithError(io.EOF)
+	stopExec()
+	<-result
+	return err
+}
+
+// certain makes sure that a program whose stream broke is not left running.
+func (e *Engine) certain(ctx context.Context, at Place, id string, r ended, cause error) error {
+	if r.err == nil || purged(cause) {
+		return nil
+	}
+	return e.kill(ctx, at, id)
+}
+
+// kill ends whatever is left of an execution; one that is not known any more has ended.
+func (e *Engine) kill(ctx context.Context, at Place, id string) error {
+	if !e.Native() {
+		return ErrNotOffered
+	}
+	ctx, cancel := context.WithTimeout(ctx, killTime)
+	defer cancel()
+	if err := e.Executor.Kill(ctx, at, id); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	return nil
+}
+
+// valve lets output through until ctx ends; from then on it swallows it, so that the exec can end.
+type valve struct {
+	ctx <-chan struct{}
+	to  io.Writer
+}
+
+func (v *valve) Write(p []byte) (int, error) {
+	select {
+	case <-v.ctx:
+		return len(p), nil
+	default:
+	}
+	if _, err := v.to.Write(p); err != nil {
+		return len(p), nil // the reader notices a lost client; the program's pipe must not fill up meanwhile
+	}
+	return len(p), nil
+}

@@ -1,0 +1,342 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"rockpool/internal/environment"
+	"rockpool/internal/fault"
+	"rockpool/internal/ident"
+	"rockpool/internal/lifecycle"
+	"rockpool/internal/logging"
+	"rockpool/internal/runner/execution"
+	"rockpool/internal/runner/pool"
+)
+
+// Options of a Manager.
+type Options struct {
+	Limits    pool.Limits
+	ClaimWait time.Duration // how long a claim waits for a runner that is starting
+	Pull      bool          // pool runners pull their image anew
+	// ReloadBelow is the share of idle runners below which, for ReloadAfter, the pools are compared with a full listing. 0 = off.
+	ReloadBelow float64
+	ReloadAfter time.Duration
+}
+
+// callTime bounds each call to the cluster.
+const callTime = 10 * time.Second
+
+// safetyNet is how often the plan is looked at although nothing happened.
+const safetyNet = time.Minute
+
+// Manager keeps the pools and the records of claimed runners.
+type Manager struct {
+	cluster Cluster
+	opts    Options
+	log     logging.Logger
+	trigger chan struct{} // the plan may have changed
+	ready   chan struct{}
+	tasks   lifecycle.Tasks
+
+	mu      sync.Mutex
+	pools   *pool.Pools
+	envs    map[environment.ID]environment.Environment
+	seen    map[string]Seen // of runners that are not claimed yet
+	used    map[string]*Runner
+	arrived chan struct{}                // closed and replaced whenever a claim may succeed that did not before
+	live    bool                         // the first listing has come
+	below   map[environment.ID]time.Time // since when a pool is under the threshold
+	relist  context.CancelFunc           // breaks the feed, which begins with a full listing again
+}
+
+// NewManager makes a manager without pools.
+func NewManager(cluster Cluster, opts Options, log logging.Logger) *Manager {
+	m := &Manager{
+		cluster: cluster, opts: opts, log: log,
+		trigger: make(chan struct{}, 1), ready: make(chan struct{}), arrived: make(chan struct{}),
+		envs: map[environment.ID]environment.Environment{}, seen: map[string]Seen{}, used: map[string]*Runner{},
+		below: map[environment.ID]time.Time{},
+	}
+	m.pools = pool.New(opts.Limits, newRunnerID)
+	return m
+}
+
+func newRunnerID(id environment.ID) string {
+	u, err := ident.NewTimed()
+	if err != nil {
+		panic(fmt.Sprintf("no time-based id could be made: %v", err)) // needs a random source, which the system owes us
+	}
+	return fmt.Sprintf("%d-%s", id, u)
+}
+
+// Ready is closed once the first listing has been taken in.
+func (m *Manager) Ready() <-chan struct{} { return m.ready }
+
+// Run follows the cluster and keeps the pools until ctx ends.
+func (m *Manager) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.follow(ctx) })
+	g.Go(func() error { return m.reconcile(ctx) })
+	err := g.Wait()
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
+	defer cancel()
+	return errors.Join(err, m.tasks.Wait(stop))
+}
+
+// poke asks for a plan.
+func (m *Manager) poke() {
+	select {
+	case m.trigger <- struct{}{}:
+	default:
+	}
+}
+
+func (m *Manager) reconcile(ctx context.Context) error {
+	timer := time.NewTimer(safetyNet)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.trigger:
+		case <-timer.C:
+			m.mu.Lock()
+			m.pools.Touch()
+			m.mu.Unlock()
+		}
+		now := time.Now()
+		wait := safetyNet
+		m.mu.Lock()
+		if m.live {
+			actions, next := m.pools.Plan(now)
+			if !next.IsZero() {
+				wait = min(wait, max(next.Sub(now), time.Millisecond))
+			}
+			wait = min(wait, m.checkShare(now))
+			for _, a := range actions {
+				e := m.envs[a.Env]
+				if !m.tasks.Go(func() { m.carryOut(ctx, a, e) }) {
+					m.mu.Unlock()
+					return nil
+				}
+			}
+		}
+		m.mu.Unlock()
+		timer.Reset(wait)
+	}
+}
+
+// follow keeps the feed up.
+func (m *Manager) follow(ctx context.Context) error {
+	for ctx.Err() == nil {
+		watchCtx, cancel := context.WithCancel(ctx)
+		m.mu.Lock()
+		m.relist = cancel
+		m.mu.Unlock()
+		err := m.cluster.Watch(watchCtx, feed{m})
+		again := watchCtx.Err() != nil
+		cancel()
+		if err != nil && !again {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkShare has the cluster listed anew when a pool has been short of idle runners for too long, and says when it wants to be asked
+// again. The lock is held.
+func (m *Manager) checkShare(now time.Time) time.Duration {
+	wait := safetyNet
+	if m.opts.ReloadAfter == 0 || m.opts.ReloadBelow == 0 {
+		return wait
+	}
+	for id := range m.envs {
+		s := m.pools.Stats(id)
+		since, short := m.below[id]
+		switch {
+		case s.Size == 0 || float64(s.Idle)/float64(s.Size) >= m.opts.ReloadBelow:
+			delete(m.below, id)
+		case !short:
+			m.below[id] = now
+			wait = min(wait, m.opts.ReloadAfter)
+		case now.Sub(since) >= m.opts.ReloadAfter:
+			m.below[id] = now
+			m.relist()
+		default:
+			wait = min(wait, m.opts.ReloadAfter-now.Sub(since))
+		}
+	}
+	return wait
+}
+
+func (m *Manager) carryOut(ctx context.Context, a pool.Action, e environment.Environment) {
+	defer m.poke()
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	log := m.log.WithFields(logging.Fields{"runner_id": a.ID, "environment_id": int(a.Env)})
+	if a.Kind == pool.Create {
+		index, err := m.cluster.CreateRunner(ctx, e, a.ID, m.opts.Pull)
+		if err != nil {
+			log.WithField("error", err.Error()).Warn("a runner could not be created, it is tried again")
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.pools.Registered(a.ID, index, err, time.Now())
+		return
+	}
+	var err error
+	if a.Guard {
+		err = m.cluster.ClaimRunner(ctx, a.ID, 0)
+	}
+	lost := errors.Is(err, ErrClaimLost)
+	if err == nil {
+		err = m.cluster.DestroyRunner(ctx, a.ID)
+	}
+	if lost {
+		err = nil
+	} else if err != nil {
+		log.WithField("error", err.Error()).Warn("a runner could not be destroyed, it is tried again")
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.pools.Destroyed(a.ID, lost, err, time.Now())
+}
+
+// Want sets what an environment's pool shall be.
+func (m *Manager) Want(e environment.Environment) {
+	m.mu.Lock()
+	m.envs[e.ID] = e
+	m.pools.Want(e.ID, int(e.PoolSize), e.Settings())
+	m.mu.Unlock()
+	m.poke()
+}
+
+// Roll replaces an environment's idle runners.
+func (m *Manager) Roll(id environment.ID) {
+	m.mu.Lock()
+	m.pools.Roll(id)
+	m.mu.Unlock()
+	m.poke()
+}
+
+// Drop forgets an environment and removes all its runners, also those that this process never saw.
+func (m *Manager) Drop(ctx context.Context, id environment.ID) error {
+	m.mu.Lock()
+	delete(m.envs, id)
+	delete(m.below, id)
+	var ended []*Runner
+	for rid, r := range m.used {
+		if r.Env == id {
+			ended = append(ended, r)
+			delete(m.used, rid)
+		}
+	}
+	m.pools.Drop(id, time.Now())
+	m.wakeClaims()
+	m.mu.Unlock()
+	for _, r := range ended {
+		r.end(execution.ErrDeleted)
+	}
+	m.poke()
+	strays, err := m.cluster.RunnersOf(ctx, id)
+	if err != nil {
+		return err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(m.opts.Limits.Concurrency)
+	for _, rid := range strays {
+		g.Go(func() error { return m.cluster.DestroyRunner(gctx, rid) })
+	}
+	return g.Wait()
+}
+
+// Stats of one environment.
+func (m *Manager) Stats(id environment.ID) pool.Stats {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.pools.Stats(id)
+}
+
+// AllStats are those of every environment that is wanted.
+func (m *Manager) AllStats() map[environment.ID]pool.Stats {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := make(map[environment.ID]pool.Stats, len(m.envs))
+	for id := range m.envs {
+		all[id] = m.pools.Stats(id)
+	}
+	return all
+}
+
+// Lookup finds a claimed runner.
+func (m *Manager) Lookup(id string) (*Runner, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r, ok := m.used[id]; ok {
+		return r, nil
+	}
+	return nil, fault.New(fault.Gone, "the runner %s is not known (any more)", id)
+}
+
+// Destroy ends a runner and asks the cluster once to remove it. If that fails the reconciler goes on.
+func (m *Manager) Destroy(ctx context.Context, r *Runner, cause error) error {
+	m.release(r, cause)
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	if err := m.cluster.DestroyRunner(ctx, r.ID); err != nil {
+		m.discard(r.ID)
+		return err
+	}
+	m.mu.Lock()
+	m.pools.Removed(r.ID, time.Now())
+	m.mu.Unlock()
+	m.poke()
+	return nil
+}
+
+// Discard ends a runner; the reconciler removes it.
+func (m *Manager) Discard(r *Runner, cause error) {
+	m.release(r, cause)
+	m.discard(r.ID)
+}
+
+func (m *Manager) discard(id string) {
+	m.mu.Lock()
+	m.pools.Discard(id, time.Now())
+	m.mu.Unlock()
+	m.poke()
+}
+
+// release takes a runner out of the records: from now on its id is not known.
+func (m *Manager) release(r *Runner, cause error) {
+	m.mu.Lock()
+	if m.used[r.ID] == r {
+		delete(m.used, r.ID)
+	}
+	m.mu.Unlock()
+	r.end(cause)
+	m.log.WithFields(logging.Fields{"runner_id": r.ID, "environment_id": int(r.Env), "destroy_reason": cause.Error()}).Info("runner ended")
+}
+
+// adopt makes the record of a used runner. The lock is held.
+func (m *Manager) adopt(s Seen) *Runner {
+	r := &Runner{ID: s.ID, Env: s.Env, place: s.Place, ports: s.Ports}
+	m.used[s.ID] = r
+	delete(m.seen, s.ID)
+	return r
+}
+
+func (m *Manager) watchInactivity(r *Runner, timeout time.Duration) {
+	r.start(timeout, func() { m.Discard(r, execution.ErrInactive) })
+}
+
+// wakeClaims lets waiting claims look again. The lock is held.
+func (m *Manager) wakeClaims() {
+	close(m.arrived)
+	m.arrived = make(chan struct{})
+}
