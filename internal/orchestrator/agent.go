@@ -1,0 +1,159 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"rockpool/internal/lifecycle"
+	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/node"
+)
+
+// release is set when a release is linked.
+var release string
+
+// Version is the release, or 0.0.0: Nomad's clients want three numbers.
+func Version() string {
+	if release != "" {
+		return release
+	}
+	return "0.0.0"
+}
+
+// AgentConfig says what one agent, a server and a node in one process, is.
+type AgentConfig struct {
+	DataDir         string // state of the server and the node, private to the agent
+	Address         string // host:port of the HTTP API; port 0 = any free one
+	Token           string // management token; empty = whoever reaches the address may do everything
+	RemoveOnStop    bool   // an orderly stop ends all allocations; otherwise the next start takes them back
+	AllowUnconfined bool   // run although no control group controller is usable
+	Log             logging.Logger
+}
+
+// walls are what a node isolates with: its drivers, and what it says of them in its attributes.
+type walls struct {
+	drivers    []driver.Driver
+	attributes func() map[string]string
+	close      func() error
+}
+
+// Agent is a server and a node in one process, which meet on the agent's own HTTP API.
+type Agent struct {
+	log      logging.Logger
+	listener net.Listener
+	server   *Server
+	node     *node.Agent
+	walls    walls
+}
+
+// NewAgent prepares an agent: it probes the machine and opens the listener. The error of a machine that cannot isolate programs is one
+// sentence that names what is missing and what to do.
+func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
+	a := &Agent{log: cfg.Log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.close())
+		}
+	}()
+	if a.walls, err = openWalls(cfg); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if a.listener, err = net.Listen("tcp", cfg.Address); err != nil {
+		return nil, fmt.Errorf("orchestrator: %w", err)
+	}
+	address := a.listener.Addr().String()
+	a.server, err = NewServer(ServerConfig{
+		DataDir: filepath.Join(cfg.DataDir, "server"), Name: "server", Address: address, Version: Version(), Token: cfg.Token, JoinToken: cfg.Token, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	nodeDir := filepath.Join(cfg.DataDir, "node")
+	identity, err := node.LoadIdentity(nodeDir)
+	if err != nil {
+		return nil, err
+	}
+	servers, err := node.NewRemote([]string{a.URL()}, identity, cfg.Token, &http.Client{})
+	if err != nil {
+		return nil, err
+	}
+	onStop := node.Keep
+	if cfg.RemoveOnStop {
+		onStop = node.Remove
+	}
+	a.node, err = node.New(node.Config{
+		DataDir: nodeDir, HTTPAddr: address, Version: Version(), Drivers: a.walls.drivers, Attributes: a.walls.attributes,
+		OnStop: onStop, Servers: servers, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.server.SetLocalNode(a.node)
+	return a, nil
+}
+
+// URL is where the HTTP API is served. It answers once Run is under way.
+func (a *Agent) URL() string { return "http://" + a.listener.Addr().String() }
+
+// Ready is closed once everything can be asked of the agent's server.
+func (a *Agent) Ready() <-chan struct{} { return a.server.Ready() }
+
+// stopGrace bounds how long the allocations of a node may take to end.
+const stopGrace = 30 * time.Second
+
+// Run serves until ctx ends. The node stops first, while the API still takes its last reports.
+func (a *Agent) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, a.close()) }()
+	a.log.WithField("url", a.URL()).Info("the orchestrator listens")
+	return lifecycle.Run(ctx,
+		lifecycle.Service{Name: "server", Run: a.server.Run, Grace: stopGrace},
+		lifecycle.Service{Name: "orchestrator api", Run: a.serve},
+		lifecycle.Service{Name: "node", Run: a.node.Run, Grace: stopGrace},
+	)
+}
+
+func (a *Agent) serve(ctx context.Context) error {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true) // WebSockets need it
+	s := &http.Server{
+		Handler: a.server.Handler(), Protocols: &protocols,
+		ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 2 * time.Minute,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	stopped := context.AfterFunc(ctx, func() {
+		// Streams end with their context; what is left after a moment is cut.
+		quick, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+		defer cancel()
+		if s.Shutdown(quick) != nil {
+			_ = s.Close()
+		}
+	})
+	defer stopped()
+	if err := s.Serve(a.listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func (a *Agent) close() error {
+	var errs []error
+	if a.listener != nil {
+		if err := a.listener.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if a.walls.close != nil {
+		errs = append(errs, a.walls.close())
+	}
+	return errors.Join(errs...)
+}
