@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"rockpool/cmd/flagstyle"
 	"rockpool/internal/client"
 	"rockpool/internal/config"
 	"rockpool/internal/gateway"
@@ -23,14 +24,6 @@ var errConfig = errors.New("configuration")
 func main() { os.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {
-	for i, a := range args {
-		if a == "--" {
-			break
-		}
-		if a == "-config" { // as in the units of existing deployments
-			args[i] = "--config"
-		}
-	}
 	code := 0
 	var file string
 	serveRun := func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), file) }
@@ -43,7 +36,7 @@ func run(args []string) int {
 	versionCmd := &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), gateway.Version()) }}
 	root.AddCommand(serveCmd, runCommand(&code), versionCmd)
-	root.SetArgs(args)
+	flagstyle.Accept(root, args)
 	err := root.ExecuteContext(context.Background())
 	if err == nil {
 		return code
@@ -76,7 +69,7 @@ func serve(ctx context.Context, file string) error {
 	var embedded gateway.Embedded
 	if cfg.Nomad.Address == "" {
 		if embedded, err = gateway.NewEmbedded(cfg.Orchestrator, log); err != nil {
-			return fmt.Errorf("%w: %w", errConfig, err)
+			return err
 		}
 	}
 	g, err := gateway.New(cfg, embedded, log)

@@ -31,7 +31,7 @@ func main() {
 func root() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "orchestrator", Short: "Places jobs and runs them in sandboxes, behind Nomad's HTTP API",
-		Version: orchestrator.Version, SilenceUsage: true, SilenceErrors: true,
+		Version: orchestrator.Version(), SilenceUsage: true, SilenceErrors: true,
 	}
 	cmd.AddCommand(agent())
 	return cmd

@@ -2,22 +2,44 @@ package gateway
 
 import (
 	"context"
-	"errors"
+	"crypto/rand"
+	"encoding/base64"
+	"net"
+	"strconv"
 
 	"rockpool/internal/config"
 	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator"
 )
 
 // Embedded is an orchestrator in the gateway's own process. The gateway talks to it over HTTP like to any cluster.
 type Embedded interface {
-	// Start brings it up and returns its URL and a token for it.
-	Start(ctx context.Context) (address, token string, err error)
-	// Stop ends it; what it started has ended when it returns.
-	Stop(ctx context.Context) error
+	// URL is where it answers once Run is under way, Token what it asks for.
+	URL() string
+	Token() string
+	Ready() <-chan struct{}
+	Run(ctx context.Context) error
 }
 
-// ErrNoEmbedded says that this binary cannot run without a cluster.
-var ErrNoEmbedded = errors.New("nomad.address is empty, and this binary holds no embedded orchestrator: set nomad.address to a cluster")
+type embedded struct {
+	*orchestrator.Agent
+	token string
+}
 
-// NewEmbedded makes the embedded orchestrator.
-func NewEmbedded(config.Orchestrator, logging.Logger) (Embedded, error) { return nil, ErrNoEmbedded }
+func (e embedded) Token() string { return e.token }
+
+// NewEmbedded prepares the embedded orchestrator. Its token is made anew at each start and known to this process only, so that other users of the
+// machine cannot use its API.
+func NewEmbedded(cfg config.Orchestrator, log logging.Logger) (Embedded, error) {
+	secret := make([]byte, 32)
+	_, _ = rand.Read(secret) // never fails, by its documentation
+	token := base64.RawURLEncoding.EncodeToString(secret)
+	agent, err := orchestrator.NewAgent(orchestrator.AgentConfig{
+		DataDir: cfg.DataDir, Address: net.JoinHostPort(cfg.Address, strconv.Itoa(int(cfg.Port))), Token: token,
+		RemoveOnStop: cfg.OnStop == config.Remove, AllowUnconfined: cfg.AllowUnconfined, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return embedded{agent, token}, nil
+}

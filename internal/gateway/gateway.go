@@ -32,12 +32,12 @@ type Gateway struct {
 	listen   []net.Listener
 }
 
-// New prepares a gateway. embedded is used, and must not be nil, when no cluster is configured. Nothing is started, but the listeners
+// New prepares a gateway. embedded is the cluster when none is configured, and nil otherwise. Nothing is started, but the listeners
 // are open: an address that is taken shows here.
 func New(cfg config.Config, embedded Embedded, log logging.Logger) (*Gateway, error) {
 	g := &Gateway{cfg: cfg, embedded: embedded, log: log, template: jobs.TemplateEnvironment}
-	if cfg.Nomad.Address == "" && embedded == nil {
-		return nil, ErrNoEmbedded
+	if (cfg.Nomad.Address == "") != (embedded != nil) {
+		return nil, errors.New("a gateway has either nomad.address or an embedded orchestrator")
 	}
 	if f := cfg.Server.TemplateJobFile; f != "" {
 		data, err := os.ReadFile(f)
@@ -65,15 +65,10 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		}
 	}()
 	address, token := g.cluster(), g.cfg.Nomad.Token
-	if g.cfg.Nomad.Address == "" {
-		if address, token, err = g.embedded.Start(ctx); err != nil {
-			return fmt.Errorf("embedded orchestrator: %w", err)
-		}
-		defer func() {
-			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*stopTime)
-			defer cancel()
-			err = errors.Join(err, g.embedded.Stop(stop))
-		}()
+	var services []lifecycle.Service
+	if g.embedded != nil {
+		address, token = g.embedded.URL(), g.embedded.Token()
+		services = append(services, lifecycle.Service{Name: "orchestrator", Run: g.embedded.Run, Grace: 4 * stopTime})
 	}
 	cluster, err := nomad.New(g.clusterOptions(address, token), g.log)
 	if err != nil {
@@ -96,7 +91,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		Observe: g.access,
 	}, envs, runners, engine, cluster, ready, g.log)
 
-	return lifecycle.Run(ctx,
+	return lifecycle.Run(ctx, append(services,
 		lifecycle.Service{Name: "runners", Run: runners.Run, Grace: stopTime},
 		lifecycle.Service{Name: "executions", Grace: stopTime, Run: func(ctx context.Context) error {
 			<-ctx.Done()
@@ -107,7 +102,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		lifecycle.Service{Name: "recovery", Run: func(ctx context.Context) error { return g.recover(ctx, envs, runners, ready) }},
 		lifecycle.Service{Name: "http", Grace: 2 * stopTime, Run: func(ctx context.Context) error { return g.serve(ctx, routes) }},
 		lifecycle.Service{Name: "watchdog", Run: g.watchdog},
-	)
+	)...)
 }
 
 // cluster is the URL of the configured cluster.
@@ -140,6 +135,13 @@ func (g *Gateway) clusterOptions(address, token string) nomad.Options {
 
 // recover fills the catalogue, waits for the first listing of the runners, and lets requests in.
 func (g *Gateway) recover(ctx context.Context, envs *environment.Service, runners *runner.Manager, ready chan<- struct{}) error {
+	if g.embedded != nil {
+		select {
+		case <-g.embedded.Ready():
+		case <-ctx.Done():
+			return nil
+		}
+	}
 	for {
 		callCtx, cancel := context.WithTimeout(ctx, 30*time.Second)
 		err := envs.Recover(callCtx)

@@ -37,11 +37,10 @@ type AgentConfig struct {
 	Log             logging.Logger
 }
 
-// walls are what a node isolates with: its drivers, and what it says of them in its attributes.
+// walls are the drivers that a node isolates with.
 type walls struct {
-	drivers    []driver.Driver
-	attributes func() map[string]string
-	close      func() error
+	drivers []driver.Driver
+	close   func() error
 }
 
 // Agent is a server and a node in one process, which meet on the agent's own HTTP API.
@@ -92,7 +91,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		onStop = node.Remove
 	}
 	a.node, err = node.New(node.Config{
-		DataDir: nodeDir, HTTPAddr: address, Version: Version(), Drivers: a.walls.drivers, Attributes: a.walls.attributes,
+		DataDir: nodeDir, HTTPAddr: address, Version: Version(), Drivers: a.walls.drivers,
 		OnStop: onStop, Servers: servers, Log: cfg.Log,
 	})
 	if err != nil {

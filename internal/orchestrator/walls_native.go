@@ -4,7 +4,6 @@ package orchestrator
 
 import (
 	"path/filepath"
-	"strings"
 
 	"rockpool/internal/image"
 	"rockpool/internal/logging"
@@ -24,13 +23,7 @@ func openWalls(cfg AgentConfig) (walls, error) {
 	if err != nil {
 		return walls{close: runtime.Close}, err
 	}
-	attributes := map[string]string{}
 	for _, f := range runtime.Fences() {
-		state := "in force"
-		if !f.InForce {
-			state = "not in force"
-		}
-		attributes["rockpool.fence."+strings.ReplaceAll(f.Name, " ", "_")] = strings.TrimSuffix(state+": "+f.Detail, ": ")
 		entry := cfg.Log.WithFields(logging.Fields{"fence": f.Name, "in_force": f.InForce, "detail": f.Detail})
 		if f.InForce {
 			entry.Debug("fence")
@@ -39,8 +32,7 @@ func openWalls(cfg AgentConfig) (walls, error) {
 		}
 	}
 	return walls{
-		drivers:    sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Images: images}, "sandbox", "docker", "exec"),
-		attributes: func() map[string]string { return attributes },
-		close:      runtime.Close,
+		drivers: sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Images: images}, "sandbox", "docker", "exec"),
+		close:   runtime.Close,
 	}, nil
 }
