@@ -73,7 +73,7 @@ func run(ctx context.Context, binary string, port int, once bool) (err error) {
 	}
 	if failed != nil {
 		text, _ := os.ReadFile(log.Name())
-		fmt.Fprintf(os.Stderr, "\nThe gateway's log:\n%s\n", tail(text, 8000))
+		fmt.Fprintf(os.Stderr, "\nThe gateway's log:\n%s\n", tail(text, 4000))
 	}
 	return errors.Join(failed, stopped(s, before))
 }

@@ -57,7 +57,7 @@ func transcript(ctx context.Context, s *service.Service) error {
 		if err != nil {
 			fmt.Printf("    FAILED after %s: %v\n", took, err)
 			failed = append(failed, fmt.Errorf("step %d: %w", i+1, err))
-			if d.runner == "" && i > 0 {
+			if d.runner == "" {
 				break // nothing can follow
 			}
 			continue
