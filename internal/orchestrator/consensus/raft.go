@@ -1,17 +1,21 @@
 package consensus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
 	raftwal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/metadb"
+	"golang.org/x/sys/unix"
 
 	"rockpool/internal/fault"
 	"rockpool/internal/lifecycle"
@@ -132,7 +136,8 @@ func (r *Raft) config() *raft.Config {
 	c.LocalID = raft.ServerID(r.cfg.ServerID)
 	c.Logger = bridge(r.cfg.Log)
 	c.CommitTimeout = 2 * time.Millisecond // followers see a commit soon; the leader applies at once anyway
-	c.BatchApplyCh = true                  // entries that wait for one another's fsync share the next
+	// BatchApplyCh stays off: entries in its buffer at shutdown are never answered. Entries that wait for one another's fsync share
+	// the next one all the same.
 	c.MaxAppendEntries = 256
 	c.SnapshotThreshold = 16384
 	c.SnapshotInterval = 30 * time.Second
@@ -161,19 +166,43 @@ func (r *Raft) open() (stores, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return stores{}, fmt.Errorf("make the log directory: %w", err)
 	}
-	size := r.cfg.SegmentBytes
-	if size == 0 {
-		size = 64 << 20
-	}
-	wal, err := raftwal.Open(dir, raftwal.WithSegmentSize(size), raftwal.WithLogger(bridge(r.cfg.Log)))
+	unlock, err := lock(filepath.Join(r.cfg.Dir, "lock"))
 	if err != nil {
-		return stores{}, fmt.Errorf("open the log in %s: %w", dir, err)
+		return stores{}, err
 	}
+	// The log does not close the store of its own description, and that one's lock would keep the next server out.
+	meta := &metadb.BoltMetaDB{}
+	closing := []func() error{unlock, meta.Close}
+	closeAll := func() error {
+		var errs []error
+		for _, c := range slices.Backward(closing) {
+			errs = append(errs, c())
+		}
+		return errors.Join(errs...)
+	}
+	wal, err := raftwal.Open(dir, raftwal.WithSegmentSize(cmp.Or(r.cfg.SegmentBytes, 64<<20)), raftwal.WithMetaStore(meta),
+		raftwal.WithLogger(bridge(r.cfg.Log)))
+	if err != nil {
+		return stores{}, errors.Join(fmt.Errorf("open the log in %s: %w", dir, err), closeAll())
+	}
+	closing = append(closing, wal.Close)
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(r.cfg.Dir, 2, bridge(r.cfg.Log))
 	if err != nil {
-		return stores{}, errors.Join(fmt.Errorf("open the snapshots: %w", err), wal.Close())
+		return stores{}, errors.Join(fmt.Errorf("open the snapshots: %w", err), closeAll())
 	}
-	return stores{wal, wal, snaps, wal.Close}, nil
+	return stores{wal, wal, snaps, closeAll}, nil
+}
+
+// lock makes sure that a data directory has one server.
+func lock(path string) (unlock func() error, err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the lock of the data directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("the data directory is in use by another server: %s: %w", path, err), f.Close())
+	}
+	return f.Close, nil
 }
 
 // ErrNotLeader is returned, as fault.Unavailable, where this server cannot decide.
@@ -194,8 +223,12 @@ func (r *Raft) Apply(ctx context.Context, entry []byte) (result any, index uint6
 	if err != nil {
 		return nil, 0, err
 	}
-	f := n.Apply(entry, bound(ctx))
-	if err := r.await(ctx, f); err != nil {
+	var f raft.ApplyFuture
+	err = r.await(ctx, func() error {
+		f = n.Apply(entry, bound(ctx))
+		return f.Error()
+	})
+	if err != nil {
 		return nil, 0, err
 	}
 	if err, ok := f.Response().(error); ok {
@@ -210,7 +243,7 @@ func (r *Raft) Barrier(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return r.await(ctx, n.Barrier(bound(ctx)))
+	return r.await(ctx, func() error { return n.Barrier(bound(ctx)).Error() })
 }
 
 func bound(ctx context.Context) time.Duration {
@@ -220,10 +253,10 @@ func bound(ctx context.Context) time.Duration {
 	return applyBound
 }
 
-// await waits for the future, or for ctx. A future cannot be waited for together with anything else, hence the goroutine.
-func (r *Raft) await(ctx context.Context, f raft.Future) error {
+// await waits for call, or for ctx. Raft's futures cannot be waited for together with anything else, hence the goroutine.
+func (r *Raft) await(ctx context.Context, call func() error) error {
 	done := make(chan error, 1)
-	if !r.tasks.Go(func() { done <- f.Error() }) {
+	if !r.tasks.Go(func() { done <- call() }) {
 		return fault.Wrap(fault.Unavailable, ErrNotLeader, "No cluster leader")
 	}
 	var err error

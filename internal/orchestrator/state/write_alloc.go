@@ -62,7 +62,8 @@ func (t *Tx) ApplyPlan(p *Placement) Placed {
 		if a := t.Alloc(nil, id); a != nil {
 			c := *a
 			c.FollowupEvalID = p.FollowUps[id]
-			t.putAlloc(&c)
+			c.ModifyIndex = t.index // the node need not know, and the delay counts from the failure
+			t.put(tableAllocs, &c)
 		}
 	}
 	for _, a := range p.Place {

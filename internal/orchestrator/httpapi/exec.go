@@ -1,0 +1,299 @@
+package httpapi
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"rockpool/internal/auth"
+	"rockpool/internal/endpoint"
+	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator/driver"
+)
+
+type execRequest struct {
+	taskPath
+	TTY       endpoint.Flag `query:"tty"`
+	Command   string        `query:"command"`
+	Handshake endpoint.Flag `query:"ws_handshake"`
+	ExecID    string        `query:"rockpool_id"`
+	Env       string        `query:"rockpool_env"`
+	Dir       string        `query:"rockpool_dir"`
+	User      string        `query:"rockpool_user"`
+	Split     endpoint.Flag `query:"rockpool_split"`
+}
+
+const (
+	execChunk     = 32 << 10 // bytes of output in a frame, at most
+	execFrame     = 1 << 20  // bytes of a client's frame, at most
+	execHeartbeat = 10 * time.Second
+	execWrite     = 30 * time.Second // for a client to take a frame
+	execLinger    = time.Second      // for a client to answer the close frame
+)
+
+// exec runs a program in a task and carries its streams over a WebSocket. What goes wrong after the upgrade is a close frame.
+func (a *API) exec(w http.ResponseWriter, r *http.Request, _ auth.Identity, req execRequest) error {
+	if !websocket.IsWebSocketUpgrade(r) {
+		return answer(http.StatusInternalServerError, "websocket: the client is not using the websocket protocol: 'upgrade' token not found in 'Connection' header")
+	}
+	ctx, done, err := a.conns.begin(r.Context(), a.closing)
+	if err != nil {
+		return err
+	}
+	defer done()
+	up := websocket.Upgrader{ReadBufferSize: 2048, WriteBufferSize: execChunk * 3 / 2, Error: func(w http.ResponseWriter, r *http.Request, _ int, reason error) {
+		a.writeError(w, r, answer(http.StatusInternalServerError, "%s", reason.Error()))
+	}}
+	conn, err := up.Upgrade(w, r, nil)
+	if err != nil {
+		return nil //nolint:nilerr // it was answered
+	}
+	defer conn.Close()
+	conn.SetReadLimit(execFrame)
+	unhook := context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends reads and writes
+	defer unhook()
+	run, err := a.startExec(ctx, conn, r, req)
+	if err != nil {
+		goodbye(conn, closeCode(err), fault.Public(err))
+		return nil
+	}
+	s := &execSession{conn: conn, run: run, out: make(chan []byte)}
+	s.serve(ctx)
+	return nil
+}
+
+// startExec checks who is there and what is asked for, and starts it.
+func (a *API) startExec(ctx context.Context, conn *websocket.Conn, r *http.Request, req execRequest) (driver.Execution, error) {
+	if req.Handshake {
+		var hello struct {
+			Version   int    `json:"version"`
+			AuthToken string `json:"auth_token"`
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if err := conn.ReadJSON(&hello); err != nil || hello.Version != 1 {
+			return nil, fault.New(fault.Invalid, "failed to decode the handshake message")
+		}
+		_ = conn.SetReadDeadline(time.Time{})
+		r = r.Clone(ctx)
+		r.Header.Set("X-Nomad-Token", hello.AuthToken)
+	}
+	if id, err := a.authenticate(r); err != nil || !id.May(auth.AllocExec) {
+		return nil, fault.New(fault.Forbidden, "Permission denied")
+	}
+	spec := driver.ExecSpec{TTY: bool(req.TTY)}
+	if err := json.Unmarshal([]byte(req.Command), &spec.Argv); err != nil || len(spec.Argv) == 0 {
+		return nil, fault.New(fault.Invalid, "command is not present, or not a JSON array of strings")
+	}
+	if req.Task == "" {
+		return nil, fault.New(fault.Invalid, "task name is not present")
+	}
+	if req.ExecID != "" {
+		if err := execID(req.ExecID); err != nil {
+			return nil, err
+		}
+		spec.ID, spec.Dir, spec.User, spec.SplitStderr = req.ExecID, req.Dir, req.User, bool(req.Split)
+		env := map[string]string{}
+		if err := json.Unmarshal([]byte(cmp.Or(req.Env, "{}")), &env); err != nil {
+			return nil, fault.New(fault.Invalid, "rockpool_env is not a JSON object of strings")
+		}
+		for _, k := range slices.Sorted(maps.Keys(env)) {
+			spec.Env = append(spec.Env, k+"="+env[k])
+		}
+	}
+	n, _, err := a.owner(req.ID)
+	if err != nil {
+		return nil, err
+	}
+	run, err := n.Exec(ctx, req.ID, req.Task, spec)
+	if errors.Is(err, driver.ErrNoCommand) {
+		return nil, fault.Wrap(fault.Internal, err, "command not found: %s", spec.Argv[0])
+	}
+	return run, taskError(err, req.Task)
+}
+
+// closeCode is 1008 for what the caller can mend and 1011 for the rest, among which Nomad counts a missing right.
+func closeCode(err error) int {
+	switch fault.KindOf(err) {
+	case fault.Invalid, fault.NotFound:
+		return websocket.ClosePolicyViolation
+	}
+	return websocket.CloseInternalServerErr
+}
+
+// goodbye sends a close frame and waits a moment for its answer, so that the text is not lost with the connection.
+func goodbye(conn *websocket.Conn, code int, text string) {
+	const longest = 123 // bytes of text that a close frame can carry
+	if len(text) > longest {
+		text = strings.ToValidUTF8(text[:longest], "")
+	}
+	now := time.Now()
+	if conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, text), now.Add(execLinger)) != nil {
+		return
+	}
+	_ = conn.SetReadDeadline(now.Add(execLinger))
+	for {
+		if _, _, err := conn.NextReader(); err != nil {
+			return
+		}
+	}
+}
+
+// execSession carries one execution. Only the writer writes to the connection, until it has ended.
+type execSession struct {
+	conn *websocket.Conn
+	run  driver.Execution
+	out  chan []byte // frames for the writer
+}
+
+// serve returns when the execution has ended and all goroutines have.
+func (s *execSession) serve(ctx context.Context) {
+	ctx, gone := context.WithCancel(ctx) // ends when there is nobody to write to
+	defer gone()
+	unhook := context.AfterFunc(ctx, func() { _ = s.run.Kill() })
+
+	var reader, writer, pumps sync.WaitGroup
+	reader.Go(func() { s.read(); gone() })
+	writer.Go(func() { s.write(ctx, gone) })
+	pumps.Go(func() { s.pump(ctx, "stdout", s.run.Stdout()) })
+	if stderr := s.run.Stderr(); stderr != nil {
+		pumps.Go(func() { s.pump(ctx, "stderr", stderr) })
+	}
+	pumps.Wait() // all output is with the writer, or there is nobody to read it
+	<-s.run.Done()
+	close(s.out)
+	writer.Wait()
+	unhook()
+	if ctx.Err() != nil || !s.exit() {
+		_ = s.conn.Close()
+	}
+	_ = s.run.Stdin().Close() // frees a reader that waits for room in it
+	reader.Wait()
+}
+
+// exit sends the result and a close frame, to whose answer it leaves the reader some time. An outcome that is not known is an
+// error, never an exit code.
+func (s *execSession) exit() bool {
+	res, err := s.run.Result()
+	code, text := websocket.CloseNormalClosure, ""
+	if err != nil {
+		code, text = websocket.CloseInternalServerErr, "the outcome of the execution is not known"
+	} else {
+		status := res.ExitCode
+		if res.Signal != 0 && status <= 0 {
+			status = 128 + res.Signal
+		}
+		frame := struct {
+			Exited bool `json:"exited"`
+			Result struct {
+				ExitCode int `json:"exit_code,omitempty"`
+			} `json:"result"`
+		}{Exited: true}
+		frame.Result.ExitCode = status
+		_ = s.conn.SetWriteDeadline(time.Now().Add(execWrite))
+		if s.conn.WriteJSON(frame) != nil {
+			return false
+		}
+	}
+	deadline := time.Now().Add(execLinger)
+	return s.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, text), deadline) == nil &&
+		s.conn.SetReadDeadline(deadline) == nil
+}
+
+// write sends frames in order, and a sign of life while there are none.
+func (s *execSession) write(ctx context.Context, gone func()) {
+	tick := time.NewTicker(execHeartbeat)
+	defer tick.Stop()
+	for {
+		frame := []byte("{}")
+		select {
+		case f, ok := <-s.out:
+			if !ok {
+				return
+			}
+			frame = f
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		_ = s.conn.SetWriteDeadline(time.Now().Add(execWrite))
+		if err := s.conn.WriteMessage(websocket.TextMessage, frame); err != nil {
+			gone()
+			return
+		}
+	}
+}
+
+// pump frames output as it comes. When nobody listens any more it goes on reading, so that the execution can end.
+func (s *execSession) pump(ctx context.Context, stream string, r io.Reader) {
+	buf := make([]byte, execChunk)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			frame := make([]byte, 0, n*4/3+40)
+			frame = append(append(append(frame, `{"`...), stream...), `":{"data":"`...)
+			frame = base64.StdEncoding.AppendEncode(frame, buf[:n])
+			s.send(ctx, append(frame, `"}}`...))
+		}
+		if err != nil {
+			s.send(ctx, []byte(`{"`+stream+`":{"close":true}}`))
+			return
+		}
+	}
+}
+
+func (s *execSession) send(ctx context.Context, frame []byte) {
+	select {
+	case s.out <- frame:
+	case <-ctx.Done():
+	}
+}
+
+type execInput struct {
+	Stdin *struct {
+		Data  []byte `json:"data"`
+		Close bool   `json:"close"`
+	} `json:"stdin"`
+	TTYSize *struct {
+		Height uint16 `json:"height"`
+		Width  uint16 `json:"width"`
+	} `json:"tty_size"`
+}
+
+// read carries input until the client is gone. While the program takes none, nothing more is read from the client.
+func (s *execSession) read() {
+	stdin := s.run.Stdin()
+	open := true
+	for {
+		var in execInput
+		if err := s.conn.ReadJSON(&in); err != nil {
+			return
+		}
+		if in.TTYSize != nil {
+			_ = s.run.Resize(in.TTYSize.Width, in.TTYSize.Height)
+		}
+		if in.Stdin == nil || !open {
+			continue
+		}
+		if len(in.Stdin.Data) > 0 {
+			if _, err := stdin.Write(in.Stdin.Data); err != nil {
+				open = false // the program takes no more; its end is told by its exit
+				continue
+			}
+		}
+		if in.Stdin.Close {
+			open = false
+			_ = stdin.Close()
+		}
+	}
+}
