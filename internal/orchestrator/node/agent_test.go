@@ -332,6 +332,19 @@ func TestAFailedReportIsTriedAgainWithTheLatestState(t *testing.T) {
 	})
 }
 
+func TestABadReportDoesNotHoldUpTheOthers(t *testing.T) {
+	inBubble(t, func(t *testing.T, m *machine) {
+		m.server.set(func() { m.server.poison = "bad" })
+		m.server.place(alloc("bad", config{}), alloc("one", config{}), alloc("two", config{}))
+		after(5 * time.Minute)
+		m.expect("one", model.ClientRunning)
+		m.expect("two", model.ClientRunning)
+		m.server.set(func() { m.server.poison = "" })
+		after(time.Minute)
+		m.expect("bad", model.ClientRunning)
+	})
+}
+
 func TestStartsAreBoundedAndStopsAreNot(t *testing.T) {
 	inBubble(t, func(t *testing.T, m *machine) {
 		m.starts = 2

@@ -85,6 +85,17 @@ func TestConformanceInRealSandboxes(t *testing.T) {
 		d := sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(r), Images: images}, sandboxed.NameDocker)[0]
 		return closing{d, r}
 	}
+	t.Cleanup(func() { // also after a failure nothing stays behind
+		r, err := sandbox.New(sandbox.Config{Dir: dir, CgroupParent: parent, IDBase: 0x38000000})
+		if err != nil {
+			return
+		}
+		defer r.Close()
+		left, _ := r.List()
+		for _, id := range left {
+			t.Errorf("sandbox %s was left behind: %v", id, r.Remove(context.Background(), id))
+		}
+	})
 	drivertest.Run(t, drivertest.ShellSubject(drivertest.Subject{
 		New:     open,
 		Forever: map[string]any{"image": "host", "command": "sleep", "args": []any{"infinity"}},
