@@ -40,12 +40,16 @@ func openBelow(root *os.File, path string, flags uint64, mode uint64) (int, erro
 // openRegular opens a regular file for reading. It is found first, judged, and then opened through its own descriptor:
 // a FIFO cannot make us wait, a device is never opened, and there is no moment to exchange one for another.
 func openRegular(root *os.File, path string) (*os.File, unix.Stat_t, error) {
-	var stat unix.Stat_t
 	found, err := openBelow(root, path, unix.O_PATH, 0)
 	if err != nil {
-		return nil, stat, err
+		return nil, unix.Stat_t{}, err
 	}
 	defer func() { _ = unix.Close(found) }()
+	return reopenRegular(found, path)
+}
+
+func reopenRegular(found int, name string) (*os.File, unix.Stat_t, error) {
+	var stat unix.Stat_t
 	if err := unix.Fstat(found, &stat); err != nil {
 		return nil, stat, err
 	}
@@ -56,5 +60,5 @@ func openRegular(root *os.File, path string) (*os.File, unix.Stat_t, error) {
 	if err != nil {
 		return nil, stat, err
 	}
-	return os.NewFile(uintptr(fd), path), stat, nil
+	return os.NewFile(uintptr(fd), name), stat, nil
 }

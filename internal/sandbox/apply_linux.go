@@ -1,0 +1,175 @@
+//go:build linux && cgo
+
+package sandbox
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxReported bounds the errors that one request gathers.
+const maxReported = 32
+
+// Apply deletes, then unpacks a tar archive, both as root of the sandbox. A deletion that fails is passed over. The entry
+// "./*" deletes what is not hidden in the working directory; every other one is taken literally. An archive may hold regular
+// files and directories. Files that could not be written are named in the error, and the others are written.
+func (f *Files) Apply(ctx context.Context, deletes []string, archive io.Reader) error {
+	return f.sandbox.runAs(identity{}, rootWrites, func(*thread) error {
+		w := &writer{files: f, base: f.sandbox.runtime.idBase(f.sandbox.slot)}
+		for _, name := range deletes {
+			if err := ctx.Err(); err != nil {
+				return context.Cause(ctx)
+			}
+			w.delete(ctx, name)
+		}
+		if archive == nil {
+			return nil
+		}
+		return w.unpack(ctx, tar.NewReader(archive))
+	})
+}
+
+// writer acts with root's power over the sandbox's files; it is used on such a thread only.
+type writer struct {
+	files *Files
+	base  uint32
+}
+
+func (w *writer) open(name string, flags uint64) (int, error) {
+	return openBelow(w.files.sandbox.root, name, flags, 0)
+}
+
+func (w *writer) unpack(ctx context.Context, archive *tar.Reader) error {
+	var failed []error
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		entry, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			return errors.Join(failed...)
+		}
+		if err != nil {
+			return errors.Join(append(failed, fmt.Errorf("read archive: %w", err))...)
+		}
+		if err := w.entry(ctx, entry, archive); err != nil && len(failed) < maxReported {
+			failed = append(failed, fmt.Errorf("%s: %w", entry.Name, err))
+		}
+	}
+}
+
+func (w *writer) entry(ctx context.Context, entry *tar.Header, content io.Reader) error {
+	if entry.Uid < 0 || entry.Uid >= idsPerSandbox || entry.Gid < 0 || entry.Gid >= idsPerSandbox || strings.ContainsRune(entry.Name, 0) {
+		return fmt.Errorf("%w owner or name", ErrInvalid)
+	}
+	target := path.Clean(w.files.below(entry.Name))
+	switch entry.Typeflag {
+	case tar.TypeDir:
+		fd, err := w.makeDirs(target)
+		if err != nil {
+			return fmt.Errorf("Cannot open: %w", err) //nolint:staticcheck // GNU tar's words, which clients look for
+		}
+		defer func() { _ = unix.Close(fd) }()
+		return w.dress(fd, entry)
+	case tar.TypeReg:
+		return w.file(ctx, target, entry, content)
+	default:
+		return fmt.Errorf("%w entry: neither a regular file nor a directory", ErrInvalid)
+	}
+}
+
+// makeDirs opens a directory, and makes what is missing of its path with the default mode.
+func (w *writer) makeDirs(target string) (int, error) {
+	fd, err := w.open(target, unix.O_RDONLY|unix.O_DIRECTORY)
+	if !errors.Is(err, unix.ENOENT) || target == "/" {
+		return fd, err
+	}
+	parent, err := w.makeDirs(path.Dir(target))
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = unix.Close(parent) }()
+	if err := unix.Mkdirat(parent, path.Base(target), 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		return -1, err
+	}
+	return w.open(target, unix.O_RDONLY|unix.O_DIRECTORY)
+}
+
+// dress gives an open file or directory the owner, mode and time of its entry; the mode last, as chown clears bits of it.
+func (w *writer) dress(fd int, entry *tar.Header) error {
+	if err := unix.Fchown(fd, int(w.base)+entry.Uid, int(w.base)+entry.Gid); err != nil {
+		return fmt.Errorf("cannot change owner: %w", err)
+	}
+	if err := unix.Fchmod(fd, uint32(entry.Mode)&0o7777); err != nil {
+		return fmt.Errorf("cannot change mode: %w", err)
+	}
+	when := unix.NsecToTimespec(entry.ModTime.UnixNano())
+	if entry.ModTime.IsZero() {
+		when = unix.Timespec{}
+	}
+	if err := unix.UtimesNanoAt(fd, "", []unix.Timespec{when, when}, unix.AT_EMPTY_PATH); err != nil {
+		return fmt.Errorf("cannot change time: %w", err)
+	}
+	return nil
+}
+
+// file writes under another name and renames: a program that reads or runs the old file keeps it, whole.
+func (w *writer) file(ctx context.Context, target string, entry *tar.Header, content io.Reader) error {
+	parent, err := w.makeDirs(path.Dir(target))
+	if err != nil {
+		return fmt.Errorf("Cannot open: %w", err) //nolint:staticcheck // see above
+	}
+	defer func() { _ = unix.Close(parent) }()
+	temporary := ".rockpool-" + rand.Text()
+	fd, err := unix.Openat(parent, temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("Cannot open: %w", err) //nolint:staticcheck // see above
+	}
+	defer func() { _ = unix.Close(fd) }()
+	err = copyTo(ctx, fd, content)
+	if err == nil {
+		err = w.dress(fd, entry)
+	}
+	if err == nil {
+		if err = unix.Renameat(parent, temporary, parent, path.Base(target)); err == nil {
+			return nil
+		}
+		err = fmt.Errorf("Cannot open: %w", err) //nolint:staticcheck // see above
+	}
+	_ = unix.Unlinkat(parent, temporary, 0)
+	return err
+}
+
+func copyTo(ctx context.Context, fd int, content io.Reader) error {
+	buffer := make([]byte, 64<<10)
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n, readErr := content.Read(buffer)
+		for rest := buffer[:n]; len(rest) > 0; {
+			written, err := unix.Write(fd, rest)
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("Cannot write: %w", err) //nolint:staticcheck // GNU tar's words
+			}
+			rest = rest[written:]
+		}
+		if errors.Is(readErr, io.EOF) {
+			return nil
+		}
+		if readErr != nil {
+			return fmt.Errorf("read archive: %w", readErr)
+		}
+	}
+}

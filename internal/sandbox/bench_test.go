@@ -1,0 +1,57 @@
+//go:build linux && cgo
+
+package sandbox_test
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"testing"
+	"time"
+
+	"rockpool/internal/sandbox"
+)
+
+func median(b *testing.B, times []time.Duration) {
+	slices.Sort(times)
+	b.ReportMetric(float64(times[len(times)/2].Microseconds()), "µs-p50")
+	b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "µs-p99")
+}
+
+func BenchmarkCreateDestroy(b *testing.B) {
+	r, root := newRuntime(b), hostRoot(b)
+	var made, destroyed []time.Duration
+	for b.Loop() {
+		start := time.Now()
+		s, err := r.Create(b.Context(), sandbox.Spec{ID: fmt.Sprintf("s-%d", serial.Add(1)), Root: root})
+		if err != nil {
+			b.Fatal(err)
+		}
+		made = append(made, time.Since(start))
+		start = time.Now()
+		if err := s.Destroy(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		destroyed = append(destroyed, time.Since(start))
+	}
+	median(b, made)
+	slices.Sort(destroyed)
+	b.ReportMetric(float64(destroyed[len(destroyed)/2].Microseconds()), "µs-destroy-p50")
+}
+
+func BenchmarkExecTrue(b *testing.B) {
+	s := create(b, newRuntime(b))
+	var times []time.Duration
+	for b.Loop() {
+		start := time.Now()
+		e := begin(b, s, sandbox.ExecSpec{Argv: []string{"/bin/true"}})
+		_ = e.Stdin().Close()
+		_, _ = io.Copy(io.Discard, e.Stdout())
+		<-e.Done()
+		if result, err := e.Result(); err != nil || result.ExitCode != 0 {
+			b.Fatal(result, err)
+		}
+		times = append(times, time.Since(start))
+	}
+	median(b, times)
+}
