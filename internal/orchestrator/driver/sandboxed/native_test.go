@@ -22,41 +22,6 @@ import (
 	"rockpool/internal/sandbox"
 )
 
-// hostImages knows one image: the machine's own programs and an /etc of its own.
-type hostImages struct{ lower string }
-
-func newHostImages(t *testing.T) hostImages {
-	t.Helper()
-	lower := t.TempDir()
-	if err := os.Chmod(lower, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for _, dir := range []string{"usr", "etc", "proc", "dev", "tmp", "home/user", "root", "var/tmp"} {
-		if err := os.MkdirAll(filepath.Join(lower, dir), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, name := range []string{"bin", "sbin", "lib", "lib64"} {
-		if target, err := os.Readlink("/" + name); err == nil {
-			if err := os.Symlink(target, filepath.Join(lower, name)); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	for name, text := range map[string]string{
-		"passwd": "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n", "group": "root:x:0:\nuser:x:1000:\n"} {
-		if err := os.WriteFile(filepath.Join(lower, "etc", name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return hostImages{lower}
-}
-
-func (h hostImages) Resolve(context.Context, string) (sandbox.Root, error) {
-	return sandbox.Root{Lower: []string{h.lower}, Binds: []sandbox.Bind{{Source: "/usr", Target: "/usr"}},
-		Env: []string{"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8"}}, nil
-}
-
 // closing is a driver whose runtime ends with it, as both do when an agent ends.
 type closing struct {
 	driver.Driver
@@ -77,7 +42,7 @@ func opener(t *testing.T) func(t *testing.T) driver.Driver {
 	if os.Geteuid() != 0 {
 		t.Skip("sandboxes need root")
 	}
-	images := newHostImages(t)
+	images := drivertest.NewHostImages(t)
 	cfg := sandbox.Config{Dir: t.TempDir(), CgroupParent: fmt.Sprintf("rockpool-driver-test-%d", os.Getpid()), IDBase: 0x38000000}
 	t.Cleanup(func() {
 		if r, err := sandbox.New(cfg); err == nil { // also after a failure nothing stays behind
