@@ -1,6 +1,8 @@
 package image
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -43,28 +45,64 @@ var made = map[string]string{
 
 const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// buildHost makes the skeleton anew beside the old one, so that a sandbox that starts meanwhile sees one or the other.
+// buildHost makes the skeleton, named after its contents. One of an earlier process of the node is used again when it is the
+// same, and is never changed or removed: sandboxes that outlived that process still stand on it.
 func (s *Store) buildHost() (*sandbox.Root, error) {
-	building, err := os.MkdirTemp(s.dir, "host-")
+	building, err := os.MkdirTemp(s.dir, "building-")
 	if err != nil {
 		return nil, err
 	}
 	root, err := s.fill(building)
+	var sum string
+	if err == nil {
+		sum, err = fingerprint(building)
+	}
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(building))
 	}
-	s.collect(building)
+	final := filepath.Join(s.dir, "host-"+sum)
+	if err := os.Rename(building, final); err != nil {
+		if err := errors.Join(os.RemoveAll(building), existing(final)); err != nil {
+			return nil, err
+		}
+	}
+	for i, bind := range root.Binds {
+		if rest, ok := strings.CutPrefix(bind.Source, building); ok {
+			root.Binds[i].Source = final + rest
+		}
+	}
+	root.Lower = []string{final}
 	return root, nil
 }
 
-// collect removes skeletons of earlier processes; a sandbox that still uses one keeps its mounted files.
-func (s *Store) collect(keep string) {
-	old, _ := filepath.Glob(filepath.Join(s.dir, "host-*"))
-	for _, dir := range old {
-		if dir != keep {
-			_ = os.RemoveAll(dir)
+func existing(dir string) error {
+	_, err := os.Stat(dir)
+	return err
+}
+
+// fingerprint sums names, modes, link targets and contents of a tree.
+func fingerprint(dir string) (string, error) {
+	sum := sha256.New()
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
 		}
-	}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		content := []byte(nil)
+		switch {
+		case info.Mode()&fs.ModeSymlink != 0:
+			target, linkErr := os.Readlink(path)
+			content, err = []byte(target), linkErr
+		case info.Mode().IsRegular():
+			content, err = os.ReadFile(path)
+		}
+		fmt.Fprintf(sum, "%q %v %d\n%s\n", strings.TrimPrefix(path, dir), info.Mode(), len(content), content)
+		return err
+	})
+	return hex.EncodeToString(sum.Sum(nil)[:12]), err
 }
 
 func (s *Store) fill(lower string) (*sandbox.Root, error) {
