@@ -10,8 +10,8 @@ import (
 	"testing"
 
 	"rockpool/internal/ident"
+	"rockpool/internal/image"
 	"rockpool/internal/orchestrator/driver"
-	"rockpool/internal/orchestrator/driver/drivertest"
 	"rockpool/internal/orchestrator/driver/sandboxed"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/node"
@@ -29,7 +29,11 @@ func withRuntime(t testing.TB, dir string, s *server, onStop node.OnStop, f func
 	if err != nil {
 		t.Skipf("this machine cannot run sandboxes: %v", err)
 	}
-	d := sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(r), Images: drivertest.NewHostImages(t)}, sandboxed.NameDocker)[0]
+	images, err := image.NewStore(filepath.Join(dir, "images"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(r), Images: images}, sandboxed.NameDocker)[0]
 	a, stop := running(t, filepath.Join(dir, "node"), s, onStop, d)
 	f(a)
 	stop()

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"rockpool/internal/ident"
+	"rockpool/internal/image"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/drivertest"
 	"rockpool/internal/orchestrator/driver/sandboxed"
@@ -42,7 +43,10 @@ func opener(t *testing.T) func(t *testing.T) driver.Driver {
 	if os.Geteuid() != 0 {
 		t.Skip("sandboxes need root")
 	}
-	images := drivertest.NewHostImages(t)
+	images, err := image.NewStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
 	cfg := sandbox.Config{Dir: t.TempDir(), CgroupParent: fmt.Sprintf("rockpool-driver-test-%d", os.Getpid()), IDBase: 0x38000000}
 	t.Cleanup(func() {
 		if r, err := sandbox.New(cfg); err == nil { // also after a failure nothing stays behind
