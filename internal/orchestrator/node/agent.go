@@ -65,6 +65,7 @@ type Agent struct {
 	db         stateDB
 	reporter   *reporter
 	slots      chan struct{} // one per start in progress
+	recoveries chan struct{} // one per task being taken back
 	executions executions
 	goroutines lifecycle.Tasks // executions being watched
 
@@ -104,7 +105,8 @@ func New(cfg Config) (*Agent, error) {
 	}
 	cfg.DataDir = dir
 	a := &Agent{cfg: cfg, log: cfg.Log.WithField("node_id", identity.ID), identity: identity, drivers: map[string]driver.Driver{},
-		db: stateDB{filepath.Join(dir, "allocs")}, slots: make(chan struct{}, cfg.MaxStarts), runners: map[string]*allocRunner{}}
+		db: stateDB{filepath.Join(dir, "allocs")}, slots: make(chan struct{}, cfg.MaxStarts),
+		recoveries: make(chan struct{}, cfg.MaxStarts), runners: map[string]*allocRunner{}}
 	for _, d := range cfg.Drivers {
 		if a.drivers[d.Name()] != nil {
 			return nil, fmt.Errorf("node agent: two drivers are named %q", d.Name())

@@ -332,6 +332,19 @@ func TestAFailedReportIsTriedAgainWithTheLatestState(t *testing.T) {
 	})
 }
 
+func TestABadReportDoesNotHoldUpTheOthers(t *testing.T) {
+	inBubble(t, func(t *testing.T, m *machine) {
+		m.server.set(func() { m.server.poison = "bad" })
+		m.server.place(alloc("bad", config{}), alloc("one", config{}), alloc("two", config{}))
+		after(5 * time.Minute)
+		m.expect("one", model.ClientRunning)
+		m.expect("two", model.ClientRunning)
+		m.server.set(func() { m.server.poison = "" })
+		after(time.Minute)
+		m.expect("bad", model.ClientRunning)
+	})
+}
+
 func TestStartsAreBoundedAndStopsAreNot(t *testing.T) {
 	inBubble(t, func(t *testing.T, m *machine) {
 		m.starts = 2
@@ -372,6 +385,46 @@ func TestTasksSurviveTheAgent(t *testing.T) {
 		}
 		if _, err := m.agent.Task("stays", "a"); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+func TestAStopThatTheAgentMissedIsGraceful(t *testing.T) {
+	inBubble(t, func(t *testing.T, m *machine) {
+		m.server.place(alloc("one", config{}))
+		m.expect("one", model.ClientRunning)
+		if err := m.stop(); err != nil {
+			t.Fatal(err)
+		}
+		m.server.change("one", func(a *model.Allocation) { a.DesiredStatus = model.DesiredStop })
+		m.start()
+		after(time.Second)
+		m.expect("one", model.ClientComplete)
+		if len(m.driver.Tasks()) != 0 {
+			t.Error("left running")
+		}
+		m.restart() // and it is not started again
+		after(time.Second)
+		if len(m.driver.Started()) != 1 {
+			t.Error("started again")
+		}
+	})
+}
+
+func TestAStopInProgressGoesOnAfterARestart(t *testing.T) {
+	inBubble(t, func(t *testing.T, m *machine) {
+		a := alloc("one", config{"ignore_signals": true})
+		a.Job.TaskGroups[0].Tasks[0].KillTimeout = time.Hour
+		m.server.place(a)
+		m.expect("one", model.ClientRunning)
+		m.server.change("one", func(a *model.Allocation) { a.DesiredStatus = model.DesiredStop })
+		synctest.Wait()
+		begun := time.Now()
+		m.restart() // the agent does not wait for an hour
+		after(time.Second)
+		m.expect("one", model.ClientComplete)
+		if d := time.Since(begun); d > time.Minute {
+			t.Errorf("stopping the agent took %v", d)
 		}
 	})
 }

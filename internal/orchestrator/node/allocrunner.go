@@ -139,7 +139,7 @@ func (r *allocRunner) destroy() {
 func (r *allocRunner) run(ctx context.Context) {
 	r.save()
 	if !r.recovering() { // those report once the driver has answered
-		r.changedState()
+		r.report(false)
 	}
 	if !r.runTasks(ctx) {
 		return
@@ -336,6 +336,9 @@ func (r *allocRunner) save() {
 
 // changedState keeps the state of the tasks and reports it, in this order: what was reported is never forgotten.
 func (r *allocRunner) changedState() error {
+	if r.purge.isSet() {
+		return nil // the record vanishes with the allocation, and nobody is left to be told
+	}
 	r.saving.Lock()
 	defer r.saving.Unlock()
 	r.mu.Lock()

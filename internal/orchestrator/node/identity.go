@@ -55,7 +55,7 @@ func writeJSON(path string, v any, sync bool) (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) // one writer at a time
 	if err != nil {
 		return err
 	}

@@ -187,6 +187,8 @@ func kindOf(status int) fault.Kind {
 		return fault.Forbidden
 	case http.StatusConflict:
 		return fault.Conflict
+	case http.StatusRequestEntityTooLarge:
+		return fault.TooLarge
 	case http.StatusBadRequest, http.StatusUnprocessableEntity:
 		return fault.Invalid
 	}

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"rockpool/internal/fault"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/model"
 )
@@ -24,6 +25,8 @@ type reporter struct {
 	log  logging.Logger
 	wake chan struct{} // level trigger
 
+	limit int // of the next report; only Run and what it calls use it
+
 	mu    sync.Mutex
 	dirty map[string]model.AllocUpdate
 	order []string  // ids in dirty, oldest first
@@ -31,7 +34,7 @@ type reporter struct {
 }
 
 func newReporter(send func(context.Context, []model.AllocUpdate) error, log logging.Logger) *reporter {
-	return &reporter{send: send, log: log, wake: make(chan struct{}, 1), dirty: map[string]model.AllocUpdate{}}
+	return &reporter{send: send, log: log, wake: make(chan struct{}, 1), limit: reportBatch, dirty: map[string]model.AllocUpdate{}}
 }
 
 // put replaces what is to be said about an allocation. Urgent reports leave at once and take the others along.
@@ -124,8 +127,13 @@ func (r *reporter) report(ctx context.Context, last bool) error {
 	attempt, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
 	err := r.send(attempt, batch)
-	if err != nil {
+	if err == nil {
+		r.limit = min(2*r.limit, reportBatch)
+	} else {
 		r.putBack(batch)
+		if fault.Is(err, fault.Invalid) || fault.Is(err, fault.TooLarge) {
+			r.limit = max(r.limit/2, 1) // so that one bad state does not hold up the others
+		}
 		if last {
 			r.log.WithError(err).WithField("allocations", len(batch)).Warn("last report failed, it will be made after the next start")
 		}
@@ -137,7 +145,7 @@ func (r *reporter) take() []model.AllocUpdate {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var batch []model.AllocUpdate
-	for len(r.order) > 0 && len(batch) < reportBatch {
+	for len(r.order) > 0 && len(batch) < r.limit {
 		id := r.order[0]
 		r.order = r.order[1:]
 		if u, ok := r.dirty[id]; ok {

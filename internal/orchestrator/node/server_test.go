@@ -31,10 +31,12 @@ type server struct {
 	unknown    bool          // does not know the node until it registers again
 	failing    int           // reports to refuse
 	hold       chan struct{} // reports wait for it
+	poison     string        // refuses reports that name this allocation
+	reported   chan struct{} // level trigger
 }
 
 func newServer() *server {
-	return &server{index: 10, allocs: map[string]*model.Allocation{}, latest: map[string]model.AllocUpdate{}}
+	return &server{index: 10, reported: make(chan struct{}, 1), allocs: map[string]*model.Allocation{}, latest: map[string]model.AllocUpdate{}}
 }
 
 var errUnknownNode = fault.New(fault.NotFound, "unknown node")
@@ -75,6 +77,15 @@ func (s *server) UpdateAllocations(ctx context.Context, updates []model.AllocUpd
 		s.failing--
 		return errors.New("no leader")
 	}
+	if slices.ContainsFunc(updates, func(u model.AllocUpdate) bool { return u.ID == s.poison }) {
+		return fault.New(fault.Invalid, "a state that is no state")
+	}
+	defer func() {
+		select {
+		case s.reported <- struct{}{}:
+		default:
+		}
+	}()
 	s.reports = append(s.reports, slices.Clone(updates))
 	for _, u := range updates {
 		s.latest[u.ID] = u

@@ -16,6 +16,8 @@ const (
 	defaultKillTimeout = 5 * time.Second
 	// killGrace is how long a driver may take to stop a task beyond its kill timeout.
 	killGrace = 30 * time.Second
+	// recoverTimeout bounds taking back one task.
+	recoverTimeout = 30 * time.Second
 	// cleanupTimeout bounds one attempt to destroy what is left of a task.
 	cleanupTimeout = 30 * time.Second
 )
@@ -86,9 +88,14 @@ func (t *taskRunner) takeBack(ctx context.Context) (task driver.Task, lost bool)
 		t.cleanup(ctx) // the agent may have ended between writing the record and the driver's answer
 		return nil, false
 	}
+	t.alloc.agent.recoveries <- struct{}{}
+	defer func() { <-t.alloc.agent.recoveries }()
+	// Also what is to be stopped is taken back first: it shall end as well as it can.
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), recoverTimeout)
+	defer cancel()
 	d, cfg, err := t.config()
 	if err == nil {
-		if task, err = d.Recover(ctx, cfg); err == nil {
+		if task, err = d.Recover(bounded, cfg); err == nil {
 			t.alloc.mu.Lock()
 			t.handle = task
 			t.alloc.mu.Unlock()

@@ -109,9 +109,9 @@ func (d *Driver) find(taskID string) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", driver.ErrTaskGone, err)
 	}
-	if p.start != r.Start {
+	if p.start != r.Start || p.zombie {
 		_ = p.handle.Close()
-		return nil, fmt.Errorf("%w: process %d is another one", driver.ErrTaskGone, r.PID)
+		return nil, fmt.Errorf("%w: process %d has ended", driver.ErrTaskGone, r.PID)
 	}
 	return p, nil
 }

@@ -18,6 +18,7 @@ var errNotOurs = errors.New("the process was started by an earlier agent: how it
 type process struct {
 	pid    int
 	start  uint64
+	zombie bool // had ended already when it was attached
 	handle *os.File
 }
 
@@ -27,7 +28,7 @@ func attach(pid int) (*process, error) {
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
 	p := &process{pid: pid, handle: os.NewFile(uintptr(fd), "pidfd")}
-	if p.start, err = startTime(pid); err != nil {
+	if p.start, p.zombie, err = startTime(pid); err != nil {
 		_ = p.handle.Close()
 		return nil, err
 	}
@@ -35,20 +36,18 @@ func attach(pid int) (*process, error) {
 }
 
 // startTime reads field 22 of /proc/pid/stat, which follows a name that may hold anything.
-func startTime(pid int) (uint64, error) {
+func startTime(pid int) (ticks uint64, zombie bool, err error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return 0, fmt.Errorf("read process %d: %w", pid, err)
+		return 0, false, fmt.Errorf("read process %d: %w", pid, err)
 	}
 	_, rest, _ := strings.Cut(string(b[strings.LastIndexByte(string(b), ')')+1:]), " ")
 	fields := strings.Fields(rest)
 	if len(fields) < 20 {
-		return 0, fmt.Errorf("read process %d: too few fields", pid)
+		return 0, false, fmt.Errorf("read process %d: too few fields", pid)
 	}
-	if fields[0] == "Z" {
-		return 0, fmt.Errorf("process %d has ended", pid)
-	}
-	return strconv.ParseUint(fields[19], 10, 64)
+	ticks, err = strconv.ParseUint(fields[19], 10, 64)
+	return ticks, fields[0] == "Z", err
 }
 
 // ended waits until the process has ended; it is not reaped yet. Closing the handle ends the wait with os.ErrClosed.

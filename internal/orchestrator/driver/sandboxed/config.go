@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"rockpool/internal/fault"
+	"rockpool/internal/image"
 )
 
 // config is a task's configuration.
@@ -94,7 +95,7 @@ func (c *config) complete(name string, raw map[string]any) error {
 	case c.image == "" && name == NameDocker:
 		return fault.New(fault.Invalid, "driver %s: config key %q is missing", name, "image")
 	case c.image == "":
-		c.image = HostImage
+		c.image = image.Host
 	}
 	if onlyWaits(c.argv) {
 		c.argv = nil

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"rockpool/internal/fault"
+	"rockpool/internal/image"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/sandbox"
@@ -22,9 +23,6 @@ const (
 	NameDocker = "docker"
 	NameExec   = "exec"
 )
-
-// HostImage is the read-only view of the node's own system.
-const HostImage = "host"
 
 // mainID is the id of the execution that runs a task's command.
 const mainID = "main"
@@ -105,6 +103,9 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 		return nil, err
 	}
 	root, err := d.core.cfg.Images.Resolve(ctx, c.image)
+	if errors.Is(err, image.ErrUnsupported) { // asking again would not help
+		return nil, fault.Wrap(fault.Unsupported, err, "%v", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", c.image, err)
 	}

@@ -3,53 +3,25 @@
 package sandboxed_test
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
+	"rockpool/internal/ident"
+	"rockpool/internal/image"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/drivertest"
 	"rockpool/internal/orchestrator/driver/sandboxed"
+	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/sandbox"
 )
-
-// hostImages knows one image: the machine's own programs and an /etc of its own.
-type hostImages struct{ lower string }
-
-func newHostImages(t *testing.T) hostImages {
-	t.Helper()
-	lower := t.TempDir()
-	if err := os.Chmod(lower, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for _, dir := range []string{"usr", "etc", "proc", "dev", "tmp", "home/user", "root", "var/tmp"} {
-		if err := os.MkdirAll(filepath.Join(lower, dir), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, name := range []string{"bin", "sbin", "lib", "lib64"} {
-		if target, err := os.Readlink("/" + name); err == nil {
-			if err := os.Symlink(target, filepath.Join(lower, name)); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	for name, text := range map[string]string{
-		"passwd": "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n", "group": "root:x:0:\nuser:x:1000:\n"} {
-		if err := os.WriteFile(filepath.Join(lower, "etc", name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return hostImages{lower}
-}
-
-func (h hostImages) Resolve(context.Context, string) (sandbox.Root, error) {
-	return sandbox.Root{Lower: []string{h.lower}, Binds: []sandbox.Bind{{Source: "/usr", Target: "/usr"}},
-		Env: []string{"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8"}}, nil
-}
 
 // closing is a driver whose runtime ends with it, as both do when an agent ends.
 type closing struct {
@@ -65,19 +37,32 @@ func (c closing) Detach(ctx context.Context) error {
 	return errors.Join(c.Driver.(driver.Detacher).Detach(ctx), c.runtime.Close())
 }
 
-func TestConformanceInRealSandboxes(t *testing.T) {
+// opener gives drivers of one machine, which is left clean at the end of the test.
+func opener(t *testing.T) func(t *testing.T) driver.Driver {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("sandboxes need root")
 	}
-	dir, parent, images := t.TempDir(), fmt.Sprintf("rockpool-driver-test-%d", os.Getpid()), newHostImages(t)
+	images, err := image.NewStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := sandbox.Config{Dir: t.TempDir(), CgroupParent: fmt.Sprintf("rockpool-driver-test-%d", os.Getpid()), IDBase: 0x38000000}
 	t.Cleanup(func() {
-		groups, _ := filepath.Glob("/sys/fs/cgroup/*/" + parent)
-		for _, g := range append(groups, "/sys/fs/cgroup/"+parent) {
+		if r, err := sandbox.New(cfg); err == nil { // also after a failure nothing stays behind
+			left, _ := r.List()
+			for _, id := range left {
+				t.Errorf("sandbox %s was left behind: %v", id, r.Remove(context.Background(), id))
+			}
+			_ = r.Close()
+		}
+		groups, _ := filepath.Glob("/sys/fs/cgroup/*/" + cfg.CgroupParent)
+		for _, g := range append(groups, "/sys/fs/cgroup/"+cfg.CgroupParent) {
 			_ = os.Remove(g)
 		}
 	})
-	open := func(t *testing.T) driver.Driver {
-		r, err := sandbox.New(sandbox.Config{Dir: dir, CgroupParent: parent, IDBase: 0x38000000})
+	return func(t *testing.T) driver.Driver {
+		r, err := sandbox.New(cfg)
 		if err != nil {
 			t.Skipf("this machine cannot run sandboxes: %v", err)
 		}
@@ -85,11 +70,82 @@ func TestConformanceInRealSandboxes(t *testing.T) {
 		d := sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(r), Images: images}, sandboxed.NameDocker)[0]
 		return closing{d, r}
 	}
+}
+
+func TestConformanceInRealSandboxes(t *testing.T) {
 	drivertest.Run(t, drivertest.ShellSubject(drivertest.Subject{
-		New:     open,
+		New:     opener(t),
 		Forever: map[string]any{"image": "host", "command": "sleep", "args": []any{"infinity"}},
 		Exits:   map[string]any{"image": "host", "command": "sh", "args": []any{"-c", "exit 3"}},
 		Wrong:   map[string]any{"image": "host", "command": "true", "entrypoint": "x"},
 		Names:   "entrypoint",
 	}))
+}
+
+func TestFilesOfARealSandbox(t *testing.T) {
+	d := opener(t)(t)
+	cfg := driver.TaskConfig{ID: ident.New() + ".task.1", StateDir: t.TempDir(), DiskMB: 32, Task: &model.Task{Name: "task",
+		Config: map[string]any{"image": "host", "command": "sleep", "args": []any{"infinity"}}}}
+	task, err := d.Start(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := d.Cleanup(context.Background(), cfg.ID); err != nil {
+			t.Error(err)
+		}
+	}()
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	for _, h := range []tar.Header{{Name: "dir/", Typeflag: tar.TypeDir, Mode: 0o755}, {Name: "dir/a.txt", Typeflag: tar.TypeReg, Mode: 0o600, Size: 5}} {
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = w.Write([]byte("hello")[:h.Size])
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	files := task.Files()
+	if err := files.Apply(t.Context(), []string{"./*"}, &archive); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for e, err := range files.List(t.Context(), ".", true, "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, e.Type+e.Permissions+" "+e.Name+" "+e.Owner)
+	}
+	if want := []string{"drwxr-xr-x ./dir root", "-rw------- ./dir/a.txt root"}; !slices.Equal(names, want) {
+		t.Errorf("listed %q, want %q", names, want)
+	}
+	r, info, err := files.Open(t.Context(), "dir/a.txt", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := io.ReadAll(r)
+	_ = r.Close()
+	if string(text) != "hello" || info.Size != 5 {
+		t.Errorf("read %q, %+v", text, info)
+	}
+	for path, want := range map[string]error{"none": driver.ErrNotFound, "dir": driver.ErrNotRegular} {
+		if _, _, err := files.Open(t.Context(), path, ""); !errors.Is(err, want) {
+			t.Errorf("open %s: %v, want %v", path, err, want)
+		}
+	}
+	if _, _, err := files.Open(t.Context(), "dir/a.txt", "user"); !errors.Is(err, driver.ErrPermission) {
+		t.Errorf("open as another user: %v", err)
+	}
+	e, err := task.Exec(t.Context(), driver.ExecSpec{ID: "env", Argv: []string{"sh", "-c", `echo "$USER $HOME"; pwd`}, User: "user", Dir: "/tmp"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = e.Stdin().Close()
+	out, _ := io.ReadAll(e.Stdout())
+	_, _ = io.ReadAll(e.Stderr())
+	<-e.Done()
+	if string(out) != "user /home/user\n/tmp\n" {
+		t.Errorf("a user sees %q", out)
+	}
 }

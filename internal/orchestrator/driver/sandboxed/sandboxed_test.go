@@ -14,6 +14,7 @@ import (
 
 	"rockpool/internal/fault"
 	"rockpool/internal/ident"
+	"rockpool/internal/image"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/drivertest"
 	"rockpool/internal/orchestrator/driver/mock"
@@ -65,6 +66,9 @@ func (r *fakeRuntime) Fences() []sandbox.Fence {
 }
 
 func (r *fakeRuntime) Resolve(_ context.Context, ref string) (sandbox.Root, error) {
+	if ref == "solaris" {
+		return sandbox.Root{}, image.ErrUnsupported
+	}
 	return sandbox.Root{Lower: []string{"/images/" + ref}, WorkDir: "/workspace"}, nil
 }
 
@@ -250,9 +254,13 @@ func TestWhatSandboxesDoNotOfferIsRefused(t *testing.T) {
 	c := map[string]any{"image": "python", "command": "cat"}
 	for name, cfg := range map[string]driver.TaskConfig{
 		"network": {Networks: []model.Network{{Mode: "host"}}},
+		"image":   {Task: &model.Task{Config: map[string]any{"image": "solaris", "command": "cat"}}},
 		"devices": {Resources: model.AllocatedTask{Devices: []model.AllocatedDevice{{Type: "gpu"}}}},
 	} {
-		cfg.ID, cfg.Task = "x", &model.Task{Config: c}
+		cfg.ID = "x"
+		if cfg.Task == nil {
+			cfg.Task = &model.Task{Config: c}
+		}
 		if _, err := d.Start(t.Context(), cfg); !fault.Is(err, fault.Invalid) && !fault.Is(err, fault.Unsupported) {
 			t.Errorf("%s: %v", name, err)
 		}
