@@ -30,10 +30,7 @@ func userOf(privileged bool) string {
 	return learner
 }
 
-// clean starts the command without the orchestrator's variables, which a program has no use for. The script is a constant; the command is its argument.
-const clean = `unset "${!NOMAD_@}"; exec /bin/bash -c "$1"`
-
-// Exec runs one command.
+// Exec runs one command. Natively the node leaves its own variables out of the environment, and nothing is quoted.
 func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (int, error) {
 	if !c.Native() {
 		return c.quoted(ctx, at, spec, stdio)
@@ -46,7 +43,7 @@ func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Sp
 	if spec.SplitStderr {
 		params["rockpool_split"] = "true"
 	}
-	return c.stream(ctx, at, spec.TTY, []string{"/bin/bash", "-c", clean, "bash", spec.Command}, stdio, params)
+	return c.stream(ctx, at, spec.TTY, []string{"/bin/bash", "-c", spec.Command}, stdio, params)
 }
 
 // stream is one exec of nomad/api.
