@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -44,6 +45,7 @@ type API struct {
 	log      logging.Logger
 	server   http.Handler
 	sessions lifecycle.Tasks
+	requests sync.WaitGroup // http.Server does not wait for handlers of connections that were taken over
 	stopping chan struct{}
 }
 
@@ -99,6 +101,8 @@ const (
 // ServeHTTP answers one request. The body has to arrive in time; afterwards the connection may rest, so that neither a WebSocket nor
 // a long PUT is cut.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.requests.Add(1)
+	defer a.requests.Done()
 	rc := http.NewResponseController(w)
 	if r.ContentLength != 0 {
 		_ = rc.SetReadDeadline(time.Now().Add(bodyTime + time.Duration(max(r.ContentLength, 0)>>20)*bodyPerMiB))
@@ -126,6 +130,9 @@ func (a *API) Stop(ctx context.Context) error {
 	close(a.stopping)
 	return a.sessions.Wait(ctx)
 }
+
+// Wait waits for all handlers, after Stop and after the server has been shut down.
+func (a *API) Wait() { a.requests.Wait() }
 
 func (a *API) authenticate(r *http.Request) (auth.Identity, error) {
 	if a.opts.Token != "" && !auth.TokenEqual(r.Header.Get("Poseidon-Token"), a.opts.Token) {

@@ -103,8 +103,12 @@ func (g *Gateway) serve(ctx context.Context, routes *api.API) error {
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 		defer cancel()
-		sessions := routes.Stop(stop) // their final messages first: Shutdown does not see them
-		return errors.Join(server.Shutdown(stop), sessions)
+		// The sessions' final messages first: Shutdown does not see them.
+		if err := errors.Join(routes.Stop(stop), server.Shutdown(stop)); err != nil {
+			return err
+		}
+		routes.Wait()
+		return nil
 	})
 	if err := group.Wait(); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return err

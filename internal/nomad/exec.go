@@ -30,10 +30,7 @@ func userOf(privileged bool) string {
 	return learner
 }
 
-// clean starts the command without the orchestrator's variables, which a program has no use for. The script is a constant; the command is its argument.
-const clean = `unset "${!NOMAD_@}"; exec /bin/bash -c "$1"`
-
-// Exec runs one command.
+// Exec runs one command. Natively the node leaves its own variables out of the environment, and nothing is quoted.
 func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (int, error) {
 	if !c.Native() {
 		return c.quoted(ctx, at, spec, stdio)
@@ -46,7 +43,7 @@ func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Sp
 	if spec.SplitStderr {
 		params["rockpool_split"] = "true"
 	}
-	return c.stream(ctx, at, spec.TTY, []string{"/bin/bash", "-c", clean, "bash", spec.Command}, stdio, params)
+	return c.stream(ctx, at, spec.TTY, []string{"/bin/bash", "-c", spec.Command}, stdio, params)
 }
 
 // stream is one exec of nomad/api.
@@ -87,37 +84,43 @@ func (c *Client) stream(ctx context.Context, at execution.Place, tty bool, argv 
 const readerGrace = time.Second
 
 // quoted runs a command on a cluster that only has Nomad's exec. On a terminal its stderr goes through a FIFO that a second exec
-// reads. Both make the FIFO, whoever is first; opening it makes each wait for the other; then it is unlinked.
+// reads.
 func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (int, error) {
 	text := script(spec)
 	if !spec.SplitStderr || !spec.TTY {
 		return c.stream(ctx, at, spec.TTY, []string{"/bin/bash", "-c", text}, stdio, nil)
 	}
-	fifo := shell.Quote(fmt.Sprintf("/tmp/stderr_%d.fifo", time.Now().UnixNano()))
-	prepare := "mkfifo " + fifo + " 2>/dev/null; "
+	main, reader := throughFIFO(fmt.Sprintf("/tmp/stderr_%d.fifo", time.Now().UnixNano()), text)
 	g, gctx := errgroup.WithContext(ctx)
 	readCtx, stopReading := context.WithCancel(gctx)
 	defer stopReading()
 	stdin, end := io.Pipe() // nothing is written; its end lets the exec's reader go
+	defer end.Close()
 	g.Go(func() error {
-		_, err := c.stream(readCtx, at, false, []string{"/bin/bash", "-c", prepare + "exec cat " + fifo},
+		_, err := c.stream(readCtx, at, false, []string{"/bin/bash", "-c", reader},
 			execution.Stdio{Stdin: stdin, Stdout: stdio.Stderr, Stderr: io.Discard}, nil)
-		_ = stdin.Close()
-		if readCtx.Err() != nil && ctx.Err() == nil {
-			return nil
+		if readCtx.Err() != nil && gctx.Err() == nil {
+			return nil // it was told to stop: a child left behind holds stderr open
 		}
 		return err
 	})
 	var code int
 	g.Go(func() (err error) {
-		code, err = c.stream(gctx, at, true, []string{"/bin/bash", "-c", prepare + "exec 2>" + fifo + "; rm -f " + fifo + "; " + text}, stdio, nil)
+		code, err = c.stream(gctx, at, true, []string{"/bin/bash", "-c", main}, stdio, nil)
 		t := time.AfterFunc(readerGrace, stopReading)
 		context.AfterFunc(readCtx, func() { t.Stop() })
 		return err
 	})
 	err := g.Wait()
-	_ = end.Close()
 	return code, err
+}
+
+// throughFIFO returns the scripts of both execs. Both make the FIFO, whoever is first; opening it makes each wait for the other without a
+// loop; then it is unlinked, so that nothing stays behind however the run ends.
+func throughFIFO(fifo, text string) (main, reader string) {
+	name := shell.Quote(fifo)
+	prepare := "mkfifo " + name + " 2>/dev/null; "
+	return prepare + "exec 2>" + name + "; rm -f " + name + "; " + text, prepare + "exec cat " + name
 }
 
 // script is that of a command, every value quoted.

@@ -210,6 +210,7 @@ func (c *Cluster) publish(topic, kind, key string, payload any) {
 	if err != nil {
 		panic(err)
 	}
+	line = append(line, '\n')
 	for s := range c.subs {
 		select {
 		case s.lines <- line:
@@ -234,7 +235,7 @@ func (c *Cluster) events(w http.ResponseWriter, r *http.Request) {
 	for {
 		select {
 		case line := <-s.lines:
-			_, _ = w.Write(append(line, '\n'))
+			_, _ = w.Write(line)
 			_ = http.NewResponseController(w).Flush()
 		case <-s.cut:
 			return
