@@ -104,8 +104,8 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 // URL is where the HTTP API is served. It answers once Run is under way.
 func (a *Agent) URL() string { return "http://" + a.listener.Addr().String() }
 
-// Ready is closed once everything can be asked of the agent's server.
-func (a *Agent) Ready() <-chan struct{} { return a.server.Ready() }
+// Ready is closed once jobs can be placed: the server leads and knows the node.
+func (a *Agent) Ready() <-chan struct{} { return a.node.Registered() }
 
 // stopGrace bounds how long the allocations of a node may take to end.
 const stopGrace = 30 * time.Second
@@ -117,8 +117,17 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	return lifecycle.Run(ctx,
 		lifecycle.Service{Name: "server", Run: a.server.Run, Grace: stopGrace},
 		lifecycle.Service{Name: "orchestrator api", Run: a.serve},
-		lifecycle.Service{Name: "node", Run: a.node.Run, Grace: stopGrace},
+		lifecycle.Service{Name: "node", Run: a.runNode, Grace: stopGrace},
 	)
+}
+
+func (a *Agent) runNode(ctx context.Context) error {
+	select {
+	case <-a.server.Ready():
+		return a.node.Run(ctx)
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 func (a *Agent) serve(ctx context.Context) error {

@@ -67,6 +67,7 @@ type Agent struct {
 	slots      chan struct{} // one per start in progress
 	recoveries chan struct{} // one per task being taken back
 	executions executions
+	registered chan struct{}   // closed once the servers know the node
 	goroutines lifecycle.Tasks // executions being watched
 
 	mu         sync.Mutex
@@ -106,7 +107,7 @@ func New(cfg Config) (*Agent, error) {
 	cfg.DataDir = dir
 	a := &Agent{cfg: cfg, log: cfg.Log.WithField("node_id", identity.ID), identity: identity, drivers: map[string]driver.Driver{},
 		db: stateDB{filepath.Join(dir, "allocs")}, slots: make(chan struct{}, cfg.MaxStarts),
-		recoveries: make(chan struct{}, cfg.MaxStarts), runners: map[string]*allocRunner{}}
+		recoveries: make(chan struct{}, cfg.MaxStarts), registered: make(chan struct{}), runners: map[string]*allocRunner{}}
 	for _, d := range cfg.Drivers {
 		if a.drivers[d.Name()] != nil {
 			return nil, fmt.Errorf("node agent: two drivers are named %q", d.Name())
@@ -116,6 +117,9 @@ func New(cfg Config) (*Agent, error) {
 	a.reporter = newReporter(cfg.Servers.UpdateAllocations, a.log)
 	return a, nil
 }
+
+// Registered is closed once the servers know this node for the first time since it started.
+func (a *Agent) Registered() <-chan struct{} { return a.registered }
 
 // Run takes back what an earlier process left, connects to the servers and runs what they place here, until ctx ends. It
 // returns when every goroutine has ended. An agent runs once.

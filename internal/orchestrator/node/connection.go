@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,6 +20,7 @@ const refreshEvery = 30 * time.Second
 // connect keeps the node known to the servers and its stream open, until ctx ends.
 func (a *Agent) connect(ctx, life context.Context) {
 	var pause backoff
+	var once sync.Once
 	for ctx.Err() == nil {
 		lease, err := a.cfg.Servers.Register(ctx, a.node())
 		if err != nil {
@@ -29,6 +31,7 @@ func (a *Agent) connect(ctx, life context.Context) {
 			continue
 		}
 		a.log.Info("node registered")
+		once.Do(func() { close(a.registered) })
 		pause.reset()
 		a.heed(lease)
 		g, gctx := errgroup.WithContext(ctx)
