@@ -4,6 +4,9 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"fmt"
+	"io"
+
+	"rockpool/internal/logging"
 )
 
 // Config is everything that can be configured.
@@ -121,6 +124,9 @@ func (c Config) check() (problems []error) {
 	}
 	if o := c.Orchestrator.OnStop; o != Keep && o != Remove {
 		refuse("orchestrator.onstop: %q is neither %s nor %s", o, Keep, Remove)
+	}
+	if _, err := logging.New(io.Discard, c.Logger.Level, c.Logger.Formatter); err != nil {
+		refuse("%w", err)
 	}
 	if t := c.Server.TLS; t.Active && (t.CertFile == "" || t.KeyFile == "") {
 		refuse("server.tls: active needs certfile and keyfile")

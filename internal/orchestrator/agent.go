@@ -113,11 +113,19 @@ const stopGrace = 30 * time.Second
 // Run serves until ctx ends. The node stops first, while the API still takes its last reports.
 func (a *Agent) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, a.close()) }()
-	a.log.WithField("url", a.URL()).Info("the orchestrator listens")
 	return lifecycle.Run(ctx,
 		lifecycle.Service{Name: "server", Run: a.server.Run, Grace: stopGrace},
 		lifecycle.Service{Name: "orchestrator api", Run: a.serve},
 		lifecycle.Service{Name: "node", Run: a.runNode, Grace: stopGrace},
+		lifecycle.Service{Name: "readiness", Run: func(ctx context.Context) error {
+			select {
+			case <-a.Ready():
+				a.log.WithField("url", a.URL()).Info("the orchestrator is ready")
+			case <-ctx.Done():
+			}
+			<-ctx.Done()
+			return nil
+		}},
 	)
 }
 

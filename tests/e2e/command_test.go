@@ -176,8 +176,11 @@ func TestOrchestratorAgentDev(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	drained := make(chan struct{})
+	rest := func() { defer close(drained); _, _ = io.Copy(io.Discard, errs) }
 	defer func() {
 		_ = cmd.Process.Signal(os.Interrupt)
+		<-drained
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("the agent's exit: %v", err)
 		}
@@ -188,6 +191,7 @@ func TestOrchestratorAgentDev(t *testing.T) {
 	for url == "" {
 		n, err := errs.Read(buf)
 		if err != nil {
+			close(drained)
 			t.Fatalf("%v: %s", err, log.String())
 		}
 		log.Write(buf[:n])
@@ -195,9 +199,7 @@ func TestOrchestratorAgentDev(t *testing.T) {
 			url = "http://" + after[:strings.IndexAny(after, " \"\n")]
 		}
 	}
-	drained := make(chan struct{})
-	go func() { defer close(drained); _, _ = io.Copy(io.Discard, errs) }()
-	defer func() { <-drained }()
+	go rest()
 	get := func(path string) string {
 		t.Helper()
 		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, url+path, nil)

@@ -29,6 +29,10 @@ func TakeBaseline() (Baseline, error) {
 		if err != nil {
 			continue // it has ended meanwhile
 		}
+		// A zombie whose parent is init has been handed over: nothing of ours can reap it any more.
+		if bytes.Contains(status, []byte("State:\tZ")) && bytes.Contains(status, []byte("PPid:\t1\n")) {
+			continue
+		}
 		// NSpid lists the process's id in every pid namespace it is in: more than one number means a sandbox.
 		for line := range bytes.Lines(status) {
 			if f := strings.Fields(string(line)); len(f) > 2 && f[0] == "NSpid:" {
