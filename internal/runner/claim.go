@@ -55,7 +55,7 @@ func (m *Manager) take(ctx context.Context, id environment.ID, deadline time.Tim
 		seen, arrived, stats := m.seen[rid], m.arrived, m.pools.Stats(id)
 		m.mu.Unlock()
 		if ok {
-			m.poke()
+			// The replacement is asked for once the claim is through: it would only compete with it.
 			return seen, nil
 		}
 		if wait := deadline.Sub(now); wait > 0 && stats.Starting > 0 {
