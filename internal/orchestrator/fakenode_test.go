@@ -27,6 +27,7 @@ type cluster struct {
 	server *orchestrator.Server
 	http   *httptest.Server
 	api    *api.Client
+	token  string
 	stop   func()
 }
 
@@ -40,7 +41,7 @@ func start(tb testing.TB, cfg orchestrator.ServerConfig) *cluster {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	c := &cluster{tb: tb, server: s, http: httptest.NewServer(s.Handler())}
+	c := &cluster{tb: tb, server: s, http: httptest.NewServer(s.Handler()), token: cfg.Token}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -114,6 +115,7 @@ func (f *node) request(method, path string, body io.Reader) (*http.Response, err
 		return nil, err
 	}
 	r.Header.Set("X-Rockpool-Node-Secret", f.secret)
+	r.Header.Set("X-Nomad-Token", f.c.token)
 	return f.c.http.Client().Do(r)
 }
 

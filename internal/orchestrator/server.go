@@ -32,7 +32,7 @@ type ServerConfig struct {
 	Version    string // default 0.0.0
 	// Token is the management token; "" = no access control, everything is allowed.
 	Token string
-	// JoinToken is what a node that is not known yet must send in X-Nomad-Token; "" = none is asked for.
+	// JoinToken is what a node that is not known yet may send in X-Nomad-Token instead of Token. With neither, any node may join.
 	JoinToken string
 	Log       logrus.FieldLogger
 

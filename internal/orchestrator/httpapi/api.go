@@ -47,7 +47,7 @@ type Config struct {
 	Version string
 	// Token is the management token; empty = no access control, everything is allowed.
 	Token string
-	// JoinToken is what a node that is not known yet must show to register; empty = none is asked for.
+	// JoinToken is what a node that is not known yet may show instead of Token to register.
 	JoinToken  string
 	Datacenter string
 }

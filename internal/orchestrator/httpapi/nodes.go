@@ -55,7 +55,7 @@ func (a *API) setEligibility(ctx context.Context, _ auth.Identity, r setEligibil
 const secretHeader = "X-Rockpool-Node-Secret"
 
 // nodeOf is the node that a request's secret proves it to come from, if its path is that of a node. A node that is not known
-// yet has nothing to prove.
+// yet proves instead that it may join.
 func (a *API) nodeOf(r *http.Request) string {
 	id := nodeInPath(r)
 	given := r.Header.Get(secretHeader)
@@ -65,7 +65,9 @@ func (a *API) nodeOf(r *http.Request) string {
 	n := a.store.Snapshot().Node(nil, id)
 	switch {
 	case n == nil:
-		if a.cfg.JoinToken == "" || auth.TokenEqual(token(r), a.cfg.JoinToken) {
+		t := token(r)
+		if a.cfg.Token == "" && a.cfg.JoinToken == "" || a.cfg.Token != "" && auth.TokenEqual(t, a.cfg.Token) ||
+			a.cfg.JoinToken != "" && auth.TokenEqual(t, a.cfg.JoinToken) {
 			return id
 		}
 	case auth.TokenEqual(given, n.SecretID):

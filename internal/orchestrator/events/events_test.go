@@ -1,0 +1,132 @@
+package events_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"rockpool/internal/orchestrator/events"
+	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/state"
+)
+
+func commit(index uint64, ids ...string) state.Commit {
+	c := state.Commit{Index: index, Time: int64(index), Kind: "JobRegistered"}
+	for _, id := range ids {
+		c.Changes = append(c.Changes, state.Change{After: &model.Job{ID: id, Namespace: "default"}})
+	}
+	return c
+}
+
+var all = events.Filter{Namespace: "*"}
+
+func next(t *testing.T, s *events.Subscription) string {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	i, list, err := s.Next(ctx)
+	if err != nil {
+		return err.Error()
+	}
+	out := fmt.Sprint(i)
+	for _, e := range list {
+		out += " " + e.Key
+	}
+	return out
+}
+
+func TestSubscriptions(t *testing.T) {
+	b := events.New(events.Limits{Batches: 3, Bytes: 1 << 20, Age: 1000}, 10)
+	for i := uint64(11); i <= 13; i++ {
+		b.Publish(commit(i, fmt.Sprint("j", i)))
+	}
+	for _, c := range []struct {
+		name string
+		from uint64
+		want string
+	}{
+		{"now", 0, context.Canceled.Error()},
+		{"the oldest held", 11, "11 j11"},
+		{"in between", 12, "12 j12"},
+		{"the next to come", 14, context.Canceled.Error()},
+		{"before the server's snapshot", 10, ""},
+		{"the future", 15, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, err := b.Subscribe(c.from, all)
+			if c.want == "" {
+				if !errors.Is(err, events.ErrGap) {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := next(t, s); got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
+	}
+	slow, err := b.Subscribe(11, all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Publish(commit(14, "j14"))
+	if got := next(t, slow); got != events.ErrSlow.Error() {
+		t.Errorf("a reader that fell off got %s", got)
+	}
+	if _, err := b.Subscribe(11, all); !errors.Is(err, events.ErrGap) {
+		t.Errorf("a resume at a dropped index got %v", err)
+	}
+	b.Publish(commit(2000, "late"))
+	if _, err := b.Subscribe(14, all); !errors.Is(err, events.ErrGap) {
+		t.Errorf("a resume at an index that is too old got %v", err)
+	}
+	s, _ := b.Subscribe(0, all)
+	b.Reset(3000)
+	if got := next(t, s); got != events.ErrSlow.Error() {
+		t.Errorf("after a restore a reader got %s", got)
+	}
+	s, _ = b.Subscribe(0, all)
+	b.Close()
+	if got := next(t, s); got != events.ErrClosed.Error() {
+		t.Errorf("after the end a reader got %s", got)
+	}
+}
+
+func TestFilters(t *testing.T) {
+	b := events.New(events.DefaultLimits, 0)
+	b.Publish(state.Commit{Index: 1, Changes: []state.Change{
+		{After: &model.Job{ID: "j", Namespace: "default"}},
+		{After: &model.Allocation{ID: "a", JobID: "j", Namespace: "default"}},
+		{After: &model.Evaluation{ID: "e", JobID: "k", Namespace: "other"}},
+		{After: &model.Node{ID: "n"}},
+		{Before: &model.Allocation{ID: "gone", JobID: "j", Namespace: "default"}},
+		{Before: &model.Job{ID: "purged", Namespace: "default"}},
+	}})
+	for _, c := range []struct {
+		name string
+		f    events.Filter
+		want string
+	}{
+		{"everything", all, "1 j a e n purged"},
+		{"a namespace", events.Filter{Namespace: "default"}, "1 j a n purged"},
+		{"a topic", events.Filter{Namespace: "*", Topics: map[string][]string{"Allocation": {"*"}}}, "1 a"},
+		{"a key", events.Filter{Namespace: "*", Topics: map[string][]string{"Job": {"j"}}}, "1 j"},
+		{"a filter key", events.Filter{Namespace: "*", Topics: map[string][]string{"Allocation": {"j"}, "Evaluation": {"j"}}}, "1 a"},
+		{"all topics of a key", events.Filter{Namespace: "*", Topics: map[string][]string{"*": {"j"}}}, "1 j a"},
+		{"nothing", events.Filter{Namespace: "*", Topics: map[string][]string{"Service": {"*"}}}, context.Canceled.Error()},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, err := b.Subscribe(1, c.f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := next(t, s); got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
+	}
+}

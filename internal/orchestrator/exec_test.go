@@ -1,0 +1,382 @@
+package orchestrator_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/hashicorp/nomad/api"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator"
+	"rockpool/internal/orchestrator/driver"
+)
+
+// agent is a LocalNode whose executions are functions.
+type agent struct {
+	id  string
+	run func(*execution)
+
+	mu   sync.Mutex
+	last *execution
+}
+
+func (a *agent) ID() string { return a.id }
+func (a *agent) Task(_, task string) (driver.Task, error) {
+	if task != "t" {
+		return nil, driver.ErrTaskGone
+	}
+	return &fakeTask{}, nil
+}
+func (a *agent) Exec(_ context.Context, _, task string, spec driver.ExecSpec) (driver.Execution, error) {
+	switch {
+	case task != "t":
+		return nil, driver.ErrTaskGone
+	case spec.Argv[0] == "missing":
+		return nil, driver.ErrNoCommand
+	}
+	e := newExecution(spec)
+	a.mu.Lock()
+	a.last = e
+	a.mu.Unlock()
+	e.wg.Go(func() { a.run(e); e.end() })
+	return e, nil
+}
+func (a *agent) Execution(_, _, id string) (string, driver.ExecResult, error) {
+	if id != "known" {
+		return "", driver.ExecResult{}, fault.New(fault.NotFound, "Unknown execution %q", id)
+	}
+	return "exited", driver.ExecResult{ExitCode: 3, CPUTime: 5, PeakMemory: 7}, nil
+}
+func (a *agent) SignalExecution(_, _, _ string, n int) error {
+	if n != 2 {
+		return fmt.Errorf("signal %d", n)
+	}
+	return nil
+}
+func (a *agent) KillExecution(_, _, _ string) error               { return nil }
+func (a *agent) RestartTask(_ context.Context, _, _ string) error { return nil }
+func (a *agent) lastExecution() *execution                        { a.mu.Lock(); defer a.mu.Unlock(); return a.last }
+
+type execution struct {
+	spec           driver.ExecSpec
+	inR            *io.PipeReader
+	in             *io.PipeWriter
+	outR, errR     *io.PipeReader
+	out, err       *io.PipeWriter
+	done, killed   chan struct{}
+	once, killOnce sync.Once
+	res            driver.ExecResult
+	unknown        error
+	size           chan [2]uint16
+	wg             sync.WaitGroup
+}
+
+func newExecution(spec driver.ExecSpec) *execution {
+	e := &execution{spec: spec, done: make(chan struct{}), killed: make(chan struct{}), size: make(chan [2]uint16, 8)}
+	e.inR, e.in = io.Pipe()
+	e.outR, e.out = io.Pipe()
+	e.errR, e.err = io.Pipe()
+	return e
+}
+
+func (e *execution) end() {
+	e.out.Close()
+	e.err.Close()
+	e.inR.Close()
+	e.once.Do(func() { close(e.done) })
+}
+func (e *execution) Stdin() io.WriteCloser { return e.in }
+func (e *execution) Stdout() io.Reader     { return e.outR }
+func (e *execution) Stderr() io.Reader {
+	if e.spec.TTY && !e.spec.SplitStderr {
+		return nil
+	}
+	return e.errR
+}
+func (e *execution) Resize(w, h uint16) error { e.size <- [2]uint16{w, h}; return nil }
+func (e *execution) Signal(int) error         { return nil }
+func (e *execution) Kill() error {
+	e.killOnce.Do(func() { close(e.killed); e.inR.Close() })
+	return nil
+}
+func (e *execution) Done() <-chan struct{}              { return e.done }
+func (e *execution) Result() (driver.ExecResult, error) { return e.res, e.unknown }
+
+type fakeTask struct{ driver.Task }
+
+func (*fakeTask) Files() driver.Files { return fakeFiles{} }
+func (*fakeTask) Usage(context.Context) (driver.Usage, error) {
+	return driver.Usage{MemoryBytes: 42}, nil
+}
+func (*fakeTask) Signal(context.Context, int) error { return nil }
+
+type fakeFiles struct{}
+
+func (fakeFiles) Apply(_ context.Context, deletes []string, archive io.Reader) error {
+	if len(deletes) != 1 || deletes[0] != "./*" {
+		return fmt.Errorf("deletes are %v", deletes)
+	}
+	r := tar.NewReader(archive)
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if h.Name == "/etc/x" {
+			return fmt.Errorf("Cannot open: /etc/x")
+		}
+	}
+}
+func (fakeFiles) List(_ context.Context, path string, _ bool, _ string) iter.Seq2[driver.FileInfo, error] {
+	return func(yield func(driver.FileInfo, error) bool) {
+		if path == "missing" {
+			yield(driver.FileInfo{}, driver.ErrNotFound)
+			return
+		}
+		_ = yield(driver.FileInfo{Name: "a", Type: "-"}, nil) && path == "broken" && yield(driver.FileInfo{}, driver.ErrPermission)
+	}
+}
+func (fakeFiles) Open(_ context.Context, path, _ string) (io.ReadCloser, driver.FileInfo, error) {
+	if path != "a" {
+		return nil, driver.FileInfo{}, driver.ErrNotFound
+	}
+	return io.NopCloser(strings.NewReader("hello")), driver.FileInfo{Size: 5}, nil
+}
+
+// withAgent starts a cluster with a running allocation on the server's own node.
+func withAgent(t *testing.T, run func(*execution)) (*cluster, *agent, *api.Allocation) {
+	c := start(t, orchestrator.ServerConfig{Token: "secret"})
+	n := c.join(newModelNode())
+	a := &agent{id: n.id, run: run}
+	c.server.SetLocalNode(a)
+	c.register(job("10-a"))
+	alloc, _, err := c.api.Allocations().Info(c.running("10-a", 1)[0].ID, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if e := a.lastExecution(); e != nil {
+			e.wg.Wait()
+		}
+	})
+	return c, a, alloc
+}
+
+func TestExecThroughTheAPIClient(t *testing.T) {
+	c, a, alloc := withAgent(t, func(e *execution) {
+		in, _ := io.ReadAll(e.inR)
+		fmt.Fprintf(e.out, "got %s", in)
+		fmt.Fprint(e.err, "oops")
+		e.res.ExitCode = 42
+	})
+	var out, errs bytes.Buffer
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	input := strings.Repeat("x", 100_000)
+	code, err := c.api.Allocations().Exec(ctx, alloc, "t", false, []string{"cat", "-"}, strings.NewReader(input), &out, &errs, nil, nil)
+	if code != 42 || err != nil || out.String() != "got "+input || errs.String() != "oops" {
+		t.Errorf("code %d, %v, %d bytes out, %q", code, err, out.Len(), errs.String())
+	}
+	if got := a.lastExecution().spec; fmt.Sprint(got.Argv) != "[cat -]" || got.TTY {
+		t.Errorf("the spec is %+v", got)
+	}
+}
+
+func (c *cluster) dial(t *testing.T, alloc string, q url.Values, token string) *websocket.Conn {
+	t.Helper()
+	h := http.Header{}
+	if token != "" {
+		h.Set("X-Nomad-Token", token)
+	}
+	u := strings.Replace(c.http.URL, "http", "ws", 1) + "/v1/client/allocation/" + alloc + "/exec?" + q.Encode()
+	conn, resp, err := websocket.DefaultDialer.Dial(u, h)
+	if err != nil {
+		t.Fatalf("dial: %v %v", err, resp)
+	}
+	resp.Body.Close()
+	t.Cleanup(func() { conn.Close() })
+	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	return conn
+}
+
+func command(argv ...string) url.Values {
+	data, _ := json.Marshal(argv)
+	return url.Values{"task": {"t"}, "command": {string(data)}}
+}
+
+func TestExecFrames(t *testing.T) {
+	c, a, alloc := withAgent(t, func(e *execution) {
+		size := <-e.size
+		fmt.Fprintf(e.out, "%dx%d", size[0], size[1])
+		buf := make([]byte, 2)
+		_, _ = io.ReadFull(e.inR, buf)
+		_, _ = e.out.Write(buf)
+	})
+	q := command("sh")
+	for k, v := range map[string]string{"tty": "true", "rockpool_id": "run-1", "rockpool_env": `{"B":"2","A":"1 $(x)"}`,
+		"rockpool_dir": "/work", "rockpool_user": "user", "rockpool_split": "true"} {
+		q.Set(k, v)
+	}
+	conn := c.dial(t, alloc.ID, q, "secret")
+	for _, f := range []string{`{}`, `{"tty_size":{"height":24,"width":80}}`, `{"stdin":{"data":"aGk="}}`, `{"stdin":{"close":true}}`} {
+		if err := conn.WriteMessage(websocket.TextMessage, []byte(f)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var frames []string
+	var err error
+	for {
+		var f []byte
+		if _, f, err = conn.ReadMessage(); err != nil {
+			break
+		}
+		frames = append(frames, strings.TrimSpace(string(f)))
+	}
+	if !websocket.IsCloseError(err, websocket.CloseNormalClosure) {
+		t.Errorf("it ended with %v", err)
+	}
+	got := strings.Join(frames, "\n")
+	for _, want := range []string{`{"stdout":{"data":"ODB4MjQ="}}`, `{"stdout":{"data":"aGk="}}`, `{"stdout":{"close":true}}`, `{"stderr":{"close":true}}`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no frame %s in\n%s", want, got)
+		}
+	}
+	if frames[len(frames)-1] != `{"exited":true,"result":{}}` {
+		t.Errorf("the last frame is %s", frames[len(frames)-1])
+	}
+	s := a.lastExecution().spec
+	if s.ID != "run-1" || fmt.Sprint(s.Env) != "[A=1 $(x) B=2]" || s.Dir != "/work" || s.User != "user" || !s.SplitStderr || !s.TTY {
+		t.Errorf("the spec is %+v", s)
+	}
+}
+
+func TestAClientThatLeavesKillsItsExecution(t *testing.T) {
+	c, a, alloc := withAgent(t, func(e *execution) { <-e.killed })
+	conn := c.dial(t, alloc.ID, command("sleep"), "secret")
+	eventually(t, "it runs", func() bool { return a.lastExecution() != nil })
+	conn.Close()
+	<-a.lastExecution().killed
+}
+
+func TestAServerThatStopsEndsExecutions(t *testing.T) {
+	c, a, alloc := withAgent(t, func(e *execution) { <-e.killed })
+	c.dial(t, alloc.ID, command("sleep"), "secret")
+	eventually(t, "it runs", func() bool { return a.lastExecution() != nil })
+	c.stop()
+	<-a.lastExecution().killed
+}
+
+func TestExecRefusals(t *testing.T) {
+	c, _, alloc := withAgent(t, func(e *execution) { e.unknown = fmt.Errorf("lost") })
+	other := "4a8a8d94-4c3c-4a1c-9c1a-5a6b7c8d9e0f"
+	with := func(q url.Values, k, v string) url.Values { q.Set(k, v); return q }
+	for _, x := range []struct {
+		name, alloc, token string
+		q                  url.Values
+		code               int
+		text               string
+	}{
+		{"no token", alloc.ID, "", command("a"), 1011, "Permission denied"},
+		{"an unknown allocation", other, "secret", command("a"), 1008, `Unknown allocation "` + other + `"`},
+		{"a task that does not run", alloc.ID, "secret", with(command("a"), "task", "x"), 1008, `task "x" is not running.`},
+		{"no task", alloc.ID, "secret", with(command("a"), "task", ""), 1008, "task name"},
+		{"no command", alloc.ID, "secret", command(), 1008, "command"},
+		{"a bad command", alloc.ID, "secret", with(command(), "command", "ls"), 1008, "command"},
+		{"a bad id", alloc.ID, "secret", with(command("a"), "rockpool_id", "a/b"), 1008, "rockpool_id"},
+		{"a command that is not there", alloc.ID, "secret", command("missing"), 1011, "command not found: missing"},
+		{"an outcome that is not known", alloc.ID, "secret", command("a"), 1011, "not known"},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			conn := c.dial(t, x.alloc, x.q, x.token)
+			var err error
+			for err == nil {
+				var f []byte
+				if _, f, err = conn.ReadMessage(); strings.Contains(string(f), "exited") {
+					t.Error("it claims to have exited")
+				}
+			}
+			if e, ok := err.(*websocket.CloseError); !ok || e.Code != x.code || !strings.Contains(e.Text, x.text) {
+				t.Errorf("got %v, want %d %s", err, x.code, x.text)
+			}
+		})
+	}
+	conn := c.dial(t, alloc.ID, with(command("a"), "ws_handshake", "true"), "")
+	if err := conn.WriteMessage(websocket.TextMessage, []byte(`{"version":1,"auth_token":"wrong"}`)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := conn.ReadMessage(); !websocket.IsCloseError(err, 1011) {
+		t.Errorf("a wrong token in the handshake got %v", err)
+	}
+}
+
+func TestRoutesOfARunningTask(t *testing.T) {
+	c, _, alloc := withAgent(t, nil)
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	_ = w.WriteHeader(&tar.Header{Name: "/etc/x", Mode: 0o644})
+	_ = w.Close()
+	for _, q := range []struct {
+		name, method, path, body string
+		status                   int
+		want                     string
+	}{
+		{"an ended execution", "GET", "/execution/known?task=t", "", 200, `{"State":"exited","ExitCode":3,"Signal":0,"OOMKilled":false,"CPUTimeNS":5,"WallTimeNS":0,"PeakMemoryBytes":7}`},
+		{"an unknown execution", "GET", "/execution/other?task=t", "", 404, "Unknown execution"},
+		{"a signal", "PUT", "/execution/known/signal?task=t", `{"Signal":"SIGINT"}`, 200, `{"Index":0}`},
+		{"an odd signal", "PUT", "/execution/known/signal?task=t", `{"Signal":"SIGODD"}`, 400, "not a signal"},
+		{"a kill", "DELETE", "/execution/known?task=t", "", 200, `{"Index":0}`},
+		{"a restart", "PUT", "/restart", `{"TaskName":"t"}`, 200, `{"Index":0}`},
+		{"a restart of nothing", "PUT", "/restart", `{"TaskName":"x"}`, 500, "Could not find task runner for task: x"},
+		{"a task's signal", "POST", "/signal", `{"Task":"t","Signal":"SIGHUP"}`, 200, `{"Index":0}`},
+		{"figures", "GET", "/stats?task=t", "", 200, `"Usage":42`},
+		{"files with nothing to unpack", "PUT", "/files?task=t", `{"Delete":["./*"]}` + "\n", 200, `{"Index":0}`},
+		{"files that cannot be written", "PUT", "/files?task=t", `{"Delete":["./*"]}` + "\n" + archive.String(), 422, "Cannot open: /etc/x"},
+		{"files without a head", "PUT", "/files?task=t", "tar", 400, "first line"},
+		{"files of a task that does not run", "GET", "/files?task=x&path=.", "", 404, "is not running"},
+		{"a listing", "GET", "/files?task=t&path=.", "", 200, `{"end":true}`},
+		{"a listing of nothing", "GET", "/files?task=t&path=missing", "", 424, "file not found"},
+		{"a file", "GET", "/files/raw?task=t&path=a", "", 200, "hello"},
+		{"a missing file", "GET", "/files/raw?task=t&path=b", "", 424, "file not found"},
+		{"what we do not have", "GET", "/checks", "", 501, "not supported"},
+	} {
+		t.Run(q.name, func(t *testing.T) {
+			status, body, err := c.call(q.method, "/v1/client/allocation/"+alloc.ID+q.path, q.body)
+			if err != nil || status != q.status || !strings.Contains(body, q.want) {
+				t.Errorf("got %d %q %v, want %d with %q", status, body, err, q.status, q.want)
+			}
+		})
+	}
+	if _, body, err := c.call("GET", "/v1/client/allocation/"+alloc.ID+"/files?task=t&path=broken", ""); err == nil && strings.Contains(body, "end") {
+		t.Errorf("a listing that broke off looks complete: %q", body)
+	}
+}
+
+func (c *cluster) call(method, path, body string) (int, string, error) {
+	r, err := http.NewRequest(method, c.http.URL+path, strings.NewReader(body))
+	if err != nil {
+		return 0, "", err
+	}
+	r.Header.Set("X-Nomad-Token", "secret")
+	resp, err := c.http.Client().Do(r)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(data), err
+}
