@@ -97,6 +97,12 @@ func (c *cluster) has(id string) bool {
 	return ok
 }
 
+func (c *cluster) listed() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.listings
+}
+
 // with runs a manager with environment 1 of the given size in a bubble.
 func with(t *testing.T, size uint, o runner.Options, test func(t *testing.T, m *runner.Manager, c *cluster)) {
 	synctest.Test(t, func(t *testing.T) {
@@ -235,12 +241,12 @@ func TestAPoolThatStaysShortIsComparedWithTheCluster(t *testing.T) {
 		}
 		m.Discard(r, execution.ErrGone)
 		settle(30 * time.Second)
-		if c.listings != 1 {
-			t.Errorf("%d listings before the time", c.listings)
+		if n := c.listed(); n != 1 {
+			t.Errorf("%d listings before the time", n)
 		}
 		settle(31 * time.Second)
-		if c.listings != 2 {
-			t.Errorf("%d listings after it", c.listings)
+		if n := c.listed(); n != 2 {
+			t.Errorf("%d listings after it", n)
 		}
 	})
 }
