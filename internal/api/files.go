@@ -51,7 +51,7 @@ func (a *API) updateFiles(w http.ResponseWriter, r *http.Request, _ auth.Identit
 		w.WriteHeader(http.StatusNoContent)
 		return nil
 	case fault.Is(err, fault.Unprocessable):
-		err = fault.Wrap(fault.Internal, err, "file copy failed: stderr output '%s' and stdout output ''", fault.Public(err))
+		err = fault.Wrap(fault.Unprocessable, err, "file copy failed: stderr output '%s' and stdout output ''", fault.Public(err))
 		return coded(err, dto.CodeUnknown)
 	}
 	return ofRunner(ctx, run, err)

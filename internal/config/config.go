@@ -15,6 +15,7 @@ type Config struct {
 	Nomad        Nomad        `yaml:"nomad"`
 	Orchestrator Orchestrator `yaml:"orchestrator"`
 	Logger       Logger       `yaml:"logger"`
+	Profiling    Profiling    `yaml:"profiling"`
 }
 
 // Server is the API's listener and behaviour.
@@ -95,6 +96,12 @@ type Logger struct {
 	Formatter string `yaml:"formatter"`
 }
 
+// Profiling of the gateway itself.
+type Profiling struct {
+	CPUEnabled bool   `yaml:"cpuenabled"`
+	CPUFile    string `yaml:"cpufile"`
+}
+
 // Default is the configuration of a gateway that was told nothing.
 func Default() Config {
 	filter := make([]byte, 32)
@@ -112,8 +119,8 @@ func Default() Config {
 
 // foreign are the sections and keys of a Poseidon configuration that mean nothing here.
 var foreign = map[string]bool{
-	"aws": true, "sentry": true, "influxdb": true, "profiling": true,
-	"nomad.tls.skipverify": true, "nomad.agents": true, "kubernetes": true,
+	"aws": true, "sentry": true, "influxdb": true,
+	"profiling.memoryinterval": true, "profiling.memorythreshold": true, "nomad.tls.skipverify": true, "nomad.agents": true, "kubernetes": true,
 }
 
 // check finds values that are possible each but wrong.
@@ -133,6 +140,9 @@ func (c Config) check() (problems []error) {
 	}
 	if a := c.Server.Alert.PrewarmingPoolThreshold; a < 0 || a > 1 {
 		refuse("server.alert.prewarmingpoolthreshold: %v is not between 0 and 1", a)
+	}
+	if c.Profiling.CPUEnabled && c.Profiling.CPUFile == "" {
+		refuse("profiling.cpufile: needed while profiling.cpuenabled is set")
 	}
 	if c.Nomad.Address == "" && c.Orchestrator.DataDir == "" {
 		refuse("orchestrator.datadir: needed while nomad.address is empty")

@@ -102,6 +102,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		lifecycle.Service{Name: "recovery", Run: func(ctx context.Context) error { return g.recover(ctx, envs, runners, ready) }},
 		lifecycle.Service{Name: "http", Grace: 2 * stopTime, Run: func(ctx context.Context) error { return g.serve(ctx, routes) }},
 		lifecycle.Service{Name: "watchdog", Run: g.watchdog},
+		lifecycle.Service{Name: "profile", Run: g.profile},
 	)...)
 }
 

@@ -61,7 +61,10 @@ func Serve(ctx context.Context, conn *websocket.Conn, size execution.Size, run R
 	if size != (execution.Size{}) {
 		s.resize <- size
 	}
-	s.queue <- encode(message{Type: "start"})
+	_ = conn.SetWriteDeadline(time.Now().Add(writeTime))
+	if err := conn.WriteMessage(websocket.TextMessage, encode(message{Type: "start"})); err != nil {
+		return execution.Outcome{Kind: execution.Left}
+	}
 	var reader, writer sync.WaitGroup
 	// A panic of a goroutine would end the program; here it ends the session.
 	reader.Go(func() { s.guard(func() { s.read(ctx) }) })

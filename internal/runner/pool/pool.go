@@ -227,6 +227,7 @@ func (p *Pools) ClaimLost(id string, now time.Time) { p.used(id, now) }
 func (p *Pools) used(id string, now time.Time) {
 	if e, r := p.find(id); r != nil && r.phase == Claiming {
 		r.enter(Used, now)
+		e.failures = 0
 		e.dirty = true
 	}
 }
@@ -283,7 +284,8 @@ func (p *Pools) Destroyed(id string, lost bool, err error, now time.Time) {
 // Observe takes in what an event shows of a runner.
 func (p *Pools) Observe(o Observed, now time.Time) {
 	e, r := p.find(o.ID)
-	if r == nil {
+	found := r == nil
+	if found {
 		r = &entry{id: o.ID, settings: o.Settings, phase: Starting, since: now}
 		p.add(o.Env, r)
 		e = p.env(o.Env)
@@ -291,7 +293,7 @@ func (p *Pools) Observe(o Observed, now time.Time) {
 	e.dirty = true
 	switch {
 	case o.State == Ended:
-		if r.phase == Starting || r.phase == Creating {
+		if !found && r.failed(now) {
 			e.failures++
 			e.notBefore = now.Add(p.limits.Backoff(e.failures))
 		}
@@ -300,8 +302,16 @@ func (p *Pools) Observe(o Observed, now time.Time) {
 		r.enter(Used, now)
 	case o.State == Ready && r.phase <= Starting && !o.Used:
 		r.enter(Idle, now)
-		e.failures, e.notBefore = 0, time.Time{}
+		e.notBefore = time.Time{}
 	}
+}
+
+// stable is how long an idle runner must have lived for its end not to be taken for a failure of what it is made of.
+const stable = 10 * time.Second
+
+// failed reports whether the end of a runner now says that its kind cannot live.
+func (r *entry) failed(now time.Time) bool {
+	return r.phase <= Starting || (r.phase == Idle && now.Sub(r.since) < stable)
 }
 
 // Gone says that the cluster has the runner no more. It does not speak of a registration under way.

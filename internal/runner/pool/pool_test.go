@@ -197,6 +197,24 @@ func TestAFailingImageIsTriedWithBackOff(t *testing.T) {
 	}
 }
 
+func TestARunnerThatDiesAsSoonAsItIsReadyIsNotReplacedInALoop(t *testing.T) {
+	n, now := 0, time.Unix(0, 0)
+	p := pool.New(pool.DefaultLimits(), func(environment.ID) string { n++; return fmt.Sprint(n) })
+	p.Want(1, 1, "a")
+	p.Observe(pool.Observed{ID: "old", Env: 1, Settings: "a", State: pool.Ended}, now) // says nothing of new ones
+	for i, want := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second} {
+		p.Plan(now)
+		id := fmt.Sprint(i + 1)
+		p.Registered(id, uint64(i), nil, now)
+		p.Observe(pool.Observed{ID: id, Env: 1, Settings: "a", State: pool.Ready}, now)
+		p.Observe(pool.Observed{ID: id, Env: 1, Settings: "a", State: pool.Ended}, now)
+		if _, next := p.Plan(now); !next.Equal(now.Add(want)) {
+			t.Fatalf("death %d: the next try is after %v, want %v", i, next.Sub(now), want)
+		}
+		now = now.Add(want)
+	}
+}
+
 func TestAnEventThatIsOlderThanThePurgeDoesNotReviveARunner(t *testing.T) {
 	p := pool.New(pool.DefaultLimits(), func(environment.ID) string { return "1-a" })
 	now := time.Unix(0, 0)

@@ -1,0 +1,170 @@
+package client_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/creack/pty"
+	"github.com/gorilla/websocket"
+	"golang.org/x/term"
+
+	"rockpool/internal/client"
+)
+
+// gateway is a server that records what one execution's client sends, and ends it at the byte q or the end of the input.
+type gateway struct {
+	*httptest.Server
+	mu       sync.Mutex
+	calls    []string
+	execute  map[string]any
+	stdin    strings.Builder
+	controls []string
+	last     string
+	attached chan struct{}
+}
+
+func newGateway(t *testing.T, last string) *gateway {
+	g := &gateway{last: last, attached: make(chan struct{})}
+	up := websocket.Upgrader{Subprotocols: []string{"rockpool.v1"}}
+	g.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.mu.Lock()
+		g.calls = append(g.calls, r.Method+" "+r.URL.Path+" "+r.Header.Get("Poseidon-Token"))
+		g.mu.Unlock()
+		switch {
+		case r.URL.Path == "/api/v1/runners":
+			_, _ = w.Write([]byte(`{"runnerId":"r"}`))
+		case strings.HasSuffix(r.URL.Path, "/execute"):
+			_ = json.NewDecoder(r.Body).Decode(&g.execute)
+			_, _ = w.Write([]byte(`{"websocketUrl":"ws://` + r.Host + `/ws"}`))
+		case r.Method == "DELETE":
+			w.WriteHeader(http.StatusNoContent)
+		case r.URL.Path == "/ws":
+			c, err := up.Upgrade(w, r, nil)
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			close(g.attached)
+			g.attend(c)
+		}
+	}))
+	t.Cleanup(g.Close)
+	return g
+}
+
+func (g *gateway) attend(c *websocket.Conn) {
+	_ = c.WriteMessage(websocket.TextMessage, []byte(`{"type":"start"}`))
+	for ended := false; !ended; {
+		kind, data, err := c.ReadMessage()
+		if err != nil {
+			return
+		}
+		g.mu.Lock()
+		if kind == websocket.BinaryMessage {
+			g.stdin.Write(data)
+			ended = strings.Contains(string(data), "q")
+		} else {
+			g.controls = append(g.controls, string(data))
+			ended = strings.Contains(string(data), "eof")
+		}
+		g.mu.Unlock()
+		_ = c.WriteMessage(websocket.TextMessage, []byte(`{"type":"stdout","data":"out\n"}`))
+	}
+	_ = c.WriteMessage(websocket.TextMessage, []byte(`{"type":"stderr","data":"err\n"}`))
+	if g.last != "" {
+		_ = c.WriteMessage(websocket.TextMessage, []byte(g.last))
+	}
+}
+
+func TestHowARunEnds(t *testing.T) {
+	for _, c := range []struct {
+		last string
+		code int
+		text string
+	}{
+		{`{"type":"exit","data":9,"usage":{}}`, 9, ""},
+		{`{"type":"timeout"}`, 124, ""},
+		{`{"type":"error","data":"the allocation was OOM Killed"}`, 137, ""},
+		{`{"type":"error","data":"Error executing the request"}`, 125, "Error executing"},
+		{``, 125, "before the program's exit code"},
+	} {
+		g := newGateway(t, c.last)
+		in, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = w.WriteString("input")
+		_ = w.Close()
+		var out, errOut strings.Builder
+		code, err := client.Run(t.Context(), client.Options{URL: g.URL + "/", Token: "tok", Environment: 3, Argv: []string{"a", "it's"}},
+			client.Streams{In: in, Out: &out, Err: &errOut})
+		_ = in.Close()
+		if code != c.code || (err == nil) != (c.text == "") || (err != nil && !strings.Contains(err.Error(), c.text)) {
+			t.Errorf("%s: got %d, %v", c.last, code, err)
+		}
+		if out.String() != "out\nout\n" || errOut.String() != "err\n" || g.stdin.String() != "input" {
+			t.Errorf("%s: streams %q %q %q", c.last, out.String(), errOut.String(), g.stdin.String())
+		}
+		if g.execute["command"] != `'a' 'it'"'"'s'` || g.execute["tty"] != false {
+			t.Errorf("asked for %v", g.execute)
+		}
+		if last := g.calls[len(g.calls)-1]; last != "DELETE /api/v1/runners/r tok" {
+			t.Errorf("%s: the last call is %s", c.last, last)
+		}
+	}
+}
+
+func TestATerminalIsAttachedRaw(t *testing.T) {
+	g := newGateway(t, `{"type":"exit","data":0}`)
+	keyboard, screen, err := pty.Open()
+	if err != nil {
+		t.Skipf("there are no terminals: %v", err)
+	}
+	defer keyboard.Close()
+	defer screen.Close()
+	_ = pty.Setsize(screen, &pty.Winsize{Rows: 24, Cols: 80})
+	before, _ := term.GetState(int(screen.Fd()))
+	signals := make(chan os.Signal, 1)
+	pr, pw, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pr.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		code, err := client.Run(t.Context(), client.Options{URL: g.URL, Argv: []string{"x"}},
+			client.Streams{In: screen, Out: pw, Err: pw, Signals: signals})
+		if code != 0 || err != nil {
+			t.Errorf("got %d, %v", code, err)
+		}
+		_ = pw.Close()
+	})
+	lines := bufio.NewScanner(pr)
+	<-g.attached
+	_ = pty.Setsize(screen, &pty.Winsize{Rows: 30, Cols: 100})
+	signals <- syscall.SIGWINCH
+	lines.Scan() // the answer to the new size: it is attached
+	_, _ = keyboard.Write([]byte{3})
+	lines.Scan()
+	_, _ = keyboard.Write([]byte("q"))
+	wg.Wait()
+	if got := g.stdin.String(); got != "\x03q" {
+		t.Errorf("keys came as %q", got)
+	}
+	if len(g.controls) != 1 || g.controls[0] != `{"height":30,"type":"resize","width":100}` {
+		t.Errorf("controls: %v", g.controls)
+	}
+	if g.execute["tty"] != true || g.execute["width"] != 80.0 || g.execute["height"] != 24.0 {
+		t.Errorf("asked for %v", g.execute)
+	}
+	if after, _ := term.GetState(int(screen.Fd())); *after != *before {
+		t.Error("the terminal was left changed")
+	}
+}
