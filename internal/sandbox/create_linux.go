@@ -52,6 +52,7 @@ func (r *Runtime) Create(ctx context.Context, spec Spec) (*Sandbox, error) {
 		if err = r.adopt(s); err == nil {
 			return s, nil
 		}
+		s.abandon()
 		s.closeFiles()
 	}
 	if left := r.clear(ctx, spec.ID); left != nil {
