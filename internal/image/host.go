@@ -109,7 +109,7 @@ func (s *Store) fill(lower string) (*sandbox.Root, error) {
 	if err := os.Chmod(lower, 0o755); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{"dev", "etc", "home/user", "opt", "proc", "root", "run", "srv", "tmp", "usr", "var/tmp", "var/lib", "workspace", "empty"} {
+	for _, dir := range []string{"dev", "etc", "home/user", "opt", "proc", "root", "run", "srv", "tmp", "usr", "var/tmp", "var/lib", "workspace"} {
 		if err := os.MkdirAll(filepath.Join(lower, dir), 0o755); err != nil {
 			return nil, err
 		}
@@ -133,7 +133,7 @@ func (s *Store) fill(lower string) (*sandbox.Root, error) {
 	// Configuration that an administrator put below /usr, and sources, are the node's own.
 	for _, hidden := range []string{"/usr/local/etc", "/usr/src"} {
 		if stat, err := os.Lstat(filepath.Join(s.system, hidden)); err == nil && stat.IsDir() {
-			root.Binds = append(root.Binds, sandbox.Bind{Source: filepath.Join(lower, "empty"), Target: hidden})
+			root.Binds = append(root.Binds, sandbox.Bind{Target: hidden})
 		}
 	}
 	return root, s.configure(filepath.Join(lower, "etc"))

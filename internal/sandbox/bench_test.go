@@ -55,3 +55,21 @@ func BenchmarkExecTrue(b *testing.B) {
 	}
 	median(b, times)
 }
+
+// What an idle sandbox costs: its whole control group, kernel memory included, and the CPU time of a second.
+func BenchmarkIdle(b *testing.B) {
+	s := create(b, newRuntime(b))
+	before, err := s.Usage()
+	if err != nil {
+		b.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	after, err := s.Usage()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+	}
+	b.ReportMetric(float64(after.MemoryBytes)/(1<<20), "MiB")
+	b.ReportMetric(float64((after.CPUTime - before.CPUTime).Microseconds()), "µs-cpu/s")
+}

@@ -6,7 +6,7 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// Config configures a [Runtime].
+// Config configures a [Runtime]. Two runtimes on one machine need a Dir, a CgroupParent and a range of ids of their own.
 type Config struct {
 	Dir             string             // state; made with mode 0700, must be the runtime's own
 	CgroupParent    string             // name of the control group that holds all sandboxes; default "rockpool"

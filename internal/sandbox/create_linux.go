@@ -42,19 +42,31 @@ func (r *Runtime) Create(ctx context.Context, spec Spec) (*Sandbox, error) {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
 	s, err := r.start(ctx, spec, slot)
+	if step, ok := errors.AsType[*StepError](err); ok && step.Step == stepMappedOverlay && !r.noIDMap.Swap(true) {
+		r.log.Warn("the kernel cannot map the files of images; they will show as nobody's")
+		if err = errors.Join(r.clear(ctx, spec.ID), os.Mkdir(r.stateDir(spec.ID), 0o700)); err == nil {
+			s, err = r.start(ctx, spec, slot)
+		}
+	}
 	if err == nil {
 		if err = r.adopt(s); err == nil {
 			return s, nil
 		}
+		s.abandon()
 		s.closeFiles()
 	}
-	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-	defer cancel()
-	if left := r.wipe(clean, spec.ID); left != nil {
+	if left := r.clear(ctx, spec.ID); left != nil {
 		return nil, errors.Join(fmt.Errorf("create sandbox: %w", err), left)
 	}
 	r.release(slot)
 	return nil, fmt.Errorf("create sandbox: %w", err)
+}
+
+// clear is wipe for a creation that failed, also when its context is over.
+func (r *Runtime) clear(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	return r.wipe(ctx, id)
 }
 
 func checkedSpec(spec Spec) (Spec, error) {
@@ -80,7 +92,7 @@ func checkedSpec(spec Spec) (Spec, error) {
 		return spec, fmt.Errorf("%w memory limit: at least 8 MiB", ErrInvalid)
 	}
 	for _, b := range spec.Root.Binds {
-		if !filepath.IsAbs(b.Source) || !filepath.IsAbs(b.Target) || filepath.Clean(b.Target) == "/" {
+		if b.Source != "" && !filepath.IsAbs(b.Source) || !filepath.IsAbs(b.Target) || filepath.Clean(b.Target) == "/" {
 			return spec, fmt.Errorf("%w bind: source and target must be absolute paths", ErrInvalid)
 		}
 	}
@@ -237,11 +249,37 @@ func mountSources(root Root) ([]*os.File, error) {
 		}
 	}
 	for _, bind := range root.Binds {
+		if bind.Source == "" {
+			fd, err := emptyMount()
+			if err != nil {
+				return files, err
+			}
+			files = append(files, os.NewFile(uintptr(fd), "empty"))
+			continue
+		}
 		if err := clone(bind.Source, false); err != nil {
 			return files, err
 		}
 	}
 	return files, nil
+}
+
+// emptyMount is a directory with nothing in it, which hides what is below and names no path of the node.
+func emptyMount() (int, error) {
+	context, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("make an empty mount: %w", err)
+	}
+	defer func() { _ = unix.Close(context) }()
+	for key, value := range map[string]string{"size": "4k", "nr_inodes": "1", "mode": "0555"} {
+		if err := unix.FsconfigSetString(context, key, value); err != nil {
+			return -1, fmt.Errorf("make an empty mount: %w", err)
+		}
+	}
+	if err := unix.FsconfigCreate(context); err != nil {
+		return -1, fmt.Errorf("make an empty mount: %w", err)
+	}
+	return unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 }
 
 // listenIn binds the supervisor's socket in the state directory, by descriptor: the path could be too long for a socket.

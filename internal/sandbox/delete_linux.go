@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"path"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,45 +16,51 @@ import (
 // to the top and deleted from there.
 const maxDepth = 64
 
+// removal is one deletion below a directory, top. Errors are passed over: a tenant who puts back what is deleted only
+// keeps his own files, and each directory is read once.
+type removal struct {
+	ctx    context.Context //nolint:containedctx // the value lives for one call
+	top    int
+	folded []string // names in top that are still to be deleted
+}
+
 // delete removes one entry of a request, recursively, and never follows a link out of the parent that it resolved.
 func (w *writer) delete(ctx context.Context, name string) {
-	if name == "./*" {
-		fd, err := w.open(w.files.sandbox.spec.Root.WorkDir, unix.O_RDONLY|unix.O_DIRECTORY)
-		if err != nil {
-			return
-		}
-		defer func() { _ = unix.Close(fd) }()
-		names, _ := entries(fd)
-		for _, n := range names {
-			if n[0] != '.' {
-				w.remove(ctx, fd, fd, n, 0)
-			}
-		}
-		return
-	}
+	all := name == "./*"
 	target := path.Clean(w.files.below(name))
+	if all {
+		target = path.Join(w.files.sandbox.spec.Root.WorkDir, "any")
+	}
 	if target == "/" {
 		return
 	}
-	parent, err := w.open(path.Dir(target), unix.O_RDONLY|unix.O_DIRECTORY)
+	top, err := w.open(path.Dir(target), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return
 	}
-	defer func() { _ = unix.Close(parent) }()
-	w.remove(ctx, parent, parent, path.Base(target), 0)
+	defer func() { _ = unix.Close(top) }()
+	names := []string{path.Base(target)}
+	if all {
+		names, _ = entries(top)
+		names = slices.DeleteFunc(names, func(n string) bool { return n[0] == '.' })
+	}
+	r := &removal{ctx: ctx, top: top, folded: names}
+	for len(r.folded) > 0 {
+		next := r.folded[0]
+		r.folded = r.folded[1:]
+		r.remove(top, next, 0)
+	}
 }
 
-// remove deletes a name in a directory. Errors are passed over: a tenant who puts back what is deleted only loses time, as
-// each directory is read a bounded number of times.
-func (w *writer) remove(ctx context.Context, top, dir int, name string, depth int) {
+func (r *removal) remove(dir int, name string, depth int) {
 	err := unix.Unlinkat(dir, name, 0)
-	if err == nil || errors.Is(err, unix.ENOENT) || ctx.Err() != nil {
+	if err == nil || errors.Is(err, unix.ENOENT) || r.ctx.Err() != nil {
 		return
 	}
 	if depth >= maxDepth {
 		folded := ".rockpool-" + rand.Text()
-		if unix.Renameat2(dir, name, top, folded, unix.RENAME_NOREPLACE) == nil {
-			w.remove(ctx, top, top, folded, 1)
+		if unix.Renameat2(dir, name, r.top, folded, unix.RENAME_NOREPLACE) == nil {
+			r.folded = append(r.folded, folded)
 		}
 		return
 	}
@@ -61,17 +68,10 @@ func (w *writer) remove(ctx context.Context, top, dir int, name string, depth in
 	if err != nil {
 		return
 	}
-	for range 3 {
-		names, _ := entries(fd)
-		for _, n := range names {
-			w.remove(ctx, top, fd, n, depth+1)
-		}
-		if err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); err == nil || !errors.Is(err, unix.ENOTEMPTY) {
-			break
-		}
-		if _, err := unix.Seek(fd, 0, 0); err != nil {
-			break
-		}
+	names, _ := entries(fd)
+	for _, n := range names {
+		r.remove(fd, n, depth+1)
 	}
 	_ = unix.Close(fd)
+	_ = unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
 }

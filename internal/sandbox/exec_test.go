@@ -328,3 +328,42 @@ func TestSupervisorsEndIsSeen(t *testing.T) {
 		t.Errorf("%+v %v", r, err)
 	}
 }
+
+func TestACancelledStartLeavesNothing(t *testing.T) {
+	r := newRuntime(t)
+	s := create(t, r)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Exec(ctx, sandbox.ExecSpec{ID: "never", Argv: []string{"sleep", "1000"}}); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if _, err := r.Create(ctx, sandbox.Spec{ID: "never", Root: hostRoot(t)}); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if o := run(t, s, "bash", "-c", "ps ax | grep -c '[s]leep'"); strings.TrimSpace(o.stdout) != "0" {
+		t.Errorf("left: %q", o.stdout)
+	}
+	if ids, _ := r.List(); len(ids) != 1 {
+		t.Error(ids)
+	}
+}
+
+// A stream that was handed to another execution stays open there; the first one ends all the same.
+func TestAStreamHeldByAnotherExecution(t *testing.T) {
+	s := create(t, newRuntime(t))
+	e := begin(t, s, sandbox.ExecSpec{Argv: []string{"bash", "-c", "echo $$; read x; echo last"}, User: "user"})
+	lines := bufio.NewReader(e.Stdout())
+	pid, _ := lines.ReadString('\n')
+	holder := begin(t, s, sandbox.ExecSpec{Argv: []string{"bash", "-c", "exec 5>/proc/" + strings.TrimSpace(pid) + "/fd/1; echo held; sleep 1000"}, User: "user"})
+	if got, _ := bufio.NewReader(holder.Stdout()).ReadString('\n'); got != "held\n" {
+		t.Fatalf("%q", got)
+	}
+	_, _ = io.WriteString(e.Stdin(), "\n")
+	rest, err := io.ReadAll(lines)
+	if string(rest) != "last\n" || err != nil {
+		t.Errorf("%q %v", rest, err)
+	}
+	<-e.Done()
+	_ = holder.Kill()
+	<-holder.Done()
+}

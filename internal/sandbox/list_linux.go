@@ -19,6 +19,7 @@ type listing struct {
 	thread *thread
 	names  accounts
 	id     identity
+	itself bool // the path is about /proc/self: the process looked at is the looker
 	send   func(FileInfo) bool
 }
 
@@ -39,7 +40,7 @@ func (f *Files) List(ctx context.Context, spec ListSpec) (iter.Seq2[FileInfo, er
 		return nil, err
 	}
 	defer release()
-	l := &listing{names: f.names(), id: id}
+	l := &listing{names: f.names(), id: id, itself: target != f.below(spec.Path)}
 	var top *os.File
 	var single *FileInfo
 	err = f.sandbox.runAs(id, readingRights(id), func(t *thread) error {
@@ -83,8 +84,10 @@ func (l *listing) find(root *os.File, shown, target string) (*os.File, *FileInfo
 	defer func() { _ = top.Close() }()
 	info := l.names.info(shown, &stat)
 	if info.Type == 'l' {
-		if err := l.thread.use(0); err != nil {
-			return nil, nil, err
+		if !l.itself {
+			if err := l.thread.use(0); err != nil {
+				return nil, nil, err
+			}
 		}
 		info.LinkTarget = readLink(fd, "")
 	}

@@ -183,13 +183,13 @@ static void mask_proc(struct setup *s) {
 	}
 }
 
-// show_nodes_files turns each mount handed over by the node read-only, nosuid and nodev, and maps its ids so that what
+// seal_mount turns a mount handed over by the node read-only, nosuid and nodev, and maps its ids so that what
 // belongs to root on the node belongs to root inside. File systems that cannot be mapped show their files as nobody's.
-static void seal_mount(int fd, struct setup *s, int *mapped) {
+static int seal_mount(int fd, struct setup *s) {
 	uint64_t attributes = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
-	if (*mapped && set_attributes(fd, attributes | ATTR_IDMAP, s->user_ns) == 0) return;
-	*mapped = 0;
+	if (s->map_ids && set_attributes(fd, attributes | ATTR_IDMAP, s->user_ns) == 0) return 1;
 	check(set_attributes(fd, attributes, -1) == 0, "make a mount read-only");
+	return 0;
 }
 
 void build_root(struct setup *s) {
@@ -197,7 +197,7 @@ void build_root(struct setup *s) {
 	char options[4096], name[16];
 	uid_t root_id = s->id_base;
 
-	for (uint32_t i = 0; i < s->lowers + s->binds; i++) seal_mount(first_lower + (int)i, s, &mapped);
+	for (uint32_t i = 0; i < s->lowers + s->binds; i++) mapped &= seal_mount(first_lower + (int)i, s);
 	if (mapped) s->features |= FEATURE_IDMAP;
 
 	// One bounded tmpfs holds all that can be written: the overlay's upper layer, the workspace, /tmp and the homes.
@@ -221,8 +221,8 @@ void build_root(struct setup *s) {
 	// Mounted by real root the overlay acts on its layers with real root's power: its files belong to the mapped ids, and
 	// nosuid takes away what a setuid file could give (CVE-2023-0386).
 	if (mount("overlay", "root", "overlay", MS_NOSUID | MS_NODEV, options) < 0) {
-		if (mapped && errno == EINVAL) set_step("mount the overlay on mapped lower layers");
-		else set_step("mount the overlay");
+		// Before Linux 5.19 an overlay refuses mapped layers, and a map cannot be taken off: the node tries without.
+		set_step(s->map_ids ? STEP_MAPPED_OVERLAY : "mount the overlay");
 		fail();
 	}
 	int root = open("root", O_PATH | O_DIRECTORY | O_CLOEXEC);

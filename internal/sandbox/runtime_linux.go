@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -26,6 +27,7 @@ type Runtime struct {
 	mountPoint  string
 	bootID      string
 	wg          sync.WaitGroup
+	noIDMap     atomic.Bool // the kernel refused to map the layers of an overlay
 
 	mu        sync.Mutex
 	closed    bool

@@ -45,7 +45,7 @@ func jump(op uint16, k uint32, yes, no uint8) unix.SockFilter {
 	return unix.SockFilter{Code: unix.BPF_JMP | op | unix.BPF_K, K: k, Jt: yes, Jf: no}
 }
 
-// verdictRule is the whole decision about one range of numbers, starting with the number loaded.
+// fixed is one answer whatever the arguments are.
 func fixed(value uint32) instructions { return instructions{ret(value)} }
 
 // onlyValues allows the call when the low half of an argument is one of the values. The kernel takes these arguments as

@@ -24,7 +24,7 @@ type Root struct {
 
 // Bind shows one directory or file of the node inside, read-only, nosuid, nodev, not recursive.
 type Bind struct {
-	Source string // absolute path on the node
+	Source string // absolute path on the node; "" = an empty directory, which hides what is at Target
 	Target string // absolute path inside; exists in a lower directory
 }
 

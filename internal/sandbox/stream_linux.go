@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -28,9 +27,7 @@ type output struct {
 }
 
 func newOutput(f *os.File, terminal bool) *output {
-	o := &output{file: f, terminal: terminal}
-	runtime.AddCleanup(o, func(f *os.File) { _ = f.Close() }, f)
-	return o
+	return &output{file: f, terminal: terminal}
 }
 
 // end is called when the execution has ended. A reader that waits is woken, takes what the kernel still holds, and

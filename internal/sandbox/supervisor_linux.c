@@ -119,6 +119,7 @@ static void read_setup(struct setup *s) {
 	s->lowers = take_u32(&m);
 	s->binds = take_u32(&m);
 	s->id_base = take_u32(&m);
+	s->map_ids = take_u32(&m);
 	s->disk_bytes = take_u64(&m);
 	s->disk_inodes = take_u64(&m);
 	s->shm_bytes = take_u64(&m);

@@ -14,6 +14,7 @@
 #include <sys/types.h>
 
 #define SUPERVISOR_NAME "rockpool-supervisor"
+#define STEP_MAPPED_OVERLAY "mount the overlay on mapped layers"
 #define FRAME_MAGIC 0x6b636f72u // "rock"
 #define MAX_SETUP (1u << 20)
 #define MAX_REQUEST (4u << 20)
@@ -64,7 +65,7 @@ struct own_dir {
 
 struct setup {
 	uint32_t cgroups, lowers, binds, rlimits, dirs;
-	uint32_t id_base, features;
+	uint32_t id_base, features, map_ids;
 	uint64_t disk_bytes, disk_inodes, shm_bytes;
 	const char *hostname, *mount_point;
 	struct { uint32_t resource; uint64_t value; } rlimit[16];

@@ -1,0 +1,125 @@
+//go:build linux && cgo
+
+package sandbox
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestCgroupMountsAreRecognised(t *testing.T) {
+	const hybrid = `31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 /docker/abc /sys/fs/cgroup/memory\040x rw - cgroup cgroup rw,memory
+36 31 0:33 / /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
+`
+	got := fmt.Sprint(parseCgroupMounts(hybrid))
+	want := fmt.Sprint([]cgroupMount{
+		{root: "/", point: "/sys/fs/cgroup/cpu,cpuacct", controllers: []string{"cpu", "cpuacct"}},
+		{root: "/docker/abc", point: "/sys/fs/cgroup/memory x", controllers: []string{"memory"}},
+		{unified: true, root: "/", point: "/sys/fs/cgroup/unified"},
+	})
+	if got != want {
+		t.Errorf("%s", got)
+	}
+	own := parseOwnGroups("4:memory:/a/b\n2:cpu,cpuacct:/c\n0::/user.slice/x\n")
+	if own["memory"] != "/a/b" || own["cpu"] != "/c" || own["cpuacct"] != "/c" || own[""] != "/user.slice/x" {
+		t.Error(own)
+	}
+}
+
+// On a machine of control groups v2 the files have other names; a directory of plain files stands for one.
+func TestUnifiedCounters(t *testing.T) {
+	base := t.TempDir()
+	for name, text := range map[string]string{
+		"memory.events": "low 0\noom 1\noom_kill 2\n", "memory.peak": "4096\n", "memory.current": "1024\n", "cpu.stat": "usage_usec 1500\nuser_usec 1\n",
+		"pids.current": "3\n", "memory.max": "", "memory.swap.max": "", "pids.max": "", "cpu.weight": "", "cpu.max": "", "cgroup.subtree_control": "",
+	} {
+		if err := os.WriteFile(filepath.Join(base, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g := group{[]hierarchy{{unified: true, controllers: []string{"memory", "pids", "cpu"}, base: base}}, ""}
+	if got := g.counters(); got != (counters{oomKills: 2, memory: 1024, peakMemory: 4096, cpu: 1500 * time.Microsecond, pids: 3}) {
+		t.Errorf("%+v", got)
+	}
+	if err := g.limit(Limits{MemoryBytes: 1 << 20, PIDs: 10, CPUShares: 1024, CPUQuota: 0.5}); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"memory.max": "1048576", "memory.swap.max": "0", "pids.max": "11", "cpu.weight": "39", "cpu.max": "50000 100000", "cgroup.subtree_control": "+memory +pids +cpu",
+	} {
+		if got, _ := os.ReadFile(filepath.Join(base, name)); string(got) != want {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
+// A machine with v1 alone has no cgroup.kill: nothing may survive there either.
+func TestKillWithoutUnifiedHierarchy(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("sandboxes need root")
+	}
+	parent := fmt.Sprintf("rockpool-test-v1-%d", os.Getpid())
+	r, err := New(Config{Dir: t.TempDir(), CgroupParent: parent, IDBase: 0x38000000})
+	if err != nil {
+		t.Skip(err)
+	}
+	defer func() {
+		_ = r.Close()
+		groups, _ := filepath.Glob("/sys/fs/cgroup/*/" + parent)
+		for _, g := range groups {
+			if err := os.Remove(g); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	r.hierarchies = slices.DeleteFunc(r.hierarchies, func(h hierarchy) bool { return h.unified })
+	if len(r.hierarchies) == 0 {
+		t.Skip("no v1 control groups on this machine")
+	}
+	root := Root{Lower: []string{t.TempDir()}, Env: []string{"PATH=/usr/bin"}}
+	for _, name := range []string{"bin", "lib", "lib64", "usr", "etc", "sbin"} {
+		root.Binds = append(root.Binds, Bind{Source: "/" + name, Target: "/" + name})
+	}
+	s, err := r.Create(t.Context(), Spec{ID: "v1", Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := s.Exec(t.Context(), ExecSpec{ID: "bomb", Argv: []string{"bash", "-c", "f() { f & f & sleep 100; }; f & f & setsid sleep 1000 & sleep 0.2; exit 6"}, MergeStderr: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, e.Stdout())
+	<-e.Done()
+	if result, err := e.Result(); err != nil || result.ExitCode != 6 {
+		t.Errorf("%+v %v", result, err)
+	}
+	if u, err := s.Usage(); err != nil || u.PIDs != 1 {
+		t.Errorf("%+v %v", u, err)
+	}
+	if err := s.Destroy(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPermissionStrings(t *testing.T) {
+	for mode, want := range map[uint32]string{
+		0o644: "rw-r--r--", 0o1777: "rwxrwxrwt", 0o4755: "rwsr-xr-x", 0o2640: "rw-r-S---", 0o1000: "--------T", 0: strings.Repeat("-", 9),
+	} {
+		if got := (FileInfo{Mode: mode}).Permissions(); got != want {
+			t.Errorf("%o: %s", mode, got)
+		}
+	}
+}
