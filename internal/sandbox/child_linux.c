@@ -153,9 +153,8 @@ static char **take_list(struct message *m) {
 // hold waits, as a process of the user, until the node closes the connection: a body for looking at /proc/self with.
 static void hold(int connection) {
 	char byte;
-	// Dumpable, so that the node sees the process as its user would see itself. It holds nothing but this socket.
+	// It stays undumpable: what it was forked from is nothing for the tenant to read.
 	need(dup2(connection, 0) == 0 && syscall(SYS_close_range, 1, ~0u, 0) == 0, "close descriptors");
-	prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
 	struct timeval forever = {0};
 	setsockopt(0, SOL_SOCKET, SO_RCVTIMEO, &forever, sizeof forever);
 	if (read(0, &byte, 1) < 0) _exit(1);

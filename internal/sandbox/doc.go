@@ -6,4 +6,7 @@
 // [Execution] is one program started by the supervisor from plain data (argv, environment, directory, user), never from
 // shell text. Every execution has a control group of its own below the runner's, so that it is killed whole and its
 // CPU time, peak memory and out-of-memory kills are the kernel's own figures.
+//
+// All types may be used concurrently. Goroutines belong to the Runtime, whose Close waits for them and leaves sandboxes
+// running. DESIGN.md tells how a sandbox is built, used and ended, and what it does not stop.
 package sandbox

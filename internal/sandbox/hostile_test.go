@@ -234,3 +234,32 @@ func TestDiskIsBounded(t *testing.T) {
 		t.Errorf("inodes: %+v", o)
 	}
 }
+
+// Files in memory are charged: a tenant who fills it loses the program, and perhaps the sandbox, never the node.
+func TestMemoryFilledWithFiles(t *testing.T) {
+	s := create(t, newRuntime(t), func(spec *sandbox.Spec) { spec.Limits.MemoryBytes, spec.Limits.DiskBytes = 48<<20, 512<<20 })
+	o := shell(t, s, "user", "cat /dev/zero > /tmp/full")
+	if !o.OOMKilled || o.ExitCode != 137 {
+		t.Errorf("%+v", o)
+	}
+	for i := range 3 {
+		e, err := s.Exec(t.Context(), sandbox.ExecSpec{ID: "after-" + string(rune('a'+i)), Argv: []string{"true"}})
+		if err != nil {
+			t.Logf("refused: %v", err)
+			continue
+		}
+		<-e.Done()
+		result, err := e.Result()
+		t.Logf("%+v %v", result, err)
+		if err == nil && result.ExitCode == 137 && !result.OOMKilled {
+			t.Error("killed without a verdict")
+		}
+	}
+	select {
+	case <-s.Done():
+		if !s.Exit().OOMKilled {
+			t.Error("the sandbox ended without a verdict")
+		}
+	default:
+	}
+}
