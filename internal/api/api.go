@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/gorilla/mux"
-
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/environment"
@@ -155,7 +153,7 @@ func (a *API) lookup(r *http.Request, route endpoint.Route) (context.Context, er
 		return ctx, context.Cause(ctx)
 	}
 	ctx = context.WithValue(ctx, hostKey{}, r.Host)
-	id := mux.Vars(r)["runnerId"]
+	id := endpoint.PathVar(r, "runnerId")
 	if id == "" {
 		return ctx, nil
 	}

@@ -6,8 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gorilla/websocket"
-
 	"rockpool/internal/api/dto"
 	"rockpool/internal/api/session"
 	"rockpool/internal/auth"
@@ -81,16 +79,13 @@ type websocketRequest struct {
 	Execution string `query:"executionID"`
 }
 
-// upgrader checks the origin as gorilla does by default: where there is one, its host must be ours.
-var upgrader = websocket.Upgrader{
-	HandshakeTimeout: 10 * time.Second, ReadBufferSize: 4096, WriteBufferSize: 8192, Subprotocols: []string{session.Protocol},
-	Error: func(w http.ResponseWriter, r *http.Request, status int, reason error) {
-		if status == http.StatusForbidden {
-			writeError(w, r, &answered{error: fault.New(fault.Forbidden, "the origin is not allowed"), status: status})
-			return
-		}
-		writeError(w, r, fault.Wrap(fault.Invalid, reason, "this is not a WebSocket handshake"))
-	},
+// refuseUpgrade answers a handshake that cannot become a WebSocket.
+func refuseUpgrade(w http.ResponseWriter, r *http.Request, status int, reason error) {
+	if status == http.StatusForbidden {
+		writeError(w, r, &answered{error: fault.New(fault.Forbidden, "the origin is not allowed"), status: status})
+		return
+	}
+	writeError(w, r, fault.Wrap(fault.Invalid, reason, "this is not a WebSocket handshake"))
 }
 
 func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity, q websocketRequest) error {
@@ -99,7 +94,7 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	if !ok {
 		return fault.New(fault.NotFound, "execution id unknown")
 	}
-	conn, err := upgrader.Upgrade(w, r, nil)
+	conn, err := session.Upgrade(w, r, refuseUpgrade)
 	if err != nil {
 		run.Executions.Restore(q.Execution, req)
 		return nil // it has been answered
@@ -113,7 +108,7 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	return nil
 }
 
-func (a *API) serve(ctx context.Context, conn *websocket.Conn, run *runner.Runner, id string, req execution.Request) {
+func (a *API) serve(ctx context.Context, conn *session.Conn, run *runner.Runner, id string, req execution.Request) {
 	log := logging.From(ctx).WithField("exec_id", id)
 	// The request's own context ends in ways that say nothing about the client once the connection is taken over.
 	ctx, unbind := run.Bind(logging.With(context.WithoutCancel(ctx), log))

@@ -136,7 +136,7 @@ func TestImportDirections(t *testing.T) {
 var homes = map[string][]string{
 	"github.com/hashicorp/nomad/api":              {"internal/nomad", "internal/orchestrator/wire", "internal/orchestrator/jobspec"},
 	"github.com/gorilla/mux":                      {"internal/endpoint"},
-	"github.com/gorilla/websocket":                {"internal/api/session", "internal/orchestrator/httpapi", "internal/client", "tests"},
+	"github.com/gorilla/websocket":                {"internal/api/session", "internal/orchestrator/httpapi", "internal/client", "internal/nomad/nomadtest", "tests"},
 	"github.com/hashicorp/raft":                   {"internal/orchestrator/consensus", "internal/orchestrator/sim"},
 	"github.com/hashicorp/raft-wal":               {"internal/orchestrator/consensus"},
 	"github.com/hashicorp/go-memdb":               {"internal/orchestrator/state"},

@@ -226,6 +226,9 @@ func (w *compressor) Write(p []byte) (int, error) {
 	return n, errors.Join(err, z.Close())
 }
 
+// PathVar is a variable of the matched row's path, for what runs before decoding.
+func PathVar(r *http.Request, name string) string { return mux.Vars(r)[name] }
+
 // WriteJSON writes v compactly, without escaping HTML, or indented when the query says pretty.
 func WriteJSON(w http.ResponseWriter, r *http.Request, contentType string, status int, v any) error {
 	w.Header().Set("Content-Type", contentType)

@@ -1,4 +1,4 @@
-// Package ident makes and checks ids.
+// Package ident makes and checks ids: random ones, time-based ones, and names that may stand in a path.
 package ident
 
 import (

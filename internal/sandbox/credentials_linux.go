@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,12 +29,16 @@ const (
 // runAs runs f on a thread with a user's ids, as they are on the host, and at most the given capabilities.
 func (s *Sandbox) runAs(user identity, permitted uint32, f func(t *thread) error) error {
 	result := make(chan error, 1)
-	go onOwnThread(result, func() error {
-		t := &thread{permitted}
-		if err := t.become(s.runtime.idBase(s.slot), user); err != nil {
-			return fmt.Errorf("act as user %d: %w", user.uid, err)
-		}
-		return f(t)
+	var running sync.WaitGroup
+	defer running.Wait()
+	running.Go(func() {
+		onOwnThread(result, func() error {
+			t := &thread{permitted}
+			if err := t.become(s.runtime.idBase(s.slot), user); err != nil {
+				return fmt.Errorf("act as user %d: %w", user.uid, err)
+			}
+			return f(t)
+		})
 	})
 	return <-result
 }
@@ -43,8 +48,10 @@ func onOwnThread(result chan<- error, f func() error) {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
 		other := make(chan error, 1)
-		go onOwnThread(other, f)
+		var running sync.WaitGroup
+		running.Go(func() { onOwnThread(other, f) })
 		err := <-other
+		running.Wait()
 		runtime.UnlockOSThread()
 		result <- err
 		return

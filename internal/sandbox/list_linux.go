@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -99,7 +100,9 @@ func (f *Files) walk(ctx context.Context, l *listing, top *os.File, prefix strin
 	ctx, cancel := context.WithCancel(ctx)
 	batches := make(chan []FileInfo, 1)
 	finished := make(chan error, 1)
-	go func() {
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	reading.Go(func() {
 		defer close(batches)
 		var batch []FileInfo
 		flush := func() bool {
@@ -121,7 +124,7 @@ func (f *Files) walk(ctx context.Context, l *listing, top *os.File, prefix strin
 			flush()
 			return ctx.Err()
 		})
-	}()
+	})
 	stopped := false
 	for batch := range batches {
 		for i := 0; i < len(batch) && !stopped; i++ {

@@ -21,7 +21,6 @@ const (
 type demo struct {
 	*service.Service
 	runner string
-	idle   int
 }
 
 // step is one thing shown. do returns what it proved.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net/http"
 	"strings"
 	"sync"
 	"time"
@@ -49,8 +50,20 @@ type session struct {
 	cancel   context.CancelCauseFunc
 }
 
+// Conn is an upgraded connection.
+type Conn = websocket.Conn
+
+// Upgrade takes a handshake over. It checks the origin as gorilla does by default: where there is one, its host must be ours. A handshake that is
+// refused has been answered by refuse.
+func Upgrade(w http.ResponseWriter, r *http.Request, refuse func(http.ResponseWriter, *http.Request, int, error)) (*Conn, error) {
+	u := websocket.Upgrader{
+		HandshakeTimeout: 10 * time.Second, ReadBufferSize: 4096, WriteBufferSize: 8192, Subprotocols: []string{Protocol}, Error: refuse,
+	}
+	return u.Upgrade(w, r, nil)
+}
+
 // Serve speaks the protocol on a connection until the execution has ended, and closes it. ctx ends with the runner and the gateway.
-func Serve(ctx context.Context, conn *websocket.Conn, size execution.Size, run Runs, signal Signals) execution.Outcome {
+func Serve(ctx context.Context, conn *Conn, size execution.Size, run Runs, signal Signals) execution.Outcome {
 	defer conn.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -4,8 +4,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/gorilla/mux"
-
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 )
@@ -83,4 +81,4 @@ func (a *API) table() endpoint.Table {
 }
 
 // nodeInPath is the node that the path of an internal route names.
-func nodeInPath(r *http.Request) string { return mux.Vars(r)["id"] }
+func nodeInPath(r *http.Request) string { return endpoint.PathVar(r, "id") }

@@ -10,9 +10,6 @@ import (
 	"rockpool/internal/orchestrator/model"
 )
 
-// nomadPrefix marks the variables that describe the placement.
-const nomadPrefix = "NOMAD_"
-
 // taskEnv is the environment of a task's main process: what describes the placement, and the task's own variables with their
 // references filled in.
 func taskEnv(n *model.Node, a *model.Allocation, g *model.TaskGroup, t *model.Task) map[string]string {
