@@ -26,7 +26,8 @@ const (
 	maxCompleted = 512             // in one entry
 
 	// From the answer's last byte written here to its being read there. Who registers many at once reads their answers more slowly.
-	settle     = 3 * time.Millisecond
+	// Nobody waits for it: an allocation runs meanwhile, and its node is told of it at once.
+	settle     = 10 * time.Millisecond
 	settleEach = time.Millisecond // for each other that is held
 	settleMost = 500 * time.Millisecond
 )
