@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -79,12 +80,17 @@ func TestEventsComeInNomadsOrder(t *testing.T) {
 	began := time.Now().UnixNano()
 	c.register(job("10-a"))
 	c.running("10-a", 1)
-	if _, _, err := c.api.Jobs().Deregister("10-a", true, nil); err != nil {
-		t.Fatal(err)
-	}
 	var got []string
 	last := uint64(0)
+	deregistered := false
 	for len(got) < 9 {
+		// An evaluation that has not ended is cancelled by the purge, so its end is awaited.
+		if !deregistered && slices.Contains(got, "Evaluation EvaluationUpdated complete") {
+			deregistered = true
+			if _, _, err := c.api.Jobs().Deregister("10-a", true, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
 		e := <-in
 		if e.Index <= last {
 			t.Errorf("index %d after %d", e.Index, last)
