@@ -3,5 +3,6 @@
 // system has of the programs its tests start.
 //
 // It needs neither root nor KVM, but two Debian packages: qemu-system-x86, and linux-image-cloud-amd64 for a kernel. A kernel need not be
-// installed: ROCKPOOL_VM_KERNEL names a directory into which the package of one was unpacked (dpkg-deb -x), with boot and lib/modules in it.
+// installed: ROCKPOOL_VM_KERNEL is the absolute path of a directory into which the package of one was unpacked (dpkg-deb -x), with boot and lib/modules in
+// it; `make vm` looks in .cache/kernel.
 package vm

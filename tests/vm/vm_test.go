@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// bootTime bounds a machine's whole life: a hundred times what an idle computer takes to start one without KVM.
+// bootTime bounds a machine's whole life, of which an idle computer without KVM needs less than a minute.
 const bootTime = 6 * time.Minute
 
 // tools are the programs that the sandbox's tests start, besides Python.
@@ -49,7 +49,7 @@ func report(t *testing.T, results []result, needed ...string) {
 		t.Run(r.name, func(t *testing.T) {
 			switch r.verdict {
 			case "FAIL":
-				t.Errorf("%s", r.detail)
+				t.Error(r.detail)
 			case "SKIP":
 				t.Skip(r.detail)
 			}
