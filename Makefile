@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.1
 PACKAGES    := ./cmd/... ./internal/... ./pkg/... ./tests/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e check lint cross bench fmt clean
+.PHONY: help build demo test unit e2e vm check lint cross bench fmt clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,13 +20,17 @@ demo: build ## start everything and run real programs through it (root; ONCE=1 s
 	$(GO) build -o $(BIN)/demo ./tests/demo
 	$(BIN)/demo -gateway $(BIN)/gateway $(if $(ONCE),-once)
 
-test: check unit e2e ## the whole test suite, also what needs root
+test: check unit e2e vm ## the whole test suite, also what needs root
 
 unit: ## unit tests with the race detector
 	$(GO) test -race -timeout 8m ./cmd/... ./internal/... ./pkg/...
 
 e2e: ## end-to-end tests against the real binary (root)
-	$(GO) test -timeout 8m -count 1 ./tests/...
+	$(GO) test -timeout 8m -count 1 ./tests/e2e
+
+vm: export ROCKPOOL_VM_KERNEL ?= $(CURDIR)/.cache/kernel
+vm: ## the sandbox's tests on control groups v2, in an emulated machine (needs qemu and a kernel, says so when it skips)
+	$(GO) test -timeout 15m -count 1 -v ./tests/vm
 
 check: lint cross ## formatting, vet, static checks, cross-builds
 

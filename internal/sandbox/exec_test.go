@@ -240,7 +240,7 @@ func TestDestroyLeavesNothing(t *testing.T) {
 	if !s.Exit().Removed {
 		t.Error("not marked as removed")
 	}
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*/" + parent + "/*/cgroup.procs")
+	groups := append(controlGroups(parent+"/s-*"), controlGroups(parent+"/s-*/*")...)
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	left, _ := os.ReadDir(filepath.Join(dir, "sandboxes"))
 	if len(groups) > 0 || strings.Contains(string(mounts), dir) || len(left) > 0 {

@@ -78,8 +78,10 @@ func TestKillWithoutUnifiedHierarchy(t *testing.T) {
 	}
 	defer func() {
 		_ = r.Close()
-		groups, _ := filepath.Glob("/sys/fs/cgroup/*/" + parent)
-		for _, g := range groups {
+		v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + parent + "/cgroup.procs")
+		v2, _ := filepath.Glob("/sys/fs/cgroup/" + parent + "/cgroup.procs")
+		for _, file := range append(v1, v2...) {
+			g := filepath.Dir(file)
 			if err := os.Remove(g); err != nil {
 				t.Error(err)
 			}

@@ -40,15 +40,24 @@ func openRuntime(t testing.TB, dir, parent string) *sandbox.Runtime {
 		if err := r.Close(); err != nil {
 			t.Errorf("close runtime: %v", err)
 		}
-		groups, _ := filepath.Glob("/sys/fs/cgroup/*/" + parent)
-		for _, g := range groups {
+		for _, g := range controlGroups(parent) {
 			if err := os.Remove(g); err != nil {
 				t.Errorf("control groups left: %v", err)
 			}
 		}
-		_ = os.Remove("/sys/fs/cgroup/" + parent)
 	})
 	return r
+}
+
+// controlGroups finds groups in the hierarchies of v1 and hybrid machines, and in the only one of v2.
+func controlGroups(pattern string) []string {
+	v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + pattern + "/cgroup.procs")
+	v2, _ := filepath.Glob("/sys/fs/cgroup/" + pattern + "/cgroup.procs")
+	var found []string
+	for _, file := range append(v1, v2...) {
+		found = append(found, filepath.Dir(file))
+	}
+	return found
 }
 
 // hostRoot is a root file system of the machine's own programs.
