@@ -42,17 +42,18 @@ static void need(int ok, const char *step) {
 	if (!ok) refuse(step);
 }
 
-// announce hands the node a descriptor of this process, and the master of its terminal.
-static void announce(int connection, int master) {
+// announce hands the node a descriptor of this process and both ends of its terminal. The node holds the program's end too: a
+// terminal that nobody has open reads as ended, and giving up its master then would hang up on a program that goes on without it.
+static void announce(int connection, int master, int slave) {
 	struct event e = {.magic = FRAME_MAGIC, .kind = KIND_STARTING, .value = getpid()};
 	union {
 		struct cmsghdr align;
-		char space[CMSG_SPACE(sizeof(int) * 2)];
+		char space[CMSG_SPACE(sizeof(int) * 3)];
 	} control;
 	memset(&control, 0, sizeof control);
-	int fds[2] = {(int)syscall(SYS_pidfd_open, getpid(), 0), master};
+	int fds[3] = {(int)syscall(SYS_pidfd_open, getpid(), 0), master, slave};
 	need(fds[0] >= 0, "open a descriptor of the process");
-	size_t size = sizeof(int) * (master >= 0 ? 2 : 1);
+	size_t size = sizeof(int) * (master >= 0 ? 3 : 1);
 	struct iovec vector = {&e, sizeof e};
 	struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = CMSG_SPACE(size)};
 	struct cmsghdr *c = CMSG_FIRSTHDR(&message);
@@ -199,7 +200,7 @@ void run_request(int connection, const struct header *h, int *fds, int pts) {
 	become(uid, gid, groups, count);
 	umask(022);
 	enter(dir);
-	announce(connection, master);
+	announce(connection, master, io[0]);
 	if (h->kind == KIND_HOLD) hold(connection);
 
 	// All descriptors move out of the way first: each of the low numbers may still be in use.

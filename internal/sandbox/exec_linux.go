@@ -169,7 +169,7 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (er
 	if err != nil {
 		return cause(ctx, err)
 	}
-	if want := 1 + boolInt(spec.TTY); began.kind != kindStarting || len(fds) != want {
+	if want := 1 + 2*boolInt(spec.TTY); began.kind != kindStarting || len(fds) != want {
 		closeNumbers(fds)
 		return fmt.Errorf("%w: supervisor sent %d descriptors", ErrLost, len(fds))
 	}
@@ -181,6 +181,7 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (er
 		}
 		terminal := os.NewFile(uintptr(fds[1]), "terminal of "+e.id)
 		e.terminal, e.stdin, e.stdout = terminal, newStdin(terminal, true), newOutput(terminal, true)
+		e.otherEnd = os.NewFile(uintptr(fds[2]), "other end of the terminal of "+e.id)
 	}
 	if !stop() {
 		return context.Cause(ctx)

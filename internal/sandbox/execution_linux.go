@@ -28,6 +28,7 @@ type Execution struct {
 	connection connection
 	pidfd      *os.File // of the main process
 	terminal   *os.File // nil without a TTY
+	otherEnd   *os.File // the program's end of it, held open so that the program may close its own
 	stdin      *stdin
 	stdout     *output
 	stderr     *output // nil when merged
@@ -167,6 +168,9 @@ func (e *Execution) end(result Result, err error) {
 	}
 	_ = e.stdin.shut()
 	_ = e.pidfd.Close()
+	if e.otherEnd != nil {
+		_ = e.otherEnd.Close()
+	}
 	e.sandbox.dismiss(e)
 	close(e.done)
 }
@@ -187,7 +191,9 @@ func (e *Execution) closeStreams() {
 			o.close()
 		}
 	}
-	if e.pidfd != nil {
-		_ = e.pidfd.Close()
+	for _, f := range []*os.File{e.pidfd, e.otherEnd} {
+		if f != nil {
+			_ = f.Close()
+		}
 	}
 }
