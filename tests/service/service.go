@@ -44,9 +44,11 @@ type Service struct {
 	*platform.Client
 	URL  string
 	Port int
+	dir  string // data directory
 	cmd  *exec.Cmd
 	done chan struct{}
 	err  error
+	seen sandboxIDs
 }
 
 // Start runs a gateway and returns once it says that it listens. It may still be recovering: then it holds requests itself.
@@ -90,7 +92,7 @@ func Start(ctx context.Context, o Options) (*Service, error) {
 		return nil, err
 	}
 	url := "http://127.0.0.1:" + strconv.Itoa(o.Port)
-	s := &Service{Client: platform.New(url, o.Token), URL: url, Port: o.Port, cmd: cmd, done: make(chan struct{})}
+	s := &Service{Client: platform.New(url, o.Token), URL: url, Port: o.Port, dir: o.Dir, cmd: cmd, done: make(chan struct{})}
 	go func() {
 		s.err = cmd.Wait()
 		close(s.done)

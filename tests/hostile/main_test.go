@@ -1,0 +1,428 @@
+package hostile
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"rockpool/tests/platform"
+	"rockpool/tests/service"
+)
+
+// attack is one row of the table.
+type attack struct {
+	id, what string
+	language string // sh, py or c
+	program  string
+	env      map[string]string
+	root     bool // as root of the runner
+	limit    int  // time limit in seconds; 0 = 20
+	// script takes the place of a program, or runs beside it when there is one.
+	script func(ctx context.Context, a *arena, runner string) error
+	// then looks at the runner after the program.
+	then   func(ctx context.Context, a *arena, runner string) error
+	want   string // the verdict, a regular expression for the whole of it; empty for scripts, which judge themselves
+	stdout string // a regular expression for the whole output; empty = anything
+	only   string // architecture; empty = all
+}
+
+var attacks = slices.Concat(resources, fileSystem, kernel, network, tenants, verdicts, requests)
+
+// Environments of the arena.
+const (
+	attackers  = 10
+	neighbours = 11
+	poolSize   = 2
+	memoryMB   = 128
+)
+
+// Bounds that hold for every case. The goal for the echo is goalEcho; the machine that tests run on may be shared, so the assertion is looser.
+const (
+	goalEcho    = 50 * time.Millisecond
+	boundEcho   = 500 * time.Millisecond
+	boundMemory = 256 << 20 // growth of the service's resident size
+	boundClean  = 10 * time.Second
+)
+
+type arena struct {
+	*service.Service
+	token    string
+	binary   string
+	secret   string // what is in the canary
+	canaries string // directory of the node with files that nobody may read or touch
+	ports    string // of the service, for programs
+	quiet    service.Holdings
+	echo     *neighbour
+}
+
+type row struct {
+	attack
+	verdict   string
+	err       error
+	echo      echoTimes
+	grown     int64
+	took      time.Duration
+	clean     time.Duration
+	contained bool
+}
+
+func TestHostile(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("sandboxes need root")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	log := &logBuffer{}
+	a, stop := enter(ctx, t, log)
+	defer stop()
+	var rows []row
+	filter := os.Getenv("HOSTILE") // ids of cases, for looking at some
+	for _, k := range attacks {
+		if k.only != "" && k.only != runtime.GOARCH || filter != "" && !slices.Contains(strings.Fields(filter), k.id) {
+			continue
+		}
+		r := a.face(ctx, k)
+		rows = append(rows, r)
+		if r.err != nil {
+			t.Errorf("%s %s: %v", k.id, k.what, r.err)
+		}
+		if ctx.Err() != nil {
+			t.Fatal("the service's log:\n" + log.String())
+		}
+	}
+	t.Log("\n" + table(rows))
+	a.echo.leave()
+	if log.has("panic") {
+		t.Error("the service's log speaks of a panic")
+	}
+	if t.Failed() {
+		t.Logf("the end of the service's log:\n%s", log)
+	}
+}
+
+// enter starts the service with a full pool and a neighbour.
+func enter(ctx context.Context, t *testing.T, log *logBuffer) (*arena, func()) {
+	dir := t.TempDir()
+	bin, err := service.Build(ctx, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &arena{token: "hostile-" + rand.Text(), binary: bin, secret: rand.Text(), canaries: t.TempDir()}
+	for _, name := range []string{"file", "dir/inner"} {
+		path := filepath.Join(a.canaries, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(a.secret), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.Service, err = service.Start(ctx, service.Options{
+		Binary: bin, Dir: filepath.Join(dir, "data"), Token: a.token, Log: log, Env: []string{"ROCKPOOL_SERVER_CLAIMWAIT=10"},
+	})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	stopWatch := a.watchSandboxes()
+	stop := func() {
+		stopWatch()
+		if err := a.Stop(); err != nil {
+			t.Errorf("%v\n%s", err, log)
+		}
+	}
+	for id, size := range map[int]uint{attackers: poolSize, neighbours: 1} {
+		e := platform.Environment{PrewarmingPoolSize: size, CPULimit: 100, MemoryLimit: memoryMB, Image: "host"}
+		if err = a.PutEnvironment(ctx, id, e); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		a.echo, err = moveIn(ctx, a.Service)
+	}
+	if err == nil {
+		err = a.poolsFull(ctx)
+	}
+	if err == nil {
+		a.quiet, err = a.Holdings()
+	}
+	if err == nil {
+		var ports []int
+		ports, err = a.Ports()
+		a.ports = strings.Trim(fmt.Sprint(ports), "[]")
+	}
+	if err != nil {
+		stop()
+		t.Fatalf("%v\n%s", err, log)
+	}
+	return a, stop
+}
+
+// watchSandboxes notes every sandbox while it lives, as its control groups are found by its name.
+func (a *arena) watchSandboxes() (stop func()) {
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				_, _ = a.Observe()
+			}
+		}
+	})
+	return func() { close(done); wg.Wait() }
+}
+
+// face runs one case from a fresh runner to a clean node.
+func (a *arena) face(ctx context.Context, k attack) (r row) {
+	r = row{attack: k}
+	ctx, cancel := context.WithTimeout(ctx, 40*time.Second)
+	defer cancel()
+	runner, err := a.Claim(ctx, attackers, 5*time.Minute)
+	if err != nil {
+		r.err = fmt.Errorf("the service gives no runner: %w", err)
+		return r
+	}
+	before, _, memErr := a.Memory()
+	r.err = errors.Join(memErr, a.ResetPeak())
+	window := a.echo.begin()
+	start := time.Now()
+	if k.program != "" {
+		r.verdict, err = a.attempt(ctx, runner, k)
+	} else {
+		r.verdict, err = "as it should be", k.script(ctx, a, runner)
+		if err != nil {
+			r.verdict = "not as it should be"
+		}
+	}
+	r.err = errors.Join(r.err, err)
+	if k.then != nil && r.err == nil {
+		r.err = k.then(ctx, a, runner)
+	}
+	r.took = time.Since(start)
+	start = time.Now()
+	r.err = errors.Join(r.err, a.cleanUp(ctx, runner))
+	r.clean = time.Since(start)
+	r.echo = window()
+	_, peak, memErr := a.Memory()
+	r.grown = max(0, peak-before)
+	r.err = errors.Join(r.err, memErr, a.Healthy(ctx), a.unharmed())
+	if r.grown > boundMemory {
+		r.err = errors.Join(r.err, fmt.Errorf("the service grew by %d MB", r.grown>>20))
+	}
+	if r.echo.p99 > boundEcho || r.echo.lost {
+		r.err = errors.Join(r.err, fmt.Errorf("the neighbour's echo: %+v", r.echo))
+	}
+	r.contained = r.err == nil
+	return r
+}
+
+// attempt brings a program into the runner, runs it, and compares the verdict.
+func (a *arena) attempt(ctx context.Context, runner string, k attack) (string, error) {
+	command := k.program
+	if k.language != "sh" {
+		name, run := "attack.py", "exec /usr/bin/python3 attack.py"
+		if k.language == "c" {
+			name, run = "attack.c", "gcc -O1 -w -pthread -o attack attack.c && exec ./attack"
+		}
+		if err := a.Copy(ctx, runner, nil, platform.File{Path: name, Content: []byte(prelude[k.language] + k.program)}); err != nil {
+			return "", err
+		}
+		command = run
+	}
+	env := map[string]string{"CANARY": a.canaries, "PORTS": a.ports, "PARENT_OF_DATA": filepath.Dir(a.canaries)}
+	maps.Copy(env, k.env)
+	limit := k.limit
+	if limit == 0 {
+		limit = 20
+	}
+	s, err := a.Start(ctx, runner, platform.Execution{Command: command, TimeLimit: limit, Privileged: k.root, Environment: env})
+	if err != nil {
+		return "", err
+	}
+	defer s.Abort()
+	beside := make(chan error, 1)
+	go func() {
+		if k.script == nil {
+			beside <- nil
+			return
+		}
+		beside <- k.script(ctx, a, runner)
+	}()
+	o, err := s.Wait(ctx)
+	err = errors.Join(err, <-beside)
+	verdict := verdictOf(o)
+	out := strings.ReplaceAll(o.Stdout, "\r\n", "\n")
+	switch {
+	case err != nil:
+		return verdict, fmt.Errorf("%w; output %s", err, short(out+o.Stderr))
+	case !matches(k.want, verdict):
+		return verdict, fmt.Errorf("the verdict is %q, want %q; output %s", verdict, k.want, short(out+o.Stderr))
+	case k.stdout != "" && !matches(k.stdout, out):
+		return verdict, fmt.Errorf("the output is %s, want %q", short(out+o.Stderr), k.stdout)
+	case strings.Contains(out, a.secret) || strings.Contains(out, a.token):
+		return verdict, fmt.Errorf("a secret came out: %s", short(out))
+	}
+	return verdict, nil
+}
+
+func verdictOf(o platform.Outcome) string {
+	switch o.Final.Type {
+	case "exit":
+		return fmt.Sprintf("exit %d", o.Final.Code)
+	case "error":
+		return "error: " + o.Final.Text
+	}
+	return o.Final.Type
+}
+
+func matches(pattern, text string) bool {
+	return regexp.MustCompile(`(?s)^(?:` + pattern + `)$`).MatchString(text)
+}
+
+func short(s string) string {
+	if len(s) > 2000 {
+		s = s[:1000] + " … " + s[len(s)-1000:]
+	}
+	return fmt.Sprintf("%q", s)
+}
+
+// sh runs one more command in a runner and returns what it printed.
+func (a *arena) sh(ctx context.Context, runner, command string) (string, error) {
+	o, err := a.Run(ctx, runner, platform.Execution{Command: command, TimeLimit: 20, Environment: map[string]string{"CANARY": a.canaries}})
+	if err == nil && verdictOf(o) != "exit 0" {
+		err = fmt.Errorf("%s: %s, %s", command, verdictOf(o), short(o.Stdout+o.Stderr))
+	}
+	return strings.ReplaceAll(o.Stdout, "\r\n", "\n"), err
+}
+
+// cleanUp releases the runner and waits until everything is as it was before the first case.
+func (a *arena) cleanUp(ctx context.Context, runner string) error {
+	status, body, err := a.Do(ctx, "DELETE", "/runners/"+runner, nil)
+	if err != nil {
+		return err
+	}
+	if status != 204 && status != 410 { // 410: it is gone already
+		return fmt.Errorf("release: status %d: %s", status, body)
+	}
+	ctx, cancel := context.WithTimeout(ctx, boundClean)
+	defer cancel()
+	if err := a.poolsFull(ctx); err != nil {
+		return err
+	}
+	var now service.Holdings
+	err = await(ctx, func() (bool, error) {
+		var err error
+		now, err = a.Holdings()
+		return now == a.quiet, err
+	})
+	if err != nil {
+		return fmt.Errorf("left behind: %+v, quiet is %+v: %w", now, a.quiet, err)
+	}
+	return nil
+}
+
+func (a *arena) poolsFull(ctx context.Context) error {
+	return await(ctx, func() (bool, error) {
+		all, err := a.Statistics(ctx)
+		return all["10"].IdleRunners == poolSize && all["11"].IdleRunners == 1 && all["10"].UsedRunners == 0, err
+	})
+}
+
+// await asks until it is so.
+func await(ctx context.Context, ok func() (bool, error)) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if done, err := ok(); done || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}
+
+// unharmed checks that the canaries are as they were.
+func (a *arena) unharmed() error {
+	var found []string
+	err := filepath.WalkDir(a.canaries, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if string(text) == a.secret {
+			found = append(found, strings.TrimPrefix(path, a.canaries))
+		}
+		return err
+	})
+	if err == nil && !slices.Equal(found, []string{"/dir/inner", "/file"}) {
+		err = errors.New("a file of the node was changed")
+	}
+	return err
+}
+
+func table(rows []row) string {
+	var b strings.Builder
+	good := 0
+	fmt.Fprintf(&b, "%-4s %-58s %-34s %-9s %28s %7s %7s %7s\n", "case", "attack", "verdict", "contained", "neighbour p50/p99/max ms", "grew MB", "took s", "clean s")
+	over := 0
+	for _, r := range rows {
+		yes := "NO"
+		if r.contained {
+			yes = "yes"
+			good++
+		}
+		mark := ""
+		if r.echo.p99 > goalEcho {
+			mark = " *"
+			over++
+		}
+		echo := fmt.Sprintf("%.1f / %.1f / %.1f%s", ms(r.echo.p50), ms(r.echo.p99), ms(r.echo.max), mark)
+		fmt.Fprintf(&b, "%-4s %-58s %-34s %-9s %28s %7d %7.1f %7.2f\n", r.id, r.what, r.verdict, yes, echo, r.grown>>20, r.took.Seconds(), r.clean.Seconds())
+	}
+	fmt.Fprintf(&b, "%d of %d contained; in %d the neighbour's p99 was above %s\n", good, len(rows), over, goalEcho)
+	return b.String()
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// logBuffer collects the service's log.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+// String is the end of the log.
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	text := l.b.Bytes()
+	return string(text[max(0, len(text)-8<<10):])
+}
+
+func (l *logBuffer) has(s string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return bytes.Contains(l.b.Bytes(), []byte(s))
+}
