@@ -71,6 +71,7 @@ func (c *cluster) client(token string) *api.Client {
 	conf := api.DefaultConfig()
 	conf.Address, conf.SecretID = c.http.URL, token
 	conf.HttpClient = c.http.Client()
+	conf.HttpClient.Transport.(*http.Transport).MaxIdleConnsPerHost = 1000
 	client, err := api.NewClient(conf)
 	if err != nil {
 		c.tb.Fatal(err)

@@ -218,7 +218,14 @@ func (s *Sandbox) launch(files []*os.File) error {
 func (s *Sandbox) abandon() {
 	fd := s.pidfdNumber()
 	_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-	for errors.Is(unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED, nil), unix.EINTR) {
+	for {
+		switch err := unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED, nil); {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN): // the descriptor does not wait (PIDFD_NONBLOCK), so poll does
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+		default:
+			return
+		}
 	}
 }
 

@@ -179,6 +179,10 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (er
 			closeNumbers(fds[1:])
 			return err
 		}
+		if e.peer, err = openPeer(fds[1]); err != nil {
+			closeNumbers(fds[1:])
+			return err
+		}
 		terminal := os.NewFile(uintptr(fds[1]), "terminal of "+e.id)
 		e.terminal, e.stdin, e.stdout = terminal, newStdin(terminal, true), newOutput(terminal, true)
 	}
@@ -187,6 +191,16 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (er
 	}
 	_ = e.connection.SetDeadline(time.Time{})
 	return e.follow()
+}
+
+// openPeer opens the program's side of a terminal for the node to hold. While it is open, a program that closes all its descriptors of the terminal
+// and goes on is not mistaken for one that has ended; and the terminal is not hung up under a program that is just about to exit.
+func openPeer(master int) (*os.File, error) {
+	fd, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return nil, fmt.Errorf("open the program's side of the terminal: %w", errno)
+	}
+	return os.NewFile(fd, "terminal"), nil
 }
 
 func cause(ctx context.Context, err error) error {

@@ -367,3 +367,15 @@ func TestAStreamHeldByAnotherExecution(t *testing.T) {
 	_ = holder.Kill()
 	<-holder.Done()
 }
+
+// A program that closes its terminal before it ends must neither be hung up by that nor lose what it prints later.
+func TestAProgramThatClosesItsTerminal(t *testing.T) {
+	s := create(t, newRuntime(t))
+	script := "echo before; exec <&- >&-; read -t 0.01 < <(read -t 0.01 </dev/tty); echo after > /dev/tty; exit 3"
+	for range 20 {
+		o := collect(t, begin(t, s, sandbox.ExecSpec{Argv: []string{"bash", "-c", script}, TTY: true}), "")
+		if o.stdout != "before\r\nafter\r\n" || o.ExitCode != 3 {
+			t.Fatalf("%+v", o)
+		}
+	}
+}

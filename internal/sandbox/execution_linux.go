@@ -28,6 +28,7 @@ type Execution struct {
 	connection connection
 	pidfd      *os.File // of the main process
 	terminal   *os.File // nil without a TTY
+	peer       *os.File // the program's side of it, held until the end
 	stdin      *stdin
 	stdout     *output
 	stderr     *output // nil when merged
@@ -162,6 +163,9 @@ func (e *Execution) await() {
 func (e *Execution) end(result Result, err error) {
 	e.result, e.err = result, err
 	e.stdout.end()
+	if e.peer != nil {
+		_ = e.peer.Close()
+	}
 	if e.stderr != nil {
 		e.stderr.end()
 	}
@@ -187,7 +191,9 @@ func (e *Execution) closeStreams() {
 			o.close()
 		}
 	}
-	if e.pidfd != nil {
-		_ = e.pidfd.Close()
+	for _, f := range []*os.File{e.pidfd, e.peer} {
+		if f != nil {
+			_ = f.Close()
+		}
 	}
 }

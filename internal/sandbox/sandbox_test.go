@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -174,4 +176,38 @@ func TestEcho(t *testing.T) {
 	if o := run(t, s, "echo", "hello"); o.stdout != "hello\n" || o.ExitCode != 0 {
 		t.Fatalf("%+v", o)
 	}
+}
+
+// A creation that is given up in the middle must have ended its process when it returns.
+func TestCreationGivenUp(t *testing.T) {
+	r := newRuntime(t)
+	for i := range 20 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*300*time.Microsecond)
+		s, err := r.Create(ctx, sandbox.Spec{ID: fmt.Sprintf("given-up-%d", i), Root: hostRoot(t)})
+		cancel()
+		if err == nil {
+			if err := s.Destroy(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if left := childrenInNamespaces(t); len(left) > 0 {
+			t.Fatalf("attempt %d (%v) left %q", i, err, left)
+		}
+	}
+}
+
+// childrenInNamespaces lists this process's children that live in a pid namespace of their own.
+func childrenInNamespaces(t *testing.T) (left []string) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range all {
+		data, err := os.ReadFile(path)
+		if err == nil && strings.Contains(string(data), fmt.Sprintf("\nPPid:\t%d\n", os.Getpid())) && regexp.MustCompile(`NSpid:\t\d+\t`).Match(data) {
+			left = append(left, path)
+		}
+	}
+	return left
 }

@@ -36,7 +36,8 @@ func TakeBaseline() (Baseline, error) {
 		// NSpid lists the process's id in every pid namespace it is in: more than one number means a sandbox.
 		for line := range bytes.Lines(status) {
 			if f := strings.Fields(string(line)); len(f) > 2 && f[0] == "NSpid:" {
-				b[fmt.Sprintf("process %d in a pid namespace", pid)] = true
+				state, _, _ := strings.Cut(string(status), "Groups:")
+				b[fmt.Sprintf("process %d in a pid namespace: %s", pid, strings.Join(strings.Fields(state), " "))] = true
 			}
 		}
 		if ns, err := os.Readlink(filepath.Join("/proc", p.Name(), "ns/net")); err == nil {

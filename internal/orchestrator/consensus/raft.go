@@ -93,9 +93,21 @@ func (r *Raft) Run(ctx context.Context) (err error) {
 	r.raft.Store(node)
 	err = r.forward(ctx, node.LeaderCh())
 	r.raft.Store(nil)
+	// Calls under way are waited for while Raft still runs: an entry that is committed but not applied when Raft stops is never
+	// answered. Without a quorum they might wait for ever; Raft's end answers those.
+	bctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainBound)
+	defer cancel()
+	drained := r.tasks.Wait(bctx)
 	err = errors.Join(err, wait(node.Shutdown()))
-	return errors.Join(err, r.tasks.Wait(context.WithoutCancel(ctx))) // Shutdown has ended their futures
+	if drained != nil {
+		bctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainBound)
+		defer cancel()
+		err = errors.Join(err, r.tasks.Wait(bctx))
+	}
+	return err
 }
+
+const drainBound = 3 * time.Second
 
 func wait(f raft.Future) error {
 	if err := f.Error(); err != nil {

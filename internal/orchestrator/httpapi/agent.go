@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hashicorp/nomad/api"
-
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/orchestrator/command"
@@ -44,10 +42,10 @@ func (a *API) agentSelf(context.Context, auth.Identity, endpoint.None) (reply, e
 	}), nil
 }
 
-func (a *API) member() *api.AgentMember {
+func (a *API) member() *wire.AgentMember {
 	host, port, _ := net.SplitHostPort(a.cfg.Address)
 	n, _ := strconv.ParseUint(port, 10, 16)
-	return &api.AgentMember{
+	return &wire.AgentMember{
 		Name: a.cfg.Name + ".global", Addr: host, Port: uint16(n), Status: "alive",
 		Tags: map[string]string{
 			"build": a.cfg.Version, "dc": a.cfg.Datacenter, "region": "global", "role": "rockpool", "port": port, "raft_vsn": "3", "vsn": "1",
@@ -58,8 +56,8 @@ func (a *API) member() *api.AgentMember {
 }
 
 func (a *API) agentMembers(context.Context, auth.Identity, endpoint.None) (reply, error) {
-	return a.written(a.store.Index(), &api.ServerMembers{
-		ServerName: a.cfg.Name, ServerRegion: "global", ServerDC: a.cfg.Datacenter, Members: []*api.AgentMember{a.member()},
+	return a.written(a.store.Index(), &wire.ServerMembers{
+		ServerName: a.cfg.Name, ServerRegion: "global", ServerDC: a.cfg.Datacenter, Members: []*wire.AgentMember{a.member()},
 	}), nil
 }
 
@@ -81,10 +79,10 @@ func (r healthReply) HTTPStatus() int {
 }
 
 func (a *API) agentHealth(_ context.Context, _ auth.Identity, r agentHealth) (healthReply, error) {
-	out, ok := &api.AgentHealthResponse{}, true
+	out, ok := &wire.AgentHealthResponse{}, true
 	if r.Type == "" || r.Type == "server" {
 		_, leader := a.cfg.Log.Leader()
-		out.Server = &api.AgentHealth{Ok: leader != "", Message: "ok"}
+		out.Server = &wire.AgentHealth{Ok: leader != "", Message: "ok"}
 		if leader == "" {
 			out.Server.Message = "No cluster leader"
 		}
@@ -93,7 +91,7 @@ func (a *API) agentHealth(_ context.Context, _ auth.Identity, r agentHealth) (he
 	if n := a.local.Load(); n != nil && (r.Type == "" || r.Type == "client") {
 		node := a.store.Snapshot().Node(nil, (*n).ID())
 		up := node != nil && node.Status == model.NodeReady
-		out.Client = &api.AgentHealth{Ok: up, Message: "ok"}
+		out.Client = &wire.AgentHealth{Ok: up, Message: "ok"}
 		if !up {
 			out.Client.Message = "the node is not registered as ready"
 		}
@@ -120,15 +118,15 @@ func (a *API) regions(context.Context, auth.Identity, endpoint.None) (reply, err
 func (a *API) getSchedulerConfig(context.Context, auth.Identity, endpoint.None) (reply, error) {
 	snap := a.store.Snapshot()
 	return a.written(snap.Index(), struct {
-		SchedulerConfig *api.SchedulerConfiguration
+		SchedulerConfig *wire.SchedulerConfiguration
 		Index           uint64
 		KnownLeader     bool
 	}{wire.ConfigOut(snap.SchedulerConfig()), snap.Index(), true}), nil
 }
 
 type setSchedulerConfig struct {
-	CAS  string                     `query:"cas"`
-	Body api.SchedulerConfiguration `body:"json"`
+	CAS  string                      `query:"cas"`
+	Body wire.SchedulerConfiguration `body:"json"`
 }
 
 func (a *API) setSchedulerConfig(ctx context.Context, _ auth.Identity, r setSchedulerConfig) (reply, error) {

@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"rockpool/internal/orchestrator/wire"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/hashicorp/nomad/api"
 	"golang.org/x/sys/unix"
 
 	"rockpool/internal/auth"
@@ -217,7 +217,7 @@ func tasksOf(al *model.Allocation, name string) ([]string, error) {
 	return out, nil
 }
 
-func (a *API) stats(ctx context.Context, _ auth.Identity, r taskPath) (*api.AllocResourceUsage, error) {
+func (a *API) stats(ctx context.Context, _ auth.Identity, r taskPath) (*wire.AllocResourceUsage, error) {
 	n, al, err := a.owner(r.ID)
 	if err != nil {
 		return nil, err
@@ -227,8 +227,8 @@ func (a *API) stats(ctx context.Context, _ auth.Identity, r taskPath) (*api.Allo
 		return nil, err
 	}
 	now := time.Now().UnixNano()
-	sum := &api.ResourceUsage{MemoryStats: &api.MemoryStats{Measured: measured}, CpuStats: &api.CpuStats{}}
-	out := &api.AllocResourceUsage{ResourceUsage: sum, Tasks: map[string]*api.TaskResourceUsage{}, Timestamp: now}
+	sum := &wire.ResourceUsage{MemoryStats: &wire.MemoryStats{Measured: measured}, CpuStats: &wire.CpuStats{}}
+	out := &wire.AllocResourceUsage{ResourceUsage: sum, Tasks: map[string]*wire.TaskResourceUsage{}, Timestamp: now}
 	for _, name := range names {
 		t, err := n.Task(r.ID, name)
 		if err != nil {
@@ -240,8 +240,8 @@ func (a *API) stats(ctx context.Context, _ auth.Identity, r taskPath) (*api.Allo
 		}
 		bytes := uint64(max(u.MemoryBytes, 0))
 		sum.MemoryStats.Usage += bytes
-		out.Tasks[name] = &api.TaskResourceUsage{Timestamp: now, ResourceUsage: &api.ResourceUsage{
-			MemoryStats: &api.MemoryStats{Usage: bytes, Measured: measured}, CpuStats: &api.CpuStats{},
+		out.Tasks[name] = &wire.TaskResourceUsage{Timestamp: now, ResourceUsage: &wire.ResourceUsage{
+			MemoryStats: &wire.MemoryStats{Usage: bytes, Measured: measured}, CpuStats: &wire.CpuStats{},
 		}}
 	}
 	return out, nil

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/hashicorp/nomad/api"
-
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/ident"
@@ -26,26 +24,26 @@ type listEvals struct {
 }
 
 func (a *API) listEvals(ctx context.Context, _ auth.Identity, r listEvals) (reply, error) {
-	return a.evals(ctx, r, func(list []*api.Evaluation) any { return list })
+	return a.evals(ctx, r, func(list []*wire.Evaluation) any { return list })
 }
 
 func (a *API) countEvals(ctx context.Context, _ auth.Identity, r listEvals) (reply, error) {
-	return a.evals(ctx, r, func(list []*api.Evaluation) any { return struct{ Count int }{len(list)} })
+	return a.evals(ctx, r, func(list []*wire.Evaluation) any { return struct{ Count int }{len(list)} })
 }
 
-func (a *API) evals(ctx context.Context, r listEvals, body func([]*api.Evaluation) any) (reply, error) {
+func (a *API) evals(ctx context.Context, r listEvals, body func([]*wire.Evaluation) any) (reply, error) {
 	if err := hexPrefix(r.Prefix); err != nil {
 		return reply{}, err
 	}
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
-		evals := mapped(s.Evals(w, r.Prefix), func(e *model.Evaluation) (*api.Evaluation, bool) {
+		evals := mapped(s.Evals(w, r.Prefix), func(e *model.Evaluation) (*wire.Evaluation, bool) {
 			ok := r.sees(e.Namespace) && (r.Status == "" || r.Status == e.Status) && (r.Job == "" || r.Job == e.JobID)
 			if !ok {
 				return nil, false
 			}
 			return wire.EvalOut(e), true
 		})
-		out, next, err := page(evals, &r.query, func(e *api.Evaluation) string { return e.ID })
+		out, next, err := page(evals, &r.query, func(e *wire.Evaluation) string { return e.ID })
 		return found{s.EvalsIndex(), body(out), next}, err
 	})
 }
@@ -74,8 +72,8 @@ func (a *API) getEval(ctx context.Context, _ auth.Identity, r byID) (reply, erro
 }
 
 // related are the evaluations that led to e or came from it.
-func related(s *state.Snapshot, e *model.Evaluation) []*api.EvaluationStub {
-	out := []*api.EvaluationStub{}
+func related(s *state.Snapshot, e *model.Evaluation) []*wire.EvaluationStub {
+	out := []*wire.EvaluationStub{}
 	seen := map[string]bool{e.ID: true}
 	todo := []string{e.PreviousEval, e.NextEval, e.BlockedEval}
 	for len(todo) > 0 && len(out) < 100 {
@@ -98,11 +96,11 @@ func (a *API) listEvalAllocs(ctx context.Context, _ auth.Identity, r byID) (repl
 		return reply{}, err
 	}
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
-		out := slices.Collect(mapped(s.AllocsByEval(w, r.ID), func(al *model.Allocation) (*api.AllocationListStub, bool) {
+		out := slices.Collect(mapped(s.AllocsByEval(w, r.ID), func(al *model.Allocation) (*wire.AllocationListStub, bool) {
 			return wire.AllocStub(al, false, true), true
 		}))
 		if out == nil {
-			out = []*api.AllocationListStub{}
+			out = []*wire.AllocationListStub{}
 		}
 		return found{index: s.AllocsIndex(), body: out}, nil
 	})
@@ -119,13 +117,13 @@ func (a *API) listAllocs(ctx context.Context, _ auth.Identity, r listAllocs) (re
 		return reply{}, err
 	}
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
-		stubs := mapped(s.Allocs(w, r.Prefix), func(al *model.Allocation) (*api.AllocationListStub, bool) {
+		stubs := mapped(s.Allocs(w, r.Prefix), func(al *model.Allocation) (*wire.AllocationListStub, bool) {
 			if !r.sees(al.Namespace) {
 				return nil, false
 			}
 			return wire.AllocStub(al, bool(r.Resources), r.TaskStates != "false"), true
 		})
-		out, next, err := page(stubs, &r.query, func(s *api.AllocationListStub) string { return s.ID })
+		out, next, err := page(stubs, &r.query, func(s *wire.AllocationListStub) string { return s.ID })
 		return found{s.AllocsIndex(), out, next}, err
 	})
 }
@@ -189,10 +187,10 @@ func (a *API) listNodes(ctx context.Context, _ auth.Identity, r listNodes) (repl
 		return reply{}, err
 	}
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
-		stubs := mapped(s.Nodes(w, r.Prefix), func(n *model.Node) (*api.NodeListStub, bool) {
+		stubs := mapped(s.Nodes(w, r.Prefix), func(n *model.Node) (*wire.NodeListStub, bool) {
 			return wire.NodeStub(n, bool(r.Resources), bool(r.OS)), true
 		})
-		out, next, err := page(stubs, &r.query, func(n *api.NodeListStub) string { return n.ID })
+		out, next, err := page(stubs, &r.query, func(n *wire.NodeListStub) string { return n.ID })
 		return found{s.NodesIndex(), out, next}, err
 	})
 }
@@ -215,11 +213,11 @@ func (a *API) listNodeAllocs(ctx context.Context, _ auth.Identity, r byID) (repl
 		return reply{}, err
 	}
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
-		out := []*api.Allocation{}
+		out := []*wire.Allocation{}
 		for al := range s.AllocsByNode(w, r.ID) {
 			out = append(out, wire.AllocOut(al))
 		}
-		slices.SortFunc(out, func(x, y *api.Allocation) int { return cmp.Compare(x.CreateIndex, y.CreateIndex) })
+		slices.SortFunc(out, func(x, y *wire.Allocation) int { return cmp.Compare(x.CreateIndex, y.CreateIndex) })
 		return found{index: s.AllocsIndex(), body: out}, nil
 	})
 }

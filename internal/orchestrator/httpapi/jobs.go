@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/hashicorp/nomad/api"
-
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/fault"
@@ -28,10 +26,10 @@ type listJobs struct {
 
 func (a *API) listJobs(ctx context.Context, _ auth.Identity, r listJobs) (reply, error) {
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
-		stubs := mapped(s.Jobs(w, r.namespace(), r.Prefix), func(j *model.Job) (*api.JobListStub, bool) {
+		stubs := mapped(s.Jobs(w, r.namespace(), r.Prefix), func(j *model.Job) (*wire.JobListStub, bool) {
 			return wire.JobStub(j, summary(s, nil, j), bool(r.Meta)), true
 		})
-		out, next, err := page(stubs, &r.query, func(j *api.JobListStub) string { return j.Namespace + "." + j.ID })
+		out, next, err := page(stubs, &r.query, func(j *wire.JobListStub) string { return j.Namespace + "." + j.ID })
 		if w != nil { // summaries change with the allocations
 			s.Allocs(w, "")
 		}
@@ -39,7 +37,7 @@ func (a *API) listJobs(ctx context.Context, _ auth.Identity, r listJobs) (reply,
 	})
 }
 
-func summary(s *state.Snapshot, w state.Watch, j *model.Job) *api.JobSummary {
+func summary(s *state.Snapshot, w state.Watch, j *model.Job) *wire.JobSummary {
 	return wire.Summary(j, s.AllocsByJob(w, j.Namespace, j.ID), s.EvalsByJob(w, j.Namespace, j.ID))
 }
 
@@ -76,14 +74,14 @@ func (a *API) getJobSummary(ctx context.Context, _ auth.Identity, r byJob) (repl
 func (a *API) getJobVersions(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
 	return a.readJob(ctx, r, func(s *state.Snapshot, w state.Watch, j *model.Job) (found, error) {
 		out := struct {
-			Versions []*api.Job
-			Diffs    []*api.JobDiff
-		}{Versions: []*api.Job{}}
+			Versions []*wire.Job
+			Diffs    []*wire.JobDiff
+		}{Versions: []*wire.Job{}}
 		for v := range s.JobVersions(w, j.Namespace, j.ID) {
 			if v.JobModifyIndex == j.JobModifyIndex {
 				v = j // with its status
 			}
-			out.Versions = append([]*api.Job{wire.JobOut(v)}, out.Versions...)
+			out.Versions = append([]*wire.Job{wire.JobOut(v)}, out.Versions...)
 		}
 		return found{index: j.ModifyIndex, body: out}, nil
 	})
@@ -92,11 +90,11 @@ func (a *API) getJobVersions(ctx context.Context, _ auth.Identity, r byJob) (rep
 func (a *API) listJobAllocs(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
 		j := s.Job(w, r.namespace(), r.ID)
-		stubs := mapped(s.AllocsByJob(w, r.namespace(), r.ID), func(al *model.Allocation) (*api.AllocationListStub, bool) {
+		stubs := mapped(s.AllocsByJob(w, r.namespace(), r.ID), func(al *model.Allocation) (*wire.AllocationListStub, bool) {
 			// An allocation of an earlier job with this id is shown only when asked for.
 			return wire.AllocStub(al, true, true), bool(r.All) || j == nil || al.Job.CreateIndex == j.CreateIndex
 		})
-		out, next, err := page(stubs, &r.query, func(s *api.AllocationListStub) string { return s.ID })
+		out, next, err := page(stubs, &r.query, func(s *wire.AllocationListStub) string { return s.ID })
 		return found{s.AllocsIndex(), out, next}, err
 	})
 }
@@ -104,18 +102,18 @@ func (a *API) listJobAllocs(ctx context.Context, _ auth.Identity, r byJob) (repl
 func (a *API) listJobEvals(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
 		evals := mapped(s.EvalsByJob(w, r.namespace(), r.ID), evalOut)
-		out, next, err := page(evals, &r.query, func(e *api.Evaluation) string { return e.ID })
+		out, next, err := page(evals, &r.query, func(e *wire.Evaluation) string { return e.ID })
 		return found{s.EvalsIndex(), out, next}, err
 	})
 }
 
-func evalOut(e *model.Evaluation) (*api.Evaluation, bool) { return wire.EvalOut(e), true }
+func evalOut(e *model.Evaluation) (*wire.Evaluation, bool) { return wire.EvalOut(e), true }
 
 // Deployments are not made by Rockpool, so a job has none.
 func (a *API) listJobDeployments(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
 		s.Job(w, r.namespace(), r.ID)
-		return found{index: s.JobsIndex(), body: []*api.Deployment{}}, nil
+		return found{index: s.JobsIndex(), body: []*wire.Deployment{}}, nil
 	})
 }
 
@@ -127,9 +125,9 @@ func (a *API) getJobDeployment(ctx context.Context, _ auth.Identity, r byJob) (r
 }
 
 type registerJob struct {
-	Namespace string                 `query:"namespace"`
-	Region    string                 `query:"region"`
-	Body      api.JobRegisterRequest `body:"json"`
+	Namespace string                  `query:"namespace"`
+	Region    string                  `query:"region"`
+	Body      wire.JobRegisterRequest `body:"json"`
 }
 
 type updateJob struct {
@@ -207,7 +205,7 @@ func preserveCounts(s *state.Snapshot, j *model.Job) {
 }
 
 // admit completes and checks a job.
-func (a *API) admit(j *api.Job, namespace string, id auth.Identity) (*model.Job, string, error) {
+func (a *API) admit(j *wire.Job, namespace string, id auth.Identity) (*model.Job, string, error) {
 	if namespace != "" {
 		j.Namespace = &namespace
 	}
@@ -278,8 +276,8 @@ func (a *API) deleteJob(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 }
 
 type validateJob struct {
-	Namespace string                 `query:"namespace"`
-	Body      api.JobValidateRequest `body:"json"`
+	Namespace string                  `query:"namespace"`
+	Body      wire.JobValidateRequest `body:"json"`
 }
 
 func (a *API) validateJob(_ context.Context, _ auth.Identity, r validateJob) (reply, error) {
@@ -294,7 +292,7 @@ func (a *API) validateJob(_ context.Context, _ auth.Identity, r validateJob) (re
 		return reply{}, fault.New(fault.Invalid, "%s", err.Error())
 	}
 	p := wire.Validate(j)
-	out := &api.JobValidateResponse{ValidationErrors: p.Errors, Warnings: p.WarningText()}
+	out := &wire.JobValidateResponse{ValidationErrors: p.Errors, Warnings: p.WarningText()}
 	if len(p.Errors) > 0 {
 		out.Error = p.Text()
 	}
@@ -302,8 +300,8 @@ func (a *API) validateJob(_ context.Context, _ auth.Identity, r validateJob) (re
 }
 
 type parseJob struct {
-	Namespace string               `query:"namespace"`
-	Body      api.JobsParseRequest `body:"json"`
+	Namespace string                `query:"namespace"`
+	Body      wire.JobsParseRequest `body:"json"`
 }
 
 func (a *API) parseJob(_ context.Context, _ auth.Identity, r parseJob) (reply, error) {

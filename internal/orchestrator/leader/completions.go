@@ -18,12 +18,18 @@ type completions struct {
 	mu    sync.Mutex
 	held  map[string]*model.Evaluation // guarded by mu; value nil = not finished yet
 	ready []*model.Evaluation          // guarded by mu
+	last  time.Time                    // guarded by mu; when the last one is let go
 }
 
 const (
-	holdBound    = 2 * time.Second      // a handler that is stuck does not hold an evaluation for ever
-	settle       = 3 * time.Millisecond // from the answer's last byte written here to its being read there
-	maxCompleted = 512                  // in one entry
+	holdBound    = 2 * time.Second // a handler that is stuck does not hold an evaluation for ever
+	maxCompleted = 512             // in one entry
+
+	// From the answer's last byte written here to its being read there. Who registers many at once reads their answers more slowly.
+	// Nobody waits for it: an allocation runs meanwhile, and its node is told of it at once.
+	settle     = 10 * time.Millisecond
+	settleEach = time.Millisecond // for each other that is held
+	settleMost = 500 * time.Millisecond
 )
 
 func newCompletions() *completions {
@@ -37,14 +43,43 @@ func (c *completions) hold(id string) (release func(sent bool)) {
 	c.mu.Unlock()
 	bound := time.AfterFunc(holdBound, func() { c.release(id) })
 	return func(sent bool) {
-		if sent {
-			bound.Reset(settle)
-			return
-		}
-		if bound.Stop() {
+		switch {
+		case !bound.Stop():
+		case sent:
+			now := time.Now()
+			time.AfterFunc(c.queueUp(now), func() { c.settled(id, now) })
+		default:
 			c.release(id)
 		}
 	}
+}
+
+// due is when an evaluation may be let go whose answer was written then, as things are now. It is called with mu held.
+func (c *completions) due(answered time.Time) time.Time {
+	return answered.Add(min(settle+time.Duration(max(len(c.held)-1, 0))*settleEach, settleMost))
+}
+
+// queueUp is how long an evaluation stays held whose answer was written now. It is let go no earlier than those before it: the
+// last of many callers is as busy as the first.
+func (c *completions) queueUp(now time.Time) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if next := c.due(now); next.After(c.last) {
+		c.last = next
+	}
+	return c.last.Sub(now)
+}
+
+// settled lets an evaluation go, unless it turned out to be the first of many.
+func (c *completions) settled(id string, answered time.Time) {
+	c.mu.Lock()
+	more := time.Until(c.due(answered))
+	c.mu.Unlock()
+	if more > 0 {
+		time.AfterFunc(more, func() { c.settled(id, answered) })
+		return
+	}
+	c.release(id)
 }
 
 func (c *completions) release(id string) {

@@ -150,7 +150,7 @@ func TestTheEndOfAnEvaluationWaitsForItsHolder(t *testing.T) {
 		if ended("sent") {
 			t.Error("it ended before the answer had time to arrive")
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond)
 		synctest.Wait()
 		if !ended("sent") || ended("abandoned") {
 			t.Error("release did nothing, or too much")

@@ -132,10 +132,7 @@ func (p *pass) placeOne(g *model.TaskGroup, w missing, m *model.AllocMetric, nod
 			continue
 		}
 		s := p.score(n, g, &share, w.avoid)
-		if m.Scores == nil {
-			m.Scores = map[string]float64{}
-		}
-		m.Scores[n.ID] = s
+		keepScore(m, n.ID, s)
 		if best == nil || s > best.score {
 			best = &option{node: n, score: s, share: share}
 		}
@@ -155,6 +152,25 @@ func (p *pass) placeOne(g *model.TaskGroup, w missing, m *model.AllocMetric, nod
 		a.PreviousAllocation = w.previous.ID
 	}
 	return a
+}
+
+const keptScores = 5 // of the best nodes, for those who ask why; allocations carry them
+
+func keepScore(m *model.AllocMetric, id string, score float64) {
+	if m.Scores == nil {
+		m.Scores = map[string]float64{}
+	}
+	m.Scores[id] = score
+	if len(m.Scores) <= keptScores {
+		return
+	}
+	worst := id
+	for k, v := range m.Scores {
+		if v < m.Scores[worst] || v == m.Scores[worst] && k > worst {
+			worst = k
+		}
+	}
+	delete(m.Scores, worst)
 }
 
 func count(m *map[string]int, key string) {

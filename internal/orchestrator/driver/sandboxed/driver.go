@@ -142,6 +142,9 @@ func (d *Driver) offered(cfg driver.TaskConfig) error {
 	return nil
 }
 
+// dockerDisk is the least writable layer, in bytes, of a task that was made for Docker. It takes memory only as far as it is used.
+const dockerDisk = 512 << 20
+
 func (d *Driver) limits(c *config, cfg driver.TaskConfig) sandbox.Limits {
 	memory := int64(max(cfg.Resources.MemoryMB, cfg.Resources.MemoryMaxMB))
 	if memory == 0 {
@@ -154,7 +157,13 @@ func (d *Driver) limits(c *config, cfg driver.TaskConfig) sandbox.Limits {
 	if cpu == 0 {
 		cpu = cfg.Task.Resources.CPU
 	}
-	l := sandbox.Limits{MemoryBytes: memory << 20, CPUShares: int64(cpu), PIDs: c.pids, DiskBytes: int64(cfg.DiskMB) << 20,
+	disk := int64(cfg.DiskMB) << 20
+	if d.name == NameDocker {
+		// Docker bounds only the allocation's directory by it, not what a container writes: jobs made for Docker ask for far
+		// less than their programs need.
+		disk = max(disk, dockerDisk)
+	}
+	l := sandbox.Limits{MemoryBytes: memory << 20, CPUShares: int64(cpu), PIDs: c.pids, DiskBytes: disk,
 		OpenFiles: c.openFiles, FileSizeBytes: c.fileSizeBytes}
 	if c.cpuHardLimit {
 		l.CPUQuota = float64(cpu) / float64(d.core.cfg.CoreMHz)

@@ -195,14 +195,14 @@ func started(t *testing.T, r *fakeRuntime, c map[string]any) (driver.Task, sandb
 func TestLimitsOfTheSandbox(t *testing.T) {
 	_, got := started(t, newFake(), map[string]any{"image": "python", "command": "sleep", "args": []any{"infinity"}})
 	want := sandbox.Spec{Root: sandbox.Root{Lower: []string{"/images/python"}, WorkDir: "/workspace"}, Network: sandbox.NetworkNone,
-		Limits: sandbox.Limits{MemoryBytes: 200 << 20, CPUShares: 500, DiskBytes: 30 << 20}}
+		Limits: sandbox.Limits{MemoryBytes: 200 << 20, CPUShares: 500, DiskBytes: 512 << 20}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
 	_, got = started(t, newFake(), map[string]any{"image": "python", "command": "sleep", "args": []any{"infinity"}, "work_dir": "/w",
 		"memory_hard_limit": 300.0, "pids_limit": 10, "cpu_hard_limit": true, "ulimit": map[string]any{"nofile": 64, "fsize": "10:20"}})
 	want.Root.WorkDir = "/w"
-	want.Limits = sandbox.Limits{MemoryBytes: 300 << 20, CPUShares: 500, CPUQuota: 0.25, PIDs: 10, DiskBytes: 30 << 20, OpenFiles: 64, FileSizeBytes: 20}
+	want.Limits = sandbox.Limits{MemoryBytes: 300 << 20, CPUShares: 500, CPUQuota: 0.25, PIDs: 10, DiskBytes: 512 << 20, OpenFiles: 64, FileSizeBytes: 20}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
