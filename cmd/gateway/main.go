@@ -37,7 +37,7 @@ func run(args []string) int {
 		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), gateway.Version()) }}
 	root.AddCommand(serveCmd, runCommand(&code), versionCmd)
 	flagstyle.Accept(root, args)
-	err := root.ExecuteContext(context.Background())
+	cmd, err := root.ExecuteContextC(context.Background())
 	if err == nil {
 		return code
 	}
@@ -45,8 +45,8 @@ func run(args []string) int {
 	switch {
 	case errors.Is(err, errConfig):
 		return 2
-	case code != 0:
-		return code
+	case cmd.Name() == "run":
+		return client.ExitError // not to be taken for the program's own
 	}
 	return 1
 }
@@ -90,7 +90,7 @@ func runCommand(code *int) *cobra.Command {
 	f.IntVar(&o.Environment, "env", 0, "execution environment")
 	f.StringArrayVar(&o.Files, "file", nil, "file to upload; may be repeated")
 	f.StringVar(&o.Dir, "dir", "", "directory whose content is uploaded")
-	f.IntVar(&o.TimeLimit, "time-limit", 0, "seconds; 0 = none")
+	f.IntVar(&o.TimeLimit, "time-limit", 0, "seconds; 0 = a day")
 	_ = c.MarkFlagRequired("env")
 	f.Lookup("token").DefValue = "" // a secret has no place in the help
 	f.SetInterspersed(false)
@@ -101,6 +101,8 @@ func runCommand(code *int) *cobra.Command {
 		signals := make(chan os.Signal, 8)
 		signal.Notify(signals, os.Interrupt, syscall.SIGWINCH)
 		defer signal.Stop(signals)
+		// A reader of the output that leaves must not end this process before it has given the runner back.
+		signal.Ignore(syscall.SIGPIPE)
 		*code, err = client.Run(ctx, o, client.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Signals: signals})
 		return err
 	}

@@ -87,8 +87,11 @@ func (c *client) execute(ctx context.Context, path string, s Streams) (int, erro
 	close(done)
 	_ = ws.Close()
 	wg.Wait()
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return 128 + int(syscall.SIGTERM), nil
+	case errors.Is(err, syscall.EPIPE):
+		return 128 + int(syscall.SIGPIPE), nil // whoever read the output has seen enough, as with any command
 	}
 	return code, err
 }

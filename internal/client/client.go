@@ -10,9 +10,12 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -28,7 +31,7 @@ type Options struct {
 	Environment int
 	Files       []string // uploaded under their base names
 	Dir         string   // uploaded whole
-	TimeLimit   int      // seconds, 0 = none
+	TimeLimit   int      // seconds, 0 = a day
 	Argv        []string
 }
 
@@ -51,11 +54,21 @@ const endTime = 15 * time.Second
 
 // Run runs argv and returns the exit code for the caller. An error comes with ExitError.
 func Run(ctx context.Context, o Options, s Streams) (code int, err error) {
+	if u, err := url.Parse(o.URL); err != nil || u.Host == "" {
+		return ExitError, fmt.Errorf("--url: %q is no address of a gateway, which begins with http:// or https://", o.URL)
+	}
 	c := &client{o: o, base: strings.TrimSuffix(strings.TrimSuffix(o.URL, "/"), "/api/v1") + "/api/v1", http: &http.Client{Transport: &http.Transport{}}}
 	defer c.http.CloseIdleConnections()
 	var runner dto.Runner
 	request := dto.RunnerRequest{ExecutionEnvironmentID: o.Environment, InactivityTimeout: c.inactivity()}
-	if err := c.call(ctx, "POST", "/runners", request, http.StatusOK, &runner); err != nil {
+	switch err := interruptible(ctx, s.Signals, func(ctx context.Context) error {
+		return c.call(ctx, "POST", "/runners", request, http.StatusOK, &runner)
+	}); {
+	case errors.Is(err, errInterrupted):
+		return exitInterrupted, nil
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return ExitError, fmt.Errorf("no gateway answers at %s: start one with gateway serve, or say with --url where it is", o.URL)
+	case err != nil:
 		return ExitError, err
 	}
 	path := "/runners/" + runner.RunnerID
@@ -67,17 +80,55 @@ func Run(ctx context.Context, o Options, s Streams) (code int, err error) {
 		}
 	}()
 	if len(o.Files) > 0 || o.Dir != "" {
-		if err := c.upload(ctx, path+"/files"); err != nil {
+		err := interruptible(ctx, s.Signals, func(ctx context.Context) error { return c.upload(ctx, path+"/files", s.Err) })
+		if errors.Is(err, errInterrupted) {
+			return exitInterrupted, nil
+		}
+		if err != nil {
 			return ExitError, err
 		}
 	}
 	return c.execute(ctx, path+"/execute", s)
 }
 
+var errInterrupted = errors.New("interrupted")
+
+const exitInterrupted = 128 + int(syscall.SIGINT)
+
+// interruptible runs what comes before the program: an interrupt has nobody else to go to and breaks it off.
+func interruptible(ctx context.Context, signals <-chan os.Signal, f func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case sig := <-signals:
+				if sig == os.Interrupt {
+					cancel(errInterrupted)
+				}
+			}
+		}
+	})
+	err := f(ctx)
+	close(done)
+	wg.Wait()
+	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
+		return errInterrupted
+	}
+	return err
+}
+
+// unlimited is how many seconds a run without a time limit may take after all.
+const unlimited = 24 * 60 * 60
+
 // inactivity lets a runner whose client vanished expire. The gateway does not pause it during an execution.
 func (c *client) inactivity() int {
 	if c.o.TimeLimit == 0 {
-		return 0
+		return unlimited
 	}
 	return c.o.TimeLimit + 60
 }
@@ -119,12 +170,12 @@ func (c *client) send(ctx context.Context, method, path string, body io.Reader, 
 	return err
 }
 
-// upload streams the files, one in memory at a time.
-func (c *client) upload(ctx context.Context, path string) error {
+// upload streams the files. What has no place in the request is named on notes.
+func (c *client) upload(ctx context.Context, path string, notes io.Writer) error {
 	pr, pw := io.Pipe()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		err := c.writeFiles(pw)
+		err := c.writeFiles(pw, notes)
 		return errors.Join(err, pw.CloseWithError(err))
 	})
 	g.Go(func() error {
@@ -135,55 +186,76 @@ func (c *client) upload(ctx context.Context, path string) error {
 	return g.Wait()
 }
 
-func (c *client) writeFiles(w io.Writer) error {
+// request writes the elements of an upload as they come.
+type request struct {
+	io.Writer
+	lead string
+}
+
+// add writes one element: the file from, or a directory when from is empty.
+func (r *request) add(name, from string) error {
+	path, err := json.Marshal(name)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(r, `%s{"path":%s,"content":"`, r.lead, path); err != nil {
+		return err
+	}
+	r.lead = ","
+	if from != "" {
+		if err := encode(r, from); err != nil {
+			return err
+		}
+	}
+	_, err = io.WriteString(r, `"}`)
+	return err
+}
+
+func (c *client) writeFiles(w io.Writer, notes io.Writer) error {
 	if _, err := io.WriteString(w, `{"copy":[`); err != nil {
 		return err
 	}
-	lead := ""
-	add := func(name, from string) error {
-		entry, err := json.Marshal(name)
-		if err != nil {
-			return err
-		}
-		if _, err := fmt.Fprintf(w, `%s{"path":%s,"content":"`, lead, entry); err != nil {
-			return err
-		}
-		lead = ","
-		if from != "" {
-			if err := encode(w, from); err != nil {
-				return err
-			}
-		}
-		_, err = io.WriteString(w, `"}`)
-		return err
-	}
+	r := &request{Writer: w}
 	for _, f := range c.o.Files {
-		if err := add(filepath.Base(f), f); err != nil {
+		switch info, err := os.Stat(f); {
+		case err != nil:
+			return fmt.Errorf("--file: %w", err)
+		case !info.Mode().IsRegular():
+			return fmt.Errorf("--file: %s is not a regular file; a directory is uploaded with --dir", f)
+		}
+		if err := r.add(filepath.Base(f), f); err != nil {
 			return err
 		}
 	}
 	if c.o.Dir != "" {
-		err := filepath.WalkDir(c.o.Dir, func(p string, d fs.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			name, err := filepath.Rel(c.o.Dir, p)
-			switch {
-			case err != nil || name == ".":
-				return err
-			case d.IsDir():
-				return add(filepath.ToSlash(name)+"/", "")
-			case d.Type().IsRegular():
-				return add(filepath.ToSlash(name), p)
-			}
-			return nil // links and the like have no place in the request
-		})
-		if err != nil {
+		if err := r.addTree(c.o.Dir, notes); err != nil {
 			return err
 		}
 	}
 	_, err := io.WriteString(w, "]}")
 	return err
+}
+
+// addTree adds what is below root. A link to a file is uploaded as that file, for links themselves have no place in the request.
+func (r *request) addTree(root string, notes io.Writer) error {
+	root = filepath.Clean(root) + string(filepath.Separator) // a link named by the caller is followed
+	return filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return fmt.Errorf("--dir: %w", err)
+		}
+		name, err := filepath.Rel(root, p)
+		if err != nil || name == "." {
+			return err
+		}
+		if d.IsDir() {
+			return r.add(filepath.ToSlash(name)+"/", "")
+		}
+		if info, err := os.Stat(p); err != nil || !info.Mode().IsRegular() {
+			_, err = fmt.Fprintf(notes, "gateway: %s is left out: it is neither a file nor a directory\n", p)
+			return err
+		}
+		return r.add(filepath.ToSlash(name), p)
+	})
 }
 
 func encode(w io.Writer, from string) error {

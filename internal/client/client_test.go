@@ -3,9 +3,11 @@ package client_test
 import (
 	"bufio"
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,6 +28,7 @@ type gateway struct {
 	execute  map[string]any
 	stdin    strings.Builder
 	controls []string
+	upload   string
 	last     string
 	attached chan struct{}
 }
@@ -43,6 +46,10 @@ func newGateway(t *testing.T, last string) *gateway {
 		case strings.HasSuffix(r.URL.Path, "/execute"):
 			_ = json.NewDecoder(r.Body).Decode(&g.execute)
 			_, _ = w.Write([]byte(`{"websocketUrl":"ws://` + r.Host + `/ws"}`))
+		case r.Method == "PATCH":
+			body, _ := io.ReadAll(r.Body)
+			g.upload = string(body)
+			w.WriteHeader(http.StatusNoContent)
 		case r.Method == "DELETE":
 			w.WriteHeader(http.StatusNoContent)
 		case r.URL.Path == "/ws":
@@ -166,5 +173,93 @@ func TestATerminalIsAttachedRaw(t *testing.T) {
 	}
 	if after, _ := term.GetState(int(screen.Fd())); *after != *before {
 		t.Error("the terminal was left changed")
+	}
+}
+
+// ended is an input that is at its end.
+func ended(t *testing.T) *os.File {
+	in, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = in.Close() })
+	return in
+}
+
+func TestADirectoryIsUploadedWhole(t *testing.T) {
+	g := newGateway(t, `{"type":"exit","data":0}`)
+	root := t.TempDir()
+	dir := filepath.Join(root, "dir")
+	for _, err := range []error{
+		os.MkdirAll(filepath.Join(dir, "sub"), 0o755), os.WriteFile(filepath.Join(dir, "sub", "f"), []byte("x"), 0o644),
+		os.Symlink("sub/f", filepath.Join(dir, "link")), os.Symlink("nowhere", filepath.Join(dir, "dangling")),
+		os.Symlink("dir", filepath.Join(root, "alias")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, named := range []string{dir, filepath.Join(root, "alias")} {
+		g.attached = make(chan struct{})
+		var notes strings.Builder
+		_, err := client.Run(t.Context(), client.Options{URL: g.URL, Dir: named, Argv: []string{"x"}},
+			client.Streams{In: ended(t), Out: io.Discard, Err: &notes})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := `{"copy":[{"path":"link","content":"eA=="},{"path":"sub/","content":""},{"path":"sub/f","content":"eA=="}]}`; g.upload != want {
+			t.Errorf("uploaded %s", g.upload)
+		}
+		if !strings.Contains(notes.String(), "dangling is left out") {
+			t.Errorf("of the dangling link it says %q", notes.String())
+		}
+	}
+}
+
+type closedPipe struct{}
+
+func (closedPipe) Write([]byte) (int, error) {
+	return 0, &os.PathError{Op: "write", Path: "/dev/stdout", Err: syscall.EPIPE}
+}
+
+func TestTheRunnerIsGivenBackWhenNobodyReadsTheOutput(t *testing.T) {
+	g := newGateway(t, `{"type":"exit","data":0}`)
+	code, err := client.Run(t.Context(), client.Options{URL: g.URL, Argv: []string{"x"}},
+		client.Streams{In: ended(t), Out: closedPipe{}, Err: closedPipe{}})
+	if code != 141 || err != nil {
+		t.Errorf("got %d, %v", code, err)
+	}
+	if last := g.calls[len(g.calls)-1]; !strings.HasPrefix(last, "DELETE") {
+		t.Errorf("the last call is %s", last)
+	}
+}
+
+func TestAnInterruptBreaksOffTheWayToTheProgram(t *testing.T) {
+	signals := make(chan os.Signal, 1)
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // only then does the server notice that the client leaves
+		signals <- os.Interrupt
+		<-r.Context().Done()
+	}))
+	defer server.Close()
+	code, err := client.Run(t.Context(), client.Options{URL: server.URL, Argv: []string{"x"}}, client.Streams{Signals: signals})
+	if code != 130 || err != nil {
+		t.Errorf("got %d, %v", code, err)
+	}
+}
+
+func TestWhatIsWrongIsSaidWithWhatToDo(t *testing.T) {
+	for _, c := range []struct {
+		o    client.Options
+		want string
+	}{
+		{client.Options{URL: "127.0.0.1:7200"}, "begins with http://"},
+		{client.Options{URL: "http://127.0.0.1:1"}, "start one with gateway serve"},
+		{client.Options{URL: newGateway(t, "").URL, Files: []string{t.TempDir()}}, "uploaded with --dir"},
+	} {
+		c.o.Argv = []string{"x"}
+		if code, err := client.Run(t.Context(), c.o, client.Streams{In: ended(t)}); code != client.ExitError || err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: got %d, %v", c.o, code, err)
+		}
 	}
 }

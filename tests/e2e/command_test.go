@@ -56,6 +56,39 @@ func TestGatewayRunWithPipes(t *testing.T) {
 	}
 }
 
+func TestGatewayRunGivesTheRunnerBackWhenItsReaderLeaves(t *testing.T) {
+	s, ctx := start(t), bounded(t)
+	provision(ctx, t, s, 10, 1, 64)
+	cmd := gatewayRun(ctx, s.URL, "--", "yes")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, 2)); err != nil {
+		t.Error(err)
+	}
+	_ = out.Close()
+	if code := exitCode(cmd.Wait()); code != 141 {
+		t.Errorf("the exit code is %d", code)
+	}
+	stats, err := s.Statistics(ctx)
+	if err != nil || stats["10"].UsedRunners != 0 {
+		t.Errorf("the pool afterwards: %+v, %v", stats, err)
+	}
+}
+
+func TestGatewayRunTellsItsOwnFailuresFromTheProgram(t *testing.T) {
+	ctx := bounded(t)
+	for _, args := range [][]string{{"run", "--", "true"}, {"run", "--env", "10"}, {"run", "--env", "ten", "--", "true"}} {
+		if code := exitCode(exec.CommandContext(ctx, filepath.Join(binaries, "gateway"), args...).Run()); code != 125 {
+			t.Errorf("%q ends with %d", args, code)
+		}
+	}
+}
+
 func TestGatewayRunOnATerminal(t *testing.T) {
 	s, ctx := start(t), bounded(t)
 	provision(ctx, t, s, 10, 2, 64)
