@@ -28,9 +28,15 @@ func (s sink) Accept(name string, level hclog.Level, msg string, args ...any) {
 	switch {
 	case level >= hclog.Error:
 		e.Error(msg)
-	case level == hclog.Warn:
+	case level == hclog.Warn && !first(f):
 		e.Warn(msg)
 	default:
 		e.Debug(msg)
 	}
+}
+
+// first reports whether a line speaks of a server's first election: that nobody has led before is how every start looks.
+func first(f logging.Fields) bool {
+	id, ok := f["last-leader-id"]
+	return ok && fmt.Sprint(id) == ""
 }
