@@ -26,7 +26,7 @@ unit: ## unit tests with the race detector
 	$(GO) test -race -timeout 8m ./cmd/... ./internal/... ./pkg/...
 
 e2e: ## end-to-end tests against the real binary (root)
-	$(GO) test -timeout 8m -count 1 ./tests/e2e
+	$(GO) test -timeout 8m -count 1 ./tests/e2e ./tests/hostile
 
 vm: export ROCKPOOL_VM_KERNEL ?= $(CURDIR)/.cache/kernel
 vm: ## the sandbox's tests on control groups v2, in an emulated machine (needs qemu and a kernel, says so when it skips)
