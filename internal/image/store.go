@@ -37,6 +37,9 @@ func NewStore(dir string) (*Store, error) {
 	return &Store{dir: dir, system: "/"}, nil
 }
 
+// Names are the references that Resolve knows.
+func (s *Store) Names() []string { return []string{Host} }
+
 // Resolve gives the root file system that a reference stands for.
 func (s *Store) Resolve(ctx context.Context, ref string) (sandbox.Root, error) {
 	if err := ctx.Err(); err != nil {

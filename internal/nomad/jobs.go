@@ -3,6 +3,8 @@ package nomad
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -164,15 +166,16 @@ func (c *Client) placed(ctx context.Context, id string) error {
 			return classify(err, "read evaluation "+id)
 		}
 		ev = evaluation{ID: id, Status: found.Status, StatusDescription: found.StatusDescription}
-		for group := range found.FailedTGAllocs {
-			ev.FailedTGAllocs = map[string]any{group: nil}
+		ev.FailedTGAllocs = map[string]*refusal{}
+		for group, m := range found.FailedTGAllocs {
+			ev.FailedTGAllocs[group] = &refusal{m.NodesEvaluated, m.NodesFiltered, m.NodesExhausted, m.ConstraintFiltered, m.DimensionExhausted}
 		}
 		if found.Status == "pending" || found.Status == "blocked" {
 			return fault.New(fault.Deadline, "the environment could not be placed within %v: the evaluation is %s", placementTime, found.Status)
 		}
 	}
-	if len(ev.FailedTGAllocs) > 0 {
-		return fault.New(fault.Internal, "the environment cannot be placed: no node has room for it or fits it")
+	if groups := slices.Sorted(maps.Keys(ev.FailedTGAllocs)); len(groups) > 0 {
+		return fault.New(fault.Internal, "the environment cannot be placed: %s", ev.FailedTGAllocs[groups[0]])
 	}
 	if ev.Status != "complete" {
 		return fault.New(fault.Internal, "the environment cannot be placed: the evaluation is %s", ev.Status)

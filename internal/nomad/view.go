@@ -3,9 +3,12 @@ package nomad
 import (
 	"cmp"
 	"context"
+	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/hashicorp/nomad/api"
@@ -137,7 +140,29 @@ func outOfMemory(task *api.TaskState) bool {
 // evaluation is what is read of one.
 type evaluation struct {
 	ID, Status, StatusDescription string
-	FailedTGAllocs                map[string]any
+	FailedTGAllocs                map[string]*refusal
+}
+
+// refusal is why a group could not be placed: counts by reason.
+type refusal struct {
+	NodesEvaluated, NodesFiltered, NodesExhausted int
+	ConstraintFiltered, DimensionExhausted        map[string]int
+}
+
+func (r *refusal) String() string {
+	if r == nil || r.NodesEvaluated == 0 {
+		return "there is no node for it"
+	}
+	var why []string
+	for _, reasons := range []map[string]int{r.ConstraintFiltered, r.DimensionExhausted} {
+		for _, reason := range slices.Sorted(maps.Keys(reasons)) {
+			why = append(why, fmt.Sprintf("%s (on %d of %d nodes)", reason, reasons[reason], r.NodesEvaluated))
+		}
+	}
+	if len(why) == 0 {
+		return "no node has room for it or fits it"
+	}
+	return strings.Join(why, ", ")
 }
 
 // evalWaits hands the end of evaluations to whoever waits for it. An end may be told before the wait for it begins.

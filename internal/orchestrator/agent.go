@@ -56,6 +56,9 @@ type Agent struct {
 // sentence that names what is missing and what to do.
 func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	a := &Agent{log: cfg.Log}
+	if cfg.DataDir, err = filepath.Abs(cfg.DataDir); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close())

@@ -165,6 +165,9 @@ func (a *Agent) stopAll(life context.Context) error {
 	if a.cfg.OnStop == Remove {
 		errs = append(errs, a.removeAll(life, runners))
 	}
+	if a.cfg.OnStop == Keep && len(runners) > 0 {
+		a.log.WithField("allocations", len(runners)).Info("allocations keep running and are taken back by the next start")
+	}
 	a.letGo(errLetGo)
 	a.allocs.Wait()
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(life), removeTimeout)

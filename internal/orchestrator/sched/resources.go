@@ -100,6 +100,9 @@ func allocate(n *model.Node, used *Usage, g *model.TaskGroup, oversubscribe bool
 		if oversubscribe {
 			at.MemoryMaxMB = t.Resources.MemoryMaxMB
 		}
+		if at.MemoryMaxMB > n.Resources.MemoryMB { // a limit that the machine would not live to see
+			return r, "memory limit above the node's memory"
+		}
 		for i := range t.Resources.Devices {
 			d, why := pickDevices(n, used, taken, &t.Resources.Devices[i])
 			if why != "" {

@@ -294,6 +294,44 @@ func TestWhyThereIsNoPlace(t *testing.T) {
 	}
 }
 
+func TestWhatANodeCannotOfferIsNamed(t *testing.T) {
+	for name, c := range map[string]struct {
+		change   func(*model.Job, *model.Node)
+		filtered string
+		full     string
+	}{
+		"a network it has not": {func(j *model.Job, _ *model.Node) {
+			j.TaskGroups[0].Networks = []model.Network{{Mode: "bridge"}}
+		}, `missing network "bridge"`, ""},
+		"a network it has": {func(j *model.Job, n *model.Node) {
+			j.TaskGroups[0].Networks = []model.Network{{Mode: "bridge"}}
+			n.Attributes["network.bridge"] = "1"
+		}, "", ""},
+		"an image its driver does not list": {func(j *model.Job, n *model.Node) {
+			j.TaskGroups[0].Tasks[0].Config = map[string]any{"image": "python:3"}
+			n.Drivers["mock"] = model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"images": "host,other"}}
+		}, `driver mock offers no image "python:3"`, ""},
+		"an image its driver lists": {func(j *model.Job, n *model.Node) {
+			j.TaskGroups[0].Tasks[0].Config = map[string]any{"image": "other"}
+			n.Drivers["mock"] = model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"images": "host,other"}}
+		}, "", ""},
+		"a limit above its memory": {func(j *model.Job, _ *model.Node) {
+			j.TaskGroups[0].Tasks[0].Resources.MemoryMaxMB = 1001
+		}, "", "memory limit above the node's memory"},
+	} {
+		w := &world{job: job(1), nodes: []*model.Node{node("n1", 1000, 1000)}, opts: sched.Options{Oversubscribe: true}}
+		c.change(w.job, w.nodes[0])
+		m := w.schedule(0).Failed["g"]
+		if placed := c.filtered+c.full == ""; placed != (m == nil) {
+			t.Errorf("%s: %+v", name, m)
+			continue
+		}
+		if m != nil && (m.ConstraintFiltered[c.filtered]+m.DimensionExhausted[c.full] != 1) {
+			t.Errorf("%s: %+v", name, m)
+		}
+	}
+}
+
 func perNode(w *world) map[string]int {
 	m := map[string]int{}
 	for _, a := range w.living() {

@@ -41,7 +41,7 @@ var keys = map[string]func(c *config, v any) error{
 	},
 	"network_mode": func(_ *config, v any) error {
 		if v != "none" {
-			return fmt.Errorf("%v is not offered, only \"none\": sandboxes have no network", v)
+			return fmt.Errorf("%q is not offered, only \"none\": sandboxes have no network", v)
 		}
 		return nil
 	},

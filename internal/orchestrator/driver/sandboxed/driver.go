@@ -65,9 +65,13 @@ func New(cfg Config, names ...string) []driver.Driver {
 // Name is what a job's task says in its driver field.
 func (d *Driver) Name() string { return d.name }
 
-// Fingerprint tells the fences of the sandbox as attributes.
+// Fingerprint tells the fences of the sandbox and the images it can provide as attributes, so that a job that asks for another image is refused where
+// it is placed and not where it starts.
 func (d *Driver) Fingerprint(context.Context) model.DriverInfo {
 	info := model.DriverInfo{Detected: true, Healthy: true, HealthDescription: "Healthy", Attributes: map[string]string{}}
+	if names := d.core.cfg.Images.Names(); names != nil {
+		info.Attributes["images"] = strings.Join(names, ",")
+	}
 	var missing []string
 	for _, f := range d.core.cfg.Runtime.Fences() {
 		info.Attributes["sandbox.fence."+f.Name] = fmt.Sprint(f.InForce)

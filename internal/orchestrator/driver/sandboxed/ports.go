@@ -42,4 +42,6 @@ type Execution interface {
 // Images turns an image reference into a root file system.
 type Images interface {
 	Resolve(ctx context.Context, ref string) (sandbox.Root, error)
+	// Names are the references that Resolve knows; nil = any.
+	Names() []string
 }

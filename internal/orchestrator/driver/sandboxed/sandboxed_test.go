@@ -65,6 +65,8 @@ func (r *fakeRuntime) Fences() []sandbox.Fence {
 	return []sandbox.Fence{{Name: "seccomp", InForce: true}, {Name: "network", InForce: false}}
 }
 
+func (r *fakeRuntime) Names() []string { return nil }
+
 func (r *fakeRuntime) Resolve(_ context.Context, ref string) (sandbox.Root, error) {
 	if ref == "solaris" {
 		return sandbox.Root{}, image.ErrUnsupported
