@@ -214,11 +214,11 @@ func (s *Sandbox) launch(files []*os.File) error {
 	return s.setPidfd(pidfd)
 }
 
-// abandon ends a supervisor that did not get as far as an answer, and reaps it.
+// abandon ends a supervisor that did not get as far as an answer, and reaps it. It is waited for by its number, which an unreaped child keeps:
+// with a descriptor that does not block, waitid would not wait either.
 func (s *Sandbox) abandon() {
-	fd := s.pidfdNumber()
-	_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-	for errors.Is(unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED, nil), unix.EINTR) {
+	_ = unix.PidfdSendSignal(s.pidfdNumber(), unix.SIGKILL, nil, 0)
+	for errors.Is(unix.Waitid(unix.P_PID, s.pid, nil, unix.WEXITED, nil), unix.EINTR) {
 	}
 }
 
