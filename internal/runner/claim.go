@@ -42,7 +42,7 @@ func (m *Manager) Claim(ctx context.Context, id environment.ID, timeout time.Dur
 	}
 }
 
-// take picks an idle runner, and waits for one that is starting.
+// take picks an idle runner, and waits for one that is starting, or that the pool lacks and is about to start.
 func (m *Manager) take(ctx context.Context, id environment.ID, deadline time.Time) (Seen, error) {
 	for {
 		now := time.Now()
@@ -58,7 +58,7 @@ func (m *Manager) take(ctx context.Context, id environment.ID, deadline time.Tim
 			// The replacement is asked for once the claim is through: it would only compete with it.
 			return seen, nil
 		}
-		if wait := deadline.Sub(now); wait > 0 && stats.Starting > 0 {
+		if wait := deadline.Sub(now); wait > 0 && stats.Starting+stats.Size > 0 {
 			t := time.NewTimer(wait)
 			select {
 			case <-arrived:

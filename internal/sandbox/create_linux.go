@@ -214,18 +214,11 @@ func (s *Sandbox) launch(files []*os.File) error {
 	return s.setPidfd(pidfd)
 }
 
-// abandon ends a supervisor that did not get as far as an answer, and reaps it.
+// abandon ends a supervisor that did not get as far as an answer, and reaps it. It is waited for by its number, which an unreaped child keeps:
+// with a descriptor that does not block, waitid would not wait either.
 func (s *Sandbox) abandon() {
-	fd := s.pidfdNumber()
-	_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-	for {
-		switch err := unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED, nil); {
-		case errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EAGAIN): // the descriptor does not wait (PIDFD_NONBLOCK), so poll does
-			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
-		default:
-			return
-		}
+	_ = unix.PidfdSendSignal(s.pidfdNumber(), unix.SIGKILL, nil, 0)
+	for errors.Is(unix.Waitid(unix.P_PID, s.pid, nil, unix.WEXITED, nil), unix.EINTR) {
 	}
 }
 

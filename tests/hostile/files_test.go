@@ -187,6 +187,6 @@ func deletions(ctx context.Context, a *arena, runner string) error {
 			return fmt.Errorf("%s: %w", p, err)
 		}
 	}
-	_, err := a.sh(ctx, runner, "test -c /dev/null && test -x /usr/bin/env")
+	_, err := a.sh(ctx, runner, "test -c /dev/null && test -d /proc/self")
 	return err
 }

@@ -112,11 +112,14 @@ func (t *Tx) removeAlloc(a *model.Allocation) {
 	t.put(tableTombstones, &Tombstone{NodeID: a.NodeID, AllocID: a.ID, Index: t.index, Time: t.now})
 }
 
-// ReportAlloc takes what a node says about one of its allocations. A report about one that is gone confirms its end, and an
-// old report never brings a finished one back.
+// ReportAlloc takes what a node says about one of its allocations. That one which is gone has ended confirms that the node knows; that it
+// runs was said before the node knew, and the node must still learn it. An old report never brings a finished one back.
 func (t *Tx) ReportAlloc(nodeID string, u *model.AllocUpdate) {
 	a := t.Alloc(nil, u.ID)
 	if a == nil {
+		if u.ClientStatus != model.ClientComplete && u.ClientStatus != model.ClientFailed {
+			return
+		}
 		if d := first[Tombstone](&t.Snapshot, nil, tableTombstones, u.ID); d != nil && d.NodeID == nodeID {
 			t.delete(tableTombstones, d)
 		}
