@@ -92,7 +92,12 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	}, envs, runners, engine, cluster, ready, g.log)
 
 	return lifecycle.Run(ctx, append(services,
-		lifecycle.Service{Name: "runners", Run: runners.Run, Grace: stopTime},
+		lifecycle.Service{Name: "runners", Grace: stopTime, Run: func(ctx context.Context) error {
+			if !g.clusterReady(ctx) {
+				return nil
+			}
+			return runners.Run(ctx)
+		}},
 		lifecycle.Service{Name: "executions", Grace: stopTime, Run: func(ctx context.Context) error {
 			<-ctx.Done()
 			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
@@ -134,14 +139,23 @@ func (g *Gateway) clusterOptions(address, token string) nomad.Options {
 	return o
 }
 
+// clusterReady waits until an embedded orchestrator can answer. Of any other cluster only asking tells.
+func (g *Gateway) clusterReady(ctx context.Context) bool {
+	if g.embedded == nil {
+		return true
+	}
+	select {
+	case <-g.embedded.Ready():
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // recover fills the catalogue, waits for the first listing of the runners, and lets requests in.
 func (g *Gateway) recover(ctx context.Context, envs *environment.Service, runners *runner.Manager, ready chan<- struct{}) error {
-	if g.embedded != nil {
-		select {
-		case <-g.embedded.Ready():
-		case <-ctx.Done():
-			return nil
-		}
+	if !g.clusterReady(ctx) {
+		return nil
 	}
 	for {
 		callCtx, cancel := context.WithTimeout(ctx, 30*time.Second)

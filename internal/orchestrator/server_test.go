@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -428,5 +429,23 @@ func TestTheSchedulerConfigurationIsSetByCompareAndSet(t *testing.T) {
 	}
 	if s, _, err := c.api.Operator().SchedulerCASConfiguration(conf, nil); err != nil || s.Updated {
 		t.Errorf("a second one with the same index: %+v, %v", s, err)
+	}
+}
+
+func TestBeforeItLeadsAServerAnswersOnlyWhatMayBeStale(t *testing.T) {
+	s, err := orchestrator.NewServer(orchestrator.ServerConfig{Name: "one"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]int{
+		"/v1/jobs": 500, "/v1/allocations": 500, "/v1/event/stream": 500, "/v1/job/x": 500, "/v1/jobs?stale": 200, "/v1/agent/self": 200, "/v1/regions": 200,
+	} {
+		w := httptest.NewRecorder()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel() // a stream that should have been refused ends at once
+		s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, path, nil))
+		if w.Code != want || (want == 500 && w.Body.String() != "No cluster leader") {
+			t.Errorf("%s: got %d %s", path, w.Code, w.Body)
+		}
 	}
 }

@@ -75,3 +75,36 @@ func TestRestart(t *testing.T) {
 		})
 	}
 }
+
+// A restart replays the log, and what is asked meanwhile must not be answered from a part of it. Several restarts, because it is a race.
+func TestAClaimedRunnerIsKnownFromTheFirstAnswerOn(t *testing.T) {
+	needRoot(t)
+	ctx, log := bounded(t), &logBuffer{}
+	o := service.Options{Binary: filepath.Join(binaries, "gateway"), Dir: t.TempDir(), Token: token, Keep: true, Log: log}
+	s, err := service.Start(ctx, o)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	provision(ctx, t, s, 10, 1, 64)
+	const restarts = 6
+	for i := range restarts {
+		r := claim(ctx, t, s, 10)
+		if err := s.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		o.Keep = i < restarts-1 // the last one tidies up
+		if s, err = service.Start(ctx, o); err != nil {
+			t.Fatalf("%v\n%s", err, log)
+		}
+		if _, err := s.List(ctx, r, "./", true); err != nil {
+			t.Errorf("restart %d: the claimed runner answers %v", i+1, err)
+		}
+		if err := s.Release(ctx, r); err != nil {
+			t.Error(err)
+		}
+		waitStatistics(ctx, t, s, 10, func(st platform.Statistics) bool { return st.IdleRunners == 1 && st.UsedRunners == 0 })
+	}
+	if err := s.Stop(); err != nil {
+		t.Error(err)
+	}
+}

@@ -72,8 +72,7 @@ func New(cfg Config) *API {
 	a := &API{cfg: cfg, store: cfg.Store}
 	a.closing, a.close = context.WithCancel(context.Background())
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
-		Auth: auth.Func(a.authenticate), Error: a.writeError, CompressAbove: 1024, Log: cfg.Logger,
-		Lookup: func(r *http.Request, _ endpoint.Route) (context.Context, error) { return r.Context(), nil },
+		Auth: auth.Func(a.authenticate), Error: a.writeError, CompressAbove: 1024, Log: cfg.Logger, Lookup: a.settled,
 	})
 	a.server.SetFallbacks(http.HandlerFunc(a.notFound), http.HandlerFunc(a.wrongMethod))
 	return a
@@ -89,6 +88,16 @@ func (a *API) Run(ctx context.Context) error {
 	<-ctx.Done()
 	a.close()
 	return a.conns.wait(context.WithoutCancel(ctx))
+}
+
+// settled refuses what would be decided on a state that is behind. After a start the log is applied anew: until then what exists looks as if it did
+// not, and a client that believed it would give up what it has. As in Nomad a client may ask for a stale answer.
+func (a *API) settled(r *http.Request, route endpoint.Route) (context.Context, error) {
+	aboutServer := route.Policy.Scope == auth.Public || route.Policy.Scope == auth.AgentRead
+	if aboutServer || a.cfg.Leader.Leading() || r.URL.Query().Has("stale") {
+		return r.Context(), nil
+	}
+	return nil, fault.New(fault.Unavailable, "No cluster leader")
 }
 
 // authenticate knows one token, and nodes by their secret.
