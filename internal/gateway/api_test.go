@@ -322,3 +322,12 @@ func TestATakenAddressIsSaidWithWhatToDo(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestAMissingCertificateIsNamedAtStart(t *testing.T) {
+	cfg := config.Default()
+	cfg.Nomad.Address, cfg.Server.Port = "127.0.0.1", 0
+	cfg.Server.TLS.Active, cfg.Server.TLS.CertFile, cfg.Server.TLS.KeyFile = true, "/does/not/exist", "/does/not/exist"
+	if _, err := gateway.New(cfg, nil, logging.Discard()); err == nil || !strings.Contains(err.Error(), "server.tls.certfile") {
+		t.Errorf("got %v", err)
+	}
+}
