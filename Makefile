@@ -16,9 +16,9 @@ help: ## list the targets
 build: ## build bin/gateway and bin/orchestrator
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/gateway ./cmd/orchestrator
 
-demo: build ## start everything and run real programs through it (root; ONCE=1 stops by itself)
+demo: build ## start everything and run real programs through it (root; ONCE=1 stops by itself, PORT=7201 listens there)
 	$(GO) build -o $(BIN)/demo ./tests/demo
-	$(BIN)/demo -gateway $(BIN)/gateway $(if $(ONCE),-once)
+	$(BIN)/demo -gateway $(BIN)/gateway $(if $(ONCE),-once) $(if $(PORT),-port $(PORT))
 
 test: check unit e2e vm ## the whole test suite, also what needs root
 

@@ -70,8 +70,12 @@ func (a *API) execute(ctx context.Context, _ auth.Identity, r executeRequest) (d
 		return dto.Execution{}, err
 	}
 	run := runnerOf(ctx)
+	id, err := run.Executions.Put(req)
+	if err != nil {
+		return dto.Execution{}, err
+	}
 	host, _ := ctx.Value(hostKey{}).(string)
-	return dto.Execution{WebSocketURL: a.webSocketURL(host, run.ID, run.Executions.Put(req))}, nil
+	return dto.Execution{WebSocketURL: a.webSocketURL(host, run.ID, id)}, nil
 }
 
 type websocketRequest struct {

@@ -103,7 +103,7 @@ func (s *Server) pipeline(route Route) http.Handler {
 		r = r.WithContext(logging.With(r.Context(), log))
 		err := s.guarded(rec, r, route)
 		if err != nil {
-			if fault.KindOf(err) == fault.Internal {
+			if fault.KindOf(err) == fault.Internal && !refusal(err) {
 				log.WithFields(logging.Fields{"route": route.Name, "error": err.Error()}).Error("request failed")
 			} else {
 				log.WithFields(logging.Fields{"route": route.Name, "error": err.Error()}).Debug("request refused")
@@ -124,6 +124,12 @@ func (s *Server) pipeline(route Route) http.Handler {
 			})
 		}
 	})
+}
+
+// refusal reports whether an error chose a status code that blames the request.
+func refusal(err error) bool {
+	var v Statuser
+	return errors.As(err, &v) && v.HTTPStatus() < http.StatusInternalServerError
 }
 
 func (s *Server) guarded(w *recorder, r *http.Request, route Route) (err error) {

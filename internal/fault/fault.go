@@ -61,7 +61,7 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	if e.Cause == nil || e.Cause.Error() == e.Public {
+	if e.Cause == nil || e.Cause.Error() == e.Public { // a cause whose own text is public needs no second mention
 		return e.Public
 	}
 	return e.Public + ": " + e.Cause.Error()

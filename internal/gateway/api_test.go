@@ -1,12 +1,16 @@
 package gateway_test
 
 import (
+	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 
 	"rockpool/internal/config"
+	"rockpool/internal/gateway"
+	"rockpool/internal/logging"
 	"rockpool/internal/nomad/nomadtest"
 )
 
@@ -299,4 +303,31 @@ func TestMappedPorts(t *testing.T) {
 	h.pool("10", 1, 0)
 	h.want("POST", "/runners", `{"executionEnvironmentId":10}`, 200,
 		`"mappedPorts":[{"exposedPort":80,"hostAddress":"10.0.0.1:20000"},{"exposedPort":443,"hostAddress":"10.0.0.1:20001"}]`)
+}
+
+func TestATakenAddressIsSaidWithWhatToDo(t *testing.T) {
+	h := start(t, nomadtest.New(t))
+	cfg := config.Default()
+	cfg.Nomad.Address = h.cluster.URL
+	_, port, err := net.SplitHostPort(strings.TrimSuffix(strings.TrimPrefix(h.url, "http://"), "/api/v1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Server.Port = uint16(n)
+	if _, err := gateway.New(cfg, nil, logging.Discard()); err == nil || !strings.Contains(err.Error(), "set another port") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAMissingCertificateIsNamedAtStart(t *testing.T) {
+	cfg := config.Default()
+	cfg.Nomad.Address, cfg.Server.Port = "127.0.0.1", 0
+	cfg.Server.TLS.Active, cfg.Server.TLS.CertFile, cfg.Server.TLS.KeyFile = true, "/does/not/exist", "/does/not/exist"
+	if _, err := gateway.New(cfg, nil, logging.Discard()); err == nil || !strings.Contains(err.Error(), "server.tls.certfile") {
+		t.Errorf("got %v", err)
+	}
 }

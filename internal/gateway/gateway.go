@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -45,6 +46,12 @@ func New(cfg config.Config, embedded Embedded, log logging.Logger) (*Gateway, er
 			return nil, fmt.Errorf("server.templatejobfile: %w", err)
 		}
 		g.template = string(data)
+	}
+	if t := cfg.Server.TLS; t.Active {
+		// Here rather than once the service has said that it listens.
+		if _, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile); err != nil {
+			return nil, fmt.Errorf("server.tls.certfile, server.tls.keyfile: %w", err)
+		}
 	}
 	var err error
 	g.listen, err = listeners(cfg.Server)

@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -50,6 +51,9 @@ func Version() string {
 func listeners(s config.Server) ([]net.Listener, error) {
 	if !s.SystemdSocketActivation {
 		l, err := net.Listen("tcp", net.JoinHostPort(strings.Trim(s.Address, "[]"), strconv.Itoa(int(s.Port))))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return nil, fmt.Errorf("server.address, server.port: %w: end what listens there, or set another port (ROCKPOOL_SERVER_PORT)", err)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("server.address: %w", err)
 		}
@@ -90,10 +94,14 @@ func (g *Gateway) serve(ctx context.Context, routes *api.API) error {
 	group, serveCtx := errgroup.WithContext(ctx)
 	for _, l := range g.listen {
 		group.Go(func() error {
+			serve := func() error { return server.Serve(l) }
 			if t := g.cfg.Server.TLS; t.Active {
-				return server.ServeTLS(l, t.CertFile, t.KeyFile)
+				serve = func() error { return server.ServeTLS(l, t.CertFile, t.KeyFile) }
 			}
-			return server.Serve(l)
+			if err := serve(); !errors.Is(err, http.ErrServerClosed) { // which is how an orderly stop begins, not how it went
+				return err
+			}
+			return nil
 		})
 	}
 	g.log.WithField("address", g.Addr().String()).Info("listening")
@@ -110,10 +118,7 @@ func (g *Gateway) serve(ctx context.Context, routes *api.API) error {
 		routes.Wait()
 		return nil
 	})
-	if err := group.Wait(); err != nil && !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+	return group.Wait()
 }
 
 // watchdog tells systemd that the API answers, whatever it says.

@@ -213,5 +213,5 @@ func ofStatus(status int, text, what string) error {
 	case status == http.StatusTooManyRequests, status >= http.StatusBadGateway, strings.Contains(text, "No cluster leader"):
 		return fault.Wrap(fault.Unavailable, cause, "the cluster cannot be reached")
 	}
-	return fault.Wrap(fault.Internal, cause, "the cluster refused the request")
+	return fault.Wrap(fault.Internal, cause, "the cluster refused the request: %.500s", strings.TrimSpace(text))
 }

@@ -21,7 +21,7 @@ func main() {
 	once := flag.Bool("once", false, "stop by itself after the transcript")
 	port := flag.Int("port", 7200, "where the gateway listens; 0 = any free port")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	if err := run(ctx, *binary, *port, *once); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
@@ -52,6 +52,9 @@ func run(ctx context.Context, binary string, port int, once bool) (err error) {
 	fmt.Println("Rockpool demo: one process, no Docker, no Nomad, no registry, no internet.")
 	start := time.Now()
 	s, err := service.Start(ctx, service.Options{Binary: binary, Dir: filepath.Join(dir, "data"), Port: port, Log: log})
+	if ctx.Err() != nil && err != nil {
+		return errInterrupted
+	}
 	if err != nil {
 		text, _ := os.ReadFile(log.Name())
 		return fmt.Errorf("%w\nThe gateway's log:\n%s", err, text)
@@ -71,12 +74,14 @@ func run(ctx context.Context, binary string, port int, once bool) (err error) {
 			failed = errors.New("the gateway ended by itself")
 		}
 	}
-	if failed != nil {
+	if failed != nil && !errors.Is(failed, errInterrupted) {
 		text, _ := os.ReadFile(log.Name())
 		fmt.Fprintf(os.Stderr, "\nThe gateway's log:\n%s\n", tail(text, 4000))
 	}
 	return errors.Join(failed, stopped(s, before))
 }
+
+var errInterrupted = errors.New("interrupted before every step was shown")
 
 // stopped ends the service and compares the machine with what it was before.
 func stopped(s *service.Service, before service.Baseline) error {

@@ -53,6 +53,10 @@ func transcript(ctx context.Context, s *service.Service) error {
 		proof, err := st.do(sctx, d)
 		took := round(time.Since(start))
 		cancel()
+		if err != nil && ctx.Err() != nil {
+			fmt.Printf("    interrupted after %s\n\n", took)
+			return errors.Join(append(failed, errInterrupted)...)
+		}
 		if err != nil {
 			fmt.Printf("    FAILED after %s: %v\n", took, err)
 			failed = append(failed, fmt.Errorf("step %d: %w", i+1, err))
@@ -204,8 +208,11 @@ func outOfMemory(ctx context.Context, d *demo) (string, error) {
 	if o.Final.Type != "exit" || o.Final.Code != 137 {
 		return "", fmt.Errorf("the end was %+v, stderr %q", o.Final, o.Stderr)
 	}
-	if o, err = d.Run(ctx, d.runner, platform.Execution{Command: "echo still here", TimeLimit: 5}); err != nil || !strings.Contains(o.Stdout, "still here") {
-		return "", fmt.Errorf("the runner afterwards: %+v, %w", o.Final, err)
+	if o, err = d.Run(ctx, d.runner, platform.Execution{Command: "echo still here", TimeLimit: 5}); err != nil {
+		return "", err
+	}
+	if !strings.Contains(o.Stdout, "still here") {
+		return "", fmt.Errorf("the runner afterwards: %+v", o.Final)
 	}
 	return "the kernel ended that one program (exit 137), the runner went on", nil
 }
@@ -240,8 +247,11 @@ func release(ctx context.Context, d *demo) (string, error) {
 		return "", err
 	}
 	status, _, err := d.Do(ctx, "GET", "/runners/"+d.runner+"/files", nil)
-	if err != nil || status != 410 {
-		return "", fmt.Errorf("the old id answers %d, %w", status, err)
+	if err != nil {
+		return "", err
+	}
+	if status != 410 {
+		return "", fmt.Errorf("the old id answers %d", status)
 	}
 	if err := d.waitIdle(ctx, poolSize); err != nil {
 		return "", err

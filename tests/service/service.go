@@ -110,8 +110,10 @@ func Start(ctx context.Context, o Options) (*Service, error) {
 				return nil, fmt.Errorf("the gateway ended before it listened: %w", errors.Join(s.err, errEnded))
 			default:
 			}
-			_ = s.Kill()
-			return nil, fmt.Errorf("the gateway did not say that it listens: %w", err)
+			if cause := context.Cause(ctx); cause != nil {
+				err = cause
+			}
+			return nil, errors.Join(fmt.Errorf("the gateway did not say that it listens: %w", err), s.Stop()) // in order, for what it has begun
 		}
 		if strings.Contains(string(buf[:n]), "READY=1") {
 			return s, nil

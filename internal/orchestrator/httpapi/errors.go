@@ -19,6 +19,8 @@ type coded struct {
 
 func (e *coded) Error() string { return e.text }
 
+func (e *coded) HTTPStatus() int { return e.status }
+
 func answer(status int, format string, args ...any) error {
 	return &coded{status, fmt.Sprintf(format, args...)}
 }

@@ -31,27 +31,52 @@ func (r Request) Validate() error {
 	return nil
 }
 
+// What may wait in one Store. They live as long as their runner, and nothing else ends them.
+const (
+	maxWaiting      = 1024
+	maxWaitingBytes = 16 << 20
+)
+
 // Store keeps requests until they are taken. The zero value is ready for use.
 type Store struct {
 	mu      sync.Mutex
 	waiting map[string]Request
+	bytes   int
+}
+
+func (r Request) bytes() int {
+	n := len(r.Command)
+	for k, v := range r.Env {
+		n += len(k) + len(v)
+	}
+	return n
 }
 
 // Put keeps a request under a fresh id.
-func (s *Store) Put(r Request) string {
+func (s *Store) Put(r Request) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.waiting) >= maxWaiting || s.bytes+r.bytes() > maxWaitingBytes {
+		return "", fault.New(fault.Invalid, "%d executions of this runner were never begun: connect to their WebSockets, or take another runner", len(s.waiting))
+	}
 	id := ident.New()
-	s.Restore(id, r)
-	return id
+	s.keep(id, r)
+	return id, nil
 }
 
 // Restore puts a request back that was taken but not begun.
 func (s *Store) Restore(id string, r Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.keep(id, r)
+}
+
+func (s *Store) keep(id string, r Request) {
 	if s.waiting == nil {
 		s.waiting = map[string]Request{}
 	}
 	s.waiting[id] = r
+	s.bytes += r.bytes()
 }
 
 // Take consumes a request: only the first caller gets it.
@@ -60,5 +85,6 @@ func (s *Store) Take(id string) (Request, bool) {
 	defer s.mu.Unlock()
 	r, ok := s.waiting[id]
 	delete(s.waiting, id)
+	s.bytes -= r.bytes()
 	return r, ok
 }

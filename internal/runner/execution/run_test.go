@@ -171,7 +171,10 @@ func TestNoOutputAfterTheVerdict(t *testing.T) {
 
 func TestARequestIsTakenOnce(t *testing.T) {
 	var s execution.Store
-	id := s.Put(execution.Request{Command: "a"})
+	id, err := s.Put(execution.Request{Command: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if r, ok := s.Take(id); !ok || r.Command != "a" {
 		t.Error("it was not kept")
 	}

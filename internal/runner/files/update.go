@@ -63,7 +63,7 @@ func Read(body io.Reader, modified time.Time) (u *Update, err error) {
 		if errors.Is(err, io.EOF) {
 			err = errors.New("EOF")
 		}
-		return u, fault.New(fault.Invalid, "%s", err.Error())
+		return u, fault.Wrap(fault.Invalid, err, "%s", err.Error())
 	}
 	_, _ = io.Copy(io.Discard, body) // what follows the first value is ignored
 	return u, tw.Close()
