@@ -23,7 +23,7 @@ demo: build ## start everything and run real programs through it (root; ONCE=1 s
 test: check unit e2e vm ## the whole test suite, also what needs root
 
 unit: ## unit tests with the race detector
-	$(GO) test -race -timeout 8m ./cmd/... ./internal/... ./pkg/...
+	$(GO) test -race -timeout 4m ./cmd/... ./internal/... ./pkg/...
 
 e2e: ## end-to-end tests against the real binary (root)
 	$(GO) test -timeout 8m -count 1 ./tests/e2e ./tests/hostile
