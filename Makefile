@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.1
 PACKAGES    := ./cmd/... ./internal/... ./pkg/... ./tests/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e check lint cross bench fmt clean
+.PHONY: help build demo test unit e2e hostile check lint cross bench fmt clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +25,12 @@ test: check unit e2e ## the whole test suite, also what needs root
 unit: ## unit tests with the race detector
 	$(GO) test -race -timeout 8m ./cmd/... ./internal/... ./pkg/...
 
+# One package at a time: they look at processes and control groups of the whole machine.
 e2e: ## end-to-end tests against the real binary (root)
-	$(GO) test -timeout 8m -count 1 ./tests/...
+	$(GO) test -timeout 8m -count 1 -p 1 ./tests/...
+
+hostile: ## attack a live service and print what held (root; HOSTILE="A1 B4" runs some cases)
+	$(GO) test -timeout 8m -count 1 -v ./tests/hostile
 
 check: lint cross ## formatting, vet, static checks, cross-builds
 
