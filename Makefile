@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.1
 PACKAGES    := ./cmd/... ./internal/... ./pkg/... ./tests/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e vm check lint cross bench fmt clean
+.PHONY: help build demo test unit e2e hostile vm check lint cross bench fmt clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +25,12 @@ test: check unit e2e vm ## the whole test suite, also what needs root
 unit: ## unit tests with the race detector
 	$(GO) test -race -timeout 4m ./cmd/... ./internal/... ./pkg/...
 
+# One package at a time: they look at processes and control groups of the whole machine.
 e2e: ## end-to-end tests against the real binary (root)
-	$(GO) test -timeout 8m -count 1 ./tests/e2e ./tests/hostile
+	$(GO) test -timeout 5m -count 1 -p 1 ./tests/e2e ./tests/hostile
+
+hostile: ## attack a live service and print what held (root; HOSTILE="A1 B4" runs some cases)
+	$(GO) test -timeout 5m -count 1 -v ./tests/hostile
 
 vm: export ROCKPOOL_VM_KERNEL ?= $(CURDIR)/.cache/kernel
 vm: ## the sandbox's tests on control groups v2, in an emulated machine (needs qemu and a kernel, says so when it skips)

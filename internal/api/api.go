@@ -103,7 +103,9 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer a.requests.Done()
 	rc := http.NewResponseController(w)
 	if r.ContentLength != 0 {
-		_ = rc.SetReadDeadline(time.Now().Add(bodyTime + time.Duration(max(r.ContentLength, 0)>>20)*bodyPerMiB))
+		// What a client says of the size must not buy it more time than the largest body would need.
+		size := min(max(r.ContentLength, 0), filesBody)
+		_ = rc.SetReadDeadline(time.Now().Add(bodyTime + time.Duration(size>>20)*bodyPerMiB))
 		r.Body = &timedBody{ReadCloser: r.Body, rc: rc}
 	}
 	a.server.ServeHTTP(w, r)

@@ -112,8 +112,17 @@ func (p put) HTTPStatus() int {
 	return http.StatusNoContent
 }
 
+// maxPoolSize bounds what one request can have the gateway keep track of; it is more than a cluster holds.
+const maxPoolSize = 10_000
+
 func (a *API) putEnvironment(ctx context.Context, _ auth.Identity, r putRequest) (put, error) {
 	b := r.Body
+	if b.PrewarmingPoolSize > maxPoolSize {
+		return put{}, fault.New(fault.Invalid, "prewarmingPoolSize must be at most %d", maxPoolSize)
+	}
+	if strings.Contains(b.Image, "..") || strings.Contains(b.Image, "://") {
+		return put{}, fault.New(fault.Invalid, "image %q is not a reference of an image", b.Image)
+	}
 	created, err := a.envs.Put(ctx, environment.Environment{
 		ID: environment.ID(r.ID), PoolSize: b.PrewarmingPoolSize, CPULimit: b.CPULimit, MemoryLimit: b.MemoryLimit,
 		Image: b.Image, NetworkAccess: b.NetworkAccess, ExposedPorts: b.ExposedPorts,

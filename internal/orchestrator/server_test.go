@@ -162,11 +162,16 @@ func TestAfterARestartEverythingIsThere(t *testing.T) {
 func TestWorkWaitsForRoomAndSaysWhy(t *testing.T) {
 	c := start(t, orchestrator.ServerConfig{})
 	small := newModelNode()
-	small.Resources.MemoryMB = 50
+	small.Resources.MemoryMB = 520
 	c.join(small)
-	c.register(job("10-a"))
+	half := func(id string) *api.Job {
+		j := job(id)
+		j.TaskGroups[0].Tasks[0].Resources.MemoryMB = new(300)
+		return j
+	}
+	c.register(half("10-a"))
 	c.running("10-a", 1)
-	r := c.register(job("10-b"))
+	r := c.register(half("10-b"))
 	var blocked string
 	eventually(t, "the evaluation explains itself", func() bool {
 		e, _, err := c.api.Evaluations().Info(r.EvalID, nil)

@@ -294,7 +294,12 @@ func (m *Manager) Destroy(ctx context.Context, r *Runner, cause error) error {
 	}
 	m.mu.Lock()
 	m.pools.Removed(r.ID, time.Now())
+	late := m.used[r.ID] // made anew by the news of its claim, which came only now
+	delete(m.used, r.ID)
 	m.mu.Unlock()
+	if late != nil {
+		late.end(cause)
+	}
 	m.poke()
 	return nil
 }

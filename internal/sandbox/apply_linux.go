@@ -146,6 +146,9 @@ func (w *writer) file(ctx context.Context, target string, entry *tar.Header, con
 	if err == nil {
 		err = w.dress(fd, entry)
 	}
+	if err == nil && mountedOn(parent, path.Base(target)) {
+		err = refused(cannotOpen, unix.EBUSY)
+	}
 	if err == nil {
 		if err = unix.Renameat(parent, temporary, parent, path.Base(target)); err == nil {
 			return nil

@@ -52,9 +52,23 @@ func (w *writer) delete(ctx context.Context, name string) {
 	}
 }
 
+// mountedOn says whether something is mounted on an entry. The kernel protects only the mount points of the caller's own namespace: the node
+// could remove one of a sandbox, or rename over it, and so take away /proc, /dev or what hides files of the node.
+func mountedOn(dir int, name string) bool {
+	var s unix.Statx_t
+	err := unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &s)
+	return err == nil && s.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+}
+
+// remove takes away an entry with all that is below it; of what something is mounted on, only what is in there.
 func (r *removal) remove(dir int, name string, depth int) {
-	err := unix.Unlinkat(dir, name, 0)
-	if err == nil || errors.Is(err, unix.ENOENT) || r.ctx.Err() != nil {
+	mounted := mountedOn(dir, name)
+	if !mounted {
+		if err := unix.Unlinkat(dir, name, 0); err == nil || errors.Is(err, unix.ENOENT) {
+			return
+		}
+	}
+	if r.ctx.Err() != nil {
 		return
 	}
 	if depth >= maxDepth {
@@ -73,5 +87,7 @@ func (r *removal) remove(dir int, name string, depth int) {
 		r.remove(fd, n, depth+1)
 	}
 	_ = unix.Close(fd)
-	_ = unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+	if !mounted {
+		_ = unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -11,7 +12,19 @@ import (
 )
 
 var tenants = []attack{
+	{id: "E1", what: "processes, timers and handlers for after the release", language: "sh",
+		program: `(trap '' HUP TERM INT; while :; do sleep 0.1; done) & nohup setsid sleep 1000 >/dev/null 2>&1 & sleep 1000 & disown -a; exit 0`,
+		want:    "exit 0", then: inTheNextRunners(`for p in /proc/[0-9]*; do cat $p/comm; done 2>/dev/null | grep -c sleep || true`, "0\n")},
+	{id: "E2", what: "files for the next tenant", language: "sh", root: true, program: `
+for d in /tmp /var/tmp /dev/shm /run /run/lock /home/user /root /workspace /etc /usr/local/bin /mnt /opt; do echo planted > $d/planted; done 2>/dev/null
+echo 'export LD_PRELOAD=/tmp/planted' | tee -a /home/user/.profile /home/user/.bashrc /etc/profile /etc/environment /etc/ld.so.preload >/dev/null 2>&1
+mkdir -p /home/user/.config/pip /home/user/.git/hooks; echo planted > /home/user/.config/pip/pip.conf; sed -i 's/^root:.*/root::0:0:planted:/' /etc/passwd; true`,
+		want: "exit 0", then: inTheNextRunners(
+			`find / -xdev -name planted 2>/dev/null; grep -ls planted /etc/* /home/user/.[a-z]* /home/user/.config/pip/* 2>/dev/null; env | grep LD_PRELOAD; ls -A /workspace /dev/shm /var/tmp | grep -v :; true`, "\n*")},
+	{id: "E3", what: "the same randomness in two runners", script: randomness},
 	{id: "E4", what: "60 clients for a pool of 5", script: claimRace},
+	{id: "E5", what: "claims of an environment that is going", script: claimTheDying},
+	{id: "E6", what: "ids of other, former and no runners", script: foreignIDs},
 	{id: "E7", what: "a slow close, then the next user's runner", script: slowClose},
 }
 
@@ -51,6 +64,76 @@ func claimRace(ctx context.Context, a *arena, _ string) (err error) {
 		errs = append(errs, fmt.Errorf("only %d clients got a runner", len(owners)))
 	}
 	return errors.Join(errs...)
+}
+
+func randomness(ctx context.Context, a *arena, runner string) error {
+	const command = `head -c 16 /dev/urandom | od -An -tx1; python3 -c 'import uuid, random, sys; print(uuid.uuid4(), random.random(), hash("x"), id(object()))'; cat /proc/sys/kernel/random/uuid`
+	seen := map[string]bool{}
+	for i := range 3 {
+		if i > 0 {
+			another, err := a.Claim(ctx, attackers, 0)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = a.Release(ctx, another) }()
+			runner = another
+		}
+		out, err := a.sh(ctx, runner, command)
+		if err != nil {
+			return err
+		}
+		for _, word := range strings.Split(out, "\n") {
+			if word != "" && seen[word] {
+				return fmt.Errorf("two runners drew %q", word)
+			}
+			seen[word] = true
+		}
+	}
+	return nil
+}
+
+// claimTheDying claims while the environment is deleted. Nothing of it may be usable afterwards, or be left.
+func claimTheDying(ctx context.Context, a *arena, _ string) error {
+	const env = 13
+	if err := a.PutEnvironment(ctx, env, platform.Environment{PrewarmingPoolSize: 4, CPULimit: 10, MemoryLimit: 64, Image: "host"}); err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	ids := make([]string, 16)
+	for i := range ids {
+		wg.Go(func() { ids[i], _ = a.Claim(ctx, env, time.Minute) })
+	}
+	err := a.DeleteEnvironment(ctx, env)
+	wg.Wait()
+	for _, id := range ids {
+		if id == "" || err != nil {
+			continue
+		}
+		err = await(ctx, func() (bool, error) {
+			status, _, err := a.Do(ctx, "POST", "/runners/"+id+"/execute", `{"command":"true"}`)
+			return status == 410, err
+		})
+	}
+	return err
+}
+
+func foreignIDs(ctx context.Context, a *arena, _ string) error {
+	former, err := a.Claim(ctx, attackers, 0)
+	if err != nil {
+		return err
+	}
+	if err := a.Release(ctx, former); err != nil {
+		return err
+	}
+	for _, id := range []string{former, former + "x", "10-00000000-0000-0000-0000-000000000000", "template-10", "..%2F..%2Fexecution-environments", "%2e%2e", "10", "%00", strings.Repeat("a", 5000)} {
+		for path, method := range map[string]string{"": "DELETE", "/files": "GET", "/files/raw?path=x": "GET", "/execute": "POST", "/websocket?executionID=x": "GET"} {
+			status, body, err := a.Do(ctx, method, "/runners/"+id+path, `{"command":"id"}`)
+			if err != nil || status != 404 && status != 410 {
+				return fmt.Errorf("%s %.60s%s: status %d %.200s, %w", method, id, path, status, body, err)
+			}
+		}
+	}
+	return nil
 }
 
 // slowClose keeps a session half closed while its runner goes and others come.
