@@ -163,7 +163,7 @@ func (s *Sandbox) converse(ctx context.Context, control net.Conn, message []byte
 	stop := context.AfterFunc(ctx, func() { _ = control.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if _, err := control.Write(message); err != nil {
-		return fmt.Errorf("send the set-up: %w", err)
+		return cause(ctx, fmt.Errorf("send the set-up: %w", err))
 	}
 	answer := make([]byte, verdictSize)
 	n, err := io.ReadFull(control, answer)

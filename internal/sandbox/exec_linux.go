@@ -142,9 +142,9 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (er
 			e.connection.close()
 		}
 	}()
+	_ = status.SetDeadline(time.Now().Add(requestTimeout)) // before the next line: a context that is over must not be given time again
 	stop := context.AfterFunc(ctx, func() { _ = e.connection.SetDeadline(time.Unix(1, 0)); _ = status.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	_ = status.SetDeadline(time.Now().Add(requestTimeout))
 	numbers := make([]int, len(theirs))
 	for i, f := range theirs {
 		numbers[i] = int(f.Fd())

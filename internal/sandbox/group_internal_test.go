@@ -3,9 +3,13 @@
 package sandbox
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -112,6 +116,61 @@ func TestKillWithoutUnifiedHierarchy(t *testing.T) {
 		t.Errorf("%+v %v", u, err)
 	}
 	if err := s.Destroy(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// The group that a node was started in cannot bound its children before everything in it has moved to a leaf, what forks meanwhile too.
+func TestDelegationEmptiesTheGroup(t *testing.T) {
+	const root = "/sys/fs/cgroup"
+	if controllers, err := os.ReadFile(root + "/cgroup.controllers"); os.Geteuid() != 0 || err != nil || !strings.Contains(string(controllers), "memory") {
+		t.Skip("it needs root and control groups v2 alone")
+	}
+	if _, err := delegate(root); err != nil {
+		t.Fatal(err)
+	}
+	own := fmt.Sprintf("%s/rockpool-test-own-%d", root, os.Getpid())
+	if err := os.Mkdir(own, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g := group{[]hierarchy{{unified: true, base: own}}, ""}
+	cmd := exec.Command("bash", "-c", "echo 0 > "+own+"/cgroup.procs && echo ready && while :; do (:); done")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := g.kill(t.Context()); err != nil {
+			t.Error(err)
+		}
+		_ = cmd.Wait()
+		if err := g.remove(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}()
+	if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+		t.Fatal(err)
+	}
+	controllers, err := delegate(own)
+	if err != nil || !slices.Contains(controllers, "memory") || !slices.Contains(controllers, "pids") {
+		t.Errorf("%v %v", controllers, err)
+	}
+	enabled, _ := os.ReadFile(own + "/cgroup.subtree_control")
+	left, _ := os.ReadFile(own + "/cgroup.procs")
+	if !strings.Contains(string(enabled), "memory") || len(left) > 0 {
+		t.Errorf("enabled %q, left %q", enabled, left)
+	}
+}
+
+func TestACancelledSetUpSaysSo(t *testing.T) {
+	ours, theirs := net.Pipe() // nobody reads: the context is all that ends it
+	defer func() { _, _ = ours.Close(), theirs.Close() }()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := new(Sandbox).converse(ctx, ours, []byte("x")); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }

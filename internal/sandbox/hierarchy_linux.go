@@ -165,23 +165,35 @@ func delegate(group string) ([]string, error) {
 		}
 	}
 	err = enableControllers(group, controllers)
-	if !errors.Is(err, unix.EBUSY) {
-		return controllers, err
+	// Again, as a process may fork between being listed and being moved; its children are then born in the leaf.
+	for range 10 {
+		if !errors.Is(err, unix.EBUSY) {
+			break
+		}
+		if err := empty(group); err != nil {
+			return nil, err
+		}
+		err = enableControllers(group, controllers)
 	}
+	return controllers, err
+}
+
+// empty moves the processes of a group to a leaf below it.
+func empty(group string) error {
 	leaf := filepath.Join(group, "rockpool-node")
 	if err := os.Mkdir(leaf, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
+		return err
 	}
 	pids, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, pid := range strings.Fields(string(pids)) {
 		if err := writeFile(filepath.Join(leaf, "cgroup.procs"), pid); err != nil && !errors.Is(err, unix.ESRCH) {
-			return nil, fmt.Errorf("move process %s to a leaf group: %w", pid, err)
+			return fmt.Errorf("move process %s to a leaf group: %w", pid, err)
 		}
 	}
-	return controllers, enableControllers(group, controllers)
+	return nil
 }
 
 func enableControllers(group string, controllers []string) error {
