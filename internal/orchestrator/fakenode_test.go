@@ -29,6 +29,26 @@ type cluster struct {
 	api    *api.Client
 	token  string
 	stop   func()
+	// answered is called with each answer to a PUT, once it has been handed to the network. nil = nobody looks.
+	answered func(body []byte)
+}
+
+// flushed notes what a handler has written, and tells when it is flushed.
+type flushed struct {
+	http.ResponseWriter
+	body bytes.Buffer
+	tell func(body []byte)
+}
+
+func (f *flushed) Write(p []byte) (int, error) {
+	f.body.Write(p)
+	return f.ResponseWriter.Write(p)
+}
+
+func (f *flushed) FlushError() error {
+	err := http.NewResponseController(f.ResponseWriter).Flush()
+	f.tell(f.body.Bytes())
+	return err
 }
 
 func start(tb testing.TB, cfg orchestrator.ServerConfig) *cluster {
@@ -41,7 +61,13 @@ func start(tb testing.TB, cfg orchestrator.ServerConfig) *cluster {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	c := &cluster{tb: tb, server: s, http: httptest.NewServer(s.Handler()), token: cfg.Token}
+	c := &cluster{tb: tb, server: s, token: cfg.Token}
+	c.http = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c.answered != nil && r.Method == http.MethodPut {
+			w = &flushed{ResponseWriter: w, tell: c.answered}
+		}
+		s.Handler().ServeHTTP(w, r)
+	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
