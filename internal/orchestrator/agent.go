@@ -12,6 +12,7 @@ import (
 
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/consensus"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/node"
 )
@@ -50,6 +51,7 @@ type Agent struct {
 	server   *Server
 	node     *node.Agent
 	walls    walls
+	unlock   func() error
 }
 
 // NewAgent prepares an agent: it probes the machine and opens the listener. The error of a machine that cannot isolate programs is one
@@ -64,11 +66,15 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 			err = errors.Join(err, a.close())
 		}
 	}()
-	if a.walls, err = openWalls(cfg); err != nil {
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w: run as root, or name another one with orchestrator.datadir or --data-dir", err)
+	}
+	// Before anything else: a second process must not so much as look at the sandboxes of the first.
+	if a.unlock, err = consensus.Lock(filepath.Join(cfg.DataDir, "lock")); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
+	if a.walls, err = openWalls(cfg); err != nil {
+		return nil, err
 	}
 	if a.listener, err = net.Listen("tcp", cfg.Address); err != nil {
 		return nil, fmt.Errorf("orchestrator: %w", err)
@@ -173,6 +179,9 @@ func (a *Agent) close() error {
 	}
 	if a.walls.close != nil {
 		errs = append(errs, a.walls.close())
+	}
+	if a.unlock != nil {
+		errs = append(errs, a.unlock())
 	}
 	return errors.Join(errs...)
 }

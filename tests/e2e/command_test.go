@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/creack/pty"
+
+	"rockpool/tests/service"
 )
 
 func gatewayRun(ctx context.Context, url string, args ...string) *exec.Cmd {
@@ -176,6 +178,20 @@ func TestServeSaysWhatIsMissing(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	if exitCode(err) <= 0 || !strings.Contains(string(out), "root") {
 		t.Errorf("exit %d: %s", exitCode(err), out)
+	}
+}
+
+func TestADataDirectoryHasOneProcess(t *testing.T) {
+	dir := t.TempDir()
+	s := start(t, func(o *service.Options) { o.Dir = dir })
+	cmd := exec.CommandContext(bounded(t), filepath.Join(binaries, "gateway"), "serve", "-config", filepath.Join(dir, "none.yaml"))
+	cmd.Env = append(os.Environ(), "ROCKPOOL_SERVER_PORT=0", "ROCKPOOL_ORCHESTRATOR_DATADIR="+dir)
+	out, err := cmd.CombinedOutput()
+	if exitCode(err) <= 0 || !strings.Contains(string(out), "in use by another process") {
+		t.Errorf("exit %d: %s", exitCode(err), out)
+	}
+	if err := s.Healthy(bounded(t)); err != nil {
+		t.Errorf("the first one: %v", err)
 	}
 }
 

@@ -178,7 +178,7 @@ func (r *Raft) open() (stores, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return stores{}, fmt.Errorf("make the log directory: %w", err)
 	}
-	unlock, err := lock(filepath.Join(r.cfg.Dir, "lock"))
+	unlock, err := Lock(filepath.Join(r.cfg.Dir, "lock"))
 	if err != nil {
 		return stores{}, err
 	}
@@ -205,14 +205,14 @@ func (r *Raft) open() (stores, error) {
 	return stores{wal, wal, snaps, closeAll}, nil
 }
 
-// lock makes sure that a data directory has one server.
-func lock(path string) (unlock func() error, err error) {
+// Lock makes sure that a data directory has one process. The file stays; what holds it is the descriptor, which ends with the process.
+func Lock(path string) (unlock func() error, err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the lock of the data directory: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("the data directory is in use by another server: %s: %w", path, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("the data directory %s is in use by another process: stop that one, or give this one a directory of its own: %w", filepath.Dir(path), err), f.Close())
 	}
 	return f.Close, nil
 }
