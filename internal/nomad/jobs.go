@@ -2,6 +2,7 @@ package nomad
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -49,8 +50,14 @@ func (c *Client) CreateRunner(ctx context.Context, e environment.Environment, id
 	return resp.JobModifyIndex, nil
 }
 
-// ClaimRunner marks a runner as used by compare-and-set.
+// ClaimRunner marks a runner as used by compare-and-set. What the feed has shown of its job saves a question; if that is out of date, the comparison fails
+// and the job is read.
 func (c *Client) ClaimRunner(ctx context.Context, id string, timeout time.Duration) error {
+	if job := c.known.take(id); job != nil {
+		if err := c.mark(ctx, job, timeout); !errors.Is(err, runner.ErrClaimLost) {
+			return err
+		}
+	}
 	job, err := c.job(ctx, id)
 	if fault.Is(err, fault.NotFound) {
 		return fmt.Errorf("%w: %w", runner.ErrClaimLost, err)
@@ -58,9 +65,14 @@ func (c *Client) ClaimRunner(ctx context.Context, id string, timeout time.Durati
 	if err != nil {
 		return err
 	}
+	return c.mark(ctx, job, timeout)
+}
+
+// mark writes a claim into a job as it was at its index.
+func (c *Client) mark(ctx context.Context, job *api.Job, timeout time.Duration) error {
 	group := configOf(job)
 	if group == nil || job.JobModifyIndex == nil {
-		return fault.New(fault.Internal, "the job %s is not one of a runner", id)
+		return fault.New(fault.Internal, "the job %s is not one of a runner", *job.ID)
 	}
 	if used, _ := claimOf(job); used || (job.Stop != nil && *job.Stop) {
 		return runner.ErrClaimLost
@@ -70,7 +82,7 @@ func (c *Client) ClaimRunner(ctx context.Context, id string, timeout time.Durati
 	}
 	group.Meta[metaUsed] = "true"
 	group.Meta[metaTimeout] = strconv.Itoa(int(timeout / time.Second))
-	_, err = c.register(ctx, job, true, *job.JobModifyIndex)
+	_, err := c.register(ctx, job, true, *job.JobModifyIndex)
 	if fault.Is(err, fault.Conflict) {
 		return fmt.Errorf("%w: %w", runner.ErrClaimLost, err)
 	}

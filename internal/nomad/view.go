@@ -247,3 +247,24 @@ func (c *jobCache) replace(jobs []*api.Job) {
 		}
 	}
 }
+
+// note takes in what an event shows of a job: one that nobody has claimed yet is kept for its claim.
+func (c *jobCache) note(job *api.Job) {
+	used, _ := claimOf(job)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if used || job.Stop != nil && *job.Stop {
+		delete(c.jobs, *job.ID)
+		return
+	}
+	c.jobs[*job.ID] = job
+}
+
+// take hands a job over; it is the caller's to change.
+func (c *jobCache) take(id string) *api.Job {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	job := c.jobs[id]
+	delete(c.jobs, id)
+	return job
+}

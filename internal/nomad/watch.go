@@ -99,6 +99,7 @@ func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind,
 		}
 		if kind == "JobDeregistered" || kind == "JobBatchDeregistered" {
 			v.forget(key)
+			c.known.take(key)
 			f.Gone(key)
 			return nil
 		}
@@ -111,6 +112,9 @@ func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind,
 	case topic == "Evaluation" && p.Evaluation != nil:
 		c.evals.done(*p.Evaluation)
 	case topic == "Job" && p.Job != nil:
+		if _, ok := runnerEnvironment(key); ok {
+			c.known.note(p.Job)
+		}
 		if v.job(p.Job) {
 			f.Changed(v.seen(key))
 		}
