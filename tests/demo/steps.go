@@ -228,7 +228,7 @@ func terminal(ctx context.Context, d *demo) (string, error) {
 	if o.Stdout != "stdout is a terminal\r\n" || strings.Join(got, " ") != "to stderr again" || o.Final.Type != "exit" || o.Final.Code != 0 {
 		return "", fmt.Errorf("stdout %q, stderr %q, end %+v", o.Stdout, o.Stderr, o.Final)
 	}
-	return fmt.Sprintf("stdout %q came from a terminal, stderr %q through its own FIFO", o.Stdout, o.Stderr), nil
+	return fmt.Sprintf("stdout %q came from a terminal, stderr %q through a pipe of its own", o.Stdout, o.Stderr), nil
 }
 
 func missing(ctx context.Context, d *demo) (string, error) {
