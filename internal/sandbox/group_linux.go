@@ -290,3 +290,26 @@ func (g group) children() []string {
 	}
 	return names
 }
+
+// boundTogether keeps all sandboxes together below the machine's memory. Their own limits may sum to more than there is; when they are used to
+// the full, the kernel then ends a program inside and nothing of the node.
+func (g group) boundTogether() error {
+	path, ok := g.file("memory", "memory.limit_in_bytes", "memory.max")
+	if !ok {
+		return nil
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("read the size of the memory: %w", err)
+	}
+	total := uint64(info.Totalram) * uint64(info.Unit)
+	spared := max(total/20, min(256<<20, total/4)) // for the node itself
+	err := writeFile(path, strconv.FormatUint(total-spared, 10))
+	if errors.Is(err, unix.EBUSY) { // sandboxes of before use more; they keep what they have
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("bound the memory of all sandboxes: %w", err)
+	}
+	return nil
+}

@@ -82,6 +82,9 @@ func (r *Runtime) open() (err error) {
 			return fmt.Errorf("make state directory private: %w", err)
 		}
 	}
+	if err := r.group("").boundTogether(); err != nil {
+		return err
+	}
 	if r.binary, err = sealedSelf(); err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -219,4 +220,35 @@ func childrenInNamespaces(t *testing.T) (left []string) {
 		}
 	}
 	return left
+}
+
+// All sandboxes together leave the node some memory, whatever their own limits say.
+func TestSandboxesTogetherAreBounded(t *testing.T) {
+	parent := fmt.Sprintf("bounded-%d", serial.Add(1))
+	openRuntime(t, t.TempDir(), parent)
+	var total uint64
+	meminfo, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscanf(string(meminfo), "MemTotal: %d kB", &total); err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() && d.Name() == parent {
+			for _, name := range []string{"memory.limit_in_bytes", "memory.max"} {
+				if data, err := os.ReadFile(filepath.Join(path, name)); err == nil {
+					found = append(found, strings.TrimSpace(string(data)))
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil || len(found) != 1 {
+		t.Fatalf("the parent group's limits are %q, %v", found, err)
+	}
+	if limit, err := strconv.ParseUint(found[0], 10, 64); err != nil || limit == 0 || limit > total<<10 {
+		t.Errorf("the limit is %q of %d KiB, %v", found[0], total, err)
+	}
 }
