@@ -87,7 +87,7 @@ func TestWhatWasAppliedIsThereAfterARestart(t *testing.T) {
 		t.Errorf("a refused entry gave %d, %v", index, err)
 	}
 	second := consensus.New(consensus.Config{Dir: dir, ServerID: "one", Machine: &sum{}})
-	if err := second.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "in use by another server") {
+	if err := second.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "in use by another process") {
 		t.Errorf("a second server on the same directory got %v", err)
 	}
 	if err := stop(); err != nil {
