@@ -18,6 +18,8 @@ func (r *Runtime) probe() error {
 	lack := func(format string, args ...any) { missing = append(missing, fmt.Sprintf(format, args...)) }
 	if os.Geteuid() != 0 {
 		lack("root (start the node as root)")
+	} else if names := missingCapabilities(); len(names) > 0 {
+		lack("the capabilities %s (in a container, start it privileged)", strings.Join(names, ", "))
 	}
 	for name, nr := range map[string]string{"user": "user", "pid": "pid", "network": "net", "ipc": "ipc", "uts": "uts", "mount": "mnt"} {
 		if _, err := os.Stat("/proc/self/ns/" + nr); err != nil {
@@ -62,6 +64,28 @@ func (r *Runtime) probe() error {
 		return fmt.Errorf("this machine cannot run sandboxes: it lacks %s", strings.Join(missing, "; "))
 	}
 	return nil
+}
+
+// missingCapabilities are those that making a sandbox takes and this process, although root, has not. Containers usually take them away.
+func missingCapabilities() []string {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&head, &sets[0]); err != nil {
+		return []string{"(they cannot be read: " + err.Error() + ")"}
+	}
+	var names []string
+	for _, c := range []struct {
+		bit  int
+		name string
+	}{
+		{unix.CAP_CHOWN, "CAP_CHOWN"}, {unix.CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE"}, {unix.CAP_KILL, "CAP_KILL"}, {unix.CAP_MKNOD, "CAP_MKNOD"},
+		{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}, {unix.CAP_SETGID, "CAP_SETGID"}, {unix.CAP_SETUID, "CAP_SETUID"}, {unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"},
+	} {
+		if sets[c.bit/32].Effective&(1<<(c.bit%32)) == 0 {
+			names = append(names, c.name)
+		}
+	}
+	return names
 }
 
 // Fences is the containment table: which walls stand on this kernel. What depends on the files of an image is known

@@ -181,6 +181,21 @@ func TestServeSaysWhatIsMissing(t *testing.T) {
 	}
 }
 
+// Root in a container usually lacks what a sandbox takes: that is said at start, not with the first learner.
+func TestServeSaysWhichCapabilitiesAreMissing(t *testing.T) {
+	needRoot(t)
+	if _, err := exec.LookPath("setpriv"); err != nil {
+		t.Skip("setpriv (util-linux) takes the capability away")
+	}
+	cmd := exec.CommandContext(bounded(t), "setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin",
+		filepath.Join(binaries, "gateway"), "serve", "-config", "none.yaml")
+	cmd.Env = append(os.Environ(), "ROCKPOOL_SERVER_PORT=0", "ROCKPOOL_ORCHESTRATOR_DATADIR="+t.TempDir())
+	out, err := cmd.CombinedOutput()
+	if exitCode(err) <= 0 || !strings.Contains(string(out), "it lacks the capabilities CAP_SYS_ADMIN (") {
+		t.Errorf("exit %d: %s", exitCode(err), out)
+	}
+}
+
 func TestADataDirectoryHasOneProcess(t *testing.T) {
 	dir := t.TempDir()
 	s := start(t, func(o *service.Options) { o.Dir = dir })
