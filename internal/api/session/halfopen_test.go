@@ -1,0 +1,122 @@
+package session_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"rockpool/internal/api/session"
+	"rockpool/internal/runner/execution"
+)
+
+// oneConn is a listener that hands out one connection.
+type oneConn struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *oneConn) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
+
+// served runs one session against a client whose connection is handed to peer after the handshake, and returns the cause that ended the execution.
+func served(t *testing.T, run func(ctx context.Context, c execution.Client), peer func(net.Conn)) error {
+	t.Helper()
+	ours, theirs := net.Pipe()
+	l := &oneConn{conns: make(chan net.Conn, 1), done: make(chan struct{})}
+	l.conns <- ours
+	cause := make(chan error, 1)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, err := session.Upgrade(w, r, func(_ http.ResponseWriter, _ *http.Request, _ int, err error) { t.Error(err) })
+		if err != nil {
+			cause <- err
+			return
+		}
+		session.Serve(context.WithoutCancel(r.Context()), conn, execution.Size{}, func(ctx context.Context, c execution.Client) execution.Outcome {
+			run(ctx, c)
+			cause <- context.Cause(ctx)
+			return execution.Outcome{Kind: execution.Left}
+		}, func(context.Context, string) {})
+	})}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = server.Serve(l) })
+	dialer := websocket.Dialer{NetDial: func(string, string) (net.Conn, error) { return theirs, nil }}
+	conn, _, err := dialer.Dial("ws://gateway/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wg.Go(func() { peer(conn.NetConn()) })
+	got := <-cause
+	_ = theirs.Close()
+	_ = server.Close()
+	wg.Wait()
+	return got
+}
+
+// The other side's machine is gone: nothing is answered any more, and nothing says so.
+func TestAHalfOpenConnectionEndsTheExecution(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		cause := served(t,
+			func(ctx context.Context, _ execution.Client) { <-ctx.Done() },
+			func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }) // bytes are taken, pings are never answered
+		if took := time.Since(start); !errors.Is(cause, execution.ErrClientLeft) || took < time.Minute || took > 2*time.Minute {
+			t.Errorf("ended after %s with %v", took, cause)
+		}
+	})
+}
+
+// A client that stops reading holds the program back; it costs the queue and no more, and is given up in the end.
+func TestAClientThatDoesNotReadCostsBoundedMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const chunk = 4096
+		written, gone := 0, make(chan struct{})
+		start := time.Now()
+		cause := served(t,
+			func(ctx context.Context, c execution.Client) {
+				defer close(gone)
+				data := make([]byte, chunk)
+				for i := range data {
+					data[i] = 'x'
+				}
+				for ctx.Err() == nil {
+					n, err := c.Stdout.Write(data)
+					written += n
+					if err != nil {
+						return
+					}
+				}
+			},
+			func(c net.Conn) {
+				_, _ = c.Read(make([]byte, 256)) // the start, and nothing after it
+				<-gone
+			})
+		if took := time.Since(start); !errors.Is(cause, execution.ErrClientLeft) || took > 2*time.Minute {
+			t.Errorf("ended after %s with %v", took, cause)
+		}
+		if written > 100*chunk {
+			t.Errorf("%d bytes were taken for a client that does not read", written)
+		}
+	})
+}
