@@ -1,14 +1,12 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -50,24 +48,6 @@ func needRoot(t *testing.T) {
 
 const token = "e2e-token"
 
-// logBuffer collects a service's log for failed tests.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // start runs a gateway for one test and stops it afterwards, checking that nothing is left behind.
 func start(t *testing.T, change ...func(*service.Options)) *service.Service {
 	t.Helper()
@@ -76,7 +56,7 @@ func start(t *testing.T, change ...func(*service.Options)) *service.Service {
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := &logBuffer{}
+	log := &service.Log{}
 	o := service.Options{Binary: filepath.Join(binaries, "gateway"), Dir: t.TempDir(), Token: token, Log: log}
 	for _, c := range change {
 		c(&o)

@@ -21,7 +21,7 @@ func TestRestart(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx, log := bounded(t), &logBuffer{}
+			ctx, log := bounded(t), &service.Log{}
 			o := service.Options{Binary: filepath.Join(binaries, "gateway"), Dir: t.TempDir(), Token: token, Keep: true, Log: log}
 			s, err := service.Start(ctx, o)
 			if err != nil {
@@ -79,7 +79,7 @@ func TestRestart(t *testing.T) {
 // A restart replays the log, and what is asked meanwhile must not be answered from a part of it. Several restarts, because it is a race.
 func TestAClaimedRunnerIsKnownFromTheFirstAnswerOn(t *testing.T) {
 	needRoot(t)
-	ctx, log := bounded(t), &logBuffer{}
+	ctx, log := bounded(t), &service.Log{}
 	o := service.Options{Binary: filepath.Join(binaries, "gateway"), Dir: t.TempDir(), Token: token, Keep: true, Log: log}
 	s, err := service.Start(ctx, o)
 	if err != nil {

@@ -1,7 +1,6 @@
 package hostile
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -84,7 +83,7 @@ func TestHostile(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	log := &logBuffer{}
+	log := &service.Log{}
 	a, stop := enter(ctx, t, log)
 	defer stop()
 	var rows []row
@@ -99,21 +98,21 @@ func TestHostile(t *testing.T) {
 			t.Errorf("%s %s: %v", k.id, k.what, r.err)
 		}
 		if ctx.Err() != nil {
-			t.Fatal("the service's log:\n" + log.String())
+			t.Fatal("the service's log:\n" + log.Tail(logTail))
 		}
 	}
 	t.Log("\n" + table(rows))
 	a.echo.leave()
-	if log.has("panic") {
+	if log.Has("panic") {
 		t.Error("the service's log speaks of a panic")
 	}
 	if t.Failed() {
-		t.Logf("the end of the service's log:\n%s", log)
+		t.Logf("the end of the service's log:\n%s", log.Tail(logTail))
 	}
 }
 
 // enter starts the service with a full pool and a neighbour.
-func enter(ctx context.Context, t *testing.T, log *logBuffer) (*arena, func()) {
+func enter(ctx context.Context, t *testing.T, log *service.Log) (*arena, func()) {
 	dir := t.TempDir()
 	bin, err := service.Build(ctx, dir)
 	if err != nil {
@@ -130,13 +129,13 @@ func enter(ctx context.Context, t *testing.T, log *logBuffer) (*arena, func()) {
 		Binary: bin, Dir: filepath.Join(dir, "data"), Token: a.token, Log: log, Env: []string{"ROCKPOOL_SERVER_CLAIMWAIT=10"},
 	})
 	if err != nil {
-		t.Fatalf("%v\n%s", err, log)
+		t.Fatalf("%v\n%s", err, log.Tail(logTail))
 	}
 	stopWatch := a.watchSandboxes()
 	stop := func() {
 		stopWatch()
 		if err := a.Stop(); err != nil {
-			t.Errorf("%v\n%s", err, log)
+			t.Errorf("%v\n%s", err, log.Tail(logTail))
 		}
 	}
 	for id, size := range map[int]uint{attackers: poolSize, neighbours: 1} {
@@ -161,7 +160,7 @@ func enter(ctx context.Context, t *testing.T, log *logBuffer) (*arena, func()) {
 	}
 	if err != nil {
 		stop()
-		t.Fatalf("%v\n%s", err, log)
+		t.Fatalf("%v\n%s", err, log.Tail(logTail))
 	}
 	return a, stop
 }
@@ -401,28 +400,4 @@ func table(rows []row) string {
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// logBuffer collects the service's log.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-// String is the end of the log.
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	text := l.b.Bytes()
-	return string(text[max(0, len(text)-8<<10):])
-}
-
-func (l *logBuffer) has(s string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return bytes.Contains(l.b.Bytes(), []byte(s))
-}
+const logTail = 8 << 10 // bytes of the log that a failed test shows

@@ -54,21 +54,3 @@ func (e *Evaluation) Terminal() bool {
 	}
 	return false
 }
-
-// Plan is what a scheduler wants to change for one evaluation, made on the snapshot at SnapshotIndex.
-type Plan struct {
-	EvalID        string
-	Priority      int
-	Job           *Job
-	SnapshotIndex uint64
-	Place         []*Allocation // new
-	Update        []*Allocation // in place: same node, new specification
-	Stop          []*Allocation // desired stop or evict, with DesiredDescription
-}
-
-// PlanResult is what the applier let through.
-type PlanResult struct {
-	Place, Update, Stop []*Allocation
-	RefreshIndex        uint64 // not 0: parts were refused; plan again on a snapshot of at least this index
-	AllocIndex          uint64
-}
