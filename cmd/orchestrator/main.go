@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -44,6 +45,11 @@ func agent() *cobra.Command {
 		port                      int
 		onStop                    string
 		unconfined                bool
+		images                    orchestrator.ImageConfig
+		gigabytes                 int64
+		network                   = orchestrator.DefaultNetwork()
+		runtimes                  []string
+		engine                    string
 	)
 	cmd := &cobra.Command{
 		Use: "agent", Short: "Run a server and a node in one process", Args: cobra.NoArgs,
@@ -65,9 +71,11 @@ func agent() *cobra.Command {
 			if dir == "" {
 				return fmt.Errorf("say where the state shall be with --data-dir, or use --dev for a throw-away agent")
 			}
+			images.MaxBytes = gigabytes << 30
 			a, err := orchestrator.NewAgent(orchestrator.AgentConfig{
 				DataDir: dir, Address: net.JoinHostPort(bind, strconv.Itoa(port)), Token: os.Getenv("ROCKPOOL_MANAGEMENT_TOKEN"),
 				RemoveOnStop: onStop == "remove", AllowUnconfined: unconfined, Log: log,
+				Images: images, Network: network, Runtimes: runtimes, DockerEngine: engine,
 			})
 			if err != nil {
 				return err
@@ -82,6 +90,17 @@ func agent() *cobra.Command {
 	f.IntVar(&port, "port", 4646, "port of the HTTP API; 0 = any free one")
 	f.StringVar(&onStop, "on-stop", "keep", "keep: allocations outlive the agent and are taken back; remove: they end with it")
 	f.BoolVar(&unconfined, "allow-unconfined", false, "run although no control group controller is usable")
+	f.StringSliceVar(&images.Mirrors, "image-mirror", nil, "registry=mirror: another place to pull a registry's images from")
+	f.StringSliceVar(&images.PlainHTTP, "image-plain-http", nil, "a registry that is asked over HTTP without TLS")
+	f.StringVar(&images.Credentials, "image-credentials", "", "a Docker config file with credentials (default: the user's)")
+	f.Int64Var(&gigabytes, "image-max-size", 20, "GB that unpacked images may take; 0 = no bound")
+	f.DurationVar(&images.MaxAge, "image-max-age", 168*time.Hour, "after which an image that nothing uses goes; 0 = never")
+	f.StringVar(&network.Range, "network-range", network.Range, "IPv4 range of runners with network access; empty = none have")
+	f.StringSliceVar(&network.DNS, "network-dns", nil, "name servers that runners' questions are passed on to (default: the machine's)")
+	f.StringVar(&network.CNIConfigs, "cni-config-dir", network.CNIConfigs, "directory of CNI configurations")
+	f.StringVar(&network.CNIPlugins, "cni-path", network.CNIPlugins, "directory of CNI plugins")
+	f.StringSliceVar(&runtimes, "runtime", nil, "name=path: an OCI runtime that jobs may ask for")
+	f.StringVar(&engine, "docker-engine", "", "run jobs for Docker in this engine instead, such as unix:///var/run/docker.sock")
 	f.StringVar(&level, "log-level", "info", "error, warn, info, debug or trace")
 	f.StringVar(&logForm, "log-format", logging.Text, logging.Text+" or "+logging.JSON)
 	return cmd

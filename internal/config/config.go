@@ -82,6 +82,28 @@ type Orchestrator struct {
 	Port            uint16 `yaml:"port"` // 0 = any free one
 	OnStop          string `yaml:"onstop"`
 	AllowUnconfined bool   `yaml:"allowunconfined"`
+
+	Images       Images      `yaml:"images"`
+	Network      NodeNetwork `yaml:"network"`
+	Runtimes     []string    `yaml:"runtimes"`     // name=path
+	DockerEngine string      `yaml:"dockerengine"` // "" = jobs for Docker run in the native sandbox
+}
+
+// Images is where the embedded node gets images and how long it keeps them.
+type Images struct {
+	Mirrors     []string `yaml:"mirrors"` // registry=mirror
+	PlainHTTP   []string `yaml:"plainhttp"`
+	Credentials string   `yaml:"credentials"`
+	MaxSize     uint     `yaml:"maxsize"` // GB
+	MaxAge      uint     `yaml:"maxage"`  // hours
+}
+
+// NodeNetwork is the network of the embedded node's runners.
+type NodeNetwork struct {
+	Range      string   `yaml:"range"`
+	DNS        []string `yaml:"dns"`
+	CNIConfigs string   `yaml:"cniconfigs"`
+	CNIPlugins string   `yaml:"cniplugins"`
 }
 
 // Values of orchestrator.onstop.
@@ -111,9 +133,13 @@ func Default() Config {
 			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true,
 			LoggingFilterToken: base64.RawURLEncoding.EncodeToString(filter),
 		},
-		Nomad:        Nomad{Enabled: true, Port: 4646, Namespace: "default", Network: Network{Mode: "bridge"}},
-		Orchestrator: Orchestrator{DataDir: "/var/lib/rockpool", Address: "127.0.0.1", OnStop: Keep},
-		Logger:       Logger{Level: "INFO", Formatter: "TextFormatter"},
+		Nomad: Nomad{Enabled: true, Port: 4646, Namespace: "default", Network: Network{Mode: "bridge"}},
+		Orchestrator: Orchestrator{
+			DataDir: "/var/lib/rockpool", Address: "127.0.0.1", OnStop: Keep,
+			Images:  Images{MaxSize: 20, MaxAge: 168},
+			Network: NodeNetwork{Range: "172.30.64.0/20", CNIConfigs: "/opt/cni/config", CNIPlugins: "/opt/cni/bin"},
+		},
+		Logger: Logger{Level: "INFO", Formatter: "TextFormatter"},
 	}
 }
 

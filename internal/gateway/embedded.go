@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"net"
 	"strconv"
+	"time"
 
 	"rockpool/internal/config"
 	"rockpool/internal/logging"
@@ -37,6 +38,14 @@ func NewEmbedded(cfg config.Orchestrator, log logging.Logger) (Embedded, error) 
 	agent, err := orchestrator.NewAgent(orchestrator.AgentConfig{
 		DataDir: cfg.DataDir, Address: net.JoinHostPort(cfg.Address, strconv.Itoa(int(cfg.Port))), Token: token,
 		RemoveOnStop: cfg.OnStop == config.Remove, AllowUnconfined: cfg.AllowUnconfined, Log: log,
+		Images: orchestrator.ImageConfig{
+			Mirrors: cfg.Images.Mirrors, PlainHTTP: cfg.Images.PlainHTTP, Credentials: cfg.Images.Credentials,
+			MaxBytes: int64(cfg.Images.MaxSize) << 30, MaxAge: time.Duration(cfg.Images.MaxAge) * time.Hour,
+		},
+		Network: orchestrator.NetworkConfig{
+			Range: cfg.Network.Range, DNS: cfg.Network.DNS, CNIConfigs: cfg.Network.CNIConfigs, CNIPlugins: cfg.Network.CNIPlugins,
+		},
+		Runtimes: cfg.Runtimes, DockerEngine: cfg.DockerEngine,
 	})
 	if err != nil {
 		return nil, err

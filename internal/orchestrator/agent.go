@@ -35,7 +35,33 @@ type AgentConfig struct {
 	Token           string // management token; empty = whoever reaches the address may do everything
 	RemoveOnStop    bool   // an orderly stop ends all allocations; otherwise the next start takes them back
 	AllowUnconfined bool   // run although no control group controller is usable
+	Images          ImageConfig
+	Network         NetworkConfig
+	Runtimes        []string // OCI runtimes by name: name=path
+	DockerEngine    string   // endpoint of an engine that runs the jobs made for Docker; "" = the native sandbox does
 	Log             logging.Logger
+}
+
+// ImageConfig says where a node gets images and how long it keeps them.
+type ImageConfig struct {
+	Mirrors     []string // registry=mirror
+	PlainHTTP   []string // registries without TLS
+	Credentials string   // a Docker config file; "" = that of the user
+	MaxBytes    int64    // 0 = no bound
+	MaxAge      time.Duration
+}
+
+// NetworkConfig is the network of a node's runners.
+type NetworkConfig struct {
+	Range      string   // IPv4 prefix; "" = there is no bridge
+	DNS        []string // name servers to pass questions on to; empty = the node's own
+	CNIConfigs string   // directories
+	CNIPlugins string
+}
+
+// DefaultNetwork is the network of a node that was told nothing. The directories are Nomad's.
+func DefaultNetwork() NetworkConfig {
+	return NetworkConfig{Range: "172.30.64.0/20", CNIConfigs: "/opt/cni/config", CNIPlugins: "/opt/cni/bin"}
 }
 
 // walls are the drivers that a node isolates with.

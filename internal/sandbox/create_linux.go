@@ -86,8 +86,8 @@ func checkedSpec(spec Spec) (Spec, error) {
 		return spec, fmt.Errorf("%w root: between 1 and 100 lower directories, at most 100 binds", ErrInvalid)
 	case !filepath.IsAbs(spec.Root.WorkDir):
 		return spec, fmt.Errorf("%w working directory: it must be absolute", ErrInvalid)
-	case spec.Network != "" && spec.Network != NetworkNone:
-		return spec, fmt.Errorf("%w network mode %q: only %q is supported", ErrInvalid, spec.Network, NetworkNone)
+	case spec.NetNS != "" && !filepath.IsAbs(spec.NetNS):
+		return spec, fmt.Errorf("%w network namespace: its path must be absolute", ErrInvalid)
 	case spec.Limits.MemoryBytes < 8<<20:
 		return spec, fmt.Errorf("%w memory limit: at least 8 MiB", ErrInvalid)
 	}
@@ -124,6 +124,13 @@ func (r *Runtime) start(ctx context.Context, spec Spec, slot int) (_ *Sandbox, e
 	inherited = append(join, trees...)
 	if err != nil {
 		return nil, err
+	}
+	if spec.NetNS != "" {
+		ns, err := os.Open(spec.NetNS)
+		if err != nil {
+			return nil, fmt.Errorf("open the network namespace: %w", err)
+		}
+		inherited = append(inherited, ns)
 	}
 	dir, err := os.OpenFile(r.stateDir(spec.ID), os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {

@@ -16,6 +16,7 @@ func (r *Runtime) setupMessage(spec Spec, slot, cgroups int) []byte {
 	b.u32(uint32(cgroups))
 	b.u32(uint32(len(spec.Root.Lower)))
 	b.u32(uint32(len(spec.Root.Binds)))
+	b.u32(uint32(boolInt(spec.NetNS != "")))
 	b.u32(r.idBase(slot))
 	b.u32(uint32(boolInt(!r.noIDMap.Load())))
 	b.u64(uint64(limits.DiskBytes))

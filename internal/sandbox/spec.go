@@ -9,7 +9,7 @@ type Spec struct {
 	Hostname string // shown inside; empty = "runner"
 	Root     Root
 	Limits   Limits
-	Network  NetworkMode
+	NetNS    string // path of a network namespace that the node made and filled; "" = an own one with loopback only
 }
 
 // Root is the root file system a sandbox starts from, made by package image. Nothing of it is ever written: the sandbox
@@ -40,12 +40,6 @@ type Limits struct {
 	FileSizeBytes int64   // RLIMIT_FSIZE; default DiskBytes
 }
 
-// NetworkMode says what network a sandbox sees.
-type NetworkMode string
-
-// NetworkNone is an empty network namespace with loopback up. It is the zero value's meaning too.
-const NetworkNone NetworkMode = "none"
-
 // ExecSpec is one program to run inside a sandbox.
 type ExecSpec struct {
 	ID          string   // unique within the sandbox: [a-zA-Z0-9-]{1,64}
@@ -57,16 +51,38 @@ type ExecSpec struct {
 	Width       uint16   // of the terminal in columns; 0 = unset
 	Height      uint16   // in rows; 0 = unset
 	MergeStderr bool     // stderr goes where stdout goes; else it has a FIFO of its own
+
+	TimeLimit   time.Duration // wall time after which it is ended with VerdictTime; 0 = none
+	CPULimit    time.Duration // CPU time of all its processes together, likewise; 0 = none
+	OutputLimit int64         // bytes of stdout and stderr together, after which it is ended with VerdictOutput; 0 = none
+	Grace       time.Duration // between QUIT to the main process and KILL of the group where a limit ends it; 0 = KILL at once
+	Background  bool          // what the main process leaves behind lives on until the sandbox ends: a service
 }
+
+// Verdict says what ended an execution. It comes from the kernel's counters and the node's clock, never from output.
+type Verdict string
+
+// Verdicts of an execution.
+const (
+	VerdictExit   Verdict = "exit"         // the main process returned by itself
+	VerdictSignal Verdict = "signal"       // a signal ended it that no limit and no kill of the node explains
+	VerdictKilled Verdict = "killed"       // the node was asked to kill it
+	VerdictTime   Verdict = "time limit"   // TimeLimit
+	VerdictCPU    Verdict = "cpu limit"    // CPULimit
+	VerdictMemory Verdict = "memory limit" // the kernel killed its main process, or all of the sandbox, for memory
+	VerdictOutput Verdict = "output limit" // OutputLimit
+)
 
 // Result is how an execution ended. Verdicts come from the kernel's counters, never from output.
 type Result struct {
-	ExitCode   int           // 0 to 255; 128+n when ended by signal n
-	Signal     int           // number of the ending signal, 0 when the program returned by itself
-	OOMKilled  bool          // the kernel killed a process of this execution for memory
-	CPUTime    time.Duration // user and system, of all processes
-	WallTime   time.Duration
-	PeakMemory int64 // bytes; 0 when the kernel does not count it
+	Verdict     Verdict
+	ExitCode    int           // 0 to 255; 128+n when ended by signal n
+	Signal      int           // number of the ending signal, 0 when the program returned by itself
+	OOMKilled   bool          // the kernel killed a process of this execution for memory
+	CPUTime     time.Duration // user and system, of all processes
+	WallTime    time.Duration
+	PeakMemory  int64 // bytes; 0 when the kernel does not count it
+	OutputBytes int64 // of stdout and stderr together, as read by the node
 }
 
 // Exit is how a whole sandbox ended.

@@ -118,6 +118,7 @@ static void read_setup(struct setup *s) {
 	s->cgroups = take_u32(&m);
 	s->lowers = take_u32(&m);
 	s->binds = take_u32(&m);
+	s->network = take_u32(&m);
 	s->id_base = take_u32(&m);
 	s->map_ids = take_u32(&m);
 	s->disk_bytes = take_u64(&m);
@@ -127,7 +128,7 @@ static void read_setup(struct setup *s) {
 	s->mount_point = take_str(&m);
 	s->rlimits = take_u32(&m);
 	errno = EPROTO;
-	check(s->cgroups <= MAX_FDS && s->lowers <= MAX_MOUNTS && s->binds <= MAX_MOUNTS && s->rlimits <= 16, "decode the set-up");
+	check(s->cgroups <= MAX_FDS && s->lowers <= MAX_MOUNTS && s->binds <= MAX_MOUNTS && s->network <= 1 && s->rlimits <= 16, "decode the set-up");
 	for (uint32_t i = 0; i < s->rlimits; i++) {
 		s->rlimit[i].resource = take_u32(&m);
 		s->rlimit[i].value = take_u64(&m);
@@ -205,7 +206,12 @@ static void supervise(void) {
 	check(write_file(AT_FDCWD, "/proc/self/oom_score_adj", "0") == 0, "set the out-of-memory score");
 	setsid();
 	// As real root: these namespaces belong to the initial user namespace, nothing inside has power over them.
-	check(unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET | CLONE_NEWCGROUP) == 0, "unshare namespaces");
+	check(unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | (s.network ? 0 : CLONE_NEWNET) | CLONE_NEWCGROUP) == 0, "unshare namespaces");
+	if (s.network) { // one that the node has filled comes last of the descriptors
+		int network = FIRST_FD + (int)(s.cgroups + s.lowers + s.binds);
+		check(setns(network, CLONE_NEWNET) == 0, "enter the network namespace");
+		close(network);
+	}
 	hide_uptime(&s);
 	check(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0, "make mounts private");
 	check(sethostname(s.hostname, strlen(s.hostname)) == 0 && setdomainname("", 0) == 0, "set the host name");

@@ -64,7 +64,7 @@ struct own_dir {
 };
 
 struct setup {
-	uint32_t cgroups, lowers, binds, rlimits, dirs;
+	uint32_t cgroups, lowers, binds, network, rlimits, dirs;
 	uint32_t id_base, features, map_ids;
 	uint64_t disk_bytes, disk_inodes, shm_bytes;
 	const char *hostname, *mount_point;

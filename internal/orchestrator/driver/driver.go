@@ -31,11 +31,24 @@ type TaskConfig struct {
 	Namespace string
 	Group     string
 	Task      *model.Task
-	Networks  []model.Network
+	Networks  []model.Network // what the group asks for
+	Network   *Network        // what the node gave it; nil = none but loopback
 	Resources model.AllocatedTask
 	DiskMB    int
 	Env       map[string]string // complete: NOMAD_* and the task's own
 	StateDir  string            // private to this task, made by the agent
+	Emit      func(note string) // tells the task's events about progress, such as that of a pull; never nil, may be called from any goroutine
+}
+
+// Network is the allocation's network namespace, which all its tasks share. The agent made it before the first task starts
+// and removes it after the last has ended.
+type Network struct {
+	NetNS       string // path of the namespace
+	Address     string // of the allocation, without a mask
+	Hostname    string // "" = the driver's choice
+	Nameservers []string
+	Searches    []string
+	Options     []string // of resolv.conf
 }
 
 // Driver starts tasks and finds them again.
@@ -95,6 +108,11 @@ type ExecSpec struct {
 	Width       uint16
 	Height      uint16
 	SplitStderr bool // stderr apart even on a terminal
+	TimeLimit   time.Duration
+	CPULimit    time.Duration
+	OutputLimit int64
+	Grace       time.Duration
+	Background  bool
 }
 
 // Execution is a program running inside a task. Readers of Stdout and Stderr must be drained; both reach EOF once the
@@ -113,12 +131,14 @@ type Execution interface {
 
 // ExecResult is how an execution ended.
 type ExecResult struct {
-	ExitCode   int
-	Signal     int
-	OOMKilled  bool
-	CPUTime    time.Duration
-	WallTime   time.Duration
-	PeakMemory int64 // bytes
+	Verdict     string // one of sandbox.Verdict
+	ExitCode    int
+	Signal      int
+	OOMKilled   bool
+	CPUTime     time.Duration
+	WallTime    time.Duration
+	PeakMemory  int64 // bytes
+	OutputBytes int64
 }
 
 // Files is access to a task's file system as its inside sees it, confined to its root. Relative paths start at the

@@ -94,6 +94,7 @@ const (
 	TaskReceived      = "Received"
 	TaskSetup         = "Task Setup"
 	TaskSetupFailure  = "Setup Failure"
+	TaskDriver        = "Driver"
 	TaskDriverFailure = "Driver Failure"
 	TaskStarted       = "Started"
 	TaskTerminated    = "Terminated"

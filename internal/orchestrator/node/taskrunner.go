@@ -160,6 +160,13 @@ func (t *taskRunner) tryStart(ctx context.Context) (driver.Task, error) {
 	return task, nil
 }
 
+// note adds what the driver says about its progress to the task's events.
+func (t *taskRunner) note(text string) {
+	_ = t.update(func(r *taskRecord) { // an error is logged there, and the next update writes it all again
+		r.State = withEvents(r.State, event(model.TaskDriver, text, "driver_message", text))
+	})
+}
+
 // driverName is the driver that the specification asks for. The caller holds alloc.mu.
 func (t *taskRunner) driverName() string {
 	if spec, _ := specOf(t.alloc.alloc, t.name); spec != nil {
@@ -197,7 +204,7 @@ func (t *taskRunner) config() (driver.Driver, driver.TaskConfig, error) {
 	r.mu.Unlock()
 	cfg := driver.TaskConfig{ID: id, AllocID: a.ID, JobID: a.JobID,
 		Namespace: a.Namespace, Group: a.TaskGroup, Resources: a.Resources.Tasks[t.name], DiskMB: a.Resources.DiskMB,
-		StateDir: r.agent.db.taskDir(a.ID, t.name)}
+		StateDir: r.agent.db.taskDir(a.ID, t.name), Emit: t.note}
 	spec, group := specOf(a, t.name)
 	if spec == nil {
 		return nil, cfg, fault.New(fault.Invalid, "job %q has no task %q in group %q", a.JobID, t.name, a.TaskGroup)

@@ -87,7 +87,7 @@ func (s Subject) config(t *testing.T, d driver.Driver, c map[string]any) driver.
 	alloc := ident.New()
 	task := &model.Task{Name: "task", Driver: d.Name(), Config: maps.Clone(c), Resources: model.Resources{CPU: 100, MemoryMB: 128}}
 	return driver.TaskConfig{ID: alloc + ".task.1", AllocID: alloc, JobID: "job", Namespace: "default", Group: "group", Task: task,
-		Resources: model.AllocatedTask{CPU: 100, MemoryMB: 128}, DiskMB: 64, StateDir: t.TempDir(),
+		Resources: model.AllocatedTask{CPU: 100, MemoryMB: 128}, DiskMB: 64, StateDir: t.TempDir(), Emit: func(note string) { t.Log(note) },
 		Env: map[string]string{"OWN": "task", "NOMAD_ALLOC_ID": alloc}}
 }
 

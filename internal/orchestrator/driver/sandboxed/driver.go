@@ -119,7 +119,7 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 	if cfg.Task.User == "" {
 		cfg.Task.User = root.User
 	}
-	s, err := d.core.cfg.Runtime.Create(ctx, sandbox.Spec{ID: sandboxID(cfg.ID), Root: root, Limits: d.limits(c, cfg), Network: sandbox.NetworkNone})
+	s, err := d.core.cfg.Runtime.Create(ctx, sandbox.Spec{ID: sandboxID(cfg.ID), Root: root, Limits: d.limits(c, cfg), NetNS: netNS(cfg.Network)})
 	if err != nil {
 		return nil, fmt.Errorf("create sandbox: %w", err)
 	}
@@ -131,6 +131,13 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 	}
 	d.core.adopt(t)
 	return t, nil
+}
+
+func netNS(n *driver.Network) string {
+	if n == nil {
+		return ""
+	}
+	return n.NetNS
 }
 
 // offered refuses what a task asks for beyond its configuration and no sandbox gives.

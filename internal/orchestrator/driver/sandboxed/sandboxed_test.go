@@ -196,7 +196,7 @@ func started(t *testing.T, r *fakeRuntime, c map[string]any) (driver.Task, sandb
 
 func TestLimitsOfTheSandbox(t *testing.T) {
 	_, got := started(t, newFake(), map[string]any{"image": "python", "command": "sleep", "args": []any{"infinity"}})
-	want := sandbox.Spec{Root: sandbox.Root{Lower: []string{"/images/python"}, WorkDir: "/workspace"}, Network: sandbox.NetworkNone,
+	want := sandbox.Spec{Root: sandbox.Root{Lower: []string{"/images/python"}, WorkDir: "/workspace"},
 		Limits: sandbox.Limits{MemoryBytes: 200 << 20, CPUShares: 500, DiskBytes: 512 << 20}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
