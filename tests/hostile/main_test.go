@@ -37,7 +37,7 @@ type attack struct {
 	only   string // architecture; empty = all
 }
 
-var attacks = slices.Concat(resources, fileSystem, kernel, network, tenants, verdicts, requests)
+var attacks = slices.Concat(resources, fileSystem, kernel, network, tenants, terminals, verdicts, requests)
 
 // Environments of the arena.
 const (
@@ -62,6 +62,7 @@ type arena struct {
 	secret   string // what is in the canary
 	canaries string // directory of the node with files that nobody may read or touch
 	ports    string // of the service, for programs
+	log      *service.Log
 	quiet    service.Holdings
 	echo     *neighbour
 }
@@ -118,7 +119,7 @@ func enter(ctx context.Context, t *testing.T, log *service.Log) (*arena, func())
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &arena{token: "hostile-" + rand.Text(), binary: bin, secret: rand.Text(), canaries: t.TempDir()}
+	a := &arena{token: "hostile-" + rand.Text(), binary: bin, secret: rand.Text(), canaries: t.TempDir(), log: log}
 	for _, name := range []string{"file", "dir/inner"} {
 		path := filepath.Join(a.canaries, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(a.secret), 0o644)); err != nil {
@@ -375,6 +376,12 @@ func (a *arena) unharmed() error {
 	return err
 }
 
+// categories are those of the checklist, by the first letter of a case's id.
+var categories = []struct{ letter, name string }{
+	{"A", "resources"}, {"B", "files"}, {"C", "kernel and namespaces"}, {"D", "network"}, {"E", "tenants and the pool"},
+	{"F", "terminals and people"}, {"G", "honest verdicts"}, {"H", "API and control plane"}, {"I", "GPU"}, {"J", "images"},
+}
+
 func table(rows []row) string {
 	var b strings.Builder
 	good := 0
@@ -393,6 +400,21 @@ func table(rows []row) string {
 		}
 		echo := fmt.Sprintf("%.1f / %.1f / %.1f%s", ms(r.echo.p50), ms(r.echo.p99), ms(r.echo.max), mark)
 		fmt.Fprintf(&b, "%-4s %-58s %-34s %-9s %28s %7d %7.1f %7.2f\n", r.id, r.what, r.verdict, yes, echo, r.grown>>20, r.took.Seconds(), r.clean.Seconds())
+	}
+	b.WriteString("\ncategory                   tried  contained\n")
+	for _, c := range categories {
+		tried, held := 0, 0
+		for _, r := range rows {
+			if strings.HasPrefix(r.id, c.letter) {
+				tried++
+				if r.contained {
+					held++
+				}
+			}
+		}
+		if tried > 0 {
+			fmt.Fprintf(&b, "%s %-24s %5d  %9d\n", c.letter, c.name, tried, held)
+		}
 	}
 	fmt.Fprintf(&b, "%d of %d contained; in %d the neighbour's p99 was above %s\n", good, len(rows), over, goalEcho)
 	return b.String()
