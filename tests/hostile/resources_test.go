@@ -212,7 +212,7 @@ func listAndDelete(bound time.Duration) func(context.Context, *arena, string) er
 		deleted := time.Since(start)
 		rest, restErr := a.List(ctx, runner, "./", true)
 		err = errors.Join(err, restErr)
-		if err == nil && (listed > bound || deleted > bound || len(rest) > 0) {
+		if err == nil && (listed > bound*patience || deleted > bound*patience || len(rest) > 0) {
 			err = errors.New("listing " + strconv.Itoa(len(files)) + " entries took " + listed.String() + ", deleting " + deleted.String() + ", left " +
 				strconv.Itoa(len(rest)))
 		}
