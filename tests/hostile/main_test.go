@@ -29,6 +29,7 @@ type attack struct {
 	env      map[string]string
 	root     bool // as root of the runner
 	limit    int  // time limit in seconds; 0 = 20
+	network  bool // from a runner with network access
 	// script takes the place of a program, or runs beside it when there is one.
 	script func(ctx context.Context, a *arena, runner string) error
 	// then looks at the runner after the program.
@@ -38,12 +39,13 @@ type attack struct {
 	only   string // architecture; empty = all
 }
 
-var attacks = slices.Concat(resources, fileSystem, kernel, network, tenants, terminals, verdicts, requests)
+var attacks = slices.Concat(resources, fileSystem, kernel, network, connectedAttacks, tenants, terminals, verdicts, requests, images)
 
 // Environments of the arena.
 const (
 	attackers  = 10
 	neighbours = 11
+	connected  = 20 // with network access
 	poolSize   = 2
 	memoryMB   = 128
 )
@@ -83,6 +85,10 @@ type arena struct {
 	canaries string // directory of the node with files that nobody may read or touch
 	ports    string // of the service, for programs
 	log      *service.Log
+	data     string // the service's data directory
+	registry *registryServer
+	world    *world
+	offline  error // why there are no runners with network access
 	quiet    service.Holdings
 	echo     *neighbour
 }
@@ -95,6 +101,7 @@ type row struct {
 	grown     int64
 	took      time.Duration
 	clean     time.Duration
+	tried     bool // false: a precondition is missing, and the verdict says which
 	contained bool
 }
 
@@ -119,6 +126,9 @@ func TestHostile(t *testing.T) {
 		}
 	}
 	t.Log("\n" + table(rows))
+	if a.offline != nil {
+		t.Logf("there were no runners with network access: %v", a.offline)
+	}
 	a.echo.leave()
 	if log.Has("panic") {
 		t.Error("the service's log speaks of a panic")
@@ -135,7 +145,11 @@ func enter(ctx context.Context, t *testing.T, log *service.Log) (*arena, func())
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &arena{token: "hostile-" + rand.Text(), binary: bin, secret: rand.Text(), canaries: t.TempDir(), log: log}
+	a := &arena{token: "hostile-" + rand.Text(), binary: bin, secret: rand.Text(), canaries: t.TempDir(), log: log, data: filepath.Join(dir, "data"), registry: newRegistry()}
+	t.Cleanup(a.registry.Close)
+	if a.world, a.offline = makeWorld(); a.offline == nil {
+		t.Cleanup(a.world.close)
+	}
 	for _, name := range []string{"file", "dir/inner"} {
 		path := filepath.Join(a.canaries, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(a.secret), 0o644)); err != nil {
@@ -143,7 +157,8 @@ func enter(ctx context.Context, t *testing.T, log *service.Log) (*arena, func())
 		}
 	}
 	a.Service, err = service.Start(ctx, service.Options{
-		Binary: bin, Dir: filepath.Join(dir, "data"), Token: a.token, Log: log, Env: []string{"ROCKPOOL_SERVER_CLAIMWAIT=10"},
+		Binary: bin, Dir: a.data, Token: a.token, Log: log,
+		Env: []string{"ROCKPOOL_SERVER_CLAIMWAIT=10", "ROCKPOOL_ORCHESTRATOR_IMAGES_PLAINHTTP=" + a.registry.host()},
 	})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, log.Tail(logTail))
@@ -155,11 +170,16 @@ func enter(ctx context.Context, t *testing.T, log *service.Log) (*arena, func())
 			t.Errorf("%v\n%s", err, log.Tail(logTail))
 		}
 	}
+	environment := platform.Environment{CPULimit: 100, MemoryLimit: memoryMB, Image: "host"}
 	for id, size := range map[int]uint{attackers: poolSize, neighbours: 1} {
-		e := platform.Environment{PrewarmingPoolSize: size, CPULimit: 100, MemoryLimit: memoryMB, Image: "host"}
-		if err = a.PutEnvironment(ctx, id, e); err != nil {
+		environment.PrewarmingPoolSize = size
+		if err = a.PutEnvironment(ctx, id, environment); err != nil {
 			break
 		}
+	}
+	if a.offline == nil {
+		environment.PrewarmingPoolSize, environment.NetworkAccess, environment.ExposedPorts = poolSize, true, []uint16{8080}
+		a.offline = a.PutEnvironment(ctx, connected, environment)
 	}
 	if err == nil {
 		a.echo, err = moveIn(ctx, a.Service)
@@ -204,9 +224,17 @@ func (a *arena) watchSandboxes() (stop func()) {
 // face runs one case from a fresh runner to a clean node.
 func (a *arena) face(ctx context.Context, k attack) (r row) {
 	r = row{attack: k}
+	if k.network && a.offline != nil {
+		r.verdict = "not tried" // the end of the table says why
+		return r
+	}
 	ctx, cancel := context.WithTimeout(ctx, 40*time.Second*patience)
 	defer cancel()
-	runner, err := a.Claim(ctx, attackers, 5*time.Minute)
+	env := attackers
+	if k.network {
+		env = connected
+	}
+	runner, err := a.Claim(ctx, env, 5*time.Minute)
 	if err != nil {
 		r.err = fmt.Errorf("the service gives no runner: %w", err)
 		return r
@@ -241,7 +269,7 @@ func (a *arena) face(ctx context.Context, k attack) (r row) {
 	if r.echo.p99 > boundEcho*patience || r.echo.lost {
 		r.err = errors.Join(r.err, fmt.Errorf("the neighbour's echo: %+v", r.echo))
 	}
-	r.contained = r.err == nil
+	r.tried, r.contained = true, r.err == nil
 	return r
 }
 
@@ -354,7 +382,8 @@ func (a *arena) cleanUp(ctx context.Context, runner string) error {
 func (a *arena) poolsFull(ctx context.Context) error {
 	return await(ctx, func() (bool, error) {
 		all, err := a.Statistics(ctx)
-		return all["10"].IdleRunners == poolSize && all["11"].IdleRunners == 1 && all["10"].UsedRunners == 0, err
+		online := a.offline != nil || all["20"].IdleRunners == poolSize && all["20"].UsedRunners == 0
+		return online && all["10"].IdleRunners == poolSize && all["11"].IdleRunners == 1 && all["10"].UsedRunners == 0, err
 	})
 }
 
@@ -399,14 +428,35 @@ var categories = []struct{ letter, name string }{
 	{"F", "terminals and people"}, {"G", "honest verdicts"}, {"H", "API and control plane"}, {"I", "GPU"}, {"J", "images"},
 }
 
+// diskUsed is what the service's data take on disk.
+func (a *arena) diskUsed() (bytes int64, err error) {
+	err = filepath.WalkDir(a.data, func(_ string, d os.DirEntry, err error) error {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // gone meanwhile
+		}
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			bytes += info.Size()
+		}
+		return nil
+	})
+	return bytes, err
+}
+
 func table(rows []row) string {
 	var b strings.Builder
 	good := 0
 	fmt.Fprintf(&b, "%-4s %-58s %-34s %-9s %28s %7s %7s %7s\n", "case", "attack", "verdict", "contained", "neighbour p50/p99/max ms", "grew MB", "took s", "clean s")
-	over := 0
+	over, missing := 0, 0
 	for _, r := range rows {
 		yes := "NO"
-		if r.contained {
+		if !r.tried && r.err == nil {
+			yes = "-"
+			missing++
+		} else if r.contained {
 			yes = "yes"
 			good++
 		}
@@ -422,7 +472,7 @@ func table(rows []row) string {
 	for _, c := range categories {
 		tried, held := 0, 0
 		for _, r := range rows {
-			if strings.HasPrefix(r.id, c.letter) {
+			if strings.HasPrefix(r.id, c.letter) && (r.tried || r.err != nil) {
 				tried++
 				if r.contained {
 					held++
@@ -433,7 +483,7 @@ func table(rows []row) string {
 			fmt.Fprintf(&b, "%s %-24s %5d  %9d\n", c.letter, c.name, tried, held)
 		}
 	}
-	fmt.Fprintf(&b, "%d of %d contained; in %d the neighbour's p99 was above %s\n", good, len(rows), over, goalEcho)
+	fmt.Fprintf(&b, "%d of %d contained, %d not tried; in %d the neighbour's p99 was above %s\n", good, len(rows)-missing, missing, over, goalEcho)
 	return b.String()
 }
 
