@@ -1,0 +1,173 @@
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+)
+
+// cniTime bounds one call of all plugins of a configuration.
+const cniTime = 60 * time.Second
+
+// cniResult is what plugins answered.
+type cniResult struct {
+	Interface   string
+	Address     string
+	Nameservers []string
+	Searches    []string
+	Options     []string
+}
+
+// plugins runs CNI configurations through libcni.
+type plugins struct {
+	configs string
+	cni     *libcni.CNIConfig
+}
+
+func newPlugins(configs, directories, cache string) *plugins {
+	return &plugins{configs, libcni.NewCNIConfigWithCacheDir(filepath.SplitList(directories), cache, nil)}
+}
+
+// names are the configurations that can be read, and why others cannot.
+func (p *plugins) names() (all []string, broken []error) {
+	if p.configs == "" {
+		return nil, nil
+	}
+	files, err := libcni.ConfFiles(p.configs, []string{".conflist", ".conf", ".json"})
+	if err != nil {
+		return nil, []error{fmt.Errorf("CNI configurations: %w", err)}
+	}
+	for _, f := range files {
+		name, err := nameOf(f)
+		switch {
+		case err != nil:
+			broken = append(broken, fmt.Errorf("CNI configuration %s: %w", f, err))
+		case !slices.Contains(all, name):
+			all = append(all, name)
+		}
+	}
+	return all, broken
+}
+
+func nameOf(file string) (string, error) {
+	if strings.HasSuffix(file, ".conflist") {
+		list, err := libcni.NetworkConfFromFile(file)
+		if err != nil {
+			return "", err
+		}
+		return list.Name, nil
+	}
+	one, err := libcni.ConfFromFile(file)
+	if err != nil {
+		return "", err
+	}
+	return one.Network.Name, nil
+}
+
+func (p *plugins) load(mode string) (*libcni.NetworkConfigList, error) {
+	list, err := libcni.LoadNetworkConf(p.configs, strings.TrimPrefix(mode, ModeCNI))
+	if err != nil {
+		return nil, fmt.Errorf("CNI configuration of network %q: %w", mode, err)
+	}
+	return list, nil
+}
+
+// portMapping is the capability of that name.
+type portMapping struct {
+	HostPort      int    `json:"hostPort"`
+	ContainerPort int    `json:"containerPort"`
+	Protocol      string `json:"protocol"`
+	HostIP        string `json:"hostIP,omitempty"`
+}
+
+func runtimeConf(id, ns string, r *Request) *libcni.RuntimeConf {
+	var ports []portMapping
+	for _, m := range mappings(r.Ports) {
+		for _, proto := range []string{"tcp", "udp"} {
+			ports = append(ports, portMapping{HostPort: int(m.Host), ContainerPort: int(m.To), Protocol: proto})
+		}
+	}
+	c := &libcni.RuntimeConf{ContainerID: id, NetNS: ns, IfName: inside, Args: [][2]string{{"IgnoreUnknown", "true"}}}
+	if len(ports) > 0 {
+		c.CapabilityArgs = map[string]any{"portMappings": ports}
+	}
+	return c
+}
+
+// add has the plugins fill a namespace.
+func (p *plugins) add(ctx context.Context, id, ns string, r *Request) (*cniResult, error) {
+	list, err := p.load(r.Mode)
+	if err != nil {
+		return nil, err
+	}
+	bounded, cancel := context.WithTimeout(ctx, cniTime)
+	defer cancel()
+	said, err := p.cni.AddNetworkList(bounded, list, runtimeConf(id, ns, r))
+	if err != nil {
+		return nil, fmt.Errorf("CNI network %q: %w", r.Mode, err)
+	}
+	result, err := types100.NewResultFromResult(said)
+	if err != nil {
+		return nil, fmt.Errorf("CNI network %q: %w", r.Mode, err)
+	}
+	out := &cniResult{Interface: inside, Nameservers: result.DNS.Nameservers, Searches: result.DNS.Search, Options: result.DNS.Options}
+	if result.DNS.Domain != "" && len(out.Searches) == 0 {
+		out.Searches = []string{result.DNS.Domain}
+	}
+	for _, ip := range result.IPs {
+		if a, ok := netip.AddrFromSlice(ip.Address.IP); ok && (out.Address == "" || a.Unmap().Is4()) {
+			out.Address = a.Unmap().String()
+		}
+	}
+	for _, i := range result.Interfaces {
+		if i.Sandbox != "" && i.Name != "" {
+			out.Interface = i.Name
+		}
+	}
+	return out, nil
+}
+
+// check asks the plugins whether all is as they made it.
+func (p *plugins) check(ctx context.Context, id, ns string, r *Request) error {
+	list, err := p.load(r.Mode)
+	if err != nil {
+		return err
+	}
+	bounded, cancel := context.WithTimeout(ctx, cniTime)
+	defer cancel()
+	if err := p.cni.CheckNetworkList(bounded, list, runtimeConf(id, ns, r)); err != nil {
+		return fmt.Errorf("CNI network %q: %w", r.Mode, err)
+	}
+	return nil
+}
+
+// del has the plugins take back what they made, by the configuration that they made it with.
+func (p *plugins) del(ctx context.Context, id, ns string, r *Request) error {
+	bounded, cancel := context.WithTimeout(ctx, cniTime)
+	defer cancel()
+	list, err := p.load(r.Mode)
+	rt := runtimeConf(id, ns, r)
+	if cached, _, cerr := p.cni.GetNetworkListCachedConfig(&libcni.NetworkConfigList{Name: strings.TrimPrefix(r.Mode, ModeCNI)}, rt); cerr == nil && json.Valid(cached) {
+		if was, werr := libcni.NetworkConfFromBytes(cached); werr == nil {
+			list, err = was, nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := p.cni.DelNetworkList(bounded, list, rt); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("CNI network %q: %w", r.Mode, err)
+	} else if err != nil {
+		return err
+	}
+	return nil
+}
