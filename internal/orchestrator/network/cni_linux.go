@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -39,6 +38,17 @@ func newPlugins(configs, directories, cache string) *plugins {
 
 // names are the configurations that can be read, and why others cannot.
 func (p *plugins) names() (all []string, broken []error) {
+	lists, broken := p.read()
+	for _, l := range lists {
+		if !slices.Contains(all, l.Name) {
+			all = append(all, l.Name)
+		}
+	}
+	return all, broken
+}
+
+// read reads the directory anew: an operator may change it at any time. One broken file does not stand in the way of the others.
+func (p *plugins) read() (all []*libcni.NetworkConfigList, broken []error) {
 	if p.configs == "" {
 		return nil, nil
 	}
@@ -46,39 +56,37 @@ func (p *plugins) names() (all []string, broken []error) {
 	if err != nil {
 		return nil, []error{fmt.Errorf("CNI configurations: %w", err)}
 	}
+	slices.Sort(files)
 	for _, f := range files {
-		name, err := nameOf(f)
-		switch {
-		case err != nil:
+		list, err := readConfig(f)
+		if err != nil {
 			broken = append(broken, fmt.Errorf("CNI configuration %s: %w", f, err))
-		case !slices.Contains(all, name):
-			all = append(all, name)
+			continue
 		}
+		all = append(all, list)
 	}
 	return all, broken
 }
 
-func nameOf(file string) (string, error) {
+func readConfig(file string) (*libcni.NetworkConfigList, error) {
 	if strings.HasSuffix(file, ".conflist") {
-		list, err := libcni.NetworkConfFromFile(file)
-		if err != nil {
-			return "", err
-		}
-		return list.Name, nil
+		return libcni.NetworkConfFromFile(file)
 	}
 	one, err := libcni.ConfFromFile(file)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return one.Network.Name, nil
+	return libcni.ConfListFromConf(one)
 }
 
 func (p *plugins) load(mode string) (*libcni.NetworkConfigList, error) {
-	list, err := libcni.LoadNetworkConf(p.configs, strings.TrimPrefix(mode, ModeCNI))
-	if err != nil {
-		return nil, fmt.Errorf("CNI configuration of network %q: %w", mode, err)
+	lists, broken := p.read()
+	for _, l := range lists {
+		if l.Name == strings.TrimPrefix(mode, ModeCNI) {
+			return l, nil
+		}
 	}
-	return list, nil
+	return nil, errors.Join(append(broken, fmt.Errorf("no CNI configuration for the network %q is in %q", mode, p.configs))...)
 }
 
 // portMapping is the capability of that name.
@@ -150,24 +158,24 @@ func (p *plugins) check(ctx context.Context, id, ns string, r *Request) error {
 	return nil
 }
 
-// del has the plugins take back what they made, by the configuration that they made it with.
+// del has the plugins take back what they made, by the configuration that they made it with. Where neither that nor another of its name is there,
+// they have made nothing.
 func (p *plugins) del(ctx context.Context, id, ns string, r *Request) error {
 	bounded, cancel := context.WithTimeout(ctx, cniTime)
 	defer cancel()
-	list, err := p.load(r.Mode)
 	rt := runtimeConf(id, ns, r)
-	if cached, _, cerr := p.cni.GetNetworkListCachedConfig(&libcni.NetworkConfigList{Name: strings.TrimPrefix(r.Mode, ModeCNI)}, rt); cerr == nil && json.Valid(cached) {
-		if was, werr := libcni.NetworkConfFromBytes(cached); werr == nil {
-			list, err = was, nil
+	name := strings.TrimPrefix(r.Mode, ModeCNI)
+	var list *libcni.NetworkConfigList
+	cached, _, err := p.cni.GetNetworkListCachedConfig(&libcni.NetworkConfigList{Name: name}, rt)
+	if err == nil && len(cached) > 0 {
+		if list, err = libcni.NetworkConfFromBytes(cached); err != nil {
+			return fmt.Errorf("CNI network %q: the configuration that was kept: %w", r.Mode, err)
 		}
+	} else if list, err = p.load(r.Mode); err != nil {
+		return nil
 	}
-	if err != nil {
-		return err
-	}
-	if err := p.cni.DelNetworkList(bounded, list, rt); err != nil && !errors.Is(err, context.Canceled) {
+	if err := p.cni.DelNetworkList(bounded, list, rt); err != nil {
 		return fmt.Errorf("CNI network %q: %w", r.Mode, err)
-	} else if err != nil {
-		return err
 	}
 	return nil
 }

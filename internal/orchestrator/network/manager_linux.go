@@ -544,6 +544,9 @@ func portsFree(ports []mapping) error {
 }
 
 func (m *Manager) attachCNI(ctx context.Context, l *lease) (err error) {
+	if _, err := m.plugins.load(l.Request.Mode); err != nil {
+		return fault.Wrap(fault.Invalid, err, "%v", err)
+	}
 	if err := m.leases.write(l); err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ const (
 type Config struct {
 	Dir        string         // of leases and namespaces, private to one agent
 	Name       string         // begins the names of the bridges, the interfaces and the tables; two to eight of [a-z0-9]
-	Range      netip.Prefix   // IPv4, /16 to /28, for the runners on bridges; the zero value = there is no bridge
+	Range      netip.Prefix   // IPv4, /16 to /29, for the runners on bridges; the zero value = there is no bridge
 	DNS        []string       // name servers that questions are passed on to, addresses with an optional port; empty = the node's own
 	CNIConfigs string         // directory of configurations; "" = there are none
 	CNIPlugins string         // directories of plugins, separated by colons
@@ -38,8 +38,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("network name %q: two to eight lower case letters and digits are wanted", c.Name)
 	case !c.Range.IsValid():
 		return nil
-	case !c.Range.Addr().Is4() || c.Range.Bits() < 16 || c.Range.Bits() > 28 || c.Range != c.Range.Masked():
-		return fmt.Errorf("network range %s: an IPv4 prefix from /16 to /28 is wanted, such as 172.30.64.0/20", c.Range)
+	case !c.Range.Addr().Is4() || c.Range.Bits() < 16 || c.Range.Bits() > 29 || c.Range != c.Range.Masked():
+		return fmt.Errorf("network range %s: an IPv4 prefix from /16 to /29 is wanted, such as 172.30.64.0/20", c.Range)
 	}
 	return nil
 }

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -378,5 +377,3 @@ func (r *runner) lookup(name string) ([]string, error) {
 	}
 	return all, nil
 }
-
-var errIs = func(err error, n syscall.Errno) bool { return errors.Is(err, n) }
