@@ -17,7 +17,7 @@ import (
 // eventually waits for something that the kernel or another goroutine does, and that nobody announces.
 func eventually(t testing.TB, done func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for !done() {
 		if time.Now().After(deadline) {
 			t.Fatal("waited in vain")

@@ -121,8 +121,8 @@ func (l *links) plug(ns *os.File, bridge int, a netip.Addr) error {
 	attrs.Name = l.port(a)
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: inside, PeerHardwareAddr: mac(a), PeerNamespace: netlink.NsFd(int(ns.Fd()))}
 	err := l.h.LinkAdd(veth)
-	if errors.Is(err, unix.EEXIST) { // what is dying: the kernel removes it with its namespace, in its own time
-		if err = l.unplug(a); err == nil {
+	if errors.Is(err, unix.EEXIST) { // the last one with the address is dying
+		if err = l.remove(attrs.Name); err == nil {
 			veth.Index = 0
 			err = l.h.LinkAdd(veth)
 		}
@@ -177,11 +177,12 @@ func (l *links) isolate(index int) error {
 	return err
 }
 
-// unplug removes a runner's interface, both ends. What is not there is no error.
-func (l *links) unplug(a netip.Addr) error {
+// cut ends all traffic of a runner's interface. The kernel removes it with its namespace, many at a time; to wait for that would hold up all others
+// who make or remove one. What is not there is no error.
+func (l *links) cut(a netip.Addr) error {
 	if link, err := l.h.LinkByName(l.port(a)); err == nil {
-		if err := l.h.LinkDel(link); err != nil && !gone(err) {
-			return fmt.Errorf("remove interface %s: %w", l.port(a), err)
+		if err := l.h.LinkSetDown(link); err != nil && !gone(err) {
+			return fmt.Errorf("bring down interface %s: %w", l.port(a), err)
 		}
 	} else if !gone(err) {
 		return fmt.Errorf("find interface %s: %w", l.port(a), err)
@@ -192,6 +193,18 @@ func (l *links) unplug(a netip.Addr) error {
 		if err != nil && !gone(err) {
 			return fmt.Errorf("forget the hardware address of %s: %w", a, err)
 		}
+	}
+	return nil
+}
+
+// remove removes an interface at once.
+func (l *links) remove(name string) error {
+	link, err := l.h.LinkByName(name)
+	if err == nil {
+		err = l.h.LinkDel(link)
+	}
+	if err != nil && !gone(err) {
+		return fmt.Errorf("remove interface %s: %w", name, err)
 	}
 	return nil
 }

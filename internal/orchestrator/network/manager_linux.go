@@ -626,7 +626,7 @@ func (m *Manager) takeBack(ctx context.Context, id string, l *lease) error {
 		b.mu.Lock()
 		delete(b.known, l.Address)
 		b.mu.Unlock()
-		errs = append(errs, b.firewall.remove(l.Address), b.links.unplug(l.Address))
+		errs = append(errs, b.firewall.remove(l.Address), b.links.cut(l.Address))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

@@ -157,9 +157,7 @@ func (l *links) sweep(members map[netip.Addr]member) error {
 	var errs []error
 	for _, p := range ports {
 		if !stays[p.Attrs().Name] {
-			if err := l.h.LinkDel(p); err != nil && !gone(err) {
-				errs = append(errs, fmt.Errorf("remove interface %s: %w", p.Attrs().Name, err))
-			}
+			errs = append(errs, l.remove(p.Attrs().Name))
 		}
 	}
 	return errors.Join(errs...)
@@ -172,9 +170,7 @@ func (l *links) removeBridges() error {
 	}
 	var errs []error
 	for _, br := range bridges {
-		if err := l.h.LinkDel(br); err != nil && !gone(err) {
-			errs = append(errs, fmt.Errorf("remove bridge %s: %w", br.Attrs().Name, err))
-		}
+		errs = append(errs, l.remove(br.Attrs().Name))
 	}
 	return errors.Join(errs...)
 }
