@@ -218,7 +218,7 @@ func (f *firewall) filter() error {
 	node.add(asked, metaCmp(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{unix.IPPROTO_TCP}), dport(53), newConnection, rated, verdict(expr.VerdictDrop))
 	node.add(asked, metaCmp(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{unix.IPPROTO_TCP}), dport(53), newConnection, counted, verdict(expr.VerdictDrop))
 	node.add(asked, metaCmp(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{unix.IPPROTO_TCP}), dport(53), verdict(expr.VerdictAccept))
-	node.add(verdict(expr.VerdictDrop))
+	node.add(reject())
 
 	forward := rules{f.conn, f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: "forward", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: policyRef(nftables.ChainPolicyAccept)})}
