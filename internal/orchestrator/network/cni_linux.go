@@ -2,9 +2,11 @@ package network
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -68,15 +70,24 @@ func (p *plugins) read() (all []*libcni.NetworkConfigList, broken []error) {
 	return all, broken
 }
 
+// readConfig reads a list, or a file of one plugin, which is the older form.
 func readConfig(file string) (*libcni.NetworkConfigList, error) {
 	if strings.HasSuffix(file, ".conflist") {
 		return libcni.NetworkConfFromFile(file)
 	}
-	one, err := libcni.ConfFromFile(file)
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	return libcni.ConfListFromConf(one)
+	one, err := libcni.NetworkPluginConfFromBytes(text)
+	if err != nil {
+		return nil, err
+	}
+	list, err := json.Marshal(map[string]any{"name": one.Network.Name, "cniVersion": one.Network.CNIVersion, "plugins": []json.RawMessage{text}})
+	if err != nil {
+		return nil, err
+	}
+	return libcni.NetworkConfFromBytes(list)
 }
 
 func (p *plugins) load(mode string) (*libcni.NetworkConfigList, error) {

@@ -38,6 +38,7 @@ func withPlugin(t *testing.T, w *world) (calls func() []call) {
 	}
 	configure(t, w, "lab.conflist", `{"cniVersion":"1.0.0","name":"lab","plugins":[{"type":"recorder","capabilities":{"portMappings":true}}]}`)
 	configure(t, w, "full.conflist", `{"cniVersion":"1.0.0","name":"full","plugins":[{"type":"recorder","fail":"ADD"}]}`)
+	configure(t, w, "old.conf", `{"cniVersion":"0.4.0","name":"old","type":"recorder"}`)
 	configure(t, w, "broken.conflist", `{"cniVersion":`)
 	return func() (all []call) {
 		f, err := os.Open(filepath.Join(w.cfg.CNIPlugins, "calls"))
@@ -72,7 +73,7 @@ func TestCNIConfigurations(t *testing.T) {
 	m := must[*Manager](t)(New(w.cfg))
 	check(t, m.Sweep(t.Context(), nil))
 	attr := m.Fingerprint()
-	if attr["network.cni/lab"] != "1" || attr["network.cni/full"] != "1" || attr["network.cni/broken"] != "" {
+	if attr["network.cni/lab"] != "1" || attr["network.cni/full"] != "1" || attr["network.cni/old"] != "1" || attr["network.cni/broken"] != "" {
 		t.Errorf("attributes: %v", attr)
 	}
 	r := w.attach(m, "one", Request{Mode: "cni/lab", Ports: ports(20080, 80), Hostname: "box", DNS: &model.DNS{Options: []string{"ndots:1"}}})
@@ -121,6 +122,11 @@ func TestCNIConfigurations(t *testing.T) {
 		if strings.Contains(trace, "one") || strings.Contains(trace, "cni") {
 			t.Errorf("left is: %s", trace)
 		}
+	}
+	w.attach(second, "old", Request{Mode: "cni/old"})
+	check(t, second.Detach(t.Context(), "old"))
+	if got := commands(calls()); !slices.Equal(got[len(got)-2:], []string{"ADD", "DEL"}) {
+		t.Errorf("calls of a configuration in the old form: %v", got)
 	}
 	if _, err := second.Attach(t.Context(), "three", Request{Mode: "cni/full", Egress: "203.0.113.0/24"}); err == nil {
 		t.Error("an allow list is accepted where nothing follows from it")

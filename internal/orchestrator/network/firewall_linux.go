@@ -70,13 +70,11 @@ type firewall struct {
 
 // allowList is a chain, with the sets of the addresses that names stood for.
 type allowList struct {
-	policy   egress.Policy
-	chain    string
-	any      *nftables.Set // addresses
-	ports    *nftables.Set // addresses, protocols, ports
-	members  int
-	learned  map[string]time.Time // by element, until when
-	sequence int
+	chain   string
+	any     *nftables.Set // addresses
+	ports   *nftables.Set // addresses, protocols, ports
+	members int
+	learned map[string]time.Time // by element, until when
 }
 
 func newFirewall(ns *os.File, name string, r netip.Prefix, nameserver netip.Addr) (*firewall, error) {
@@ -309,7 +307,7 @@ func (f *firewall) list(p egress.Policy) (*allowList, error) {
 		return l, nil
 	}
 	n := f.id()
-	l := &allowList{policy: p, chain: fmt.Sprintf("allow_%d", n), learned: map[string]time.Time{}}
+	l := &allowList{chain: fmt.Sprintf("allow_%d", n), learned: map[string]time.Time{}}
 	l.any = f.set(f.inet, fmt.Sprintf("names_%d", n), nftables.TypeIPAddr)
 	l.ports = f.set(f.inet, fmt.Sprintf("services_%d", n), typeDest)
 	for _, s := range []*nftables.Set{l.any, l.ports} {
