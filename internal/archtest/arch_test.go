@@ -143,6 +143,11 @@ var homes = map[string][]string{
 	"github.com/influxdata/influxdb-client-go/v2": {"internal/metrics/influx"},
 	"github.com/NVIDIA/go-nvml":                   {"internal/orchestrator/device/nvidia"},
 	"github.com/spf13/cobra":                      {"cmd"},
+	"github.com/vishvananda/netlink":              {"internal/orchestrator/network"},
+	"github.com/vishvananda/netns":                {"internal/orchestrator/network"},
+	"github.com/google/nftables":                  {"internal/orchestrator/network"},
+	"github.com/containernetworking/cni":          {"internal/orchestrator/network"},
+	"github.com/miekg/dns":                        {"internal/orchestrator/network"},
 }
 
 func TestEachLibraryHasOneHome(t *testing.T) {

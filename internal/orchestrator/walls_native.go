@@ -4,16 +4,21 @@ package orchestrator
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"path/filepath"
 	"time"
 
 	"rockpool/internal/ident"
 	"rockpool/internal/image"
+	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/driver/sandboxed"
+	"rockpool/internal/orchestrator/network"
 	"rockpool/internal/sandbox"
 )
 
@@ -37,12 +42,45 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 	if err := selfTest(runtime, images); err != nil {
 		return walls{}, fmt.Errorf("this machine cannot run a sandbox: %w", err)
 	}
-	logFences(cfg.Log, runtime.Fences())
+	networks, err := openNetworks(cfg)
+	if err != nil {
+		return walls{}, err
+	}
+	logFences(cfg.Log, append(runtime.Fences(), networkFences(networks)...))
 	return walls{
+		networks: networks,
+		services: []lifecycle.Service{{Name: "networks of runners", Run: networks.Run}},
 		drivers: sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Images: images},
 			sandboxed.Name, sandboxed.NameDocker, sandboxed.NameExec),
-		close: runtime.Close,
+		close: func() error { return errors.Join(networks.Close(), runtime.Close()) },
 	}, nil
+}
+
+// defaultName begins the names of interfaces and tables of a node with the default range; one with another range has one of its own, so that several
+// nodes on a machine do not meet.
+const defaultName = "rockpool"
+
+func openNetworks(cfg AgentConfig) (*network.Manager, error) {
+	c := network.Config{Dir: filepath.Join(cfg.DataDir, "network"), Name: defaultName, DNS: cfg.Network.DNS,
+		CNIConfigs: cfg.Network.CNIConfigs, CNIPlugins: cfg.Network.CNIPlugins, Log: cfg.Log}
+	if cfg.Network.Range != "" {
+		var err error
+		if c.Range, err = netip.ParsePrefix(cfg.Network.Range); err != nil {
+			return nil, fmt.Errorf("network range %q: a prefix such as %s is wanted", cfg.Network.Range, DefaultNetwork().Range)
+		}
+	}
+	if cfg.Network.Range != DefaultNetwork().Range {
+		sum := sha256.Sum256([]byte(cfg.Network.Range))
+		c.Name = "rp" + hex.EncodeToString(sum[:3])
+	}
+	return network.New(c)
+}
+
+func networkFences(m *network.Manager) (all []sandbox.Fence) {
+	for _, f := range m.Fences() {
+		all = append(all, sandbox.Fence(f))
+	}
+	return all
 }
 
 // selfTest runs one program in one sandbox. What a probe cannot see, such as a security module that forbids a mount, shows here and at

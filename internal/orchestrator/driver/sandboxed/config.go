@@ -23,6 +23,7 @@ type config struct {
 	openFiles     int64
 	fileSizeBytes int64
 	cpuHardLimit  bool
+	offline       bool // no network although the group has one
 }
 
 // keys are what a configuration may hold. Those that set nothing are accepted because nothing follows from them here.
@@ -39,10 +40,11 @@ var keys = map[string]func(c *config, v any) error{
 		}
 		return nil
 	},
-	"network_mode": func(_ *config, v any) error {
-		if v != "none" {
-			return fmt.Errorf("%q is not offered, only \"none\": sandboxes have no network", v)
+	"network_mode": func(c *config, v any) error {
+		if v != "" && v != "none" {
+			return fmt.Errorf("%q is not offered: say \"none\", or leave it empty and give the group a network block", v)
 		}
+		c.offline = v == "none"
 		return nil
 	},
 	"memory_hard_limit": func(c *config, v any) error { return positive(&c.memoryHardMB, v) },
