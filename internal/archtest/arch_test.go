@@ -143,6 +143,10 @@ var homes = map[string][]string{
 	"github.com/influxdata/influxdb-client-go/v2": {"internal/metrics/influx"},
 	"github.com/NVIDIA/go-nvml":                   {"internal/orchestrator/device/nvidia"},
 	"github.com/spf13/cobra":                      {"cmd"},
+	"github.com/moby/moby":                        {"internal/orchestrator/driver/docker"},
+	"github.com/docker/go-units":                  {"internal/orchestrator/driver/docker"},
+	"github.com/distribution/reference":           {"internal/orchestrator/driver/docker"},
+	"github.com/containerd/errdefs":               {"internal/orchestrator/driver/docker"},
 }
 
 func TestEachLibraryHasOneHome(t *testing.T) {

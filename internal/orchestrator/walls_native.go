@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"time"
 
 	"rockpool/internal/ident"
 	"rockpool/internal/image"
 	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/sandboxed"
 	"rockpool/internal/sandbox"
 )
@@ -38,11 +40,20 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 		return walls{}, fmt.Errorf("this machine cannot run a sandbox: %w", err)
 	}
 	logFences(cfg.Log, runtime.Fences())
-	return walls{
-		drivers: sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Images: images},
-			sandboxed.Name, sandboxed.NameDocker, sandboxed.NameExec),
-		close: runtime.Close,
-	}, nil
+	names := []string{sandboxed.Name, sandboxed.NameExec}
+	var drivers []driver.Driver
+	if cfg.DockerEngine == "" {
+		names = append(names, sandboxed.NameDocker)
+	} else if drivers, err = openEngine(cfg, filesOf); err != nil {
+		return walls{}, err
+	}
+	drivers = append(drivers, sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Images: images}, names...)...)
+	return walls{drivers: drivers, close: runtime.Close}, nil
+}
+
+// filesOf gives access to the files of a container by the same descriptors as to those of a sandbox.
+func filesOf(root *os.File, idBase uint32, workDir string) driver.Files {
+	return sandboxed.Files(sandbox.FilesOf(root, idBase, sandbox.Root{WorkDir: workDir}))
 }
 
 // selfTest runs one program in one sandbox. What a probe cannot see, such as a security module that forbids a mount, shows here and at

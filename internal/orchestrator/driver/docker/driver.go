@@ -31,8 +31,9 @@ type Config struct {
 	Node        string // id of this node: containers of other nodes on the same engine are left alone
 	Credentials string // a Docker config file; "" = that of the user
 	CoreMHz     int    // clock of one core, to turn a task's CPU share into a hard limit; 0 = 1000
-	// Files makes access to the files below a root, which stays the driver's; relative paths start at workDir. nil = there is none.
-	Files func(root *os.File, workDir string) driver.Files
+	// Files makes access to the files below a root, which stays the driver's. Root inside is idBase, and relative paths start at
+	// workDir. nil = there is none.
+	Files func(root *os.File, idBase uint32, workDir string) driver.Files
 	Log   logging.Logger
 }
 

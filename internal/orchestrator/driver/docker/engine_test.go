@@ -30,6 +30,9 @@ import (
 // testImage has a shell and what the suite runs in it, made of this machine's own programs.
 const testImage = "rockpool.test/shell:1"
 
+// cgroupParent is the engine's own, so that it can be told from another engine's on this machine.
+var cgroupParent = fmt.Sprintf("/rockpool-engine-test-%d", os.Getpid())
+
 // patience bounds every wait for something that must happen.
 const patience = 30 * time.Second
 
@@ -100,7 +103,7 @@ func startEngine() {
 // launch starts a daemon with a containerd of its own, and waits until it answers.
 func launch(daemon, dir, storage string) (_ *engine, stop func() error, err error) {
 	args := []string{"--bridge=none", "--iptables=false", "--ip6tables=false", "--data-root", filepath.Join(dir, storage), "--exec-root", filepath.Join(dir, "exec"),
-		"--host", "unix://" + filepath.Join(dir, "socket"), "--pidfile", filepath.Join(dir, "pid"), "--storage-driver", storage, "--config-file", filepath.Join(dir, "daemon.json")}
+		"--host", "unix://" + filepath.Join(dir, "socket"), "--pidfile", filepath.Join(dir, "pid"), "--storage-driver", storage, "--cgroup-parent", cgroupParent, "--config-file", filepath.Join(dir, "daemon.json")}
 	e := &engine{endpoint: "unix://" + filepath.Join(dir, "socket")}
 	if crun, err := exec.LookPath("crun"); err == nil {
 		e.extra = "crun"
@@ -168,6 +171,12 @@ func leftovers(dir string) error {
 	for line := range strings.Lines(string(mounts)) {
 		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], dir) {
 			errs = append(errs, fmt.Errorf("mount %s", f[1]), syscall.Unmount(f[1], syscall.MNT_DETACH))
+		}
+	}
+	groups, _ := filepath.Glob("/sys/fs/cgroup/*" + cgroupParent)
+	for _, g := range append(groups, "/sys/fs/cgroup"+cgroupParent) {
+		if err := syscall.Rmdir(g); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("control group %s: %w", g, err))
 		}
 	}
 	return errors.Join(append(errs, os.RemoveAll(dir))...)

@@ -18,6 +18,8 @@ type inside struct {
 	group group  // the container's own
 	main  group  // where all that is no execution lives
 	root  *os.File
+	// idBase is the id on this machine of root inside; -1 where ids are not mapped in one piece.
+	idBase int64
 }
 
 const (
@@ -41,12 +43,31 @@ func enter(pid int, id, hostnamePath string) (_ *inside, err error) {
 	if i.root, err = openRoot(pid, hostnamePath); err != nil {
 		return nil, err
 	}
+	i.idBase = idBase(pid)
 	i.main = i.group.child(mainGroup)
 	if err := i.settle(); err != nil {
 		_ = i.root.Close()
 		return nil, fmt.Errorf("%w: its control group cannot be divided: %w", errElsewhere, err)
 	}
 	return i, nil
+}
+
+// idBase reads how a process's user namespace maps ids (user_namespaces(7)).
+func idBase(pid int) int64 {
+	const least = 1 << 16 // ids that an image may use
+	base := int64(-1)
+	for _, name := range []string{"uid_map", "gid_map"} {
+		text, err := os.ReadFile(procPath(pid, name))
+		var inside, outside, count int64
+		if _, scanned := fmt.Sscan(string(text), &inside, &outside, &count); err != nil || scanned != nil || inside != 0 || count < least {
+			return -1
+		}
+		if base >= 0 && base != outside {
+			return -1
+		}
+		base = outside
+	}
+	return base
 }
 
 // settle moves all that is there into a group of its own, and kills the executions of an earlier agent. From then on, what is in

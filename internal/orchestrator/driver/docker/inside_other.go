@@ -9,7 +9,10 @@ import (
 )
 
 // inside does not exist on this system: an engine's containers run in a virtual machine.
-type inside struct{ root *os.File }
+type inside struct {
+	root   *os.File
+	idBase int64
+}
 
 func enter(int, string, string) (*inside, error) { return nil, errElsewhere }
 

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -60,15 +61,12 @@ func (d *Driver) task(c *config, cfg driver.TaskConfig, r container.InspectRespo
 		d.cfg.Log.WithField("task_id", cfg.ID).WithError(err).Info("the container's processes cannot be reached: its executions cannot be signalled, and killing one ends the task")
 		return t, nil
 	}
-	if d.cfg.Files != nil {
-		workDir := c.workDir
-		if workDir == "" && r.Config != nil {
-			workDir = r.Config.WorkingDir
+	if d.cfg.Files != nil && t.inside.idBase >= 0 {
+		var ofImage string
+		if r.Config != nil {
+			ofImage = r.Config.WorkingDir
 		}
-		if workDir == "" {
-			workDir = "/"
-		}
-		t.files = d.cfg.Files(t.inside.root, workDir)
+		t.files = d.cfg.Files(t.inside.root, uint32(t.inside.idBase), cmp.Or(c.workDir, ofImage, "/"))
 	}
 	return t, nil
 }
