@@ -146,6 +146,7 @@ var homes = map[string][]string{
 	"github.com/moby/moby":                        {"internal/orchestrator/driver/docker"},
 	"github.com/docker/go-units":                  {"internal/orchestrator/driver/docker"},
 	"github.com/distribution/reference":           {"internal/orchestrator/driver/docker"},
+	"github.com/docker/cli":                       {"internal/image", "internal/orchestrator/driver/docker"},
 	"github.com/containerd/errdefs":               {"internal/orchestrator/driver/docker"},
 }
 

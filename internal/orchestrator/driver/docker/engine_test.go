@@ -40,7 +40,7 @@ const patience = 30 * time.Second
 type engine struct {
 	endpoint string
 	api      *client.Client
-	extra    string // name of a second runtime; "" = there is none
+	crun     bool // is one of its runtimes
 }
 
 var shared struct {
@@ -105,12 +105,12 @@ func launch(daemon, dir, storage string) (_ *engine, stop func() error, err erro
 	args := []string{"--bridge=none", "--iptables=false", "--ip6tables=false", "--data-root", filepath.Join(dir, storage), "--exec-root", filepath.Join(dir, "exec"),
 		"--host", "unix://" + filepath.Join(dir, "socket"), "--pidfile", filepath.Join(dir, "pid"), "--storage-driver", storage, "--cgroup-parent", cgroupParent, "--config-file", filepath.Join(dir, "daemon.json")}
 	e := &engine{endpoint: "unix://" + filepath.Join(dir, "socket")}
-	if crun, err := exec.LookPath("crun"); err == nil {
-		e.extra = "crun"
-		args = append(args, "--add-runtime", "crun="+crun)
-	} else if runc, err := exec.LookPath("runc"); err == nil { // the same program under another name still shows that the name is passed on
-		e.extra = "second"
+	if runc, err := exec.LookPath("runc"); err == nil { // the same program under another name still shows that the name is passed on
 		args = append(args, "--add-runtime", "second="+runc)
+	}
+	if crun, err := exec.LookPath("crun"); err == nil {
+		e.crun = true
+		args = append(args, "--add-runtime", "crun="+crun)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "daemon.json"), []byte("{}"), 0o600); err != nil {
 		return nil, nil, err
@@ -207,7 +207,7 @@ func (e *engine) load() error {
 // shellImage is an image of programs of this machine with the libraries that they need.
 func shellImage() (v1.Image, error) {
 	files := map[string]string{} // inside: outside
-	for _, program := range []string{"sh", "cat", "sleep", "stty", "mkfifo", "rm", "id", "ls", "head", "tail", "env", "readlink", "pwd", "true"} {
+	for _, program := range []string{"sh", "cat", "sleep", "stty", "mkfifo", "rm", "id", "ls", "head", "tail", "env", "readlink", "pwd", "true", "setsid"} {
 		path, err := exec.LookPath(program)
 		if err != nil {
 			return nil, err

@@ -71,6 +71,10 @@ func (t *task) exec(ctx context.Context, spec driver.ExecSpec, stdout, stderr *m
 	if err != nil {
 		return nil, t.execError(err, spec)
 	}
+	var oomKills int64
+	if t.inside != nil {
+		oomKills = t.inside.group.oomKills()
+	}
 	conn, err := api.ExecAttach(ctx, made.ID, client.ExecAttachOptions{TTY: spec.TTY})
 	if err != nil {
 		return nil, t.execError(err, spec)
@@ -80,7 +84,7 @@ func (t *task) exec(ctx context.Context, spec driver.ExecSpec, stdout, stderr *m
 		conn.Close()
 		return nil, fmt.Errorf("exec %s: %w", spec.Argv[0], err)
 	}
-	if err := e.begin(ctx); err != nil {
+	if err := e.begin(ctx, oomKills); err != nil {
 		return nil, err
 	}
 	return e, nil
@@ -127,7 +131,7 @@ type execution struct {
 	sent    int             // the last signal sent
 	cut     bool            // its task ended, or was let go
 	ended   bool
-	stream  error // valid after streamed
+	lost    error // some of its output was; valid after streamed
 	result  driver.ExecResult
 	fate    error
 }
@@ -158,12 +162,12 @@ func (e *execution) closeSinks() {
 	}
 }
 
-// begin waits until the program runs, and takes it over.
-func (e *execution) begin(ctx context.Context) error {
+// begin waits until the program runs, and takes it over. The kernel had killed oomKills processes of the container for memory before it was started.
+func (e *execution) begin(ctx context.Context, oomKills int64) error {
 	e.task.driver.goroutines.Go(e.read)
 	pid, err := e.started(ctx)
 	if err == nil && e.task.inside != nil {
-		e.program, err = e.task.inside.admit(ctx, pid, ident.New())
+		e.program, err = e.task.inside.admit(ctx, pid, ident.New(), oomKills)
 		if errors.Is(err, os.ErrNotExist) { // with the container's own control group
 			err = driver.ErrTaskGone
 		}
@@ -243,7 +247,7 @@ func (e *execution) read() {
 	}
 	e.closeSinks()
 	e.mu.Lock()
-	e.stream = err
+	e.lost = err
 	e.mu.Unlock()
 	close(e.streamed)
 }
@@ -273,7 +277,7 @@ func (e *execution) supervise() {
 		<-e.streamed
 		e.mu.Lock()
 		if e.spec.Background {
-			e.stream = nil
+			e.lost = nil
 		}
 		e.mu.Unlock()
 	}
@@ -340,7 +344,7 @@ func (e *execution) watch(ctx context.Context, ended <-chan struct{}) {
 		defer ticker.Stop()
 		look = ticker.C
 	}
-	over := e.meter.over
+	over, streamed := e.meter.over, e.streamed
 	var kill <-chan time.Time
 	limit := func(v sandbox.Verdict) {
 		e.mu.Lock()
@@ -363,6 +367,14 @@ func (e *execution) watch(ctx context.Context, ended <-chan struct{}) {
 		select {
 		case <-ended:
 			return
+		case <-streamed:
+			streamed = nil
+			if e.program != nil && e.program.writes() {
+				e.mu.Lock()
+				e.lost = errors.New("the connection to the engine was lost, and output with it")
+				e.mu.Unlock()
+				_ = e.kill(ctx)
+			}
 		case <-tooLong:
 			limit(sandbox.VerdictTime)
 		case <-look:
@@ -417,8 +429,8 @@ func (e *execution) finish() {
 		e.fate = fmt.Errorf("execution was cut off: %w", driver.ErrTaskGone)
 	case err != nil:
 		e.fate = fmt.Errorf("how the execution ended is not known: %w", err)
-	case e.stream != nil && e.verdict == "":
-		e.fate = e.stream
+	case e.lost != nil && e.verdict == "":
+		e.fate = e.lost
 	default:
 		e.result = r
 	}

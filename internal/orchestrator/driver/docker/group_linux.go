@@ -111,9 +111,9 @@ func members(dir string) ([]string, error) {
 	return strings.Fields(string(text)), err
 }
 
-// movePasses bounds the race with a program that forks while it is moved: the children of those already moved are born in the right group, so a
-// pass finds fewer each time.
-const movePasses = 1000
+// moveTimeout bounds the race with a program that forks while it is moved. The children of what was moved are born in the right group, so each pass finds
+// fewer; a process that is just ending cannot be moved, and is listed for a moment longer.
+const moveTimeout = 5 * time.Second
 
 // moveTo moves every process to another group.
 func (g group) moveTo(to group) error {
@@ -121,16 +121,17 @@ func (g group) moveTo(to group) error {
 	if g.v2 {
 		from, into = from[:1], into[:1]
 	}
+	begun := time.Now()
 	for i, dir := range from {
 		if dir == "" {
 			continue
 		}
-		for pass := 0; ; pass++ {
+		for pause := 10 * time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
 			pids, err := members(dir)
 			if err != nil || len(pids) == 0 {
 				break
 			}
-			if pass == movePasses {
+			if time.Since(begun) > moveTimeout {
 				return errors.New("its processes cannot be held: they keep forking")
 			}
 			for _, pid := range pids {
@@ -138,6 +139,7 @@ func (g group) moveTo(to group) error {
 					return err
 				}
 			}
+			time.Sleep(pause)
 		}
 	}
 	return nil

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -118,9 +120,8 @@ func (i *inside) close() { _ = i.root.Close() }
 
 // admit takes an execution that was just started into a control group of its own, with all that it has started since. Only one
 // is started at a time, so whatever is in the container's group itself belongs to it.
-func (i *inside) admit(ctx context.Context, pid int, name string) (*program, error) {
-	p := &program{group: i.group.child(execGroup + name), container: i.group}
-	p.oomBefore = i.group.oomKills()
+func (i *inside) admit(ctx context.Context, pid int, name string, oomKills int64) (*program, error) {
+	p := &program{group: i.group.child(execGroup + name), container: i.group, oomBefore: oomKills}
 	if err := p.group.make(); err != nil {
 		return nil, err
 	}
@@ -135,6 +136,7 @@ func (i *inside) admit(ctx context.Context, pid int, name string) (*program, err
 	case !errors.Is(err, unix.ESRCH):
 		return nil, errors.Join(fmt.Errorf("open process %d: %w", pid, err), p.group.end(ctx))
 	}
+	p.outputs = outputs(pid)
 	err = nil
 	if p.handle != nil { // a runtime may have started it beside the init
 		err = p.group.take(pid)
@@ -142,6 +144,7 @@ func (i *inside) admit(ctx context.Context, pid int, name string) (*program, err
 	if err == nil {
 		err = i.group.moveTo(p.group)
 	}
+	p.early = oomKills >= 0 && i.group.oomKills() > oomKills
 	if err != nil {
 		return nil, errors.Join(err, p.kill(ctx))
 	}
@@ -152,7 +155,9 @@ func (i *inside) admit(ctx context.Context, pid int, name string) (*program, err
 type program struct {
 	handle           *os.File // of the main process; nil = it had ended when it was looked at
 	group, container group
-	oomBefore        int64
+	oomBefore        int64    // count of the container when it was started; in v2 there is none of its own
+	early            bool     // memory ran out before it was in its own group
+	outputs          []string // what its main process had as stdout and stderr, as /proc names it
 }
 
 // wait waits for the end of the main process. close ends the wait.
@@ -168,6 +173,27 @@ func (p *program) wait() error {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 		return n > 0 && err == nil
 	})
+}
+
+func outputs(pid int) (names []string) {
+	for _, fd := range []string{"fd/1", "fd/2"} {
+		if name, err := os.Readlink(procPath(pid, fd)); err == nil {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// writes says whether a process of the execution still has its output. While one has, the end of the stream is the loss of a connection.
+func (p *program) writes() bool {
+	pids, _ := members(p.group.procs)
+	for _, text := range pids {
+		pid, _ := strconv.Atoi(text)
+		if slices.ContainsFunc(outputs(pid), func(name string) bool { return slices.Contains(p.outputs, name) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // signal signals the main process; one that has ended takes no notice.
@@ -219,13 +245,8 @@ func (p *program) endedBy() (signal int, told bool) {
 }
 
 func (p *program) measure() measured {
-	m := measured{cpu: p.group.cpuTime(), peak: p.group.peak()}
-	if own := p.group.oomKills(); own >= 0 {
-		m.oomKilled = own > 0
-	} else {
-		m.oomKilled = p.oomBefore >= 0 && p.container.oomKills() > p.oomBefore
-	}
-	return m
+	return measured{cpu: p.group.cpuTime(), peak: p.group.peak(), oomKilled: p.early || p.group.oomKills() > 0 ||
+		p.container.v2 && p.oomBefore >= 0 && p.container.oomKills() > p.oomBefore}
 }
 
 func procPath(pid int, name string) string { return filepath.Join("/proc", fmt.Sprint(pid), name) }

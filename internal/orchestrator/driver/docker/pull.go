@@ -1,10 +1,9 @@
 package docker
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/pkg/authconfig"
 	"github.com/moby/moby/api/types/jsonstream"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/client"
 
 	"rockpool/internal/fault"
@@ -157,21 +157,15 @@ func (p *progress) add(m jsonstream.Message, now time.Time) string {
 	return fmt.Sprintf("%d MiB of %d MiB, %d layers complete", have>>20, total>>20, p.done)
 }
 
-// credentials are those of the job, or those that the Docker config file has for the registry.
+// credentials are those of the job, or those that the Docker config file has for the registry; "" = none.
 func (d *Driver) credentials(c *config, domain string) (string, error) {
 	a := c.auth
 	if a.Username == "" && a.Password == "" {
-		found, err := readCredentials(d.cfg.Credentials, domain)
-		if err != nil || found == nil {
+		var err error
+		if a, err = readCredentials(d.cfg.Credentials, domain); err != nil || a == (registry.AuthConfig{}) {
 			return "", err
 		}
-		a = *found
 	}
-	if a.ServerAddress == "" {
-		a.ServerAddress = domain
-	}
-	if strings.ContainsAny(a.Username+a.Password, "\x00") {
-		return "", errors.New("credentials with a NUL")
-	}
+	a.ServerAddress = cmp.Or(a.ServerAddress, domain)
 	return authconfig.Encode(a)
 }

@@ -26,6 +26,7 @@ const absence = time.Minute
 type task struct {
 	driver    *Driver
 	cfg       driver.TaskConfig
+	config    *config
 	id        string // of the container
 	startedAt string
 	placement []string // names of variables that executions do not see
@@ -43,7 +44,7 @@ type task struct {
 
 // task makes the view of a container that runs, or has ended just now.
 func (d *Driver) task(c *config, cfg driver.TaskConfig, r container.InspectResponse) (*task, error) {
-	t := &task{driver: d, cfg: cfg, id: r.ID, startedAt: r.State.StartedAt, done: make(chan struct{}), executions: map[*execution]bool{}}
+	t := &task{driver: d, cfg: cfg, config: c, id: r.ID, startedAt: r.State.StartedAt, done: make(chan struct{}), executions: map[*execution]bool{}}
 	for k := range cfg.Env {
 		if strings.HasPrefix(k, "NOMAD_") {
 			t.placement = append(t.placement, k)
@@ -140,6 +141,9 @@ func (t *task) ended(ctx context.Context, code int) driver.Exit {
 		if exit.OOMKilled = r.State.OOMKilled; r.State.Error != "" {
 			exit.Err = errors.New(r.State.Error)
 		}
+	}
+	if code == 126 || code == 127 { // how a shell and the container's init say it, the latter into a log that nobody keeps
+		t.cfg.Emit(fmt.Sprintf("exit code %d: does image %s have the command %q?", code, t.config.image, append(t.config.entrypoint, command(t.config)...)))
 	}
 	t.mu.Lock()
 	sent := t.signal

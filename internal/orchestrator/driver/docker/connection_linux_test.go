@@ -1,0 +1,172 @@
+package docker_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/driver/docker"
+)
+
+// wire stands between a driver and the engine, and can be cut.
+type wire struct {
+	endpoint string
+	to       string
+	listener net.Listener
+	serving  sync.WaitGroup
+
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+func (e *engine) context() context.Context { return context.Background() }
+
+func newWire(t *testing.T, e *engine) *wire {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "wire")
+	w := &wire{endpoint: "unix://" + path, to: strings.TrimPrefix(e.endpoint, "unix://")}
+	t.Cleanup(func() { w.cut(); w.serving.Wait() })
+	w.splice(t)
+	return w
+}
+
+// splice makes a wire that was cut whole again.
+func (w *wire) splice(t *testing.T) {
+	t.Helper()
+	l, err := net.Listen("unix", strings.TrimPrefix(w.endpoint, "unix://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.listener = l
+	w.serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			w.serving.Go(func() { w.pass(c) })
+		}
+	})
+}
+
+func (w *wire) pass(near net.Conn) {
+	far, err := net.Dial("unix", w.to)
+	if err != nil {
+		_ = near.Close()
+		return
+	}
+	w.mu.Lock()
+	w.conns = append(w.conns, near, far)
+	w.mu.Unlock()
+	var both sync.WaitGroup
+	both.Go(func() { _, _ = io.Copy(far, near); _ = far.(*net.UnixConn).CloseWrite() })
+	both.Go(func() { _, _ = io.Copy(near, far); _ = near.(*net.UnixConn).CloseWrite() })
+	both.Wait()
+	_ = near.Close()
+	_ = far.Close()
+}
+
+// cut ends all connections and takes no new ones.
+func (w *wire) cut() {
+	_ = w.listener.Close()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range w.conns {
+		_ = c.Close()
+	}
+	w.conns = nil
+}
+
+func TestALostConnectionIsNeverSuccess(t *testing.T) {
+	e := realEngine(t)
+	w := newWire(t, e)
+	n := newNode(t, docker.Config{Endpoint: w.endpoint})
+	task := n.start(n.config(nil))
+	for _, tty := range []bool{false, true} {
+		x := n.begin(task, driver.ExecSpec{Argv: []string{"sh", "-c", "echo ready; cat"}, TTY: tty}) // ends with success when its input ends
+		if _, err := io.ReadFull(x.Stdout(), make([]byte, len("ready\n"))); err != nil {
+			t.Fatal(err)
+		}
+		w.cut()
+		w.splice(t) // the engine is there all the time, and knows an exit code
+		if o := n.finish(x); o.fate == nil {
+			t.Errorf("terminal %v: an execution whose connection was lost has a result: %+v", tty, o)
+		}
+		select {
+		case <-task.Done():
+			t.Fatal("the task has ended with the connection")
+		default:
+		}
+		if o := n.sh(task, `echo again`); o.out != "again\n" {
+			t.Errorf("after the loss: %+v", o)
+		}
+	}
+}
+
+func TestAnEngineThatIsAway(t *testing.T) {
+	e := realEngine(t)
+	w := newWire(t, e)
+	n := newNode(t, docker.Config{Endpoint: w.endpoint, Node: "away"})
+	left := n.start(n.config(nil)) // of an earlier agent, as the sweep sees it
+	w.cut()
+	info := n.driver.Fingerprint(t.Context())
+	if info.Detected || info.Healthy || !strings.Contains(info.HealthDescription, w.endpoint) {
+		t.Errorf("%+v", info)
+	}
+	later := newNode(t, docker.Config{Endpoint: w.endpoint, Node: "away"})
+	if err := later.driver.Sweep(t.Context(), nil); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("sweep: %v", err)
+	}
+	if _, err := later.driver.Start(t.Context(), later.config(nil)); !fault.Is(err, fault.Unavailable) || !strings.Contains(fault.Public(err), "dockerengine") {
+		t.Errorf("start: %v", err)
+	}
+	w.splice(t)
+	if info := later.driver.Fingerprint(t.Context()); !info.Healthy || info.Attributes["driver.docker.version"] == "" || !strings.Contains(info.Attributes["driver.docker.runtimes"], "runc") {
+		t.Errorf("%+v", info)
+	}
+	select {
+	case <-left.Done(): // the sweep was made up for
+	case <-time.After(patience):
+		t.Error("what an earlier agent left was not swept once the engine was back")
+	}
+}
+
+// TestADamagedEngine talks to something that is no engine.
+func TestADamagedEngine(t *testing.T) {
+	for name, answer := range map[string]http.HandlerFunc{
+		"refuses":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
+		"is no API": func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") },
+	} {
+		s := httptest.NewServer(answer)
+		d := open(t, docker.Config{Endpoint: "tcp://" + s.Listener.Addr().String(), Node: "n"})
+		if info := d.Fingerprint(t.Context()); info.Detected || info.HealthDescription == "" {
+			t.Errorf("an engine that %s: %+v", name, info)
+		}
+		s.Close()
+	}
+	if _, err := docker.New(docker.Config{Endpoint: "nonsense"}); err == nil || !strings.Contains(err.Error(), "dockerengine") {
+		t.Errorf("endpoint: %v", err)
+	}
+	// An engine that takes the connection and never answers.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	d := open(t, docker.Config{Endpoint: "tcp://" + l.Addr().String(), Node: "n"})
+	if info := d.Fingerprint(ctx); info.Detected || info.HealthDescription == "" || errors.Is(ctx.Err(), context.Canceled) {
+		t.Errorf("an engine that is silent: %+v", info)
+	}
+}
