@@ -246,7 +246,7 @@ func (d *Driver) forget(taskID string) *task {
 // Cleanup removes the task's container with its anonymous volumes.
 func (d *Driver) Cleanup(ctx context.Context, taskID string) error {
 	if t := d.forget(taskID); t != nil {
-		return t.destroy(ctx, 0)
+		return t.destroy(ctx)
 	}
 	return d.remove(ctx, containerName(taskID))
 }

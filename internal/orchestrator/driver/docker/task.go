@@ -161,14 +161,10 @@ func (t *task) ended(ctx context.Context, code int) driver.Exit {
 func (t *task) removed() driver.Exit {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.stopping {
+	if t.signal == 0 {
 		return driver.Exit{Err: errors.New("somebody else has removed the container")}
 	}
-	signal := t.signal
-	if signal == 0 {
-		signal = int(syscall.SIGKILL)
-	}
-	return driver.Exit{ExitCode: 128 + signal, Signal: signal}
+	return driver.Exit{ExitCode: 128 + t.signal, Signal: t.signal}
 }
 
 func (t *task) Done() <-chan struct{} { return t.done }
@@ -181,46 +177,40 @@ func (t *task) Exit() driver.Exit {
 
 func (t *task) Files() driver.Files { return t.files }
 
-// Stop signals the command, and removes the container once that has ended or the timeout is over.
+// Stop asks the command by a signal, and removes the container once that has ended or the timeout is over.
 func (t *task) Stop(ctx context.Context, signal int, timeout time.Duration) error {
-	if signal == 0 {
-		signal = int(syscall.SIGTERM)
+	signal = cmp.Or(signal, int(syscall.SIGTERM))
+	t.end(signal)
+	if t.Signal(ctx, signal) == nil {
+		driver.EndsWithin(ctx, t, timeout)
 	}
-	t.mu.Lock()
-	t.stopping, t.signal = true, signal
-	t.mu.Unlock()
-	if err := t.Signal(ctx, signal); err == nil {
-		timer := time.NewTimer(timeout)
-		defer timer.Stop()
-		select {
-		case <-t.done:
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-	}
-	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
-	return t.destroy(clean, signal)
+	return t.destroy(ctx)
 }
 
-func (t *task) destroy(ctx context.Context, signal int) error {
+// end takes no more executions. The first signal is the one that the task counts as ended by.
+func (t *task) end(signal int) {
 	t.mu.Lock()
-	t.stopping = true
-	if t.signal == 0 {
-		t.signal = signal
-	}
-	t.mu.Unlock()
+	defer t.mu.Unlock()
+	t.stopping, t.signal = true, cmp.Or(t.signal, signal)
+}
+
+// destroy removes the container with all that runs in it.
+func (t *task) destroy(ctx context.Context) error {
+	t.end(int(syscall.SIGKILL))
 	t.cutOff()
 	if err := t.driver.remove(ctx, t.id); err != nil {
 		return err
 	}
 	select {
 	case <-t.done:
-	case <-t.driver.life.Done():
+		return nil
+	case <-t.driver.life.Done(): // nobody watches any more
+		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("remove container: %w", context.Cause(ctx))
+		return fmt.Errorf("see the end of the container: %w", context.Cause(ctx))
 	}
-	return nil
 }
 
 // cutOff ends all executions.
