@@ -1,13 +1,17 @@
 package docker_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -85,6 +89,65 @@ func (w *wire) cut() {
 		_ = c.Close()
 	}
 	w.conns = nil
+}
+
+// farEngine is the engine as it looks from another machine: what it says of its own files is not to be found here.
+func farEngine(t *testing.T, e *engine) string {
+	t.Helper()
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", strings.TrimPrefix(e.endpoint, "unix://"))
+	}}
+	s := httptest.NewServer(&httputil.ReverseProxy{
+		Transport: transport, ErrorLog: log.New(io.Discard, "", 0), FlushInterval: -1,
+		Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", "engine" },
+		ModifyResponse: func(r *http.Response) error {
+			if !strings.Contains(r.Request.URL.Path, "/containers/") || !strings.HasSuffix(r.Request.URL.Path, "/json") {
+				return nil
+			}
+			b, err := io.ReadAll(r.Body)
+			_ = r.Body.Close()
+			b = bytes.ReplaceAll(b, []byte(`"HostnamePath":"/`), []byte(`"HostnamePath":"/elsewhere/`))
+			r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(b)), int64(len(b))
+			r.Header.Set("Content-Length", strconv.Itoa(len(b)))
+			return err
+		},
+	})
+	t.Cleanup(func() { s.Close(); transport.CloseIdleConnections() })
+	return "tcp://" + s.Listener.Addr().String()
+}
+
+func TestAnEngineElsewhere(t *testing.T) {
+	e := realEngine(t)
+	n := newNode(t, docker.Config{Endpoint: farEngine(t, e)})
+	cfg := n.config(nil)
+	task := n.start(cfg)
+	if task.Files() != nil {
+		t.Error("files of another machine are offered")
+	}
+	if o := n.sh(task, `echo out; echo err >&2; exit 3`); o.ExitCode != 3 || o.out != "out\n" || o.err != "err\n" || o.Verdict != "exit" {
+		t.Errorf("%+v", o)
+	}
+	x := n.begin(task, driver.ExecSpec{Argv: []string{"sleep", "300"}})
+	if err := x.Signal(15); !errors.Is(err, driver.ErrNotSupported) {
+		t.Errorf("signal: %v", err)
+	}
+	if _, err := n.driver.Recover(t.Context(), cfg); !errors.Is(err, driver.ErrTaskGone) {
+		t.Errorf("recover beside an execution that nobody can end: %v", err)
+	}
+	if err := x.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if o := n.finish(x); o.fate == nil && o.ExitCode == 0 {
+		t.Errorf("killed with success: %+v", o)
+	}
+	select {
+	case <-task.Done():
+	case <-time.After(patience):
+		t.Fatal("a program that could not be ended lives on")
+	}
+	if exit := task.Exit(); exit.ExitCode != 137 || exit.Signal != 9 {
+		t.Errorf("%+v", exit)
+	}
 }
 
 func TestALostConnectionIsNeverSuccess(t *testing.T) {

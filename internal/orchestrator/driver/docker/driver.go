@@ -224,6 +224,9 @@ func (d *Driver) Recover(ctx context.Context, cfg driver.TaskConfig) (driver.Tas
 	if err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
+	if t.inside == nil && len(r.Container.ExecIDs) > 0 {
+		return nil, fmt.Errorf("recover: %w: a program of an earlier agent still runs in it, and cannot be reached", driver.ErrTaskGone)
+	}
 	return d.adopt(t), nil
 }
 

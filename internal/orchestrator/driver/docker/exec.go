@@ -170,6 +170,8 @@ func (e *execution) begin(ctx context.Context, oomKills int64) error {
 		e.program, err = e.task.inside.admit(ctx, pid, ident.New(), oomKills)
 		if errors.Is(err, os.ErrNotExist) { // with the container's own control group
 			err = driver.ErrTaskGone
+		} else if err != nil { // it runs, and nothing could end it but this
+			err = errors.Join(err, e.task.abandon())
 		}
 	}
 	if err != nil {
@@ -511,7 +513,7 @@ func (e *execution) Kill() error {
 
 func (e *execution) kill(ctx context.Context) error {
 	if e.program == nil {
-		return e.task.driver.remove(ctx, e.task.id)
+		return e.task.abandon()
 	}
 	return e.program.kill(ctx)
 }

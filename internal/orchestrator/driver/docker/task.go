@@ -213,6 +213,15 @@ func (t *task) destroy(ctx context.Context) error {
 	}
 }
 
+// abandon removes the container because a program in it must end and cannot be reached.
+func (t *task) abandon() error {
+	t.end(int(syscall.SIGKILL))
+	t.cfg.Emit("The container is removed: a program in it had to end, and its processes cannot be reached")
+	ctx, cancel := context.WithTimeout(context.Background(), removeTimeout)
+	defer cancel()
+	return t.driver.remove(ctx, t.id)
+}
+
 // cutOff ends all executions.
 func (t *task) cutOff() {
 	t.mu.Lock()
