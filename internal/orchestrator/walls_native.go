@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"rockpool/internal/image"
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/sandboxed"
 	"rockpool/internal/orchestrator/network"
 	"rockpool/internal/sandbox"
@@ -47,13 +49,25 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 		return walls{}, err
 	}
 	logFences(cfg.Log, append(runtime.Fences(), networkFences(networks)...))
+	names := []string{sandboxed.Name, sandboxed.NameExec}
+	var drivers []driver.Driver
+	if cfg.DockerEngine == "" {
+		names = append(names, sandboxed.NameDocker)
+	} else if drivers, err = openEngine(cfg, filesOf); err != nil {
+		return walls{}, errors.Join(err, networks.Close())
+	}
+	drivers = append(drivers, sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Images: images}, names...)...)
 	return walls{
 		networks: networks,
 		services: []lifecycle.Service{{Name: "networks of runners", Run: networks.Run}},
-		drivers: sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Images: images},
-			sandboxed.Name, sandboxed.NameDocker, sandboxed.NameExec),
-		close: func() error { return errors.Join(networks.Close(), runtime.Close()) },
+		drivers:  drivers,
+		close:    func() error { return errors.Join(networks.Close(), runtime.Close()) },
 	}, nil
+}
+
+// filesOf gives access to the files of a container by the same descriptors as to those of a sandbox.
+func filesOf(root *os.File, idBase uint32, workDir string) driver.Files {
+	return sandboxed.Files(sandbox.FilesOf(root, idBase, sandbox.Root{WorkDir: workDir}))
 }
 
 // defaultName begins the names of interfaces and tables of a node with the default range; one with another range has one of its own, so that several

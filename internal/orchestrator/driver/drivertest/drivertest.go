@@ -43,6 +43,8 @@ type Subject struct {
 	Env   func(name string) []string     // writes a variable's value; nil where there is no environment
 	// Tree starts children that hold stdout open and sleep; nil where there are no processes.
 	Tree []string
+	// Leaves starts a child that holds stdout open and sleeps, and ends with success after a line; nil where there are no processes.
+	Leaves []string
 }
 
 // ShellSubject fills in the commands for drivers whose tasks have a POSIX shell.
@@ -57,6 +59,7 @@ func ShellSubject(s Subject) Subject {
 	s.Size = sh(`read line; stty size`)
 	s.Env = func(name string) []string { return sh(`eval "printf %s \"\$$1\""`, name) }
 	s.Tree = sh(`sleep 300 & sleep 300 & echo started; wait`)
+	s.Leaves = sh(`sleep 300 & echo started`)
 	return s
 }
 
@@ -73,13 +76,17 @@ func Run(t *testing.T, s Subject) {
 	t.Run("keeps stderr apart on a terminal", s.terminalSplit)
 	t.Run("names a missing command", s.noCommand)
 	t.Run("signals", s.signal)
+	t.Run("ends by any signal", s.signals)
 	t.Run("kills all of an execution", s.killWhole)
+	t.Run("ends with the main process", s.leaves)
+	t.Run("runs several at once", s.several)
 	t.Run("sets the environment", s.environment)
 	t.Run("does not know the outcome of what the task took along", s.lost)
 	t.Run("recovers a task", s.recover)
 	t.Run("does not recover what is gone", s.recoverGone)
 	t.Run("cleans up", s.cleanup)
 	t.Run("sweeps", s.sweep)
+	t.Run("writes, lists and reads files", s.files)
 }
 
 // config makes the configuration of a task that was never there before.
