@@ -99,6 +99,9 @@ func isProc(fd int) bool {
 // resolveSelf gives /proc/self a meaning: it names whoever looks, and the node is no process of the sandbox. A process of
 // the user is started for the time of the look, in the working directory, which is what a shell there would see.
 func (f *Files) resolveSelf(ctx context.Context, target string, id identity) (string, func(), error) {
+	if f.sandbox.dir == nil { // a tree without processes, see FilesOf
+		return target, func() {}, nil
+	}
 	for _, prefix := range []string{"/proc/self", "/proc/thread-self"} {
 		rest, ok := strings.CutPrefix(path.Clean(target), prefix)
 		if !ok || rest == "" || rest[0] != '/' {
