@@ -38,10 +38,12 @@ func (r *Runtime) invoke(id string, files []*os.File, args ...string) (*invocati
 	const firstFD = 3
 	all := slices.Concat(r.kind.global, []string{"--root", r.runtimeRoot()}, args)
 	cmd := exec.Command(r.cfg.Program, all...)
-	if id != "" && r.kind.ownGroups {
-		join, err := r.groups(groupName(id)).Join()
-		if err != nil {
-			return nil, errors.Join(err, said.Close())
+	if r.kind.ownGroups {
+		var join []*os.File
+		if id != "" {
+			if join, err = r.groups(groupName(id)).Join(); err != nil {
+				return nil, errors.Join(err, said.Close())
+			}
 		}
 		defer func() {
 			for _, f := range join {
@@ -50,7 +52,7 @@ func (r *Runtime) invoke(id string, files []*os.File, args ...string) (*invocati
 		}()
 		// Our program enters the groups through the last descriptors, and becomes the runtime.
 		cmd.Path = r.program()
-		cmd.Args = slices.Concat([]string{insidePath, strconv.Itoa(firstFD + len(files)), strconv.Itoa(len(join)), r.cfg.Program}, all)
+		cmd.Args = slices.Concat([]string{insidePath, strconv.Itoa(firstFD + len(files)), strconv.Itoa(len(join)), r.hidden(), r.cfg.Program}, all)
 		files = slices.Concat(files, join)
 	}
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -60,6 +62,16 @@ func (r *Runtime) invoke(id string, files []*os.File, args ...string) (*invocati
 		return nil, errors.Join(fmt.Errorf("start %s: %w", r.cfg.Name, err), said.Close())
 	}
 	return &invocation{cmd, said}, nil
+}
+
+// hidden is what the runtime must not see mounted; "" = nothing. crun stops on machines that have both versions of control
+// groups, whether it deals with them or not.
+func (r *Runtime) hidden() string {
+	const unified = "/sys/fs/cgroup/unified"
+	if r.kind.oneCgroupVersion && mountedAt(unified) {
+		return unified
+	}
+	return ""
 }
 
 // wait waits for the end of the call and gives what it said when it failed.

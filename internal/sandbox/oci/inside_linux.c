@@ -22,6 +22,7 @@
 #include <signal.h>
 #include <stddef.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -706,7 +707,8 @@ static CODE int number_of(const char *s) {
 	return n;
 }
 
-// join is the only use outside: it enters the control groups that are open from a descriptor on, and becomes the runtime.
+// join is the only use outside: it enters the control groups that are open from a descriptor on, and becomes the runtime, in
+// a mount namespace without one mount if so told.
 static CODE __attribute__((noreturn)) void join(char **argv, char **env) {
 	int first = number_of(argv[1]), count = number_of(argv[2]);
 	char zero[1];
@@ -715,15 +717,23 @@ static CODE __attribute__((noreturn)) void join(char **argv, char **env) {
 		if (CALL(write, fd, zero, 1, 0, 0) != 1) leave(72);
 		CALL(close, fd, 0, 0, 0, 0);
 	}
-	CALL(execve, argv[3], argv + 3, env, 0, 0);
-	leave(73);
+	if (*argv[3]) {
+		char root[2];
+		root[0] = '/';
+		root[1] = 0;
+		if (CALL(unshare, CLONE_NEWNS, 0, 0, 0, 0) < 0 || CALL(mount, 0, root, 0, MS_REC | MS_PRIVATE, 0) < 0 ||
+		    CALL(umount2, argv[3], MNT_DETACH, 0, 0, 0) < 0)
+			leave(73);
+	}
+	CALL(execve, argv[4], argv + 4, env, 0, 0);
+	leave(74);
 }
 
 // rockpool_inside is called with the first stack: argc, argv, a null, the environment. The number of arguments says what to do.
 CODE __attribute__((noreturn, used, visibility("hidden"))) void rockpool_inside(long *stack);
 void rockpool_inside(long *stack) {
 	char **argv = (char **)(stack + 1);
-	if (stack[0] > 4) join(argv, argv + stack[0] + 1);
+	if (stack[0] > 5) join(argv, argv + stack[0] + 1);
 	if (stack[0] > 1) run();
 	wait_for_ever();
 }

@@ -10,13 +10,14 @@ import (
 
 // kind is what differs between runtimes that share one command line.
 type kind struct {
-	userNS    bool                 // takes a user namespace with the sandbox's own ids
-	ownKernel bool                 // system calls of a program reach a kernel of the sandbox and not the node's
-	ownGroups bool                 // control groups are made by the node, and the runtime is started in them
-	detach    bool                 // exec returns when the program has started; otherwise it stays for as long as that runs
-	global    []string             // flags before the command
-	pass      func(n int) []string // flags of exec that let n descriptors from 3 on be inherited
-	wall      string               // for the table of fences
+	userNS           bool                 // takes a user namespace with the sandbox's own ids
+	ownKernel        bool                 // system calls of a program reach a kernel of the sandbox and not the node's
+	ownGroups        bool                 // control groups are made by the node, and the runtime is started in them
+	oneCgroupVersion bool                 // refuses to run where two are mounted
+	detach           bool                 // exec returns when the program has started; otherwise it stays for as long as that runs
+	global           []string             // flags before the command
+	pass             func(n int) []string // flags of exec that let n descriptors from 3 on be inherited
+	wall             string               // for the table of fences
 }
 
 func preserve(n int) []string { return []string{"--preserve-fds", strconv.Itoa(n)} }
@@ -32,8 +33,7 @@ func each(n int) []string {
 
 var kinds = map[string]kind{
 	"runc": {userNS: true, detach: true, pass: preserve, wall: "namespaces of the node's kernel"},
-	// crun makes no groups on machines that have both versions of them.
-	"crun": {userNS: true, ownGroups: true, global: []string{"--cgroup-manager=disabled"}, detach: true, pass: preserve, wall: "namespaces of the node's kernel"},
+	"crun": {userNS: true, ownGroups: true, oneCgroupVersion: true, global: []string{"--cgroup-manager=disabled"}, detach: true, pass: preserve, wall: "namespaces of the node's kernel"},
 	// The root is written by the node too, so nothing of it may be kept in the sentry's caches or in an overlay of its own.
 	"runsc": {ownKernel: true, ownGroups: true, pass: each, wall: "a kernel of its own in user space (gVisor)",
 		global: []string{"--overlay2=none", "--file-access=shared", "--network=sandbox", "--host-fifo=none", "--host-uds=none", "--ignore-cgroups"}},
