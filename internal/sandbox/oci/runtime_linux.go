@@ -257,6 +257,9 @@ func (r *Runtime) Close() error {
 		s.detach()
 	}
 	r.wg.Wait()
+	if left, err := r.List(); err == nil && len(left) == 0 {
+		r.forgetMounts()
+	}
 	entries, err := os.ReadDir(r.cfg.MountDir)
 	if err != nil {
 		return nil //nolint:nilerr // there is nothing to tidy
@@ -270,4 +273,15 @@ func (r *Runtime) Close() error {
 		_ = os.Remove(r.cfg.MountDir)
 	}
 	return nil
+}
+
+// forgetMounts takes away what a runtime keeps mounted in its own directory for the next sandbox, as runsc does with a network
+// namespace; it makes it again.
+func (r *Runtime) forgetMounts() {
+	kept, _ := os.ReadDir(r.runtimeRoot())
+	for _, e := range kept {
+		if path := filepath.Join(r.runtimeRoot(), e.Name()); mountedAt(path) {
+			_ = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		}
+	}
 }
