@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"rockpool/internal/ident"
@@ -15,6 +16,7 @@ import (
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/driver/sandboxed"
 	"rockpool/internal/sandbox"
+	"rockpool/internal/sandbox/oci"
 )
 
 // openWalls makes the native sandbox's drivers. Jobs written for Docker run in it too.
@@ -38,11 +40,47 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 		return walls{}, fmt.Errorf("this machine cannot run a sandbox: %w", err)
 	}
 	logFences(cfg.Log, runtime.Fences())
+	classes, closeClasses, err := openClasses(cfg)
+	if err != nil {
+		return walls{}, err
+	}
 	return walls{
-		drivers: sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Images: images},
+		drivers: sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Classes: classes, Images: images},
 			sandboxed.Name, sandboxed.NameDocker, sandboxed.NameExec),
-		close: runtime.Close,
+		close: func() error { return errors.Join(closeClasses(), runtime.Close()) },
 	}, nil
+}
+
+// openClasses opens the OCI runtimes that environments may ask for. One that was configured and does not work is an error.
+func openClasses(cfg AgentConfig) (_ map[string]sandboxed.Class, closeAll func() error, err error) {
+	classes := map[string]sandboxed.Class{}
+	var open []*oci.Runtime
+	closeAll = func() error {
+		var errs []error
+		for _, r := range open {
+			errs = append(errs, r.Close())
+		}
+		return errors.Join(errs...)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, closeAll())
+		}
+	}()
+	for _, word := range cfg.Runtimes {
+		name, program, found := strings.Cut(word, "=")
+		if _, twice := classes[name]; twice || !found {
+			return nil, nil, fmt.Errorf("runtimes: %q: a list of different name=path is wanted, such as runsc=/usr/local/bin/runsc", word)
+		}
+		r, err := oci.New(oci.Config{Name: name, Program: program, Dir: filepath.Join(cfg.DataDir, "oci", name), CgroupParent: "rockpool", Log: cfg.Log})
+		if err != nil {
+			return nil, nil, fmt.Errorf("runtimes: %w: correct the path, or take it off the list", err)
+		}
+		open = append(open, r)
+		classes[name] = sandboxed.OCI(r)
+		cfg.Log.WithFields(logging.Fields{"runtime": name, "program": program, "version": r.Version()}).Info("environments may ask for an OCI runtime")
+	}
+	return classes, closeAll, nil
 }
 
 // selfTest runs one program in one sandbox. What a probe cannot see, such as a security module that forbids a mount, shows here and at
