@@ -4,7 +4,6 @@ package oci
 
 import (
 	"fmt"
-	"path/filepath"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -67,7 +66,7 @@ func starter(l sandbox.Limits) *specs.Process {
 }
 
 // bundle is the container's config.json.
-func (r *Runtime) bundle(spec sandbox.Spec, st state) *specs.Spec {
+func (r *Runtime) bundle(spec sandbox.Spec, st state, mounts []specs.Mount) *specs.Spec {
 	l := spec.Limits
 	linux := &specs.Linux{
 		MaskedPaths: maskedPaths, ReadonlyPaths: readonlyPaths,
@@ -90,14 +89,14 @@ func (r *Runtime) bundle(spec sandbox.Spec, st state) *specs.Spec {
 	}
 	return &specs.Spec{
 		Version: "1.0.2", Hostname: spec.Hostname, Linux: linux, Process: waiter(l),
-		Root: &specs.Root{Path: filepath.Join(r.place(st.Slot), "root")},
-		Mounts: []specs.Mount{
+		Root: &specs.Root{Path: r.rootPath(st.Slot)},
+		Mounts: append([]specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: proc},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "strictatime", "mode=755", "size=64k"}},
 			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}},
 			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "nodev", "noexec", "mode=1777",
 				fmt.Sprintf("size=%d", min(l.DiskBytes, 64<<20)), "nr_inodes=4096"}},
-		},
+		}, mounts...),
 	}
 }
 

@@ -83,15 +83,10 @@ func (i *invocation) wait() error {
 	}
 	text := make([]byte, 4096)
 	n, _ := i.said.ReadAt(text, 0)
-	if said := lastLine(string(text[:n])); said != "" {
-		return fmt.Errorf("%w: %s", err, said)
+	if said := strings.Fields(strings.ToValidUTF8(string(text[:n]), "?")); len(said) > 0 {
+		return fmt.Errorf("%w: %s", err, strings.Join(said, " "))
 	}
 	return err
-}
-
-func lastLine(text string) string {
-	lines := strings.Split(strings.TrimSpace(text), "\n")
-	return strings.ToValidUTF8(strings.TrimSpace(lines[len(lines)-1]), "?")
 }
 
 // call runs the runtime to its end, outside of all sandboxes.
@@ -111,7 +106,7 @@ func (r *Runtime) callIn(ctx context.Context, id string, args ...string) error {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return fmt.Errorf("%s %s: %w", r.cfg.Name, args[0], err)
+		return fmt.Errorf("%s: %w", r.cfg.Name, err)
 	}
 	return nil
 }

@@ -140,6 +140,12 @@ func (e *Execution) start(ctx context.Context, user sandbox.User, body []byte) (
 			if err := f.Chown(int(e.sandbox.base+user.UID), int(e.sandbox.base+user.GID)); err != nil {
 				return fmt.Errorf("hand a pipe to the user: %w", err)
 			}
+			// A kernel of its own does not know whose an id of the node is. The pipe has no name that anybody else could open.
+			if e.sandbox.runtime.kind.ownKernel {
+				if err := f.Chmod(0o666); err != nil {
+					return fmt.Errorf("hand a pipe to the user: %w", err)
+				}
+			}
 		}
 		if err := unix.SetNonblock(int(f.Fd()), false); err != nil { // programs expect to wait in read and write
 			return err

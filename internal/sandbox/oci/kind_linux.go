@@ -16,6 +16,7 @@ type kind struct {
 	oneCgroupVersion bool                 // refuses to run where two are mounted
 	detach           bool                 // exec returns when the program has started; otherwise it stays for as long as that runs
 	global           []string             // flags before the command
+	alone            []string             // further ones for a sandbox without a network but loopback
 	pass             func(n int) []string // flags of exec that let n descriptors from 3 on be inherited
 	wall             string               // for the table of fences
 }
@@ -36,7 +37,7 @@ var kinds = map[string]kind{
 	"crun": {userNS: true, ownGroups: true, oneCgroupVersion: true, global: []string{"--cgroup-manager=disabled"}, detach: true, pass: preserve, wall: "namespaces of the node's kernel"},
 	// The root is written by the node too, so nothing of it may be kept in the sentry's caches or in an overlay of its own.
 	"runsc": {ownKernel: true, ownGroups: true, pass: each, wall: "a kernel of its own in user space (gVisor)",
-		global: []string{"--overlay2=none", "--file-access=shared", "--network=sandbox", "--host-fifo=none", "--host-uds=none", "--ignore-cgroups"}},
+		global: []string{"--overlay2=none", "--file-access=shared", "--host-fifo=none", "--host-uds=none", "--ignore-cgroups"}, alone: []string{"--network=none"}},
 	"kata": {ownKernel: true, detach: true, pass: preserve, wall: "a virtual machine (Kata Containers)"},
 }
 

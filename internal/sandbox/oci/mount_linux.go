@@ -14,13 +14,17 @@ import (
 	"strings"
 	"syscall"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"rockpool/internal/sandbox"
 )
 
 const (
-	insidePath = "/.rockpool/inside" // of our program, in every container
+	// A directory of its own is mounted there: a file could not be replaced, but the directory around it moved away by its owner.
+	insideDir  = "/.rockpool"
+	insideName = "inside"
+	insidePath = insideDir + "/" + insideName // of our program, in every container
 	harmless   = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 )
 
@@ -51,6 +55,9 @@ func (r *Runtime) prepare() error {
 		if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
 			return fmt.Errorf("make the mount directory private: %w", err)
 		}
+	}
+	if err := os.MkdirAll(filepath.Dir(r.program()), 0o755); err != nil {
+		return fmt.Errorf("make a place for the program that runs inside: %w", err)
 	}
 	next := r.program() + "." + strconv.Itoa(os.Getpid())
 	if err := os.WriteFile(next, r.inside, 0o555); err != nil {
@@ -116,16 +123,29 @@ type root struct {
 	idBase  uint32
 	users   *os.File // user namespace that layers are mapped with, nil = they are not
 	top     *os.File // the new root
+	mounts  []specs.Mount
 }
 
 func (r *Runtime) place(slot int) string { return filepath.Join(r.cfg.MountDir, strconv.Itoa(slot)) }
 
+// rootPath is the root that the runtime is given.
+func (r *Runtime) rootPath(slot int) string {
+	if r.kind.ownKernel {
+		return filepath.Join(r.place(slot), "bare")
+	}
+	return filepath.Join(r.place(slot), "root")
+}
+
 // buildRoot mounts the root of a sandbox at its place. What it leaves behind on an error, takeDown removes.
-func (r *Runtime) buildRoot(spec sandbox.Spec, st state) (err error) {
+//
+// On a kernel of its own a program is not kept from moving away what is a mount point of the node only, and with it what is
+// mounted there: such a runtime gets the bare root, and the mounts on it as mounts of the bundle. The node sees all of it
+// in either case.
+func (r *Runtime) buildRoot(spec sandbox.Spec, st state) (_ []specs.Mount, err error) {
 	b := &root{runtime: r, spec: spec, place: r.place(st.Slot), idBase: st.IDBase}
 	if r.kind.userNS {
 		if b.users, err = r.userNamespace(st.IDBase); err != nil {
-			return err
+			return nil, err
 		}
 		defer func() { _ = b.users.Close() }()
 	}
@@ -134,30 +154,38 @@ func (r *Runtime) buildRoot(spec sandbox.Spec, st state) (err error) {
 	scratch, err := newTmpfs(harmless, "size="+strconv.FormatInt(limits.DiskBytes, 10), "nr_inodes="+strconv.FormatInt(limits.DiskInodes, 10),
 		"mode=0700", "uid="+owner, "gid="+owner)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { _ = scratch.Close() }()
 	if err := attach(scratch, unix.AT_FDCWD, b.place); err != nil {
-		return fmt.Errorf("mount the writable layer: %w", err)
+		return nil, fmt.Errorf("mount the writable layer: %w", err)
 	}
 	if err := b.overlay(); err != nil {
-		return err
+		return nil, err
 	}
 	if b.top, err = os.OpenFile(filepath.Join(b.place, "root"), unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
-		return fmt.Errorf("open the new root: %w", err)
+		return nil, fmt.Errorf("open the new root: %w", err)
 	}
 	defer func() { _ = b.top.Close() }()
+	if r.kind.ownKernel {
+		if err := b.bare(); err != nil {
+			return nil, err
+		}
+	}
 	for i, d := range sandbox.OwnDirs(spec.Root) {
 		if err := b.ownDir(i, d); err != nil {
-			return fmt.Errorf("make %s: %w", d.Path, err)
+			return nil, fmt.Errorf("make %s: %w", d.Path, err)
 		}
 	}
 	for i, bind := range spec.Root.Binds {
 		if err := b.bind(i, bind); err != nil {
-			return fmt.Errorf("bind %s: %w", bind.Target, err)
+			return nil, fmt.Errorf("bind %s: %w", bind.Target, err)
 		}
 	}
-	return b.program()
+	if err := b.mountOn(filepath.Dir(r.program()), insideDir, true); err != nil {
+		return nil, fmt.Errorf("mount the program that runs inside: %w", err)
+	}
+	return b.mounts, nil
 }
 
 // userNamespace makes one that maps the ids of a sandbox, by a process of it that only waits.
@@ -279,23 +307,52 @@ func (b *root) makeBelow(target string) (*os.File, error) {
 	return sandbox.OpenInside(b.top, target, unix.O_PATH|unix.O_DIRECTORY)
 }
 
+// bare shows the root once more, without what is mounted on it.
+func (b *root) bare() error {
+	tree, err := clone(filepath.Join(b.place, "root"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tree.Close() }()
+	place := filepath.Join(b.place, "bare")
+	if err := os.Mkdir(place, 0o700); err != nil {
+		return fmt.Errorf("make a place for the bare root: %w", err)
+	}
+	if err := attach(tree, unix.AT_FDCWD, place); err != nil {
+		return fmt.Errorf("mount the bare root: %w", err)
+	}
+	return nil
+}
+
 // ownDir lies on the writable layer itself and not on the overlay, which is slower and refuses to rename directories.
 func (b *root) ownDir(i int, d sandbox.OwnDir) error {
 	name := "d" + strconv.Itoa(i)
 	if err := b.own(name, d.Mode, d.UID, d.GID); err != nil {
 		return err
 	}
-	tree, err := clone(filepath.Join(b.place, name))
+	return b.mountOn(filepath.Join(b.place, name), d.Path, false)
+}
+
+// mountOn shows what is at a path of the node in the new root.
+func (b *root) mountOn(source, target string, readOnly bool) error {
+	tree, err := clone(source)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = tree.Close() }()
-	return b.mountOn(tree, d.Path, true)
-}
-
-func (b *root) mountOn(tree *os.File, target string, directory bool) (err error) {
+	options := []string{"bind", "nosuid", "nodev"}
+	if readOnly {
+		options = append(options, "ro")
+		if err := unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: harmless | unix.MOUNT_ATTR_RDONLY}); err != nil {
+			return err
+		}
+	}
+	var s unix.Stat_t
+	if err := unix.Fstat(int(tree.Fd()), &s); err != nil {
+		return err
+	}
 	var place *os.File
-	if directory {
+	if s.Mode&unix.S_IFMT == unix.S_IFDIR {
 		place, err = b.makeBelow(target)
 	} else {
 		place, err = sandbox.OpenInside(b.top, target, unix.O_PATH|unix.O_NOFOLLOW)
@@ -304,27 +361,23 @@ func (b *root) mountOn(tree *os.File, target string, directory bool) (err error)
 		return err
 	}
 	defer func() { _ = place.Close() }()
+	if b.runtime.kind.ownKernel {
+		b.mounts = append(b.mounts, specs.Mount{Destination: target, Type: "bind", Source: source, Options: options})
+	}
 	return attach(tree, int(place.Fd()), "")
 }
 
+// bind shows something of the node, read-only. It is sealed at a place of its own first, which it is shown from.
 func (b *root) bind(i int, bind sandbox.Bind) error {
-	source := bind.Source
-	if source == "" {
-		name := "b" + strconv.Itoa(i)
-		if err := b.own(name, 0o555, 0, 0); err != nil {
+	place := filepath.Join(b.place, "b"+strconv.Itoa(i))
+	target := path.Clean(bind.Target)
+	if bind.Source == "" {
+		if err := b.own(filepath.Base(place), 0o555, 0, 0); err != nil {
 			return err
 		}
-		tree, err := clone(filepath.Join(b.place, name))
-		if err != nil {
-			return err
-		}
-		defer func() { _ = tree.Close() }()
-		if err := unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: harmless | unix.MOUNT_ATTR_RDONLY}); err != nil {
-			return err
-		}
-		return b.mountOn(tree, path.Clean(bind.Target), true)
+		return b.mountOn(place, target, true)
 	}
-	tree, err := b.sealed(source)
+	tree, err := b.sealed(bind.Source)
 	if err != nil {
 		return err
 	}
@@ -333,33 +386,18 @@ func (b *root) bind(i int, bind sandbox.Bind) error {
 	if err := unix.Fstat(int(tree.Fd()), &s); err != nil {
 		return err
 	}
-	return b.mountOn(tree, path.Clean(bind.Target), s.Mode&unix.S_IFMT == unix.S_IFDIR)
-}
-
-// program puts ours where the runtime starts it from: read-only, of an owner that no id inside maps to.
-func (b *root) program() error {
-	dir, err := b.makeBelow(path.Dir(insidePath))
-	if err != nil {
-		return fmt.Errorf("make a place for the program that runs inside: %w", err)
+	if s.Mode&unix.S_IFMT == unix.S_IFDIR {
+		err = os.Mkdir(place, 0o700)
+	} else {
+		err = os.WriteFile(place, nil, 0o600)
 	}
-	defer func() { _ = dir.Close() }()
-	fd, err := unix.Openat(int(dir.Fd()), path.Base(insidePath), unix.O_CREAT|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o555)
-	if err != nil {
-		return fmt.Errorf("make a place for the program that runs inside: %w", err)
-	}
-	_ = unix.Close(fd)
-	tree, err := clone(b.runtime.program())
 	if err != nil {
 		return err
 	}
-	defer func() { _ = tree.Close() }()
-	if err := unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: harmless | unix.MOUNT_ATTR_RDONLY}); err != nil {
-		return fmt.Errorf("make the program that runs inside read-only: %w", err)
+	if err := attach(tree, unix.AT_FDCWD, place); err != nil {
+		return err
 	}
-	if err := b.mountOn(tree, insidePath, false); err != nil {
-		return fmt.Errorf("mount the program that runs inside: %w", err)
-	}
-	return nil
+	return b.mountOn(place, target, true)
 }
 
 // takeDown detaches all that is mounted at a place, and gives the place back.

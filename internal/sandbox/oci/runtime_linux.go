@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,7 +36,7 @@ type Runtime struct {
 	version    string
 	bootID     string
 	inside     []byte // the program that runs in every container
-	insideName string
+	insideHash string
 	filter     []byte
 	filterName string
 	groups     func(name string) sandbox.Groups
@@ -96,7 +97,7 @@ func (r *Runtime) open() (err error) {
 		return err
 	}
 	sum := sha256.Sum256(r.inside)
-	r.insideName = "inside-" + hex.EncodeToString(sum[:8])
+	r.insideHash = hex.EncodeToString(sum[:8])
 	if !r.kind.ownKernel {
 		if r.filter, r.filterName, err = sandbox.SystemCallFilter(); err != nil {
 			return err
@@ -125,7 +126,9 @@ func (r *Runtime) Name() string { return r.cfg.Name }
 // Version is what the program says it is.
 func (r *Runtime) Version() string { return r.version }
 
-func (r *Runtime) program() string              { return filepath.Join(r.cfg.MountDir, r.insideName) }
+func (r *Runtime) program() string {
+	return filepath.Join(r.cfg.MountDir, "program-"+r.insideHash, insideName)
+}
 func (r *Runtime) runtimeRoot() string          { return filepath.Join(r.cfg.Dir, "runtime") }
 func (r *Runtime) states() string               { return filepath.Join(r.cfg.Dir, "sandboxes") }
 func (r *Runtime) stateDir(id string) string    { return filepath.Join(r.states(), id) }
@@ -265,7 +268,7 @@ func (r *Runtime) Close() error {
 		return nil //nolint:nilerr // there is nothing to tidy
 	}
 	for _, e := range entries {
-		if e.IsDir() {
+		if _, err := strconv.Atoi(e.Name()); err == nil {
 			return nil
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -87,10 +88,11 @@ func (r *Runtime) start(ctx context.Context, st state) (*Sandbox, error) {
 	if err := os.Chown(r.place(st.Slot), int(st.IDBase), int(st.IDBase)); err != nil {
 		return nil, fmt.Errorf("own the root's place: %w", err)
 	}
-	if err := r.buildRoot(st.Spec, st); err != nil {
+	mounts, err := r.buildRoot(st.Spec, st)
+	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(r.writeJSON(id, "config.json", r.bundle(st.Spec, st)), r.writeJSON(id, "process.json", starter(st.Spec.Limits))); err != nil {
+	if err := errors.Join(r.writeJSON(id, "config.json", r.bundle(st.Spec, st, mounts)), r.writeJSON(id, "process.json", starter(st.Spec.Limits))); err != nil {
 		return nil, err
 	}
 	if r.kind.ownGroups {
@@ -101,7 +103,11 @@ func (r *Runtime) start(ctx context.Context, st state) (*Sandbox, error) {
 		}
 	}
 	pidFile := filepath.Join(r.stateDir(id), "pid")
-	if err := r.callIn(ctx, id, "run", "--detach", "--bundle", r.stateDir(id), "--pid-file", pidFile, id); err != nil {
+	run := []string{"run", "--detach", "--bundle", r.stateDir(id), "--pid-file", pidFile, id}
+	if st.Spec.NetNS == "" {
+		run = append(slices.Clone(r.kind.alone), run...)
+	}
+	if err := r.callIn(ctx, id, run...); err != nil {
 		return nil, err
 	}
 	text, err := os.ReadFile(pidFile)

@@ -38,11 +38,11 @@ func (o *output) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	n, err := o.take(p)
-	if n > 0 {
+	for n > 0 {
 		if n = o.allow(n); n > 0 {
 			return n, nil
 		}
-		err = io.EOF
+		n, err = o.take(p) // a program beyond its limit is being ended, and must not be ended by a closed pipe
 	}
 	o.ended, o.left = true, 0
 	_ = o.file.Close()
