@@ -36,11 +36,11 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 	if err != nil {
 		return walls{}, err
 	}
-	if err := selfTest(runtime, images); err != nil {
+	if err := selfTest(sandboxed.Native(runtime), images); err != nil {
 		return walls{}, fmt.Errorf("this machine cannot run a sandbox: %w", err)
 	}
 	logFences(cfg.Log, runtime.Fences())
-	classes, closeClasses, err := openClasses(cfg)
+	classes, closeClasses, err := openClasses(cfg, images)
 	if err != nil {
 		return walls{}, err
 	}
@@ -52,10 +52,10 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 }
 
 // openClasses opens the OCI runtimes that environments may ask for. One that was configured and does not work is an error.
-func openClasses(cfg AgentConfig) (_ map[string]sandboxed.Class, closeAll func() error, err error) {
+func openClasses(cfg AgentConfig, images *image.Store) (_ map[string]sandboxed.Class, _ func() error, err error) {
 	classes := map[string]sandboxed.Class{}
 	var open []*oci.Runtime
-	closeAll = func() error {
+	closeAll := func() error {
 		var errs []error
 		for _, r := range open {
 			errs = append(errs, r.Close())
@@ -78,6 +78,9 @@ func openClasses(cfg AgentConfig) (_ map[string]sandboxed.Class, closeAll func()
 		}
 		open = append(open, r)
 		classes[name] = sandboxed.OCI(r)
+		if err := selfTest(classes[name].Runtime, images); err != nil {
+			return nil, nil, fmt.Errorf("runtimes: %s (%s) cannot run a sandbox on this machine: %w", name, program, err)
+		}
 		cfg.Log.WithFields(logging.Fields{"runtime": name, "program": program, "version": r.Version()}).Info("environments may ask for an OCI runtime")
 	}
 	return classes, closeAll, nil
@@ -85,7 +88,7 @@ func openClasses(cfg AgentConfig) (_ map[string]sandboxed.Class, closeAll func()
 
 // selfTest runs one program in one sandbox. What a probe cannot see, such as a security module that forbids a mount, shows here and at
 // start, not with the first learner; and what stands is known from then on.
-func selfTest(runtime *sandbox.Runtime, images *image.Store) (err error) {
+func selfTest(runtime sandboxed.Runtime, images *image.Store) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	root, err := images.Resolve(ctx, image.Host)

@@ -246,3 +246,54 @@ func TestFencesSayWhatTheClassIs(t *testing.T) {
 		}
 	})
 }
+
+// A bind hides what an image has below it. Nobody inside may move it away.
+func TestWhatABindHidesStaysHidden(t *testing.T) {
+	everywhere(t, func(t *testing.T, m *machine) {
+		layer := t.TempDir()
+		if err := os.Chmod(layer, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, dir := range []string{"hidden", "shown"} {
+			if err := os.MkdirAll(filepath.Join(layer, dir), 0o777); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(layer, dir, "secret"), []byte("the node's"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := m.create(t, func(spec *sandbox.Spec) {
+			spec.Root.Lower = append([]string{layer}, spec.Root.Lower...)
+			spec.Root.Binds = append(spec.Root.Binds[:len(spec.Root.Binds):len(spec.Root.Binds)], sandbox.Bind{Target: "/hidden"})
+		})
+		o := shell(t, s, "root", "cat /shown/secret; mv /hidden /moved; rmdir /hidden; rm -rf /hidden; mkdir /other && mv -T /other /hidden; cat /hidden/secret /moved/secret; touch /hidden/x; ls -A /hidden")
+		if o.stdout != "the node's" {
+			t.Errorf("%q", o.stdout)
+		}
+		if o := shell(t, s, "root", "mv /.rockpool /elsewhere || rm -rf /.rockpool || touch /.rockpool/x"); o.ExitCode == 0 {
+			t.Errorf("the program that starts programs could be moved: %+v", o)
+		}
+	})
+}
+
+// The network namespace of the node is the one inside.
+func TestNetworkNamespaceOfTheNode(t *testing.T) {
+	everywhere(t, func(t *testing.T, m *machine) {
+		name := "rockpool-" + filepath.Base(m.cfg.MountDir)
+		ip := func(args ...string) {
+			if text, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+				t.Skipf("ip %v: %v %s", args, err, text)
+			}
+		}
+		ip("netns", "add", name)
+		t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", name).Run() })
+		ip("-n", name, "link", "set", "lo", "up")
+		ip("-n", name, "link", "add", "pool0", "type", "dummy")
+		ip("-n", name, "addr", "add", "10.9.8.7/24", "dev", "pool0")
+		ip("-n", name, "link", "set", "pool0", "up")
+		s := m.create(t, func(spec *sandbox.Spec) { spec.NetNS = "/run/netns/" + name })
+		if o := shell(t, s, "user", "cat /proc/net/dev"); !strings.Contains(o.stdout, "pool0:") || strings.Contains(o.stdout, "eth0") {
+			t.Errorf("%q", o.stdout)
+		}
+	})
+}

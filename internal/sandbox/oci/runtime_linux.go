@@ -232,7 +232,8 @@ func (r *Runtime) wipe(ctx context.Context, id string) error {
 	if err := r.takeDown(st.Slot); err != nil {
 		return err
 	}
-	return removeAll(r.stateDir(id))
+	// What a runtime may have kept of a container that it could not delete; ids are never used again.
+	return errors.Join(removeAll(filepath.Join(r.runtimeRoot(), id)), removeAll(r.stateDir(id)))
 }
 
 func removeAll(dir string) error {

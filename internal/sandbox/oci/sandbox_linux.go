@@ -217,6 +217,9 @@ func (s *Sandbox) watch() {
 	if err != nil {
 		s.runtime.cfg.Log.WithField("runner_id", s.id).WithError(err).Error("waiting for a sandbox failed")
 	}
+	if raw == nil {
+		return
+	}
 	_ = raw.Control(func(fd uintptr) { // ours to reap where the node is the nearest subreaper
 		_ = unix.Waitid(unix.P_PIDFD, int(fd), nil, unix.WEXITED|unix.WNOHANG, nil)
 	})
