@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"rockpool/internal/ident"
@@ -22,6 +23,7 @@ import (
 	"rockpool/internal/orchestrator/driver/sandboxed"
 	"rockpool/internal/orchestrator/network"
 	"rockpool/internal/sandbox"
+	"rockpool/internal/sandbox/oci"
 )
 
 // openWalls makes the native sandbox's drivers. Jobs written for Docker run in it too.
@@ -41,27 +43,32 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 	if err != nil {
 		return walls{}, err
 	}
-	if err := selfTest(runtime, images); err != nil {
+	if err := selfTest(sandboxed.Native(runtime), images); err != nil {
 		return walls{}, fmt.Errorf("this machine cannot run a sandbox: %w", err)
 	}
 	networks, err := openNetworks(cfg)
 	if err != nil {
 		return walls{}, err
 	}
+	classes, closeClasses, err := openClasses(cfg, images)
+	if err != nil {
+		return walls{}, errors.Join(err, networks.Close())
+	}
+	closeAll := func() error { return errors.Join(closeClasses(), networks.Close()) }
 	logFences(cfg.Log, append(runtime.Fences(), networkFences(networks)...))
 	names := []string{sandboxed.Name, sandboxed.NameExec}
 	var drivers []driver.Driver
 	if cfg.DockerEngine == "" {
 		names = append(names, sandboxed.NameDocker)
 	} else if drivers, err = openEngine(cfg, filesOf); err != nil {
-		return walls{}, errors.Join(err, networks.Close())
+		return walls{}, errors.Join(err, closeAll())
 	}
-	drivers = append(drivers, sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Images: images}, names...)...)
+	drivers = append(drivers, sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Classes: classes, Images: images}, names...)...)
 	return walls{
 		networks: networks,
 		services: []lifecycle.Service{{Name: "networks of runners", Run: networks.Run}},
 		drivers:  drivers,
-		close:    func() error { return errors.Join(networks.Close(), runtime.Close()) },
+		close:    func() error { return errors.Join(closeAll(), runtime.Close()) },
 	}, nil
 }
 
@@ -97,9 +104,44 @@ func networkFences(m *network.Manager) (all []sandbox.Fence) {
 	return all
 }
 
+// openClasses opens the OCI runtimes that environments may ask for. One that was configured and does not work is an error.
+func openClasses(cfg AgentConfig, images *image.Store) (_ map[string]sandboxed.Class, _ func() error, err error) {
+	classes := map[string]sandboxed.Class{}
+	var open []*oci.Runtime
+	closeAll := func() error {
+		var errs []error
+		for _, r := range open {
+			errs = append(errs, r.Close())
+		}
+		return errors.Join(errs...)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, closeAll())
+		}
+	}()
+	for _, word := range cfg.Runtimes {
+		name, program, found := strings.Cut(word, "=")
+		if _, twice := classes[name]; twice || !found {
+			return nil, nil, fmt.Errorf("runtimes: %q: a list of different name=path is wanted, such as runsc=/usr/local/bin/runsc", word)
+		}
+		r, err := oci.New(oci.Config{Name: name, Program: program, Dir: filepath.Join(cfg.DataDir, "oci", name), CgroupParent: "rockpool", Log: cfg.Log})
+		if err != nil {
+			return nil, nil, fmt.Errorf("runtimes: %w: correct the path, or take it off the list", err)
+		}
+		open = append(open, r)
+		classes[name] = sandboxed.OCI(r)
+		if err := selfTest(classes[name].Runtime, images); err != nil {
+			return nil, nil, fmt.Errorf("runtimes: %s (%s) cannot run a sandbox on this machine: %w", name, program, err)
+		}
+		cfg.Log.WithFields(logging.Fields{"runtime": name, "program": program, "version": r.Version()}).Info("environments may ask for an OCI runtime")
+	}
+	return classes, closeAll, nil
+}
+
 // selfTest runs one program in one sandbox. What a probe cannot see, such as a security module that forbids a mount, shows here and at
 // start, not with the first learner; and what stands is known from then on.
-func selfTest(runtime *sandbox.Runtime, images *image.Store) (err error) {
+func selfTest(runtime sandboxed.Runtime, images *image.Store) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	root, err := images.Resolve(ctx, image.Host)

@@ -2,10 +2,124 @@
 
 package sandbox
 
-import "os"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+)
+
+// Here is what package oci shares with this one: the same specification, files, accounts and system calls behind another
+// wall.
+
+// Checked fills in the defaults of a specification and refuses what no sandbox can be made of.
+func Checked(spec Spec) (Spec, error) { return checkedSpec(spec) }
+
+// SystemCallFilter is the allow list as a program for seccomp(2), in the machine's byte order, and its name in the table of
+// fences.
+func SystemCallFilter() (program []byte, name string, err error) {
+	program, err = systemCallFilter()
+	return program, filterHash(program), err
+}
+
+// OwnDir is a directory that every sandbox starts with, empty and writable.
+type OwnDir struct {
+	Path     string
+	Mode     uint32
+	UID, GID uint32 // as they are inside
+}
+
+// OwnDirs are those of a root.
+func OwnDirs(root Root) []OwnDir {
+	var all []OwnDir
+	for _, d := range ownDirs(root) {
+		all = append(all, OwnDir{d.path, d.mode, d.uid, d.gid})
+	}
+	return all
+}
 
 // FilesOf gives access to a tree on the node that is another sandbox's root, whose ids start at idBase. There is no process
 // to look with: /proc is what lies in the tree. The caller keeps root open and closes it.
 func FilesOf(root *os.File, idBase uint32, of Root) *Files {
 	return &Files{&Sandbox{runtime: &Runtime{cfg: Config{IDBase: idBase}}, root: root, spec: Spec{Root: of}}}
+}
+
+// User is who a program runs as, in ids as they are inside.
+type User struct {
+	UID, GID uint32
+	Groups   []uint32
+}
+
+// LookUp finds a user by name in the tree's own /etc/passwd, or takes a decimal uid; "" = root. See [ErrNoUser].
+func (f *Files) LookUp(name string) (User, error) {
+	id, err := f.sandbox.lookUp(name)
+	return User{id.uid, id.gid, id.groups}, err
+}
+
+// OpenInside opens a path as a sandbox would see it below root, which is never left (openat2(2)).
+func OpenInside(root *os.File, path string, flags int) (*os.File, error) {
+	fd, err := openBelow(root, path, uint64(flags), 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// Groups are the control groups of one name, in every hierarchy that bounds a sandbox.
+type Groups struct{ group group }
+
+// GroupParent makes the group that holds all sandboxes, where it is not there yet, and gives those below it by name.
+func GroupParent(parent string) (func(name string) Groups, error) {
+	hierarchies, err := findHierarchies(parent)
+	if len(hierarchies) == 0 {
+		return nil, fmt.Errorf("no control groups can be made: mount them, or delegate a group to this service: %w", err)
+	}
+	if err := (group{hierarchies, ""}).boundTogether(); err != nil {
+		return nil, err
+	}
+	return func(name string) Groups { return Groups{group{hierarchies, name}} }, nil
+}
+
+// Make makes the groups and bounds what will be in them.
+func (g Groups) Make(l Limits) error {
+	if err := g.group.make(); err != nil {
+		return err
+	}
+	return g.group.limit(l)
+}
+
+// Join opens what a process writes "0" to in order to enter the groups.
+func (g Groups) Join() ([]*os.File, error) { return g.group.join() }
+
+// Counters are figures of the kernel; one that the machine does not keep is zero.
+type Counters struct {
+	MemoryBytes, OOMKills, PIDs int64
+	CPUTime                     time.Duration
+}
+
+// Counters reads what everything in the groups uses.
+func (g Groups) Counters() Counters {
+	c := g.group.counters()
+	return Counters{MemoryBytes: c.memory, OOMKills: c.oomKills, PIDs: c.pids, CPUTime: c.cpu}
+}
+
+// Bounds says whether a controller is there to bound the groups with.
+func (g Groups) Bounds(controller string) bool {
+	_, ok := g.group.file(controller, "-", "-")
+	return ok
+}
+
+// End kills what is in the groups and removes them. Groups that are not there are no error.
+func (g Groups) End(ctx context.Context) error {
+	present := g.group
+	present.hierarchies = slices.DeleteFunc(slices.Clone(present.hierarchies), func(h hierarchy) bool {
+		_, err := os.Stat(present.path(h))
+		return errors.Is(err, os.ErrNotExist)
+	})
+	if err := present.kill(ctx); err != nil {
+		return err
+	}
+	return present.remove(ctx)
 }

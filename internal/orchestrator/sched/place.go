@@ -189,8 +189,10 @@ func (p *pass) infeasible(n *model.Node, g *model.TaskGroup) string {
 		if !ok || !d.Detected || !d.Healthy {
 			return "missing drivers"
 		}
-		if image, asked := t.Config["image"].(string); asked && !offers(d, image) {
-			return fmt.Sprintf("driver %s offers no image %q", t.Driver, image)
+		for _, want := range []struct{ key, attribute string }{{"image", "images"}, {"runtime", "runtimes"}} {
+			if name, asked := t.Config[want.key].(string); asked && name != "" && !offers(d, want.attribute, name) {
+				return fmt.Sprintf("driver %s offers no %s %q", t.Driver, want.key, name)
+			}
 		}
 		sets = append(sets, t.Constraints)
 	}
@@ -224,10 +226,11 @@ func (p *pass) infeasible(n *model.Node, g *model.TaskGroup) string {
 	return ""
 }
 
-// offers reports whether a driver can provide an image. One that does not list its images in the attribute "images", separated by commas, takes any.
-func offers(d model.DriverInfo, image string) bool {
-	list, limited := d.Attributes["images"]
-	return !limited || slices.Contains(strings.Split(list, ","), image)
+// offers reports whether a driver can provide something by name, such as an image. One that does not list what it has in an attribute, separated by
+// commas, takes any.
+func offers(d model.DriverInfo, attribute, name string) bool {
+	list, limited := d.Attributes[attribute]
+	return !limited || slices.Contains(strings.Split(list, ","), name)
 }
 
 // alive yields the job's allocations that are there or will be: those that stay, and those this pass placed.

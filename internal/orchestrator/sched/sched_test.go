@@ -315,6 +315,18 @@ func TestWhatANodeCannotOfferIsNamed(t *testing.T) {
 			j.TaskGroups[0].Tasks[0].Config = map[string]any{"image": "other"}
 			n.Drivers["mock"] = model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"images": "host,other"}}
 		}, "", ""},
+		"a runtime its driver does not have": {func(j *model.Job, n *model.Node) {
+			j.TaskGroups[0].Tasks[0].Config = map[string]any{"runtime": "kata"}
+			n.Drivers["mock"] = model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"runtimes": "crun,runsc"}}
+		}, `driver mock offers no runtime "kata"`, ""},
+		"a runtime where there is none": {func(j *model.Job, n *model.Node) {
+			j.TaskGroups[0].Tasks[0].Config = map[string]any{"runtime": "kata"}
+			n.Drivers["mock"] = model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"runtimes": ""}}
+		}, `driver mock offers no runtime "kata"`, ""},
+		"a runtime its driver has": {func(j *model.Job, n *model.Node) {
+			j.TaskGroups[0].Tasks[0].Config = map[string]any{"runtime": "runsc"}
+			n.Drivers["mock"] = model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"runtimes": "crun,runsc"}}
+		}, "", ""},
 		"a limit above its memory": {func(j *model.Job, _ *model.Node) {
 			j.TaskGroups[0].Tasks[0].Resources.MemoryMaxMB = 1001
 		}, "", "memory limit above the node's memory"},

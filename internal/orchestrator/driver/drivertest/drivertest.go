@@ -3,6 +3,7 @@
 package drivertest
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -43,8 +44,10 @@ type Subject struct {
 	Env   func(name string) []string     // writes a variable's value; nil where there is no environment
 	// Tree starts children that hold stdout open and sleep; nil where there are no processes.
 	Tree []string
-	// Leaves starts a child that holds stdout open and sleeps, and ends with success after a line; nil where there are no processes.
-	Leaves []string
+	// Orphan writes "last" and returns 4, and leaves a child that holds stdout open; nil where there are no processes.
+	Orphan []string
+	// Copy writes the contents of a file of the working directory to stdout; nil where there are no files.
+	Copy func(file string) []string
 }
 
 // ShellSubject fills in the commands for drivers whose tasks have a POSIX shell.
@@ -59,7 +62,8 @@ func ShellSubject(s Subject) Subject {
 	s.Size = sh(`read line; stty size`)
 	s.Env = func(name string) []string { return sh(`eval "printf %s \"\$$1\""`, name) }
 	s.Tree = sh(`sleep 300 & sleep 300 & echo started; wait`)
-	s.Leaves = sh(`sleep 300 & echo started`)
+	s.Orphan = sh(`sleep 300 & printf last; exit 4`)
+	s.Copy = func(file string) []string { return []string{"cat", file} }
 	return s
 }
 
@@ -75,12 +79,12 @@ func Run(t *testing.T, s Subject) {
 	t.Run("gives a terminal of the asked size", s.terminal)
 	t.Run("keeps stderr apart on a terminal", s.terminalSplit)
 	t.Run("names a missing command", s.noCommand)
-	t.Run("signals", s.signal)
 	t.Run("ends by any signal", s.signals)
 	t.Run("kills all of an execution", s.killWhole)
-	t.Run("ends with the main process", s.leaves)
+	t.Run("ends with its main process", s.heldOpen)
 	t.Run("runs several at once", s.several)
 	t.Run("sets the environment", s.environment)
+	t.Run("shows inside what was written", s.filesInside)
 	t.Run("does not know the outcome of what the task took along", s.lost)
 	t.Run("recovers a task", s.recover)
 	t.Run("does not recover what is gone", s.recoverGone)
@@ -357,14 +361,63 @@ func (s Subject) noCommand(t *testing.T) {
 	}
 }
 
-func (s Subject) signal(t *testing.T) {
-	task := s.running(t)
-	e := exec(t, task, driver.ExecSpec{Argv: s.Sleep})
-	if err := e.Signal(15); err != nil {
-		t.Fatal(err)
+// heldOpen: what the main process leaves behind delays neither the end nor the last byte.
+func (s Subject) heldOpen(t *testing.T) {
+	if s.Orphan == nil {
+		t.Skip("this driver has no processes")
 	}
-	if o := finish(t, e); o.fate != nil || o.res.Signal != 15 || o.res.ExitCode != 143 {
+	if o := run(t, s.running(t), driver.ExecSpec{Argv: s.Orphan}); o.out != "last" || o.res.ExitCode != 4 {
 		t.Errorf("%+v", o)
+	}
+}
+
+func (s Subject) filesInside(t *testing.T) {
+	task := s.running(t)
+	files := task.Files()
+	if files == nil || s.Copy == nil {
+		t.Skip("this driver gives no access to files")
+	}
+	for _, text := range []string{"first", "second, and longer"} { // the second replaces what was seen of the first
+		var archive bytes.Buffer
+		w := tar.NewWriter(&archive)
+		if err := w.WriteHeader(&tar.Header{Name: "seen", Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(text))}); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(w, text)
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := files.Apply(bounded(t), nil, &archive); err != nil {
+			t.Fatalf("apply: %v", err)
+		}
+		if o := run(t, task, driver.ExecSpec{Argv: s.Copy("seen")}); o.out != text {
+			t.Errorf("inside it reads %q, want %q", o.out, text)
+		}
+		r, info, err := files.Open(bounded(t), "seen", "")
+		if err != nil {
+			t.Fatalf("open: %v", err)
+		}
+		b, _ := io.ReadAll(r)
+		_ = r.Close()
+		if string(b) != text || info.Size != int64(len(text)) {
+			t.Errorf("it reads %q, %+v", b, info)
+		}
+	}
+	names := map[string]bool{}
+	for f, err := range files.List(bounded(t), ".", false, "") {
+		if err != nil {
+			t.Fatalf("list: %v", err)
+		}
+		names[f.Name] = true
+	}
+	if !names["seen"] {
+		t.Errorf("listed %v", names)
+	}
+	if err := files.Apply(bounded(t), []string{"seen"}, nil); err != nil {
+		t.Errorf("delete: %v", err)
+	}
+	if _, _, err := files.Open(bounded(t), "seen", ""); !errors.Is(err, driver.ErrNotFound) {
+		t.Errorf("open what was deleted: %v, want ErrNotFound", err)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 // signals sends those that end a program which does not care for them.
 func (s Subject) signals(t *testing.T) {
 	task := s.running(t)
-	for _, n := range []int{1, 2, 9, 10, 14} { // HUP, INT, KILL, USR1, ALRM
+	for _, n := range []int{1, 2, 9, 10, 14, 15} { // HUP, INT, KILL, USR1, ALRM, TERM
 		e := exec(t, task, driver.ExecSpec{Argv: s.Sleep})
 		if err := e.Signal(n); err != nil {
 			t.Fatal(err)
@@ -25,16 +25,6 @@ func (s Subject) signals(t *testing.T) {
 		if err := e.Signal(n); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			t.Errorf("signal %d after the end: %v", n, err)
 		}
-	}
-}
-
-// leaves holds the driver to ending an execution with its main process, whoever else has its streams.
-func (s Subject) leaves(t *testing.T) {
-	if s.Leaves == nil {
-		t.Skip("this driver's executions have no processes")
-	}
-	if o := run(t, s.running(t), driver.ExecSpec{Argv: s.Leaves}); o.res.ExitCode != 0 || o.out != "started\n" {
-		t.Errorf("%+v", o)
 	}
 }
 

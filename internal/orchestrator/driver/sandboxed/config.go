@@ -21,7 +21,8 @@ type config struct {
 	openFiles     int64
 	fileSizeBytes int64
 	cpuHardLimit  bool
-	offline       bool // no network although the group has one
+	offline       bool   // no network although the group has one
+	runtime       string // name of an OCI runtime; "" = the native sandbox
 }
 
 // keys are what a configuration may hold. Those that set nothing are accepted because nothing follows from them here.
@@ -43,12 +44,12 @@ var keys = map[string]func(c *config, v any) error{
 	"ulimit":            ulimits,
 	"force_pull":        func(_ *config, v any) error { return taskconfig.Flag(new(bool), v) }, // images are pinned by digest
 	"labels":            func(*config, any) error { return nil },
+	"runtime":           func(c *config, v any) error { return taskconfig.Text(&c.runtime, v) },
 }
 
 // refused are keys that the Docker driver has and that would change what a job can rely on.
 var refused = map[string]string{
 	"entrypoint": "the image's entry point is never run; put the whole command into command and args",
-	"runtime":    "the native sandbox is the only one; a node with a Docker Engine offers others",
 	"privileged": "a sandbox never has privileges",
 	"volumes":    "nothing of the node is shown inside",
 	"mount":      "nothing of the node is shown inside",

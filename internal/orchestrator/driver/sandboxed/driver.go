@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -29,9 +30,16 @@ const mainID = "main"
 
 // Config is what the drivers are made of.
 type Config struct {
-	Runtime Runtime
+	Runtime Runtime          // the native one, for tasks that ask for no other
+	Classes map[string]Class // OCI runtimes by the name that a task's configuration asks for; a stronger class of wall
 	Images  Images
 	CoreMHz int // clock of one core, to turn a task's CPU share into a hard limit; 0 = 1000
+}
+
+// Class is a runtime that tasks can ask for by name.
+type Class struct {
+	Runtime Runtime
+	Version string // of its program
 }
 
 // Driver runs tasks in sandboxes.
@@ -72,6 +80,13 @@ func (d *Driver) Fingerprint(context.Context) model.DriverInfo {
 	if names := d.core.cfg.Images.Names(); names != nil {
 		info.Attributes["images"] = strings.Join(names, ",")
 	}
+	info.Attributes["runtimes"] = strings.Join(d.core.classes(), ",")
+	for name, c := range d.core.cfg.Classes {
+		info.Attributes["sandbox.runtime."+name] = c.Version
+		for _, f := range c.Runtime.Fences() {
+			info.Attributes["sandbox.runtime."+name+".fence."+f.Name] = fmt.Sprint(f.InForce)
+		}
+	}
 	var missing []string
 	for _, f := range d.core.cfg.Runtime.Fences() {
 		info.Attributes["sandbox.fence."+f.Name] = fmt.Sprint(f.InForce)
@@ -87,8 +102,28 @@ func (d *Driver) Fingerprint(context.Context) model.DriverInfo {
 
 // Validate checks a task's driver configuration.
 func (d *Driver) Validate(t *model.Task) error {
-	_, err := parse(d.name, t.Config)
+	_, _, err := d.read(t)
 	return err
+}
+
+// read gives a task's configuration and the runtime that it asks for.
+func (d *Driver) read(t *model.Task) (*config, Runtime, error) {
+	c, err := parse(d.name, t.Config)
+	if err != nil {
+		return nil, nil, err
+	}
+	if c.runtime == "" {
+		return c, d.core.cfg.Runtime, nil
+	}
+	class, ok := d.core.cfg.Classes[c.runtime]
+	if !ok {
+		offered := "this node has none but the native sandbox"
+		if names := d.core.classes(); len(names) > 0 {
+			offered = "this node has " + strings.Join(names, ", ")
+		}
+		return nil, nil, fault.New(fault.Invalid, "driver %s: config key %q: %q is not offered; %s", d.name, "runtime", c.runtime, offered)
+	}
+	return c, class.Runtime, nil
 }
 
 // sandboxID derives the id of a task's sandbox: as unique as the task's, and fit for a path.
@@ -99,7 +134,7 @@ func sandboxID(taskID string) string {
 
 // Start makes a sandbox and starts the task's command in it, unless that only waits.
 func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task, error) {
-	c, err := parse(d.name, cfg.Task.Config)
+	c, runtime, err := d.read(cfg.Task)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +161,10 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 	if n := cfg.Network; n != nil {
 		spec.NetNS, spec.Hostname = n.NetNS, n.Hostname
 	}
-	s, err := d.core.cfg.Runtime.Create(ctx, spec)
+	if c.runtime != "" {
+		cfg.Emit(fmt.Sprintf("Runs in %s %s", c.runtime, d.core.cfg.Classes[c.runtime].Version))
+	}
+	s, err := runtime.Create(ctx, spec)
 	if err != nil {
 		return nil, fmt.Errorf("create sandbox: %w", err)
 	}
@@ -192,14 +230,14 @@ func (d *Driver) limits(c *config, cfg driver.TaskConfig) sandbox.Limits {
 
 // Recover takes back the sandbox of a task that only waits. Any other task's command has ended with the earlier agent.
 func (d *Driver) Recover(ctx context.Context, cfg driver.TaskConfig) (driver.Task, error) {
-	c, err := parse(d.name, cfg.Task.Config)
+	c, runtime, err := d.read(cfg.Task)
 	if err != nil {
 		return nil, err
 	}
 	if len(c.argv) > 0 {
 		return nil, fmt.Errorf("recover: %w: how its command ended is not known", driver.ErrTaskGone)
 	}
-	s, err := d.core.cfg.Runtime.Attach(ctx, sandboxID(cfg.ID))
+	s, err := runtime.Attach(ctx, sandboxID(cfg.ID))
 	if err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
@@ -234,15 +272,37 @@ func (c *core) cleanup(ctx context.Context, taskID string) error {
 	if t != nil {
 		return t.destroy(ctx, 0)
 	}
-	id := sandboxID(taskID)
-	if err := c.cfg.Runtime.Remove(ctx, id); err != nil {
-		return fmt.Errorf("remove sandbox: %w", err)
+	var errs []error
+	for _, r := range c.runtimes() { // which of them it was in is not known any more
+		if err := r.Remove(ctx, sandboxID(taskID)); err != nil {
+			errs = append(errs, fmt.Errorf("remove sandbox: %w", err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// classes are the names that a task can ask for.
+func (c *core) classes() []string { return slices.Sorted(maps.Keys(c.cfg.Classes)) }
+
+// runtimes are all that sandboxes of this node can be in.
+func (c *core) runtimes() []Runtime {
+	all := []Runtime{c.cfg.Runtime}
+	for _, name := range c.classes() {
+		all = append(all, c.cfg.Classes[name].Runtime)
+	}
+	return all
 }
 
 func (c *core) sweep(ctx context.Context, keep []string) error {
-	all, err := c.cfg.Runtime.List()
+	var errs []error
+	for _, r := range c.runtimes() {
+		errs = append(errs, sweepOne(ctx, r, keep))
+	}
+	return errors.Join(errs...)
+}
+
+func sweepOne(ctx context.Context, r Runtime, keep []string) error {
+	all, err := r.List()
 	if err != nil {
 		return fmt.Errorf("sweep sandboxes: %w", err)
 	}
@@ -258,7 +318,7 @@ func (c *core) sweep(ctx context.Context, keep []string) error {
 		wg.Go(func() {
 			turn <- struct{}{}
 			defer func() { <-turn }()
-			errs[i] = c.cfg.Runtime.Remove(ctx, id)
+			errs[i] = r.Remove(ctx, id)
 		})
 	}
 	wg.Wait()

@@ -83,9 +83,15 @@ func TestConformanceInRealSandboxes(t *testing.T) {
 }
 
 func TestFilesOfARealSandbox(t *testing.T) {
-	d := opener(t)(t)
-	cfg := driver.TaskConfig{ID: ident.New() + ".task.1", StateDir: t.TempDir(), DiskMB: 32, Task: &model.Task{Name: "task",
-		Config: map[string]any{"image": "host", "command": "sleep", "args": []any{"infinity"}}}}
+	t.Run("native", func(t *testing.T) { filesOfASandbox(t, opener(t)(t), "") })
+	for _, name := range []string{"crun", "runc", "runsc"} {
+		t.Run(name, func(t *testing.T) { filesOfASandbox(t, ociOpener(t, name)(t), name) })
+	}
+}
+
+func filesOfASandbox(t *testing.T, d driver.Driver, runtime string) {
+	cfg := driver.TaskConfig{ID: ident.New() + ".task.1", StateDir: t.TempDir(), DiskMB: 32, Emit: func(string) {}, Task: &model.Task{Name: "task",
+		Config: map[string]any{"image": "host", "runtime": runtime, "command": "sleep", "args": []any{"infinity"}}}}
 	task, err := d.Start(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
