@@ -156,13 +156,18 @@ func enter(ctx context.Context, t *testing.T, log *service.Log) (*arena, func())
 			t.Fatal(err)
 		}
 	}
+	orchestrator, err := service.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
 	a.Service, err = service.Start(ctx, service.Options{
 		Binary: bin, Dir: a.data, Token: a.token, Log: log,
-		Env: []string{"ROCKPOOL_SERVER_CLAIMWAIT=10", "ROCKPOOL_ORCHESTRATOR_IMAGES_PLAINHTTP=" + a.registry.host()},
+		Env: []string{"ROCKPOOL_SERVER_CLAIMWAIT=10", "ROCKPOOL_ORCHESTRATOR_IMAGES_PLAINHTTP=" + a.registry.host(), fmt.Sprintf("ROCKPOOL_ORCHESTRATOR_PORT=%d", orchestrator)},
 	})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, log.Tail(logTail))
 	}
+	a.ports = fmt.Sprint(a.Port, " ", orchestrator)
 	stopWatch := a.watchSandboxes()
 	stop := func() {
 		stopWatch()
@@ -189,11 +194,6 @@ func enter(ctx context.Context, t *testing.T, log *service.Log) (*arena, func())
 	}
 	if err == nil {
 		a.quiet, err = a.Holdings()
-	}
-	if err == nil {
-		var ports []int
-		ports, err = a.Ports()
-		a.ports = strings.Trim(fmt.Sprint(ports), "[]")
 	}
 	if err != nil {
 		stop()

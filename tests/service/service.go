@@ -57,7 +57,7 @@ type Service struct {
 // Start runs a gateway and returns once it says that it listens. It may still be recovering: then it holds requests itself.
 func Start(ctx context.Context, o Options) (*Service, error) {
 	if o.Port == 0 {
-		p, err := freePort()
+		p, err := FreePort()
 		if err != nil {
 			return nil, err
 		}
@@ -161,7 +161,8 @@ func (s *Service) Kill() error {
 	return err
 }
 
-func freePort() (int, error) {
+// FreePort is a port of loopback that nobody listened on a moment ago.
+func FreePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, err
