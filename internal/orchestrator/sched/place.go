@@ -186,7 +186,7 @@ func (p *pass) infeasible(n *model.Node, g *model.TaskGroup) string {
 	sets := [][]model.Constraint{p.job.Constraints, g.Constraints}
 	for _, t := range g.Tasks {
 		d, ok := n.Drivers[t.Driver]
-		if !ok || !d.Detected || !d.Healthy {
+		if !ok || d == nil || !d.Detected || !d.Healthy {
 			return "missing drivers"
 		}
 		if image, asked := t.Config["image"].(string); asked && !offers(d, image) {
@@ -225,7 +225,7 @@ func (p *pass) infeasible(n *model.Node, g *model.TaskGroup) string {
 }
 
 // offers reports whether a driver can provide an image. One that does not list its images in the attribute "images", separated by commas, takes any.
-func offers(d model.DriverInfo, image string) bool {
+func offers(d *model.DriverInfo, image string) bool {
 	list, limited := d.Attributes["images"]
 	return !limited || slices.Contains(strings.Split(list, ","), image)
 }
