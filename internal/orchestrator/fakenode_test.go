@@ -122,7 +122,7 @@ func newModelNode() *model.Node {
 	return &model.Node{
 		ID: ident.New(), SecretID: ident.New(), Name: "node-1", Datacenter: "dc1", Attributes: map[string]string{"kernel.name": "linux", "network.bridge": "1"},
 		Resources: model.NodeResources{CPU: 100_000, Cores: 4, MemoryMB: 1_000_000, DiskMB: 10_000_000},
-		Drivers:   map[string]model.DriverInfo{"docker": {Detected: true, Healthy: true}, "exec": {Detected: true, Healthy: true}},
+		Drivers:   map[string]*model.DriverInfo{"docker": {Detected: true, Healthy: true}, "exec": {Detected: true, Healthy: true}},
 	}
 }
 

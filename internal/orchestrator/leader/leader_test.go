@@ -62,7 +62,7 @@ func batch(id string) *model.Job {
 func readyNode() *model.Node {
 	return &model.Node{ID: "n1", Name: "n1", Datacenter: "dc1", Status: model.NodeReady,
 		Resources: model.NodeResources{CPU: 1e6, MemoryMB: 1e6, DiskMB: 1e6},
-		Drivers:   map[string]model.DriverInfo{"mock": {Detected: true, Healthy: true}}}
+		Drivers:   map[string]*model.DriverInfo{"mock": {Detected: true, Healthy: true}}}
 }
 
 func TestLeadershipMayFlap(t *testing.T) {

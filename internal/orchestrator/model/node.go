@@ -29,7 +29,7 @@ type Node struct {
 	Meta                  map[string]string
 	Resources             NodeResources
 	Reserved              NodeResources
-	Drivers               map[string]DriverInfo
+	Drivers               map[string]*DriverInfo // pointers: see the test of state.Handle
 	Status                string
 	StatusDescription     string
 	StatusUpdatedAt       int64

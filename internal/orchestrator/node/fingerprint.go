@@ -33,7 +33,7 @@ func (a *Agent) describe(ctx context.Context) bool {
 	n := &model.Node{ID: a.identity.ID, SecretID: a.identity.Secret, Name: a.cfg.Name, Datacenter: a.cfg.Datacenter,
 		NodePool: a.cfg.NodePool, NodeClass: a.cfg.NodeClass, HTTPAddr: a.cfg.HTTPAddr, Meta: maps.Clone(a.cfg.Meta),
 		Status: model.NodeReady, SchedulingEligibility: model.NodeEligible, Reserved: a.cfg.Reserved,
-		Attributes: maps.Clone(a.machine.attributes), Resources: a.machine.resources, Drivers: map[string]model.DriverInfo{}}
+		Attributes: maps.Clone(a.machine.attributes), Resources: a.machine.resources, Drivers: map[string]*model.DriverInfo{}}
 	if n.Name == "" {
 		n.Name = n.Attributes["unique.hostname"]
 	}
@@ -67,16 +67,17 @@ func (a *Agent) describe(ctx context.Context) bool {
 }
 
 // describeDriver asks a driver. Its update time changes only when it says something new.
-func (a *Agent) describeDriver(ctx context.Context, d driver.Driver, old *model.Node) model.DriverInfo {
+func (a *Agent) describeDriver(ctx context.Context, d driver.Driver, old *model.Node) *model.DriverInfo {
 	info := d.Fingerprint(ctx)
 	if old != nil {
-		was := old.Drivers[d.Name()]
-		if info.UpdateTime = was.UpdateTime; reflect.DeepEqual(info, was) {
-			return was
+		if was := old.Drivers[d.Name()]; was != nil {
+			if info.UpdateTime = was.UpdateTime; reflect.DeepEqual(&info, was) {
+				return was
+			}
 		}
 	}
 	info.UpdateTime = time.Now().UnixNano()
-	return info
+	return &info
 }
 
 // machine is what stays the same while the agent runs.

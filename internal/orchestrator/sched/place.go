@@ -186,7 +186,7 @@ func (p *pass) infeasible(n *model.Node, g *model.TaskGroup) string {
 	sets := [][]model.Constraint{p.job.Constraints, g.Constraints}
 	for _, t := range g.Tasks {
 		d, ok := n.Drivers[t.Driver]
-		if !ok || !d.Detected || !d.Healthy {
+		if !ok || d == nil || !d.Detected || !d.Healthy {
 			return "missing drivers"
 		}
 		for _, want := range []struct{ key, attribute string }{{"image", "images"}, {"runtime", "runtimes"}} {
@@ -228,7 +228,7 @@ func (p *pass) infeasible(n *model.Node, g *model.TaskGroup) string {
 
 // offers reports whether a driver can provide something by name, such as an image. One that does not list what it has in an attribute, separated by
 // commas, takes any.
-func offers(d model.DriverInfo, attribute, name string) bool {
+func offers(d *model.DriverInfo, attribute, name string) bool {
 	list, limited := d.Attributes[attribute]
 	return !limited || slices.Contains(strings.Split(list, ","), name)
 }

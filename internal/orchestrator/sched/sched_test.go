@@ -92,7 +92,7 @@ func node(id string, cpu, mem int) *model.Node {
 	return &model.Node{
 		ID: id, Name: id, Datacenter: "dc1", NodePool: "default", Status: model.NodeReady, SchedulingEligibility: model.NodeEligible,
 		Resources:  model.NodeResources{CPU: cpu, MemoryMB: mem, DiskMB: 10_000},
-		Drivers:    map[string]model.DriverInfo{"mock": {Detected: true, Healthy: true}},
+		Drivers:    map[string]*model.DriverInfo{"mock": {Detected: true, Healthy: true}},
 		Attributes: map[string]string{"kernel.name": "linux", "cpu.numcores": "8", "os.version": "22.04", "sets": "a, b,c"},
 		Meta:       map[string]string{"rack": "r" + id[len(id)-1:]},
 	}
@@ -309,23 +309,23 @@ func TestWhatANodeCannotOfferIsNamed(t *testing.T) {
 		}, "", ""},
 		"an image its driver does not list": {func(j *model.Job, n *model.Node) {
 			j.TaskGroups[0].Tasks[0].Config = map[string]any{"image": "python:3"}
-			n.Drivers["mock"] = model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"images": "host,other"}}
+			n.Drivers["mock"] = &model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"images": "host,other"}}
 		}, `driver mock offers no image "python:3"`, ""},
 		"an image its driver lists": {func(j *model.Job, n *model.Node) {
 			j.TaskGroups[0].Tasks[0].Config = map[string]any{"image": "other"}
-			n.Drivers["mock"] = model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"images": "host,other"}}
+			n.Drivers["mock"] = &model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"images": "host,other"}}
 		}, "", ""},
 		"a runtime its driver does not have": {func(j *model.Job, n *model.Node) {
 			j.TaskGroups[0].Tasks[0].Config = map[string]any{"runtime": "kata"}
-			n.Drivers["mock"] = model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"runtimes": "crun,runsc"}}
+			n.Drivers["mock"] = &model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"runtimes": "crun,runsc"}}
 		}, `driver mock offers no runtime "kata"`, ""},
 		"a runtime where there is none": {func(j *model.Job, n *model.Node) {
 			j.TaskGroups[0].Tasks[0].Config = map[string]any{"runtime": "kata"}
-			n.Drivers["mock"] = model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"runtimes": ""}}
+			n.Drivers["mock"] = &model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"runtimes": ""}}
 		}, `driver mock offers no runtime "kata"`, ""},
 		"a runtime its driver has": {func(j *model.Job, n *model.Node) {
 			j.TaskGroups[0].Tasks[0].Config = map[string]any{"runtime": "runsc"}
-			n.Drivers["mock"] = model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"runtimes": "crun,runsc"}}
+			n.Drivers["mock"] = &model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"runtimes": "crun,runsc"}}
 		}, "", ""},
 		"a limit above its memory": {func(j *model.Job, _ *model.Node) {
 			j.TaskGroups[0].Tasks[0].Resources.MemoryMaxMB = 1001

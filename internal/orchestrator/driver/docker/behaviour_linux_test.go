@@ -157,7 +157,7 @@ func (n node) processes(task driver.Task) int64 {
 
 func TestEachKeyIsHonoured(t *testing.T) {
 	n := newNode(t, docker.Config{})
-	for _, c := range []struct {
+	rows := []struct {
 		key    string
 		value  any
 		script string // of an execution inside
@@ -184,11 +184,24 @@ func TestEachKeyIsHonoured(t *testing.T) {
 		{"readonly_rootfs", true, `echo x >/tmp/x || echo refused`, "refused\n", nil},
 		{"hostname", "name", `cat /proc/sys/kernel/hostname`, "name\n", nil},
 		{"labels", []any{map[string]any{"a": "b"}}, "", "", func(r container.InspectResponse) (any, any) { return r.Config.Labels["a"], "b" }},
-	} {
+	}
+	alone := map[string]bool{"entrypoint": true, "readonly_rootfs": true} // all others go together
+	together := map[string]any{}
+	for _, c := range rows {
+		if !alone[c.key] {
+			together[c.key] = c.value
+		}
+	}
+	sharedConfig := n.config(together)
+	sharedTask := n.start(sharedConfig)
+	for _, c := range rows {
 		t.Run(c.key, func(t *testing.T) {
 			n := node{t, n.engine, n.driver}
-			cfg := n.config(map[string]any{c.key: c.value})
-			task := n.start(cfg)
+			cfg, task := sharedConfig, sharedTask
+			if alone[c.key] {
+				cfg = n.config(map[string]any{c.key: c.value})
+				task = n.start(cfg)
+			}
 			if c.script != "" {
 				if o := n.sh(task, c.script); !strings.Contains(o.out, c.want) {
 					t.Errorf("inside: %q, want %q (%s)", o.out, c.want, o.err)

@@ -51,8 +51,12 @@ func (t *task) Exec(ctx context.Context, spec driver.ExecSpec) (driver.Execution
 
 // exec has the engine start one program. A meter each counts its streams.
 func (t *task) exec(ctx context.Context, spec driver.ExecSpec, stdout, stderr *meter) (*execution, error) {
-	t.starting.Lock()
-	defer t.starting.Unlock()
+	select {
+	case t.starting <- struct{}{}:
+		defer func() { <-t.starting }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("exec %s: %w", spec.Argv[0], context.Cause(ctx))
+	}
 	t.mu.Lock()
 	stopping := t.stopping
 	t.mu.Unlock()

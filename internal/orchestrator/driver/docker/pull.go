@@ -102,7 +102,7 @@ func (d *Driver) pull(c *config, auth string, p *pull) error {
 		case client.IsErrConnectionFailed(err):
 			return d.explain(err, "pull image "+c.image)
 		}
-		return fault.Wrap(fault.Internal, err, "pull image %s: %v", c.image, err)
+		return fmt.Errorf("pull image %s: %w", c.image, err)
 	}
 	p.note("Downloading image %s", c.image)
 	stream, err := d.api.ImagePull(ctx, c.image, client.ImagePullOptions{RegistryAuth: auth})

@@ -32,7 +32,7 @@ type task struct {
 	placement []string // names of variables that executions do not see
 	inside    *inside  // the container's processes; nil = they are not on this machine
 	files     driver.Files
-	starting  sync.Mutex // one execution starts at a time, see inside.admit
+	starting  chan struct{} // holds one: executions start one after the other, see inside.admit
 	done      chan struct{}
 
 	mu         sync.Mutex
@@ -44,7 +44,7 @@ type task struct {
 
 // task makes the view of a container that runs, or has ended just now.
 func (d *Driver) task(c *config, cfg driver.TaskConfig, r container.InspectResponse) (*task, error) {
-	t := &task{driver: d, cfg: cfg, config: c, id: r.ID, startedAt: r.State.StartedAt, done: make(chan struct{}), executions: map[*execution]bool{}}
+	t := &task{driver: d, cfg: cfg, config: c, id: r.ID, startedAt: r.State.StartedAt, starting: make(chan struct{}, 1), done: make(chan struct{}), executions: map[*execution]bool{}}
 	for k := range cfg.Env {
 		if strings.HasPrefix(k, "NOMAD_") {
 			t.placement = append(t.placement, k)

@@ -1,0 +1,87 @@
+package docker
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/model"
+)
+
+func TestConfiguration(t *testing.T) {
+	c, err := parse(map[string]any{
+		"image": "registry.test/a/b:1", "command": "sleep", "args": []any{"1"}, "entrypoint": []string{"e"}, "network_mode": "default",
+		"ulimit": map[string]any{"nofile": "1:2", "nproc": 3.0}, "auth": []map[string]any{{"username": "u", "password": "p"}},
+		"image_pull_timeout": "1m", "labels": map[string]any{"a": 1}, "memory_hard_limit": "64", "force_pull": "true", "init": true, "cap_drop": []any{"all"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.networkMode != "bridge" || len(c.ulimits) != 2 || c.ulimits[0].Soft != 1 || c.ulimits[0].Hard != 2 || c.auth.Password != "p" || c.pullTimeout != time.Minute ||
+		c.labels["a"] != "1" || c.memoryHardMB != 64 || !c.forcePull || c.pids != defaultPIDs || strings.Join(command(c), " ") != "sleep 1" {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestWrongConfigurationIsRefusedByName(t *testing.T) {
+	wrong := map[string]any{
+		"image": "UPPER CASE", "command": 1, "args": "x", "work_dir": "relative", "memory_hard_limit": 0, "pids_limit": -1, "ulimit": map[string]any{"nofile": "2:1"},
+		"auth": map[string]any{"token": "secret"}, "image_pull_timeout": "soon", "force_pull": "maybe", "network_mode": "host", "colour": "red", "labels": "x",
+	}
+	for key := range table.Refused {
+		wrong[key] = true
+	}
+	for key, value := range wrong {
+		config := map[string]any{"image": "a"}
+		config[key] = value
+		_, err := parse(config)
+		if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), `"`+key+`"`) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+}
+
+func TestNetworkAndPorts(t *testing.T) {
+	d, err := New(Config{Endpoint: "unix:///nowhere", Node: "n"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = d.Detach(t.Context()) }()
+	group := model.Network{Mode: "bridge", DynamicPorts: []model.Port{{Label: "web-ui", To: 80}}, DNS: &model.DNS{Servers: []string{"192.0.2.1"}}}
+	env := map[string]string{"NOMAD_HOST_PORT_web_ui": "20001", "NOMAD_PORT_web_ui": "80", "NOMAD_IP_web_ui": "192.0.2.9"}
+	for name, c := range map[string]struct {
+		config map[string]any
+		group  []model.Network
+		mode   string
+		ports  int
+	}{
+		"nobody asks":          {nil, nil, "none", 0},
+		"the group asks":       {nil, []model.Network{group}, "bridge", 2}, // TCP and UDP
+		"the task wants none":  {map[string]any{"network_mode": "none"}, []model.Network{group}, "none", 0},
+		"the task names it":    {map[string]any{"network_mode": "lab", "ports": []any{"web-ui"}}, []model.Network{group}, "lab", 2},
+		"the group wants none": {nil, []model.Network{{Mode: "none"}}, "none", 0},
+	} {
+		config := map[string]any{"image": "a"}
+		for k, v := range c.config {
+			config[k] = v
+		}
+		parsed, err := parse(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := d.container(parsed, driver.TaskConfig{ID: "x", Task: &model.Task{}, Networks: c.group, Env: env}, &engine{})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if h := o.HostConfig; string(h.NetworkMode) != c.mode || len(h.PortBindings) != c.ports || (c.mode != "none") != (len(h.DNS) == 1) {
+			t.Errorf("%s: mode %s, ports %v, DNS %v", name, h.NetworkMode, h.PortBindings, h.DNS)
+		}
+		for p, b := range o.HostConfig.PortBindings {
+			if p.Num() != 80 || b[0].HostPort != "20001" || b[0].HostIP.String() != "192.0.2.9" {
+				t.Errorf("%s: port %v at %v", name, p, b)
+			}
+		}
+	}
+}
