@@ -36,7 +36,7 @@ func eval(id, job string) *model.Evaluation {
 func log() []any {
 	alloc := &model.Allocation{
 		ID: "a1", Namespace: "default", EvalID: "e1", Name: "j1.g[0]", NodeID: "n1", JobID: "j1", TaskGroup: "g", DesiredStatus: model.DesiredRun,
-		ClientStatus: model.ClientPending, Resources: model.AllocatedResources{Tasks: map[string]model.AllocatedTask{"t": {CPU: 100, MemoryMB: 30}}},
+		ClientStatus: model.ClientPending, Resources: model.AllocatedResources{Tasks: map[string]*model.AllocatedTask{"t": {CPU: 100, MemoryMB: 30}}},
 	}
 	return []any{
 		&command.NodeRegister{Now: 10, Node: &model.Node{ID: "n1", SecretID: "s", Name: "one", Datacenter: "dc1", Status: model.NodeReady}},

@@ -45,7 +45,7 @@ type Allocation struct {
 
 // AllocatedResources is what a placement holds on its node.
 type AllocatedResources struct {
-	Tasks  map[string]AllocatedTask
+	Tasks  map[string]*AllocatedTask // pointers: see the test of state.Handle
 	DiskMB int
 	Ports  []AllocatedPort
 }

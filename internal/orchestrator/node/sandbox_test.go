@@ -57,7 +57,7 @@ func withRuntime(t testing.TB, dir string, s *server, onStop node.OnStop, f func
 func sandboxAlloc(id string) *model.Allocation {
 	a := alloc(id, config{"image": "host", "command": "sleep", "args": []any{"infinity"}, "network_mode": "none"})
 	a.Job.TaskGroups[0].Tasks[0].Driver = sandboxed.NameDocker
-	a.Resources = model.AllocatedResources{DiskMB: 16, Tasks: map[string]model.AllocatedTask{"a": {CPU: 100, MemoryMB: 64}}}
+	a.Resources = model.AllocatedResources{DiskMB: 16, Tasks: map[string]*model.AllocatedTask{"a": {CPU: 100, MemoryMB: 64}}}
 	return a
 }
 

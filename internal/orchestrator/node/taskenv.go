@@ -41,7 +41,7 @@ func placementEnv(n *model.Node, a *model.Allocation, g *model.TaskGroup, t *mod
 	if a.Job.ParentID != "" {
 		env["NOMAD_JOB_PARENT_ID"] = a.Job.ParentID
 	}
-	if r, ok := a.Resources.Tasks[t.Name]; ok && r.MemoryMB > 0 {
+	if r := a.Resources.Tasks[t.Name]; r != nil && r.MemoryMB > 0 {
 		env["NOMAD_CPU_LIMIT"], env["NOMAD_MEMORY_LIMIT"] = strconv.Itoa(r.CPU), strconv.Itoa(r.MemoryMB)
 	}
 	if hard := t.Resources.MemoryMaxMB; hard > 0 {

@@ -209,8 +209,11 @@ func (t *taskRunner) config() (driver.Driver, driver.TaskConfig, error) {
 	a, id := r.alloc, t.id()
 	r.mu.Unlock()
 	cfg := driver.TaskConfig{ID: id, AllocID: a.ID, JobID: a.JobID,
-		Namespace: a.Namespace, Group: a.TaskGroup, Resources: a.Resources.Tasks[t.name], DiskMB: a.Resources.DiskMB,
+		Namespace: a.Namespace, Group: a.TaskGroup, DiskMB: a.Resources.DiskMB,
 		StateDir: r.agent.db.taskDir(a.ID, t.name), Emit: t.note}
+	if held := a.Resources.Tasks[t.name]; held != nil {
+		cfg.Resources = *held
+	}
 	spec, group := specOf(a, t.name)
 	if spec == nil {
 		return nil, cfg, fault.New(fault.Invalid, "job %q has no task %q in group %q", a.JobID, t.name, a.TaskGroup)

@@ -93,10 +93,10 @@ func Holds(a *model.Allocation) bool {
 // allocate gives a group its share of a node: sizes from the specification, ports and device instances that are free. seed
 // spreads dynamic ports so that plans made at the same time seldom collide. The text names the dimension that does not fit.
 func allocate(n *model.Node, used *Usage, g *model.TaskGroup, oversubscribe bool, seed uint64) (model.AllocatedResources, string) {
-	r := model.AllocatedResources{Tasks: make(map[string]model.AllocatedTask, len(g.Tasks)), DiskMB: g.EphemeralDisk.SizeMB}
+	r := model.AllocatedResources{Tasks: make(map[string]*model.AllocatedTask, len(g.Tasks)), DiskMB: g.EphemeralDisk.SizeMB}
 	taken := map[string]bool{}
 	for _, t := range g.Tasks {
-		at := model.AllocatedTask{CPU: t.Resources.CPU, MemoryMB: t.Resources.MemoryMB}
+		at := &model.AllocatedTask{CPU: t.Resources.CPU, MemoryMB: t.Resources.MemoryMB}
 		if oversubscribe {
 			at.MemoryMaxMB = t.Resources.MemoryMaxMB
 		}

@@ -10,22 +10,32 @@ import (
 	"rockpool/internal/orchestrator/state"
 )
 
-// TestDriversKeepTheirOwnAttributes: the decoder uses one value for all elements of a map whose elements are structs, so what such an element refers to would
-// be shared by all. Pointers are made anew.
-func TestDriversKeepTheirOwnAttributes(t *testing.T) {
-	in := model.Node{Drivers: map[string]*model.DriverInfo{
+// The decoder uses one value for all elements of a map whose elements are structs, so what such an element refers to would be shared by all. Pointers are
+// made anew.
+func TestElementsOfMapsKeepWhatIsTheirs(t *testing.T) {
+	node := model.Node{Drivers: map[string]*model.DriverInfo{
 		"docker": {Detected: true, Attributes: map[string]string{"version": "1"}}, "exec": {Detected: true},
 		"sandbox": {Healthy: true, Attributes: map[string]string{"images": "host"}},
 	}}
-	var b []byte
-	if err := codec.NewEncoderBytes(&b, state.Handle).Encode(in); err != nil {
-		t.Fatal(err)
+	held := model.AllocatedResources{Tasks: map[string]*model.AllocatedTask{
+		"a": {CPU: 1, Devices: []model.AllocatedDevice{{Name: "x", DeviceIDs: []string{"1"}}}},
+		"b": {CPU: 2, Devices: []model.AllocatedDevice{{Name: "y", DeviceIDs: []string{"2"}}}}, "c": {CPU: 3},
+	}}
+	var gotNode model.Node
+	var gotHeld model.AllocatedResources
+	for _, c := range []struct{ in, out any }{{node, &gotNode}, {held, &gotHeld}} {
+		var b []byte
+		if err := codec.NewEncoderBytes(&b, state.Handle).Encode(c.in); err != nil {
+			t.Fatal(err)
+		}
+		if err := codec.NewDecoderBytes(b, state.Handle).Decode(c.out); err != nil {
+			t.Fatal(err)
+		}
 	}
-	var out model.Node
-	if err := codec.NewDecoderBytes(b, state.Handle).Decode(&out); err != nil {
-		t.Fatal(err)
+	if diff := cmp.Diff(node.Drivers, gotNode.Drivers); diff != "" {
+		t.Error(diff)
 	}
-	if diff := cmp.Diff(in.Drivers, out.Drivers); diff != "" {
+	if diff := cmp.Diff(held, gotHeld); diff != "" {
 		t.Error(diff)
 	}
 }
