@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"rockpool/tests/platform"
+	"rockpool/tests/service"
 )
 
 func TestEnvironments(t *testing.T) {
@@ -57,7 +58,7 @@ func sameOrPart(got, want string) bool {
 }
 
 func TestBadInput(t *testing.T) {
-	s, ctx := start(t), bounded(t)
+	s, ctx := start(t, func(o *service.Options) { o.Env = append(o.Env, "ROCKPOOL_NOMAD_NETWORK_MODE=cni/nowhere") }), bounded(t)
 	provision(ctx, t, s, 10, 1, 64)
 	r := claim(ctx, t, s, 10)
 	for _, c := range []struct {

@@ -132,3 +132,34 @@ func TestCNIConfigurations(t *testing.T) {
 		t.Error("an allow list is accepted where nothing follows from it")
 	}
 }
+
+// TestPublishedPlugins uses those of the CNI project where the machine has them.
+func TestPublishedPlugins(t *testing.T) {
+	var dir string
+	for _, d := range append(filepath.SplitList(os.Getenv("CNI_PATH")), "/opt/cni/bin", "/usr/lib/cni") {
+		if _, err := os.Stat(filepath.Join(d, "bridge")); err == nil {
+			dir = d
+			break
+		}
+	}
+	if dir == "" {
+		t.Skip("the plugins of the CNI project are not installed (Debian: containernetworking-plugins), and CNI_PATH names no others")
+	}
+	w := newWorld(t)
+	w.cfg.CNIConfigs, w.cfg.CNIPlugins = t.TempDir(), dir
+	configure(t, w, "lab.conflist", `{"cniVersion":"1.0.0","name":"lab","plugins":[
+		{"type":"bridge","bridge":"lab0","isGateway":true,"ipam":{"type":"host-local","dataDir":"`+t.TempDir()+`",
+			"ranges":[[{"subnet":"10.88.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}}]}`)
+	m := w.manager()
+	r := w.attach(m, "one", Request{Mode: "cni/lab"})
+	if !strings.HasPrefix(r.at.Address, "10.88.0.") {
+		t.Errorf("it got %+v", r.at)
+	}
+	if err := r.reaches("10.88.0.1:4646"); err != nil {
+		t.Errorf("the node as that configuration has it: %v", err)
+	}
+	check(t, m.Detach(t.Context(), "one"))
+	if again := w.attach(m, "two", Request{Mode: "cni/lab"}); again.at.Address == "" {
+		t.Error("a second one got nothing")
+	}
+}

@@ -347,6 +347,24 @@ func TestManyAtOnceOnSeveralBridges(t *testing.T) {
 	}
 }
 
+func TestNeighboursInARangeThatLooksPublic(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Range = netip.MustParsePrefix("198.51.96.0/21")
+	m := w.manager()
+	a := w.attach(m, "one", Request{})
+	same := w.attach(m, "two", Request{})
+	m.bridged.pool.next = m.bridged.pool.slice + 2
+	for name, b := range map[string]*runner{"on the same bridge": same, "on another bridge": w.attach(m, "three", Request{})} {
+		w.serveTCP(b.ns, ":8080")
+		if a.reaches(b.at.Address+":8080") == nil {
+			t.Errorf("a neighbour (%s, %s) can be reached", name, b.at.Address)
+		}
+	}
+	if err := a.reaches("203.0.113.10:80"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAnAddressIsUsedAgainWithoutItsConnections(t *testing.T) {
 	w := newWorld(t)
 	w.cfg.Range = netip.MustParsePrefix("172.30.64.0/29") // five runners

@@ -543,7 +543,20 @@ func portsFree(ports []mapping) error {
 	return nil
 }
 
-func (m *Manager) attachCNI(ctx context.Context, l *lease) (err error) {
+// onNode runs f where programs that it starts find themselves in the node's namespace.
+func (m *Manager) onNode(f func() error) error {
+	if m.cfg.NodeNS == "" {
+		return f()
+	}
+	return apart(func() error {
+		if err := enter(m.node); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+func (m *Manager) attachCNI(ctx context.Context, l *lease) error {
 	if _, err := m.plugins.load(l.Request.Mode); err != nil {
 		return fault.Wrap(fault.Invalid, err, "%v", err)
 	}
@@ -564,7 +577,10 @@ func (m *Manager) attachCNI(ctx context.Context, l *lease) (err error) {
 	}); err != nil {
 		return err
 	}
-	if l.CNI, err = m.plugins.add(ctx, l.AllocID, m.nsPath(l.AllocID), &l.Request); err != nil {
+	if err := m.onNode(func() (err error) {
+		l.CNI, err = m.plugins.add(ctx, l.AllocID, m.nsPath(l.AllocID), &l.Request)
+		return err
+	}); err != nil {
 		return err
 	}
 	l.Ready = true
@@ -620,7 +636,7 @@ func (m *Manager) Detach(ctx context.Context, id string) error {
 func (m *Manager) takeBack(ctx context.Context, id string, l *lease) error {
 	var errs []error
 	if strings.HasPrefix(l.Request.Mode, ModeCNI) && pinned(m.nsPath(id)) {
-		errs = append(errs, m.plugins.del(ctx, id, m.nsPath(id), &l.Request))
+		errs = append(errs, m.onNode(func() error { return m.plugins.del(ctx, id, m.nsPath(id), &l.Request) }))
 	}
 	if b := m.bridged; b != nil && l.Address.IsValid() {
 		b.mu.Lock()
@@ -710,7 +726,7 @@ func (m *Manager) whole(ctx context.Context, l *lease) bool {
 		return false
 	}
 	if l.CNI != nil {
-		if err := m.plugins.check(ctx, l.AllocID, m.nsPath(l.AllocID), &l.Request); err != nil {
+		if err := m.onNode(func() error { return m.plugins.check(ctx, l.AllocID, m.nsPath(l.AllocID), &l.Request) }); err != nil {
 			m.log.WithError(err).WithField("alloc_id", l.AllocID).Warn("CNI plugins do not find a network as they made it")
 		}
 		return true
