@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"path"
@@ -112,7 +113,7 @@ func (a *API) listFiles(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 			w.Header().Set("Content-Type", "application/json")
 			lead = `{"files":[`
 		}
-		if _, err := io.WriteString(w, lead+string(data)); err != nil {
+		if _, err := io.WriteString(w, lead+directions.Replace(string(data))); err != nil {
 			return err
 		}
 	}
@@ -122,6 +123,15 @@ func (a *API) listFiles(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	_, err = io.WriteString(w, "]}")
 	return err
 }
+
+// directions escapes what turns text around: a name must not look like another one where a listing is shown as it came.
+var directions = func() *strings.Replacer {
+	var pairs []string
+	for _, r := range []rune{0x061c, 0x200e, 0x200f, 0x202a, 0x202b, 0x202c, 0x202d, 0x202e, 0x2066, 0x2067, 0x2068, 0x2069} {
+		pairs = append(pairs, string(r), fmt.Sprintf(`\u%04x`, r))
+	}
+	return strings.NewReplacer(pairs...)
+}()
 
 func header(e files.Entry) dto.FileHeader {
 	return dto.FileHeader{

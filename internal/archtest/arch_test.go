@@ -144,6 +144,16 @@ var homes = map[string][]string{
 	"github.com/NVIDIA/go-nvml":                   {"internal/orchestrator/device/nvidia"},
 	"github.com/opencontainers/runtime-spec":      {"internal/sandbox/oci"},
 	"github.com/spf13/cobra":                      {"cmd"},
+	"github.com/vishvananda/netlink":              {"internal/orchestrator/network"},
+	"github.com/vishvananda/netns":                {"internal/orchestrator/network"},
+	"github.com/google/nftables":                  {"internal/orchestrator/network"},
+	"github.com/containernetworking/cni":          {"internal/orchestrator/network"},
+	"github.com/miekg/dns":                        {"internal/orchestrator/network"},
+	"github.com/moby/moby":                        {"internal/orchestrator/driver/docker"},
+	"github.com/docker/go-units":                  {"internal/orchestrator/driver/docker"},
+	"github.com/distribution/reference":           {"internal/orchestrator/driver/docker"},
+	"github.com/docker/cli":                       {"internal/image", "internal/orchestrator/driver/docker"},
+	"github.com/containerd/errdefs":               {"internal/orchestrator/driver/docker"},
 }
 
 func TestEachLibraryHasOneHome(t *testing.T) {

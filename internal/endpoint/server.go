@@ -93,7 +93,11 @@ func (s *Server) SetFallbacks(notFound, wrongMethod http.Handler) {
 	s.router.NotFoundHandler, s.router.MethodNotAllowedHandler = notFound, wrongMethod
 }
 
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.router.ServeHTTP(w, r) }
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// Strangers name files and write what is in them: no browser shall take an answer for a page.
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	s.router.ServeHTTP(w, r)
+}
 
 func (s *Server) pipeline(route Route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -20,6 +20,8 @@ type Environment struct {
 	Image         string
 	NetworkAccess bool
 	ExposedPorts  []uint16
+	Egress        []string // what runners with network access may reach: prefixes, addresses, names, each with an optional :port; empty = all that is public
+	Runtime       string   // OCI runtime of the nodes; "" = the driver's own
 }
 
 const maxInt32 = 1<<31 - 1
@@ -34,6 +36,14 @@ func (e Environment) Validate() error {
 			return fault.New(fault.Internal, "%s is too large: %d", l.name, l.value)
 		}
 	}
+	if len(e.Egress) > 0 && !e.NetworkAccess {
+		return fault.New(fault.Invalid, "networkEgress limits what runners with network access may reach: set networkAccess, or leave it out")
+	}
+	for _, rule := range e.Egress {
+		if rule == "" || strings.ContainsAny(rule, ", \t\r\n") {
+			return fault.New(fault.Invalid, "networkEgress: %q is not a prefix, an address or a name with an optional :port", rule)
+		}
+	}
 	return nil
 }
 
@@ -45,7 +55,7 @@ func (e Environment) Settings() string {
 	if !e.NetworkAccess {
 		ports = nil // without network there is nothing to map
 	}
-	return fmt.Sprintf("%d/%d/%t/%v/%s", e.CPULimit, e.MemoryLimit, e.NetworkAccess, ports, e.Image)
+	return fmt.Sprintf("%d/%d/%t/%v/%v/%s/%s", e.CPULimit, e.MemoryLimit, e.NetworkAccess, ports, e.Egress, e.Runtime, e.Image)
 }
 
 // Equal reports whether two definitions say the same, pool size included.

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"rockpool/internal/environment"
+	"rockpool/internal/fault"
 	"rockpool/internal/ident"
 )
 
@@ -23,6 +24,7 @@ const (
 	metaUsed     = "used"
 	metaTimeout  = "timeout"
 	metaPoolSize = "prewarmingPoolSize"
+	metaEgress   = "rockpool_egress" // of the main group; see docs/native-api.md
 
 	templatePrefix = "template-"
 )
@@ -110,6 +112,18 @@ func (c *Client) derive(e environment.Environment, id string, pull bool) (*api.J
 	}
 	task.Resources.CPU = new(int(e.CPULimit))
 	task.Resources.MemoryMaxMB = new(int(e.MemoryLimit))
+	if e.Runtime != "" {
+		task.Config["runtime"] = e.Runtime
+	}
+	if len(e.Egress) > 0 {
+		if !c.Native() { // a rule that nobody enforces is worse than none
+			return nil, fault.New(fault.Invalid, "this cluster cannot limit what runners reach: leave networkEgress out, or use Rockpool's own orchestrator")
+		}
+		if group.Meta == nil {
+			group.Meta = map[string]string{}
+		}
+		group.Meta[metaEgress] = strings.Join(e.Egress, ",")
+	}
 	group.Networks = nil
 	if e.NetworkAccess {
 		task.Config["network_mode"] = ""
@@ -140,6 +154,10 @@ func settingsOf(job *api.Job, id environment.ID) environment.Environment {
 		return e
 	}
 	e.Image, _ = task.Config["image"].(string)
+	e.Runtime, _ = task.Config["runtime"].(string)
+	if rules := group.Meta[metaEgress]; rules != "" {
+		e.Egress = strings.Split(rules, ",")
+	}
 	if r := task.Resources; r != nil {
 		if r.CPU != nil {
 			e.CPULimit = uint(max(*r.CPU, 0))

@@ -114,10 +114,12 @@ func TestAnEnvironmentSurvivesItsJob(t *testing.T) {
 	c := &Client{}
 	data := []byte(`{"TaskGroups":[{"Name":"default-group","Tasks":[{"Name":"default-task"}]},{"Name":"config"}]}`)
 	c.template.Store(&data)
+	c.native.Store(true)
 	for _, e := range []environment.Environment{
 		{ID: 1, CPULimit: 20, MemoryLimit: 100, Image: "a/b:c"},
 		{ID: 2, CPULimit: 1, NetworkAccess: true, Image: "host"},
 		{ID: 3, NetworkAccess: true, ExposedPorts: []uint16{80, 22}},
+		{ID: 4, NetworkAccess: true, Egress: []string{"pypi.org:443", "198.51.100.0/24"}, Runtime: "runsc"},
 	} {
 		j, err := c.derive(e, id, true)
 		if err != nil {

@@ -66,8 +66,10 @@ func DefaultNetwork() NetworkConfig {
 
 // walls are the drivers that a node isolates with.
 type walls struct {
-	drivers []driver.Driver
-	close   func() error
+	drivers  []driver.Driver
+	networks node.Networks       // nil = none
+	services []lifecycle.Service // that run as long as the node does, and longer
+	close    func() error
 }
 
 // Agent is a server and a node in one process, which meet on the agent's own HTTP API.
@@ -126,7 +128,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		onStop = node.Remove
 	}
 	a.node, err = node.New(node.Config{
-		DataDir: nodeDir, HTTPAddr: address, Version: Version(), Drivers: a.walls.drivers,
+		DataDir: nodeDir, HTTPAddr: address, Version: Version(), Drivers: a.walls.drivers, Networks: a.walls.networks,
 		OnStop: onStop, Servers: servers, Log: cfg.Log,
 	})
 	if err != nil {
@@ -148,7 +150,7 @@ const stopGrace = 30 * time.Second
 // Run serves until ctx ends. The node stops first, while the API still takes its last reports.
 func (a *Agent) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, a.close()) }()
-	return lifecycle.Run(ctx,
+	services := append(a.walls.services,
 		lifecycle.Service{Name: "server", Run: a.server.Run, Grace: stopGrace},
 		lifecycle.Service{Name: "orchestrator api", Run: a.serve},
 		lifecycle.Service{Name: "node", Run: a.runNode, Grace: stopGrace},
@@ -162,6 +164,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			return nil
 		}},
 	)
+	return lifecycle.Run(ctx, services...)
 }
 
 func (a *Agent) runNode(ctx context.Context) error {

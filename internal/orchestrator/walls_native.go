@@ -4,10 +4,13 @@ package orchestrator
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,8 +18,11 @@ import (
 
 	"rockpool/internal/ident"
 	"rockpool/internal/image"
+	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/sandboxed"
+	"rockpool/internal/orchestrator/network"
 	"rockpool/internal/sandbox"
 	"rockpool/internal/sandbox/oci"
 )
@@ -41,16 +47,62 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 	if err := selfTest(sandboxed.Native(runtime), images); err != nil {
 		return walls{}, fmt.Errorf("this machine cannot run a sandbox: %w", err)
 	}
-	logFences(cfg.Log, runtime.Fences())
-	classes, closeClasses, err := openClasses(cfg, images)
+	networks, err := openNetworks(cfg)
 	if err != nil {
 		return walls{}, err
 	}
+	classes, closeClasses, err := openClasses(cfg, images)
+	if err != nil {
+		return walls{}, errors.Join(err, networks.Close())
+	}
+	closeAll := func() error { return errors.Join(closeClasses(), networks.Close()) }
+	logFences(cfg.Log, append(runtime.Fences(), networkFences(networks)...))
+	names := []string{sandboxed.Name, sandboxed.NameExec}
+	var drivers []driver.Driver
+	if cfg.DockerEngine == "" {
+		names = append(names, sandboxed.NameDocker)
+	} else if drivers, err = openEngine(cfg, filesOf); err != nil {
+		return walls{}, errors.Join(err, closeAll())
+	}
+	drivers = append(drivers, sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Classes: classes, Images: images}, names...)...)
 	return walls{
-		drivers: sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Classes: classes, Images: images},
-			sandboxed.Name, sandboxed.NameDocker, sandboxed.NameExec),
-		close: func() error { return errors.Join(closeClasses(), runtime.Close()) },
+		networks: networks,
+		services: []lifecycle.Service{{Name: "networks of runners", Run: networks.Run}},
+		drivers:  drivers,
+		close:    func() error { return errors.Join(closeAll(), runtime.Close()) },
 	}, nil
+}
+
+// filesOf gives access to the files of a container by the same descriptors as to those of a sandbox.
+func filesOf(root *os.File, idBase uint32, workDir string) driver.Files {
+	return sandboxed.Files(sandbox.FilesOf(root, idBase, sandbox.Root{WorkDir: workDir}))
+}
+
+// defaultName begins the names of interfaces and tables of a node with the default range; one with another range has one of its own, so that several
+// nodes on a machine do not meet.
+const defaultName = "rockpool"
+
+func openNetworks(cfg AgentConfig) (*network.Manager, error) {
+	c := network.Config{Dir: filepath.Join(cfg.DataDir, "network"), Name: defaultName, DNS: cfg.Network.DNS,
+		CNIConfigs: cfg.Network.CNIConfigs, CNIPlugins: cfg.Network.CNIPlugins, Log: cfg.Log}
+	if cfg.Network.Range != "" {
+		var err error
+		if c.Range, err = netip.ParsePrefix(cfg.Network.Range); err != nil {
+			return nil, fmt.Errorf("network range %q: a prefix such as %s is wanted", cfg.Network.Range, DefaultNetwork().Range)
+		}
+	}
+	if cfg.Network.Range != DefaultNetwork().Range {
+		sum := sha256.Sum256([]byte(cfg.Network.Range))
+		c.Name = "rp" + hex.EncodeToString(sum[:3])
+	}
+	return network.New(c)
+}
+
+func networkFences(m *network.Manager) (all []sandbox.Fence) {
+	for _, f := range m.Fences() {
+		all = append(all, sandbox.Fence(f))
+	}
+	return all
 }
 
 // openClasses opens the OCI runtimes that environments may ask for. One that was configured and does not work is an error.

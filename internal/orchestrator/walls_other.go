@@ -4,6 +4,14 @@ package orchestrator
 
 import "errors"
 
-func openWalls(AgentConfig) (walls, error) {
-	return walls{}, errors.New("this build has no sandbox, which needs Linux and cgo: build it there with gcc and CGO_ENABLED=1, or point nomad.address at a cluster")
+// openWalls has no sandbox to offer. Jobs made for Docker run where there is an engine.
+func openWalls(cfg AgentConfig) (walls, error) {
+	if cfg.DockerEngine == "" {
+		return walls{}, errors.New("this build has no sandbox, which needs Linux and cgo: build it there with gcc and CGO_ENABLED=1, set orchestrator.dockerengine to a Docker Engine, or point nomad.address at a cluster")
+	}
+	drivers, err := openEngine(cfg, nil)
+	if err != nil {
+		return walls{}, err
+	}
+	return walls{drivers: drivers}, nil
 }

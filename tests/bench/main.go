@@ -26,10 +26,11 @@ func main() {
 	flag.StringVar(&b.orchestrator, "orchestrator", "bin/orchestrator", "the orchestrator's binary")
 	flag.IntVar(&b.n, "n", 100, "samples of each figure")
 	flag.DurationVar(&b.churn, "churn", 5*time.Second, "how long runners are claimed and destroyed in a row")
+	density := flag.Uint("density", 2000, "idle runners on one node; 0 = leave that out")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := b.main(ctx, *url, *token); err != nil {
+	if err := b.main(ctx, *url, *token, *density); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -46,9 +47,11 @@ type bench struct {
 	table        []figure
 }
 
-func (b *bench) main(ctx context.Context, url, token string) error {
+func (b *bench) main(ctx context.Context, url, token string, density uint) error {
+	var dir string
 	if url == "" {
-		dir, err := os.MkdirTemp("", "rockpool-bench-")
+		var err error
+		dir, err = os.MkdirTemp("", "rockpool-bench-")
 		if err != nil {
 			return err
 		}
@@ -81,6 +84,10 @@ func (b *bench) main(ctx context.Context, url, token string) error {
 			b.print()
 			return err
 		}
+	}
+	if err := b.density(ctx, dir, density); err != nil {
+		b.print()
+		return err
 	}
 	b.print()
 	return nil

@@ -49,7 +49,11 @@ func provision(ctx context.Context, b *bench) error {
 }
 
 func (b *bench) waitIdle(ctx context.Context, n uint) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	return b.waitIdleFor(ctx, n, 30*time.Second)
+}
+
+func (b *bench) waitIdleFor(ctx context.Context, n uint, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	t := time.NewTicker(5 * time.Millisecond)
 	defer t.Stop()

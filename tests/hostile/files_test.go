@@ -3,8 +3,11 @@ package hostile
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"os"
+	"regexp"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -38,6 +41,37 @@ os.symlink("/dev/zero", "zero"); os.symlink("/proc/self/mem", "mem"); os.symlink
 names = [b"a\nb", b"q\"'", b"-rf", b"$(id)", "\u202egpj.exe".encode(), b"\xff\xfe", b"back\\slash", b"t\tab", b"\x1b]52;c;eA==\x07", b"{\"x\":1}"]
 for n in names: open(n, "w").close()
 `, want: "exit 0", then: strangeNames},
+	{id: "B7", what: "archives: slip, links, devices, a bomb, the same name twice", language: "py", root: true, program: `
+import io, tarfile, zipfile, subprocess
+canary = os.environ["CANARY"]
+with tarfile.open("a.tar", "w") as t:
+    def add(name, kind=tarfile.REGTYPE, link="", data=b"attacked", **more):
+        i = tarfile.TarInfo(name); i.type, i.linkname, i.size, i.mode = kind, link, len(data) if kind == tarfile.REGTYPE else 0, 0o6777
+        for k, v in more.items(): setattr(i, k, v)
+        t.addfile(i, io.BytesIO(data) if i.size else None)
+    add("../../../../../../../.." + canary + "/file"); add(canary + "/file")
+    add("dir", tarfile.SYMTYPE, canary); add("dir/file")
+    add("hard", tarfile.LNKTYPE, canary + "/file"); add("hard")
+    add("disk", tarfile.BLKTYPE, devmajor=8, devminor=0); add("mem", tarfile.CHRTYPE, devmajor=1, devminor=1)
+    add("twice", data=b"one"); add("twice", data=b"two")
+subprocess.run(["tar", "-xPf", "a.tar"], stderr=subprocess.DEVNULL)
+for name in ("disk", "mem"):
+    try: open(name, "rb").read(1); print(name, "was read")
+    except OSError: pass
+with zipfile.ZipFile("bomb.zip", "w", zipfile.ZIP_DEFLATED) as z:
+    with z.open("zeroes", "w", force_zip64=True) as f:
+        for i in range(600): f.write(bytes(1 << 20))
+try:
+    with zipfile.ZipFile("bomb.zip") as z: z.extractall("bomb"); print("600 MB were unpacked")
+except OSError as e: print(errno.errorcode[e.errno])
+`, want: outOfMemory + "|exit 0", stdout: `(?:ENOSPC|EFBIG)?\n?`, then: func(ctx context.Context, a *arena, runner string) error {
+		twice := []platform.File{{Path: "dup", Content: []byte("one")}, {Path: "dup", Content: []byte("two")}, {Path: "dup/"}, {Path: "./dup", Content: []byte("three")}}
+		status := error(nil)
+		if err := a.Copy(ctx, runner, []string{"./*", "./*"}, twice...); err != nil && !errors.As(err, new(*platform.StatusError)) {
+			status = err
+		}
+		return errors.Join(status, a.unharmed())
+	}},
 	{id: "B8", what: "deletes that try to leave the root", language: "sh",
 		program: `ln -s "$CANARY" dir; ln -s / slash; ln -s /usr usr; mkdir sub; ln -s "$CANARY/file" sub/file; ln -s /proc/1/root sub/root`,
 		want:    "exit 0", then: deletions},
@@ -68,6 +102,43 @@ int main(void) {
 	ATTEMPT(mknod("/tmp/disk", S_IFBLK | 0666, 8 << 8));
 	return 0;
 }`, want: "exit 0", stdout: ""},
+	{id: "B11", what: "the page cache of files that all share", language: "c", root: true, program: `
+static const char *const shared[] = {"/usr/bin/true", "/usr/bin/env", "/etc/os-release"};
+static volatile int over;
+static char *view; static int self;
+static void *forget(void *unused) { while (!over) madvise(view, 4096, MADV_DONTNEED); return 0; }
+static void *overwrite(void *unused) { while (!over) { lseek(self, (long)view, SEEK_SET); write(self, "attacked", 8); } return 0; }
+int main(void) {
+	for (int i = 0; i < 3; i++) {
+		int file = open(shared[i], O_RDONLY), p[2];
+		if (file < 0) { printf("no %s\n", shared[i]); return 1; }
+		ATTEMPT(open(shared[i], O_WRONLY)); ATTEMPT(open(shared[i], O_RDWR | O_TRUNC));
+		ATTEMPT(mmap(0, 4096, PROT_WRITE, MAP_SHARED, file, 0) == MAP_FAILED ? -1 : 0);
+		// A pipe whose pages may be appended to, then a page of the file in it, then an append (CVE-2022-0847).
+		char page[4096] = {0};
+		pipe(p);
+		int size = fcntl(p[1], F_GETPIPE_SZ);
+		for (int n = 0; n < size; n += sizeof page) write(p[1], page, sizeof page);
+		for (int n = 0; n < size; n += sizeof page) read(p[0], page, sizeof page);
+		off_t at = 1;
+		splice(file, &at, p[1], 0, 1, 0);
+		write(p[1], "attacked", 8);
+		// A private copy that is taken away while it is written (CVE-2016-5195).
+		pthread_t a, b;
+		view = mmap(0, 4096, PROT_READ, MAP_PRIVATE, file, 0); self = open("/proc/self/mem", O_RDWR); over = 0;
+		pthread_create(&a, 0, forget, 0); pthread_create(&b, 0, overwrite, 0);
+		usleep(200000); over = 1;
+		pthread_join(a, 0); pthread_join(b, 0);
+	}
+	puts("tried");
+	return 0;
+}`, want: "exit 0", stdout: "tried\n", then: sharedFilesAreWhole},
+	{id: "B13", what: "a runner that goes while everything in it is in use", script: busyAtTheEnd},
+	{id: "B14", what: "times, space and numbers of an earlier tenant", language: "sh", root: true,
+		program: `head -c 30M /dev/zero > /tmp/big; touch -d 1999-01-01 /workspace /tmp /home/user /etc; mkdir -p /tmp/d/{1..500}; rm -rf /tmp/big; true`,
+		want:    "exit 0", then: inTheNextRunners(
+			`for d in /workspace /tmp /home/user /etc; do [ $(date -r $d +%Y) -gt 2020 ] || echo "$d has a time of before"; done
+set -- $(df -k --output=used,iused /tmp | tail -1); [ $1 -lt 2000 ] || echo "$1 KB used"; [ $2 -lt 100 ] || echo "$2 inodes used"; ls -A /tmp`, "")},
 	{id: "B12", what: "the supervisor's /proc", language: "sh", root: true,
 		program: `for f in root cwd exe fd environ mem maps; do ls /proc/1/$f/ >/dev/null 2>&1 && echo $f; cat /proc/1/$f 2>/dev/null | head -c 10; done; true`,
 		want:    "exit 0", stdout: "", then: func(ctx context.Context, a *arena, runner string) error {
@@ -78,6 +149,60 @@ int main(void) {
 			}
 			return nil
 		}},
+}
+
+// sharedFilesAreWhole compares what the next tenant sees with what the node has.
+func sharedFilesAreWhole(ctx context.Context, a *arena, runner string) error {
+	var want strings.Builder
+	for _, path := range []string{"/usr/bin/true", "/usr/bin/env", "/etc/os-release"} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&want, "%x  %s\n", sha256.Sum256(text), path)
+		if bytes.Contains(text, []byte("attacked")) {
+			return fmt.Errorf("%s of the node was changed", path)
+		}
+	}
+	return inTheNextRunners("sha256sum /usr/bin/true /usr/bin/env /etc/os-release", regexp.QuoteMeta(want.String()))(ctx, a, runner)
+}
+
+// busyAtTheEnd releases a runner in which processes have working directories, open files, mappings, terminals and unreaped children.
+func busyAtTheEnd(ctx context.Context, a *arena, runner string) error {
+	s, err := a.Start(ctx, runner, platform.Execution{Privileged: true, Command: `mkdir -p /workspace/deep/er && cd /workspace/deep/er && exec python3 -c '
+import os, mmap, signal
+for s in range(1, 32):
+    try: signal.signal(s, signal.SIG_IGN)
+    except (OSError, ValueError): pass
+held = [open("f%d" % i, "w+b") for i in range(50)]
+held[0].truncate(1 << 20)
+m = mmap.mmap(held[0].fileno(), 1 << 20)
+for i in range(20):
+    if os.fork() == 0:
+        os.setsid()
+        if i % 2: os._exit(0)
+        os.chdir("/proc/self/fd" if i % 4 else "/dev/shm")
+        while True: signal.pause()
+print("busy", flush=True)
+while True: signal.pause()
+'`})
+	if err != nil {
+		return err
+	}
+	defer s.Abort()
+	for m := (platform.Message{}); !strings.Contains(m.Text, "busy"); {
+		if m, err = s.Next(ctx); err != nil {
+			return err
+		}
+	}
+	start := time.Now()
+	if err := a.Release(ctx, runner); err != nil {
+		return err
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		return fmt.Errorf("the release took %v", took)
+	}
+	return nil // cleanUp waits until nothing is left
 }
 
 // up leads from any directory inside to the root and far beyond.

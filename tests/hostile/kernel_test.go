@@ -37,6 +37,36 @@ int main(void) {
 		program: `int main(void) { long r; __asm__ volatile("int $0x80" : "=a"(r) : "a"(20)); puts("went on"); return 0; }`, want: "exit 159", stdout: ""},
 	{id: "C7", what: "x32 calls around the filter", language: "c", only: "amd64",
 		program: `int main(void) { syscall(0x40000000 + 39); puts("went on"); return 0; }`, want: "exit 159", stdout: ""},
+	{id: "C17", what: "system calls at random, by root of the runner", language: "c", root: true, limit: 5, program: `
+int main(void) {
+	char page[65536];
+	for (unsigned long seed = 1;; seed++) {
+		pid_t child = fork();
+		if (child < 0) { while (waitpid(-1, 0, 0) > 0); continue; }
+		if (child > 0) { if (seed % 8 == 0) while (waitpid(-1, 0, 0) > 0); continue; }
+		unsigned long x = seed * 0x9e3779b97f4a7c15UL ^ time(0);
+#define NEXT (x ^= x << 13, x ^= x >> 7, x ^= x << 17)
+		alarm(1);
+		for (int i = 0; i < 400; i++) {
+			unsigned long a[6], number = NEXT % 470;
+			for (int k = 0; k < 6; k++) switch (NEXT % 6) {
+				case 0: a[k] = NEXT % 8; break;
+				case 1: a[k] = (unsigned long)page; break;
+				case 2: a[k] = -1UL; break;
+				case 3: a[k] = NEXT; break;
+				case 4: a[k] = 1UL << NEXT % 64; break;
+				default: a[k] = 0;
+			}
+			for (int k = 0; k < 64; k++) page[NEXT % sizeof page] = (char)x;
+			syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+		}
+		_exit(0);
+	}
+}`, want: "timeout|exit \\d+", then: func(ctx context.Context, a *arena, _ string) error { return a.Healthy(ctx) }},
+	{id: "C19", what: "fine timers, which stay, tell nothing of the node", language: "py", program: `
+a = time.perf_counter_ns(); b = time.perf_counter_ns()
+print("fine", b - a < 1000000, "uptime of the node", float(open("/proc/uptime").read().split()[0]) > 86400 or time.clock_gettime(time.CLOCK_BOOTTIME) > 86400)
+`, want: "exit 0", stdout: "fine True uptime of the node False\n"},
 	{id: "C12", what: "inherited descriptors", language: "sh",
 		program: `cd /proc/$$/fd; for f in *; do case $f in 0|1|2|255) ;; *) echo $f; ls -l $f;; esac; done; true`, want: "exit 0", stdout: ""},
 	{id: "C12", what: "inherited descriptors, as root", language: "py", root: true,

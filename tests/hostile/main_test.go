@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -28,6 +29,7 @@ type attack struct {
 	env      map[string]string
 	root     bool // as root of the runner
 	limit    int  // time limit in seconds; 0 = 20
+	network  bool // from a runner with network access
 	// script takes the place of a program, or runs beside it when there is one.
 	script func(ctx context.Context, a *arena, runner string) error
 	// then looks at the runner after the program.
@@ -37,12 +39,13 @@ type attack struct {
 	only   string // architecture; empty = all
 }
 
-var attacks = slices.Concat(resources, fileSystem, kernel, network, tenants, verdicts, requests)
+var attacks = slices.Concat(resources, fileSystem, kernel, network, connectedAttacks, tenants, terminals, verdicts, requests, images)
 
 // Environments of the arena.
 const (
 	attackers  = 10
 	neighbours = 11
+	connected  = 20 // with network access
 	poolSize   = 2
 	memoryMB   = 128
 )
@@ -55,6 +58,25 @@ const (
 	boundClean  = 10 * time.Second
 )
 
+// patience stretches the bounds on a machine that is slow, such as an emulated one.
+var patience = func() time.Duration {
+	n, _ := strconv.Atoi(os.Getenv("HOSTILE_PATIENCE"))
+	return time.Duration(max(n, 1))
+}()
+
+// chosen are the cases for this machine, or those of them that HOSTILE names by id or by the letter of their category.
+func chosen() []attack {
+	var cases []attack
+	names := strings.FieldsFunc(os.Getenv("HOSTILE"), func(r rune) bool { return r == ' ' || r == ',' })
+	for _, k := range attacks {
+		named := len(names) == 0 || slices.Contains(names, k.id) || slices.Contains(names, k.id[:1])
+		if named && (k.only == "" || k.only == runtime.GOARCH) {
+			cases = append(cases, k)
+		}
+	}
+	return cases
+}
+
 type arena struct {
 	*service.Service
 	token    string
@@ -62,6 +84,11 @@ type arena struct {
 	secret   string // what is in the canary
 	canaries string // directory of the node with files that nobody may read or touch
 	ports    string // of the service, for programs
+	log      *service.Log
+	data     string // the service's data directory
+	registry *registryServer
+	world    *world
+	offline  error // why there are no runners with network access
 	quiet    service.Holdings
 	echo     *neighbour
 }
@@ -74,6 +101,7 @@ type row struct {
 	grown     int64
 	took      time.Duration
 	clean     time.Duration
+	tried     bool // false: a precondition is missing, and the verdict says which
 	contained bool
 }
 
@@ -81,17 +109,13 @@ func TestHostile(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("sandboxes need root")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute*patience)
 	defer cancel()
 	log := &service.Log{}
 	a, stop := enter(ctx, t, log)
 	defer stop()
 	var rows []row
-	filter := os.Getenv("HOSTILE") // ids of cases, for looking at some
-	for _, k := range attacks {
-		if k.only != "" && k.only != runtime.GOARCH || filter != "" && !slices.Contains(strings.Fields(filter), k.id) {
-			continue
-		}
+	for _, k := range chosen() {
 		r := a.face(ctx, k)
 		rows = append(rows, r)
 		if r.err != nil {
@@ -102,6 +126,9 @@ func TestHostile(t *testing.T) {
 		}
 	}
 	t.Log("\n" + table(rows))
+	if a.offline != nil {
+		t.Logf("there were no runners with network access: %v", a.offline)
+	}
 	a.echo.leave()
 	if log.Has("panic") {
 		t.Error("the service's log speaks of a panic")
@@ -118,19 +145,29 @@ func enter(ctx context.Context, t *testing.T, log *service.Log) (*arena, func())
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &arena{token: "hostile-" + rand.Text(), binary: bin, secret: rand.Text(), canaries: t.TempDir()}
+	a := &arena{token: "hostile-" + rand.Text(), binary: bin, secret: rand.Text(), canaries: t.TempDir(), log: log, data: filepath.Join(dir, "data"), registry: newRegistry()}
+	t.Cleanup(a.registry.Close)
+	if a.world, a.offline = makeWorld(); a.offline == nil {
+		t.Cleanup(a.world.close)
+	}
 	for _, name := range []string{"file", "dir/inner"} {
 		path := filepath.Join(a.canaries, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(a.secret), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}
+	orchestrator, err := service.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
 	a.Service, err = service.Start(ctx, service.Options{
-		Binary: bin, Dir: filepath.Join(dir, "data"), Token: a.token, Log: log, Env: []string{"ROCKPOOL_SERVER_CLAIMWAIT=10"},
+		Binary: bin, Dir: a.data, Token: a.token, Log: log,
+		Env: []string{"ROCKPOOL_SERVER_CLAIMWAIT=10", "ROCKPOOL_ORCHESTRATOR_IMAGES_PLAINHTTP=" + a.registry.host(), fmt.Sprintf("ROCKPOOL_ORCHESTRATOR_PORT=%d", orchestrator)},
 	})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, log.Tail(logTail))
 	}
+	a.ports = fmt.Sprint(a.Port, " ", orchestrator)
 	stopWatch := a.watchSandboxes()
 	stop := func() {
 		stopWatch()
@@ -138,11 +175,16 @@ func enter(ctx context.Context, t *testing.T, log *service.Log) (*arena, func())
 			t.Errorf("%v\n%s", err, log.Tail(logTail))
 		}
 	}
+	environment := platform.Environment{CPULimit: 100, MemoryLimit: memoryMB, Image: "host"}
 	for id, size := range map[int]uint{attackers: poolSize, neighbours: 1} {
-		e := platform.Environment{PrewarmingPoolSize: size, CPULimit: 100, MemoryLimit: memoryMB, Image: "host"}
-		if err = a.PutEnvironment(ctx, id, e); err != nil {
+		environment.PrewarmingPoolSize = size
+		if err = a.PutEnvironment(ctx, id, environment); err != nil {
 			break
 		}
+	}
+	if a.offline == nil {
+		environment.PrewarmingPoolSize, environment.NetworkAccess, environment.ExposedPorts = poolSize, true, []uint16{8080}
+		a.offline = a.PutEnvironment(ctx, connected, environment)
 	}
 	if err == nil {
 		a.echo, err = moveIn(ctx, a.Service)
@@ -152,11 +194,6 @@ func enter(ctx context.Context, t *testing.T, log *service.Log) (*arena, func())
 	}
 	if err == nil {
 		a.quiet, err = a.Holdings()
-	}
-	if err == nil {
-		var ports []int
-		ports, err = a.Ports()
-		a.ports = strings.Trim(fmt.Sprint(ports), "[]")
 	}
 	if err != nil {
 		stop()
@@ -187,9 +224,17 @@ func (a *arena) watchSandboxes() (stop func()) {
 // face runs one case from a fresh runner to a clean node.
 func (a *arena) face(ctx context.Context, k attack) (r row) {
 	r = row{attack: k}
-	ctx, cancel := context.WithTimeout(ctx, 40*time.Second)
+	if k.network && a.offline != nil {
+		r.verdict = "not tried" // the end of the table says why
+		return r
+	}
+	ctx, cancel := context.WithTimeout(ctx, 40*time.Second*patience)
 	defer cancel()
-	runner, err := a.Claim(ctx, attackers, 5*time.Minute)
+	env := attackers
+	if k.network {
+		env = connected
+	}
+	runner, err := a.Claim(ctx, env, 5*time.Minute)
 	if err != nil {
 		r.err = fmt.Errorf("the service gives no runner: %w", err)
 		return r
@@ -221,10 +266,10 @@ func (a *arena) face(ctx context.Context, k attack) (r row) {
 	if r.grown > boundMemory {
 		r.err = errors.Join(r.err, fmt.Errorf("the service grew by %d MB", r.grown>>20))
 	}
-	if r.echo.p99 > boundEcho || r.echo.lost {
+	if r.echo.p99 > boundEcho*patience || r.echo.lost {
 		r.err = errors.Join(r.err, fmt.Errorf("the neighbour's echo: %+v", r.echo))
 	}
-	r.contained = r.err == nil
+	r.tried, r.contained = true, r.err == nil
 	return r
 }
 
@@ -232,20 +277,21 @@ func (a *arena) face(ctx context.Context, k attack) (r row) {
 func (a *arena) attempt(ctx context.Context, runner string, k attack) (string, error) {
 	command := k.program
 	if k.language != "sh" {
-		name, run := "attack.py", "exec /usr/bin/python3 attack.py"
-		if k.language == "c" {
-			name, run = "attack.c", "gcc -O1 -w -pthread -o attack attack.c && exec ./attack"
+		var name string
+		var content []byte
+		var err error
+		if name, content, command, err = k.file(); err == nil {
+			err = a.Copy(ctx, runner, nil, platform.File{Path: name, Content: content})
 		}
-		if err := a.Copy(ctx, runner, nil, platform.File{Path: name, Content: []byte(prelude[k.language] + k.program)}); err != nil {
+		if err != nil {
 			return "", err
 		}
-		command = run
 	}
 	env := map[string]string{"CANARY": a.canaries, "PORTS": a.ports, "PARENT_OF_DATA": filepath.Dir(a.canaries)}
 	maps.Copy(env, k.env)
 	limit := k.limit
 	if limit == 0 {
-		limit = 20
+		limit = 20 * int(patience)
 	}
 	s, err := a.Start(ctx, runner, platform.Execution{Command: command, TimeLimit: limit, Privileged: k.root, Environment: env})
 	if err != nil {
@@ -316,7 +362,7 @@ func (a *arena) cleanUp(ctx context.Context, runner string) error {
 	if status != 204 && status != 410 { // 410: it is gone already
 		return fmt.Errorf("release: status %d: %s", status, body)
 	}
-	ctx, cancel := context.WithTimeout(ctx, boundClean)
+	ctx, cancel := context.WithTimeout(ctx, boundClean*patience)
 	defer cancel()
 	if err := a.poolsFull(ctx); err != nil {
 		return err
@@ -336,7 +382,8 @@ func (a *arena) cleanUp(ctx context.Context, runner string) error {
 func (a *arena) poolsFull(ctx context.Context) error {
 	return await(ctx, func() (bool, error) {
 		all, err := a.Statistics(ctx)
-		return all["10"].IdleRunners == poolSize && all["11"].IdleRunners == 1 && all["10"].UsedRunners == 0, err
+		online := a.offline != nil || all["20"].IdleRunners == poolSize && all["20"].UsedRunners == 0
+		return online && all["10"].IdleRunners == poolSize && all["11"].IdleRunners == 1 && all["10"].UsedRunners == 0, err
 	})
 }
 
@@ -375,14 +422,41 @@ func (a *arena) unharmed() error {
 	return err
 }
 
+// categories are those of the checklist, by the first letter of a case's id.
+var categories = []struct{ letter, name string }{
+	{"A", "resources"}, {"B", "files"}, {"C", "kernel and namespaces"}, {"D", "network"}, {"E", "tenants and the pool"},
+	{"F", "terminals and people"}, {"G", "honest verdicts"}, {"H", "API and control plane"}, {"I", "GPU"}, {"J", "images"},
+}
+
+// diskUsed is what the service's data take on disk.
+func (a *arena) diskUsed() (bytes int64, err error) {
+	err = filepath.WalkDir(a.data, func(_ string, d os.DirEntry, err error) error {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // gone meanwhile
+		}
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			bytes += info.Size()
+		}
+		return nil
+	})
+	return bytes, err
+}
+
 func table(rows []row) string {
 	var b strings.Builder
 	good := 0
 	fmt.Fprintf(&b, "%-4s %-58s %-34s %-9s %28s %7s %7s %7s\n", "case", "attack", "verdict", "contained", "neighbour p50/p99/max ms", "grew MB", "took s", "clean s")
-	over := 0
+	over, missing := 0, 0
 	for _, r := range rows {
 		yes := "NO"
-		if r.contained {
+		if !r.tried && r.err == nil {
+			yes = "-"
+			missing++
+		} else if r.contained {
 			yes = "yes"
 			good++
 		}
@@ -394,7 +468,22 @@ func table(rows []row) string {
 		echo := fmt.Sprintf("%.1f / %.1f / %.1f%s", ms(r.echo.p50), ms(r.echo.p99), ms(r.echo.max), mark)
 		fmt.Fprintf(&b, "%-4s %-58s %-34s %-9s %28s %7d %7.1f %7.2f\n", r.id, r.what, r.verdict, yes, echo, r.grown>>20, r.took.Seconds(), r.clean.Seconds())
 	}
-	fmt.Fprintf(&b, "%d of %d contained; in %d the neighbour's p99 was above %s\n", good, len(rows), over, goalEcho)
+	b.WriteString("\ncategory                   tried  contained\n")
+	for _, c := range categories {
+		tried, held := 0, 0
+		for _, r := range rows {
+			if strings.HasPrefix(r.id, c.letter) && (r.tried || r.err != nil) {
+				tried++
+				if r.contained {
+					held++
+				}
+			}
+		}
+		if tried > 0 {
+			fmt.Fprintf(&b, "%s %-24s %5d  %9d\n", c.letter, c.name, tried, held)
+		}
+	}
+	fmt.Fprintf(&b, "%d of %d contained, %d not tried; in %d the neighbour's p99 was above %s\n", good, len(rows)-missing, missing, over, goalEcho)
 	return b.String()
 }
 

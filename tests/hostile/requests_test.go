@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"rockpool/tests/platform"
@@ -24,6 +25,8 @@ var requests = []attack{
 	{id: "H3", what: "a flood of pings, then gone without a word", script: pings},
 	{id: "H4", what: "no token, and tokens that nearly are", script: nearMisses},
 	{id: "H6", what: "environments out of all bounds", script: boundless},
+	{id: "H7", what: "a storm of changes, claims and deletions of one environment", script: storm},
+	{id: "H8", what: "secrets in the log, in errors and in profiles", script: secretsKept},
 }
 
 func badBodies(ctx context.Context, a *arena, runner string) error {
@@ -217,6 +220,87 @@ func boundless(ctx context.Context, a *arena, _ string) (err error) {
 		if err != nil || status < 400 {
 			return fmt.Errorf("%s: status %d %.300s, %w", c.what, status, body, err)
 		}
+	}
+	return nil
+}
+
+// storm changes, claims and deletes at once. Afterwards all that counts is what the last change said.
+func storm(ctx context.Context, a *arena, _ string) (err error) {
+	const env = 16
+	body := func(size, cpu int) string {
+		return fmt.Sprintf(`{"image":"host","prewarmingPoolSize":%d,"cpuLimit":%d,"memoryLimit":64}`, size, cpu)
+	}
+	defer func() { err = errors.Join(err, a.DeleteEnvironment(ctx, env)) }()
+	var wg sync.WaitGroup
+	errs := make([]error, 12)
+	for i := range errs {
+		wg.Go(func() {
+			for n := range 6 {
+				var status int
+				var text []byte
+				switch (i + n) % 4 {
+				case 0, 1:
+					status, text, errs[i] = a.Do(ctx, "PUT", "/execution-environments/16", body(n%4, 10+i))
+				case 2:
+					status, text, errs[i] = a.Do(ctx, "DELETE", "/execution-environments/16", nil)
+				default:
+					var id string
+					if id, errs[i] = a.Claim(ctx, env, time.Minute); errs[i] == nil {
+						_, _ = a.sh(ctx, id, "true") // the environment may go at any moment, and its runners with it
+						status, text, errs[i] = a.Do(ctx, "DELETE", "/runners/"+id, nil)
+					} else if refused, ok := errors.AsType[*platform.StatusError](errs[i]); ok && (refused.Status == 404 || refused.Status == 500) {
+						errs[i] = nil
+					}
+				}
+				if errs[i] == nil && status == 500 && !bytes.Contains(text, []byte("errorCode")) {
+					errs[i] = fmt.Errorf("%s", text)
+				}
+				if errs[i] != nil {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if status, text, err := a.Do(ctx, "PUT", "/execution-environments/16", body(3, 99)); err != nil || status != 201 && status != 204 {
+		return fmt.Errorf("the last change: status %d %s, %w", status, text, err)
+	}
+	return await(ctx, func() (bool, error) {
+		all, err := a.Statistics(ctx)
+		s := all["16"]
+		return s.IdleRunners == 3 && s.UsedRunners == 0 && s.PrewarmingPoolSize == 3, err
+	})
+}
+
+func secretsKept(ctx context.Context, a *arena, runner string) error {
+	secret := "kept-" + a.secret
+	o, err := a.Run(ctx, runner, platform.Execution{Command: `echo "$PASSWORD" "$0"; exit 3`, TimeLimit: 10, Environment: map[string]string{"PASSWORD": secret}})
+	if err != nil || !strings.Contains(o.Stdout, secret) {
+		return fmt.Errorf("the program: %+v, %w", o, err)
+	}
+	if err := a.Copy(ctx, runner, nil, platform.File{Path: "secret", Content: []byte(secret)}); err != nil {
+		return err
+	}
+	for _, path := range []string{"/debug/pprof/", "/debug/pprof/cmdline", "/debug/vars", "/metrics", "/api/v1/debug/pprof/heap"} {
+		req, err := http.NewRequestWithContext(ctx, "GET", a.URL+path, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		text, err := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
+		resp.Body.Close()
+		if err != nil || bytes.Contains(text, []byte(secret)) || bytes.Contains(text, []byte(a.token)) || strings.Contains(path, "debug") && resp.StatusCode == 200 {
+			return fmt.Errorf("%s: status %d, %w", path, resp.StatusCode, err)
+		}
+	}
+	if log := a.log.String(); strings.Contains(log, secret) || strings.Contains(log, a.token) || strings.Contains(log, a.secret) {
+		return errors.New("a secret is in the log")
 	}
 	return nil
 }

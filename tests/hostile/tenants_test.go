@@ -26,6 +26,10 @@ mkdir -p /home/user/.config/pip /home/user/.git/hooks; echo planted > /home/user
 	{id: "E5", what: "claims of an environment that is going", script: claimTheDying},
 	{id: "E6", what: "ids of other, former and no runners", script: foreignIDs},
 	{id: "E7", what: "a slow close, then the next user's runner", script: slowClose},
+	{id: "E8", what: "a runner that ran out of memory, given out again", language: "sh", root: true,
+		program: `(cat /dev/zero > /tmp/fill) & (cat /dev/zero > /dev/shm/fill) & python3 -c 'x = []
+while True: x.append(b"x" * (1 << 20))'; sleep 0.2; exit 137`, want: outOfMemory, then: neverAgain},
+	{id: "E9", what: "runners that are held and never given back", script: hoarded},
 }
 
 // claimRace has many clients claim at once; nobody may get what another one has.
@@ -179,4 +183,49 @@ func slowClose(ctx context.Context, a *arena, _ string) (err error) {
 		}
 	}
 	return nil
+}
+
+// neverAgain claims more runners than there are places; none may be the one that is given back here.
+func neverAgain(ctx context.Context, a *arena, runner string) (err error) {
+	status, _, err := a.Do(ctx, "DELETE", "/runners/"+runner, nil)
+	if err != nil || status != 204 && status != 410 {
+		return fmt.Errorf("release: status %d, %w", status, err)
+	}
+	for range 2*poolSize + 1 {
+		id, err := a.Claim(ctx, attackers, 0)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, a.Release(ctx, id)) }()
+		if id == runner {
+			return errors.New("a runner that ran out of memory was given out again")
+		}
+		if out, err := a.sh(ctx, id, "ls -A /tmp /dev/shm | grep fill; true"); err != nil || out != "" {
+			return fmt.Errorf("the next tenant sees %q, %w", out, err)
+		}
+	}
+	return err
+}
+
+// hoarded claims all there is for a second and lets go of nothing. The next client gets a runner all the same, and the hoard is gone.
+func hoarded(ctx context.Context, a *arena, _ string) error {
+	var hoard []string
+	for range 2 * poolSize {
+		id, err := a.Claim(ctx, attackers, time.Second)
+		if err != nil {
+			return err
+		}
+		hoard = append(hoard, id)
+	}
+	next, err := a.Claim(ctx, attackers, time.Minute)
+	if err != nil {
+		return fmt.Errorf("the next client: %w", err)
+	}
+	for _, id := range hoard {
+		err = errors.Join(err, await(ctx, func() (bool, error) {
+			status, _, err := a.Do(ctx, "POST", "/runners/"+id+"/execute", `{"command":"true"}`)
+			return status == 410, err
+		}))
+	}
+	return errors.Join(err, a.Release(ctx, next))
 }

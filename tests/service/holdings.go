@@ -183,40 +183,6 @@ func (s *Service) descriptors() (int, error) {
 	return n, nil
 }
 
-// Ports are the TCP ports that the service listens on.
-func (s *Service) Ports() ([]int, error) {
-	own := map[string]bool{}
-	entries, err := os.ReadDir(s.proc("fd"))
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range entries {
-		if target, err := os.Readlink(s.proc("fd/" + e.Name())); err == nil {
-			own[target] = true
-		}
-	}
-	var ports []int
-	for _, name := range []string{"net/tcp", "net/tcp6"} {
-		text, err := os.ReadFile(s.proc(name))
-		if err != nil {
-			continue
-		}
-		for line := range strings.Lines(string(text)) {
-			f := strings.Fields(line)
-			if len(f) < 10 || f[3] != "0A" || !own["socket:["+f[9]+"]"] {
-				continue
-			}
-			_, port, _ := strings.Cut(f[1], ":")
-			n, err := strconv.ParseUint(port, 16, 16)
-			if err != nil {
-				return nil, err
-			}
-			ports = append(ports, int(n))
-		}
-	}
-	return ports, nil
-}
-
 // ResetPeak forgets the largest resident size so far.
 func (s *Service) ResetPeak() error { return os.WriteFile(s.proc("clear_refs"), []byte("5"), 0) }
 

@@ -21,12 +21,12 @@ const bootTime = 6 * time.Minute
 // tools are the programs that the sandbox's tests start, besides Python.
 var tools = []string{
 	"bash", "sh", "cat", "chmod", "cp", "dmesg", "echo", "env", "false", "grep", "head", "hostname", "id", "kill", "ln", "ls", "mkdir", "mkfifo", "mknod",
-	"mount", "mv", "nice", "perl", "ps", "rm", "seq", "setsid", "sleep", "sort", "stat", "stty", "tail", "touch", "true", "tty", "uname", "wc",
+	"mount", "mv", "nice", "perl", "ps", "rm", "seq", "setsid", "sleep", "sort", "stat", "stty", "tail", "touch", "true", "tty", "uname", "wc", "yes",
 }
 
 // TestSandboxOnControlGroupsV2 runs the whole test suite of the sandbox where there is no other control group hierarchy than v2.
 func TestSandboxOnControlGroupsV2(t *testing.T) {
-	results := boot(t, "/sandbox.test", "-test.v", "-test.timeout=5m")
+	results := boot(t, nil, "/sandbox.test", "-test.v", "-test.timeout=5m")
 	report(t, results, "TestEcho", "TestExitCodesAreTheProgramsOwn", "TestNothingSurvivesItsExecution", "TestKillEndsTheWholeGroup", "TestOutOfMemoryIsTheKernelsVerdict",
 		"TestForkBombEndsAtTheLimit", "TestMemoryFilledWithFiles", "TestDestroyLeavesNothing", "TestAttachAfterRestart", "TestDelegationEmptiesTheGroup")
 }
@@ -35,7 +35,15 @@ func TestSandboxOnControlGroupsV2(t *testing.T) {
 // it, and v2 lets no such group bound its children.
 func TestSandboxInADelegatedGroup(t *testing.T) {
 	names := []string{"TestEcho", "TestKillEndsTheWholeGroup", "TestOutOfMemoryIsTheKernelsVerdict", "TestForkBombEndsAtTheLimit", "TestDestroyLeavesNothing"}
-	report(t, boot(t, "-delegated", "/sandbox.test", "-test.v", "-test.timeout=5m", "-test.run=^("+strings.Join(names, "|")+")$"), names...)
+	report(t, boot(t, nil, "-delegated", "/sandbox.test", "-test.v", "-test.timeout=5m", "-test.run=^("+strings.Join(names, "|")+")$"), names...)
+}
+
+// TestResourceAttacksOnControlGroupsV2 starts the real gateway where there is no other control group hierarchy than v2, and runs those cases of the hostile
+// checklist against it that are about resources.
+func TestResourceAttacksOnControlGroupsV2(t *testing.T) {
+	cases := "HOSTILE=A1,A2,A3,A4,A5,A6,A7,A8,A9,A10,A11,A13,A15,A16,A17,A18,A19,A20,A21,A22,B13,E8"
+	report(t, boot(t, []string{cases}, cases, "HOSTILE_PATIENCE=6", "HOSTILE_COMPILED=/attacks", "ROCKPOOL_GATEWAY=/gateway",
+		"/hostile.test", "-test.v", "-test.timeout=8m", "-test.run=^TestHostile$"), "TestHostile")
 }
 
 // result is how one test ended inside.
@@ -48,6 +56,8 @@ func report(t *testing.T, results []result, needed ...string) {
 		passed[r.name] = r.verdict == "PASS"
 		t.Run(r.name, func(t *testing.T) {
 			switch r.verdict {
+			case "PASS":
+				t.Log(r.detail)
 			case "FAIL":
 				t.Error(r.detail)
 			case "SKIP":
@@ -62,8 +72,9 @@ func report(t *testing.T, results []result, needed ...string) {
 	}
 }
 
-// boot starts a machine whose process 1 has these arguments, and gives what the tests in it said.
-func boot(t *testing.T, arguments ...string) []result {
+// boot starts a machine whose process 1 has these arguments, and gives what the tests in it said. With attacks, which are variables that choose some,
+// the machine has the gateway and the hostile suite in it instead of the sandbox's tests.
+func boot(t *testing.T, attacks []string, arguments ...string) []result {
 	t.Helper()
 	if runtime.GOARCH != "amd64" {
 		t.Skip("the virtual machine is made for amd64")
@@ -80,7 +91,7 @@ func boot(t *testing.T, arguments ...string) []result {
 	defer cancel()
 	// No KVM: where it is emulated itself it may hang, and these tests ask for little. A processor of x86-64-v2 is what distributions build for.
 	machine := exec.CommandContext(ctx, emulator, "-accel", "tcg", "-cpu", "Nehalem", "-smp", "2", "-m", "1536", "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
-		"-kernel", k.image, "-initrd", makeInitramfs(t, k),
+		"-kernel", k.image, "-initrd", makeInitramfs(t, k, attacks),
 		"-append", "console=ttyS0 loglevel=1 panic=-1 cgroup_no_v1=all -- "+strings.Join(arguments, " "))
 	var console bytes.Buffer
 	machine.Stdout, machine.Stderr = &console, &console
@@ -127,7 +138,7 @@ func parse(console string) ([]result, error) {
 }
 
 // makeInitramfs builds the test binary and the program that is process 1, and packs the machine's file system.
-func makeInitramfs(t *testing.T, k kernel) string {
+func makeInitramfs(t *testing.T, k kernel, attacks []string) string {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()
@@ -146,11 +157,15 @@ func makeInitramfs(t *testing.T, k kernel) string {
 		}
 		return path
 	}
-	program := build("sandbox.test", []string{"CGO_ENABLED=1"}, "test", "-c", "-ldflags=-s -w", "rockpool/internal/sandbox")
 	init, err := os.ReadFile(build("init", []string{"CGO_ENABLED=0"}, "build", "-ldflags=-s -w", "rockpool/tests/vm/init"))
 	must(err)
-	binary, err := os.ReadFile(program)
-	must(err)
+	var programs []string
+	if attacks == nil {
+		programs = []string{build("sandbox.test", []string{"CGO_ENABLED=1"}, "test", "-c", "-ldflags=-s -w", "rockpool/internal/sandbox")}
+	} else {
+		programs = []string{build("gateway", []string{"CGO_ENABLED=1"}, "build", "-ldflags=-s -w", "rockpool/cmd/gateway"),
+			build("hostile.test", []string{"CGO_ENABLED=0"}, "test", "-c", "-ldflags=-s -w", "rockpool/tests/hostile")}
+	}
 
 	path := filepath.Join(dir, "initramfs")
 	f, err := os.Create(path)
@@ -161,7 +176,28 @@ func makeInitramfs(t *testing.T, k kernel) string {
 	}
 	a.entry("dev/console", 0o020600, 0, [2]int{5, 1}, nil) // process 1 speaks here before anything is mounted
 	a.file("init", 0o755, init)
-	a.file("sandbox.test", 0o755, binary)
+	for _, p := range programs {
+		binary, err := os.ReadFile(p)
+		must(err)
+		a.file(filepath.Base(p), 0o755, binary)
+	}
+	if attacks != nil {
+		compiled := filepath.Join(dir, "attacks")
+		must(os.Mkdir(compiled, 0o755))
+		compile := exec.Command(filepath.Join(dir, "hostile.test"), "-test.run=^TestCompile$")
+		compile.Env = append(append(os.Environ(), "HOSTILE_COMPILE="+compiled), attacks...)
+		if text, err := compile.CombinedOutput(); err != nil {
+			t.Fatalf("compile the attacks: %v\n%s", err, text)
+		}
+		a.dir("attacks", 0o755)
+		files, err := os.ReadDir(compiled)
+		must(err)
+		for _, f := range files {
+			content, err := os.ReadFile(filepath.Join(compiled, f.Name()))
+			must(err)
+			a.file("attacks/"+f.Name(), 0o755, content)
+		}
+	}
 	modules, err := k.module("overlay")
 	must(err)
 	for i, m := range modules {
@@ -173,10 +209,10 @@ func makeInitramfs(t *testing.T, k kernel) string {
 		}
 	}
 	must(a.programs(tools...))
-	must(a.python("ssl, multiprocessing, subprocess, threading"))
-	listing, _ := exec.Command("ldd", program).Output()
+	must(a.python("mmap, multiprocessing, ssl, subprocess, threading"))
+	listing, _ := exec.Command("ldd", programs...).Output() // it fails for a static one, and tells of the others
 	for field := range strings.FieldsSeq(string(listing)) {
-		if strings.HasPrefix(field, "/") {
+		if strings.HasPrefix(field, "/") && !strings.HasSuffix(field, ":") {
 			must(a.host(field))
 		}
 	}

@@ -10,6 +10,8 @@ type Environment struct {
 	Image              string   `json:"image"`
 	NetworkAccess      bool     `json:"networkAccess"`
 	ExposedPorts       []uint16 `json:"exposedPorts"`
+	NetworkEgress      []string `json:"networkEgress,omitempty"`
+	Runtime            string   `json:"runtime,omitempty"`
 }
 
 // EnvironmentRequest is the body of a PUT; an id in it is ignored.
@@ -20,6 +22,8 @@ type EnvironmentRequest struct {
 	Image              string   `json:"image"`
 	NetworkAccess      bool     `json:"networkAccess"`
 	ExposedPorts       []uint16 `json:"exposedPorts"`
+	NetworkEgress      []string `json:"networkEgress,omitempty"`
+	Runtime            string   `json:"runtime,omitempty"`
 }
 
 // Environments is the list of all environments.

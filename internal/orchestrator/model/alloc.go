@@ -31,6 +31,7 @@ type Allocation struct {
 	ClientStatus       string
 	ClientDescription  string
 	TaskStates         map[string]*TaskState
+	NetworkStatus      *NetworkStatus `codec:",omitempty"` // nil = no network, or the node has not told
 	PreviousAllocation string
 	NextAllocation     string
 	FollowupEvalID     string
@@ -133,7 +134,15 @@ type AllocUpdate struct {
 	ClientStatus      string
 	ClientDescription string
 	TaskStates        map[string]*TaskState
+	NetworkStatus     *NetworkStatus `codec:",omitempty"` // nil = as it was
 	ModifyTime        int64
+}
+
+// NetworkStatus is what a node tells of an allocation's network.
+type NetworkStatus struct {
+	InterfaceName string // inside
+	Address       string // inside, without a mask
+	DNS           *DNS   // as the inside has it
 }
 
 // AllocMetric explains a placement, or why there is none.

@@ -45,6 +45,7 @@ type Config struct {
 	Version    string // of Rockpool
 	Meta       map[string]string
 	Drivers    []driver.Driver
+	Networks   Networks                   // nil = allocations have none
 	Attributes func() map[string]string   // extra ones, asked again from time to time
 	Devices    func() []model.NodeDevice  // nil = none
 	Resources  func(*model.NodeResources) // overrides what was found; nil = nothing
@@ -219,6 +220,11 @@ func (a *Agent) restore(ctx, life context.Context) error {
 			if err := d.Sweep(ctx, keep); err != nil {
 				a.log.WithError(err).Error("what earlier tasks left behind could not be destroyed")
 			}
+		}
+	}
+	if a.cfg.Networks != nil {
+		if err := a.cfg.Networks.Sweep(ctx, networked(runners)); err != nil {
+			a.log.WithError(err).Error("the networks that earlier allocations left behind could not be taken back")
 		}
 	}
 	for _, id := range broken {

@@ -49,12 +49,15 @@ type allocRunner struct {
 	renewed chan struct{} // level trigger: alloc was replaced
 	quiet   chan struct{} // closed when no task runs or ever will
 	saving  sync.Mutex    // held over writing the state, so that an older one never overwrites a newer
+	network networkOf
 
 	mu          sync.Mutex
 	alloc       *model.Allocation // as the servers last sent it
 	description string            // overrides the derived one
 	reported    model.AllocUpdate
 	debris      map[string]driver.Driver // by task id: what could not be destroyed
+
+	networkStatus *model.NetworkStatus
 }
 
 // newAllocRunner makes the runner of an allocation: a new one, or one that an earlier process of the agent left.
@@ -143,6 +146,9 @@ func (r *allocRunner) run(ctx context.Context) {
 	}
 	if !r.runTasks(ctx) {
 		return
+	}
+	if err := r.network.detach(ctx, r); err != nil {
+		r.log.WithError(err).Error("the network of an allocation could not be taken back, it will be tried again")
 	}
 	close(r.quiet)
 	for !r.purge.isSet() {
@@ -288,6 +294,7 @@ func (r *allocRunner) bury(ctx context.Context) {
 			}
 			errs = append(errs, err)
 		}
+		errs = append(errs, r.network.detach(ctx, r))
 		err := errors.Join(errs...)
 		if err == nil {
 			if err = r.agent.db.remove(r.id); err == nil {
@@ -372,6 +379,7 @@ func (r *allocRunner) report(force bool) {
 	if r.description != "" {
 		u.ClientDescription = r.description
 	}
+	u.NetworkStatus = r.networkStatus
 	same := reflect.DeepEqual(u.TaskStates, r.reported.TaskStates) && !force
 	urgent := force || statesDiffer(u, r.reported)
 	r.reported = u

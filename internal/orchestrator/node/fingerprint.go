@@ -51,6 +51,9 @@ func (a *Agent) describe(ctx context.Context) bool {
 			n.Attributes["driver."+d.Name()] = "1"
 		}
 	}
+	if a.cfg.Networks != nil {
+		maps.Copy(n.Attributes, a.cfg.Networks.Fingerprint())
+	}
 	if a.cfg.Attributes != nil {
 		maps.Copy(n.Attributes, a.cfg.Attributes())
 	}

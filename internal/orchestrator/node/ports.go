@@ -4,7 +4,22 @@ import (
 	"context"
 
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/network"
 )
+
+// Networks gives allocations a network namespace of their own.
+type Networks interface {
+	// Fingerprint are attributes of the node: "network.<mode>" for each mode that is offered, and the address of mapped ports.
+	Fingerprint() map[string]string
+	// Attach makes an allocation's network, or finds it made. After an error there is none.
+	Attach(ctx context.Context, allocID string, r network.Request) (network.Attachment, error)
+	// Recover finds the network that an earlier process of the agent made.
+	Recover(ctx context.Context, allocID string) (network.Attachment, error)
+	// Detach takes it back; that there is none is no error.
+	Detach(ctx context.Context, allocID string) error
+	// Sweep takes back the networks of all allocations but those to keep. The agent calls it before anything else but Fingerprint.
+	Sweep(ctx context.Context, keep []string) error
+}
 
 // ServerConn is what the agent needs of the servers. An error of kind fault.NotFound means that they do not know the node.
 type ServerConn interface {

@@ -211,6 +211,7 @@ type machine struct {
 	dir    string
 	driver *mock.Driver
 	server *server
+	nets   node.Networks
 	onStop node.OnStop
 	starts int
 	agent  *node.Agent
@@ -236,7 +237,7 @@ func inBubble(t *testing.T, f func(t *testing.T, m *machine)) {
 
 func (m *machine) start() {
 	m.t.Helper()
-	a, err := node.New(node.Config{DataDir: m.dir, Datacenter: "dc1", Drivers: []driver.Driver{m.driver}, Servers: m.server,
+	a, err := node.New(node.Config{DataDir: m.dir, Datacenter: "dc1", Drivers: []driver.Driver{m.driver}, Servers: m.server, Networks: m.nets,
 		OnStop: m.onStop, MaxStarts: m.starts, Log: logging.Discard()})
 	if err != nil {
 		m.t.Fatal(err)

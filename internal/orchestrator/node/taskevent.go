@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -67,6 +68,20 @@ func notRestarting(reason string) *model.TaskEvent {
 func killing(reason string, timeout time.Duration) *model.TaskEvent {
 	display := fmt.Sprintf("Sent interrupt. Waiting %v before force killing", timeout)
 	return event(model.TaskKilling, display, "kill_timeout", timeout.String(), "kill_reason", reason)
+}
+
+// setupError is a failure before the driver was asked.
+type setupError struct{ cause error }
+
+func (e *setupError) Error() string { return e.cause.Error() }
+
+func (e *setupError) Unwrap() error { return e.cause }
+
+func startFailure(err error) *model.TaskEvent {
+	if s, ok := errors.AsType[*setupError](err); ok {
+		return event(model.TaskSetupFailure, oneSentence(s), "setup_error", s.Error())
+	}
+	return driverFailure(err)
 }
 
 func driverFailure(err error) *model.TaskEvent {

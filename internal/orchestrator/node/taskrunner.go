@@ -95,6 +95,9 @@ func (t *taskRunner) takeBack(ctx context.Context) (task driver.Task, lost bool)
 	defer cancel()
 	d, cfg, err := t.config()
 	if err == nil {
+		cfg.Network, err = t.alloc.network.recover(bounded, t.alloc)
+	}
+	if err == nil {
 		if task, err = d.Recover(bounded, cfg); err == nil {
 			t.alloc.mu.Lock()
 			t.handle = task
@@ -123,11 +126,11 @@ func (t *taskRunner) start(ctx context.Context) (driver.Task, fate) {
 	}
 	t.alloc.log.WithError(err).WithField("task", t.name).Warn("task could not be started")
 	if fault.Is(err, fault.Invalid) || fault.Is(err, fault.Unsupported) { // it would fail the same way again
-		t.die(true, driverFailure(err), notRestarting("Error was unrecoverable"))
+		t.die(true, startFailure(err), notRestarting("Error was unrecoverable"))
 		t.cleanup(ctx)
 		return nil, dead
 	}
-	return nil, t.restartOrDie(ctx, driverFailure(err))
+	return nil, t.restartOrDie(ctx, startFailure(err))
 }
 
 // tryStart waits for its turn and asks the driver.
@@ -144,6 +147,9 @@ func (t *taskRunner) tryStart(ctx context.Context) (driver.Task, error) {
 	}
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make task directory: %w", err)
+	}
+	if cfg.Network, err = t.alloc.network.attach(ctx, t.alloc); err != nil {
+		return nil, err
 	}
 	task, err := d.Start(ctx, cfg)
 	if err != nil {

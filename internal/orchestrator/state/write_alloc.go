@@ -133,6 +133,9 @@ func (t *Tx) ReportAlloc(nodeID string, u *model.AllocUpdate) {
 	}
 	c := *a
 	c.ClientStatus, c.ClientDescription, c.TaskStates = u.ClientStatus, u.ClientDescription, u.TaskStates
+	if u.NetworkStatus != nil {
+		c.NetworkStatus = u.NetworkStatus
+	}
 	c.ModifyIndex, c.ModifyTime = t.index, max(u.ModifyTime, a.ModifyTime)
 	t.put(tableAllocs, &c)
 	t.touch(a.Namespace, a.JobID)

@@ -12,12 +12,23 @@ import (
 func AllocOut(a *model.Allocation) *api.Allocation {
 	return &api.Allocation{
 		ID: a.ID, Namespace: a.Namespace, EvalID: a.EvalID, Name: a.Name, NodeID: a.NodeID, NodeName: a.NodeName, JobID: a.JobID,
-		Job: JobOut(a.Job), TaskGroup: a.TaskGroup, AllocatedResources: resourcesOut(&a.Resources, a.Job), Metrics: metricOut(a.Metrics),
+		Job: JobOut(a.Job), TaskGroup: a.TaskGroup, AllocatedResources: resourcesOut(a), Metrics: metricOut(a.Metrics),
 		DesiredStatus: a.DesiredStatus, DesiredDescription: a.DesiredDescription, ClientStatus: a.ClientStatus,
 		ClientDescription: a.ClientDescription, TaskStates: statesOut(a.TaskStates), FollowupEvalID: a.FollowupEvalID,
 		PreviousAllocation: a.PreviousAllocation, NextAllocation: a.NextAllocation, CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex,
-		AllocModifyIndex: a.AllocModifyIndex, CreateTime: a.CreateTime, ModifyTime: a.ModifyTime,
+		AllocModifyIndex: a.AllocModifyIndex, CreateTime: a.CreateTime, ModifyTime: a.ModifyTime, NetworkStatus: networkStatusOut(a.NetworkStatus),
 	}
+}
+
+func networkStatusOut(s *model.NetworkStatus) *api.AllocNetworkStatus {
+	if s == nil {
+		return nil
+	}
+	out := &api.AllocNetworkStatus{InterfaceName: s.InterfaceName, Address: s.Address}
+	if s.DNS != nil {
+		out.DNS = &api.DNSConfig{Servers: s.DNS.Servers, Searches: s.DNS.Searches, Options: s.DNS.Options}
+	}
+	return out
 }
 
 // AllocStub is an allocation's line in a list.
@@ -30,7 +41,7 @@ func AllocStub(a *model.Allocation, resources, states bool) *api.AllocationListS
 		CreateTime: a.CreateTime, ModifyTime: a.ModifyTime,
 	}
 	if resources {
-		out.AllocatedResources = resourcesOut(&a.Resources, a.Job)
+		out.AllocatedResources = resourcesOut(a)
 	}
 	if states {
 		out.TaskStates = statesOut(a.TaskStates)
@@ -38,12 +49,18 @@ func AllocStub(a *model.Allocation, resources, states bool) *api.AllocationListS
 	return out
 }
 
-func resourcesOut(r *model.AllocatedResources, j *model.Job) *api.AllocatedResources {
+func resourcesOut(a *model.Allocation) *api.AllocatedResources {
+	r := &a.Resources
 	out := &api.AllocatedResources{
 		Tasks: map[string]*api.AllocatedTaskResources{},
 		Shared: api.AllocatedSharedResources{DiskMB: int64(r.DiskMB), Ports: each(r.Ports, func(p model.AllocatedPort) api.PortMapping {
 			return api.PortMapping{Label: p.Label, Value: p.Value, To: p.To, HostIP: p.HostIP}
 		})},
+	}
+	if a.Job != nil {
+		if g := a.Job.Group(a.TaskGroup); g != nil {
+			out.Shared.Networks = each(g.Networks, func(n model.Network) *api.NetworkResource { return allocatedNetwork(n, r.Ports) })
+		}
 	}
 	for name, t := range r.Tasks {
 		out.Tasks[name] = &api.AllocatedTaskResources{
@@ -52,6 +69,21 @@ func resourcesOut(r *model.AllocatedResources, j *model.Job) *api.AllocatedResou
 			Devices: each(t.Devices, func(d model.AllocatedDevice) *api.AllocatedDeviceResource {
 				return &api.AllocatedDeviceResource{Vendor: d.Vendor, Type: d.Type, Name: d.Name, DeviceIDs: d.DeviceIDs}
 			}),
+		}
+	}
+	return out
+}
+
+// allocatedNetwork is what the group asked for, with the ports that it got.
+func allocatedNetwork(n model.Network, got []model.AllocatedPort) *api.NetworkResource {
+	out := networkOut(n)
+	for _, ports := range [][]api.Port{out.ReservedPorts, out.DynamicPorts} {
+		for i := range ports {
+			for _, p := range got {
+				if p.Label == ports[i].Label {
+					ports[i].Value, ports[i].To, out.IP = p.Value, p.To, p.HostIP
+				}
+			}
 		}
 	}
 	return out

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"fmt"
+	"net/netip"
 	"path"
 	"regexp"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/network/egress"
 	"rockpool/internal/orchestrator/sched"
 )
 
@@ -158,6 +160,15 @@ func (p *Problems) group(g *api.TaskGroup, jobType string) {
 		p.ignored("scaling", where)
 	}
 	p.networks(where, g.Networks)
+	if len(g.Networks) > 1 {
+		p.err("%s: only one network is allowed, not %d", where, len(g.Networks))
+	}
+	if _, err := egress.Parse(g.Meta[egress.MetaAllow]); err != nil {
+		p.err("%s: meta %s: %v", where, egress.MetaAllow, err)
+	}
+	if _, err := egress.ParseBandwidth(g.Meta[egress.MetaBandwidth]); err != nil {
+		p.err("%s: meta %s: %v", where, egress.MetaBandwidth, err)
+	}
 	names := map[string]bool{}
 	leaders := 0
 	for i, t := range g.Tasks {
@@ -242,6 +253,14 @@ func (p *Problems) networks(where string, list []*api.NetworkResource) {
 		}
 		if !networkMode.MatchString(n.Mode) {
 			p.err("%s: network mode %q is none of none, bridge, host, cni/<name>", where, n.Mode)
+		}
+		if n.DNS != nil && n.Mode == "bridge" {
+			for _, s := range n.DNS.Servers {
+				if a, err := netip.ParseAddr(s); err != nil || !egress.Public(a) {
+					p.err("%s: network dns server %q is not a public IPv4 address, and runners on a bridge reach only those: "+
+						"the nodes can ask others for them (orchestrator.network.dns)", where, s)
+				}
+			}
 		}
 		for _, port := range slices.Concat(n.ReservedPorts, n.DynamicPorts) {
 			switch {

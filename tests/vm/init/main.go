@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -55,7 +56,11 @@ func boot(delegated bool, argv []string) (int, error) {
 		return 0, err
 	}
 	fmt.Printf("\n=== start on Linux %s with %s", unix.ByteSliceToString(name.Release[:]), controllers)
-	return run(argv)
+	environment := []string{path, "HOME=/root", "LANG=C.UTF-8"}
+	for ; len(argv) > 1 && !strings.HasPrefix(argv[0], "/"); argv = argv[1:] { // NAME=value before the program
+		environment = append(environment, argv[0])
+	}
+	return run(argv, environment)
 }
 
 // leaveRootfs puts a bind mount of everything over the root: pivot_root, which each sandbox does, refuses to leave the kernel's first mount.
@@ -147,9 +152,9 @@ func delegate() error {
 }
 
 // run starts the program and reaps, as process 1 must, whatever ends before it does.
-func run(argv []string) (int, error) {
+func run(argv, environment []string) (int, error) {
 	signal.Ignore(syscall.SIGHUP)
-	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{Dir: "/tmp", Env: []string{path, "HOME=/root", "LANG=C.UTF-8"}, Files: []uintptr{0, 1, 2}})
+	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{Dir: "/tmp", Env: environment, Files: []uintptr{0, 1, 2}})
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", argv[0], err)
 	}

@@ -79,17 +79,18 @@ func Run(t *testing.T, s Subject) {
 	t.Run("gives a terminal of the asked size", s.terminal)
 	t.Run("keeps stderr apart on a terminal", s.terminalSplit)
 	t.Run("names a missing command", s.noCommand)
-	t.Run("signals", s.signal)
+	t.Run("ends by any signal", s.signals)
 	t.Run("kills all of an execution", s.killWhole)
 	t.Run("ends with its main process", s.heldOpen)
 	t.Run("runs several at once", s.several)
 	t.Run("sets the environment", s.environment)
-	t.Run("reads and writes files", s.files)
+	t.Run("shows inside what was written", s.filesInside)
 	t.Run("does not know the outcome of what the task took along", s.lost)
 	t.Run("recovers a task", s.recover)
 	t.Run("does not recover what is gone", s.recoverGone)
 	t.Run("cleans up", s.cleanup)
 	t.Run("sweeps", s.sweep)
+	t.Run("writes, lists and reads files", s.files)
 }
 
 // config makes the configuration of a task that was never there before.
@@ -360,19 +361,6 @@ func (s Subject) noCommand(t *testing.T) {
 	}
 }
 
-func (s Subject) signal(t *testing.T) {
-	task := s.running(t)
-	for _, n := range []int{1, 2, 9, 10, 15} {
-		e := exec(t, task, driver.ExecSpec{Argv: s.Sleep})
-		if err := e.Signal(n); err != nil {
-			t.Fatal(err)
-		}
-		if o := finish(t, e); o.fate != nil || o.res.Signal != n || o.res.ExitCode != 128+n {
-			t.Errorf("signal %d: %+v", n, o)
-		}
-	}
-}
-
 // heldOpen: what the main process leaves behind delays neither the end nor the last byte.
 func (s Subject) heldOpen(t *testing.T) {
 	if s.Orphan == nil {
@@ -383,24 +371,7 @@ func (s Subject) heldOpen(t *testing.T) {
 	}
 }
 
-func (s Subject) several(t *testing.T) {
-	task := s.running(t)
-	var all []driver.Execution
-	for range 8 {
-		all = append(all, exec(t, task, driver.ExecSpec{Argv: s.Cat}))
-	}
-	for i, e := range all { // each gets its own, while all the others run
-		if _, err := io.WriteString(e.Stdin(), strconv.Itoa(i)); err != nil {
-			t.Fatal(err)
-		}
-		_ = e.Stdin().Close()
-		if o := finish(t, e); o.fate != nil || o.res.ExitCode != 0 || o.out != strconv.Itoa(i) {
-			t.Errorf("%d: %+v", i, o)
-		}
-	}
-}
-
-func (s Subject) files(t *testing.T) {
+func (s Subject) filesInside(t *testing.T) {
 	task := s.running(t)
 	files := task.Files()
 	if files == nil || s.Copy == nil {

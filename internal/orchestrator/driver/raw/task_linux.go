@@ -98,13 +98,8 @@ func (t *task) Stop(ctx context.Context, signal int, timeout time.Duration) erro
 	}
 	t.killExecutions()
 	_ = t.Signal(ctx, signal)
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
-	select {
-	case <-t.done:
+	if driver.EndsWithin(ctx, t, timeout) {
 		return nil
-	case <-timer.C:
-	case <-ctx.Done():
 	}
 	t.kill()
 	<-t.done

@@ -3,14 +3,12 @@ package sandboxed
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"path"
 	"slices"
-	"strconv"
-	"strings"
 
 	"rockpool/internal/fault"
 	"rockpool/internal/image"
+	"rockpool/internal/orchestrator/driver/taskconfig"
 )
 
 // config is a task's configuration.
@@ -23,36 +21,30 @@ type config struct {
 	openFiles     int64
 	fileSizeBytes int64
 	cpuHardLimit  bool
+	offline       bool   // no network although the group has one
 	runtime       string // name of an OCI runtime; "" = the native sandbox
 }
 
 // keys are what a configuration may hold. Those that set nothing are accepted because nothing follows from them here.
 var keys = map[string]func(c *config, v any) error{
-	"image":   func(c *config, v any) error { return text(&c.image, v) },
-	"command": func(c *config, v any) error { return command(c, v) },
-	"args":    func(c *config, v any) error { return arguments(c, v) },
-	"work_dir": func(c *config, v any) error {
-		if err := text(&c.workDir, v); err != nil {
-			return err
+	"image":    func(c *config, v any) error { return taskconfig.Text(&c.image, v) },
+	"command":  func(c *config, v any) error { return command(c, v) },
+	"args":     func(c *config, v any) error { return taskconfig.Texts(&c.argv, v) },
+	"work_dir": func(c *config, v any) error { return taskconfig.AbsolutePath(&c.workDir, v) },
+	"network_mode": func(c *config, v any) error {
+		if v != "" && v != "none" {
+			return fmt.Errorf("%q is not offered: say \"none\", or leave it empty and give the group a network block", v)
 		}
-		if !path.IsAbs(c.workDir) {
-			return errors.New("an absolute path is wanted")
-		}
+		c.offline = v == "none"
 		return nil
 	},
-	"network_mode": func(_ *config, v any) error {
-		if v != "none" {
-			return fmt.Errorf("%q is not offered, only \"none\": sandboxes have no network", v)
-		}
-		return nil
-	},
-	"memory_hard_limit": func(c *config, v any) error { return positive(&c.memoryHardMB, v) },
-	"pids_limit":        func(c *config, v any) error { return positive(&c.pids, v) },
-	"cpu_hard_limit":    func(c *config, v any) error { return flag(&c.cpuHardLimit, v) },
+	"memory_hard_limit": func(c *config, v any) error { return taskconfig.Positive(&c.memoryHardMB, v) },
+	"pids_limit":        func(c *config, v any) error { return taskconfig.Positive(&c.pids, v) },
+	"cpu_hard_limit":    func(c *config, v any) error { return taskconfig.Flag(&c.cpuHardLimit, v) },
 	"ulimit":            ulimits,
-	"force_pull":        func(_ *config, v any) error { return flag(new(bool), v) }, // images are pinned by digest
+	"force_pull":        func(_ *config, v any) error { return taskconfig.Flag(new(bool), v) }, // images are pinned by digest
 	"labels":            func(*config, any) error { return nil },
-	"runtime":           func(c *config, v any) error { return text(&c.runtime, v) },
+	"runtime":           func(c *config, v any) error { return taskconfig.Text(&c.runtime, v) },
 }
 
 // refused are keys that the Docker driver has and that would change what a job can rely on.
@@ -67,20 +59,9 @@ var refused = map[string]string{
 
 func parse(name string, raw map[string]any) (*config, error) {
 	c := &config{}
-	for _, k := range slices.Sorted(maps.Keys(raw)) { // args before command: command prepends
-		set, known := keys[k]
-		var err error
-		switch why, no := refused[k]; {
-		case no:
-			err = errors.New(why)
-		case !known:
-			err = fmt.Errorf("not known; allowed are %s", strings.Join(slices.Sorted(maps.Keys(keys)), ", "))
-		default:
-			err = set(c, raw[k])
-		}
-		if err != nil {
-			return nil, fault.New(fault.Invalid, "driver %s: config key %q: %v", name, k, err)
-		}
+	// In alphabetical order args comes before command, which prepends.
+	if err := (taskconfig.Table[config]{Driver: name, Keys: keys, Refused: refused}).Parse(c, raw); err != nil {
+		return nil, err
 	}
 	return c, c.complete(name, raw)
 }
@@ -116,7 +97,7 @@ func onlyWaits(argv []string) bool {
 
 func command(c *config, v any) error {
 	var s string
-	if err := text(&s, v); err != nil {
+	if err := taskconfig.Text(&s, v); err != nil {
 		return err
 	}
 	if s == "" {
@@ -126,35 +107,11 @@ func command(c *config, v any) error {
 	return nil
 }
 
-func arguments(c *config, v any) error {
-	switch v := v.(type) {
-	case []string:
-		c.argv = append(c.argv, v...)
-		return nil
-	case []any:
-		for _, x := range v {
-			s, ok := x.(string)
-			if !ok {
-				return fmt.Errorf("%v is not a string", x)
-			}
-			c.argv = append(c.argv, s)
-		}
-		return nil
-	}
-	return errors.New("a list of strings is wanted")
-}
-
-// ulimits takes a block, which arrives as a map or as a list with one in it.
+// ulimits takes a block. The sandbox knows one limit, and of soft:hard the hard one is the promise.
 func ulimits(c *config, v any) error {
-	if list, ok := v.([]any); ok && len(list) == 1 {
-		v = list[0]
-	}
-	if list, ok := v.([]map[string]any); ok && len(list) == 1 {
-		v = list[0]
-	}
-	block, ok := v.(map[string]any)
-	if !ok {
-		return errors.New("a block is wanted")
+	block, err := taskconfig.Block(v)
+	if err != nil {
+		return err
 	}
 	for k, v := range block {
 		var into *int64
@@ -166,59 +123,9 @@ func ulimits(c *config, v any) error {
 		default:
 			return fmt.Errorf("%q is not offered; allowed are fsize, nofile", k)
 		}
-		if s, ok := v.(string); ok { // soft:hard; the sandbox knows one limit, and the hard one is the promise
-			if _, hard, found := strings.Cut(s, ":"); found {
-				v = hard
-			}
-		}
-		if err := positive(into, v); err != nil {
+		if _, *into, err = taskconfig.Limit(v); err != nil {
 			return fmt.Errorf("%s: %w", k, err)
 		}
-	}
-	return nil
-}
-
-func text(into *string, v any) error {
-	s, ok := v.(string)
-	if !ok {
-		return fmt.Errorf("%v is not a string", v)
-	}
-	*into = s
-	return nil
-}
-
-func flag(into *bool, v any) error {
-	switch v := v.(type) {
-	case bool:
-		*into = v
-		return nil
-	case string:
-		b, err := strconv.ParseBool(v)
-		*into = b
-		return err
-	}
-	return fmt.Errorf("%v is neither true nor false", v)
-}
-
-func positive(into *int64, v any) error {
-	switch v := v.(type) {
-	case int:
-		*into = int64(v)
-	case int64:
-		*into = v
-	case float64:
-		*into = int64(v)
-	case string:
-		n, err := strconv.ParseInt(v, 10, 64)
-		if err != nil {
-			return fmt.Errorf("%q is not a number", v)
-		}
-		*into = n
-	default:
-		return fmt.Errorf("%v is not a number", v)
-	}
-	if *into <= 0 {
-		return fmt.Errorf("%d is not positive", *into)
 	}
 	return nil
 }

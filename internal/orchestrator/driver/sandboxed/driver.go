@@ -138,6 +138,9 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 	if err != nil {
 		return nil, err
 	}
+	if c.offline {
+		cfg.Network, cfg.Networks = nil, nil
+	}
 	if err := d.offered(cfg); err != nil {
 		return nil, err
 	}
@@ -154,15 +157,23 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 	if cfg.Task.User == "" {
 		cfg.Task.User = root.User
 	}
-	if c.runtime != "" && cfg.Emit != nil {
+	spec := sandbox.Spec{ID: sandboxID(cfg.ID), Root: root, Limits: d.limits(c, cfg)}
+	if n := cfg.Network; n != nil {
+		spec.NetNS, spec.Hostname = n.NetNS, n.Hostname
+	}
+	if c.runtime != "" {
 		cfg.Emit(fmt.Sprintf("Runs in %s %s", c.runtime, d.core.cfg.Classes[c.runtime].Version))
 	}
-	s, err := runtime.Create(ctx, sandbox.Spec{ID: sandboxID(cfg.ID), Root: root, Limits: d.limits(c, cfg), NetNS: netNS(cfg.Network)})
+	s, err := runtime.Create(ctx, spec)
 	if err != nil {
 		return nil, fmt.Errorf("create sandbox: %w", err)
 	}
 	t := newTask(cfg, s)
-	if err := t.startMain(ctx, c.argv); err != nil {
+	err = introduce(ctx, s.Files(), cfg.Network)
+	if err == nil {
+		err = t.startMain(ctx, c.argv)
+	}
+	if err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
 		defer cancel()
 		return nil, errors.Join(fmt.Errorf("start command: %w", err), s.Destroy(clean))
@@ -171,18 +182,15 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 	return t, nil
 }
 
-func netNS(n *driver.Network) string {
-	if n == nil {
-		return ""
-	}
-	return n.NetNS
-}
-
 // offered refuses what a task asks for beyond its configuration and no sandbox gives.
 func (d *Driver) offered(cfg driver.TaskConfig) error {
 	for _, n := range cfg.Networks {
-		if n.Mode != "" && n.Mode != "none" {
-			return fault.New(fault.Invalid, "driver %s: network mode %q is not offered, only \"none\": sandboxes have no network", d.name, n.Mode)
+		switch {
+		case n.Mode == "" || n.Mode == "none":
+		case n.Mode == "host":
+			return fault.New(fault.Invalid, "driver %s: network mode \"host\" is not offered: a sandbox never shares the node's network; ask for \"bridge\"", d.name)
+		case cfg.Network == nil:
+			return fault.New(fault.Unsupported, "driver %s: this node gave the allocation no network, and the mode %q is asked for", d.name, n.Mode)
 		}
 	}
 	if len(cfg.Resources.Devices) > 0 {

@@ -14,6 +14,9 @@ import (
 	"rockpool/internal/sandbox"
 )
 
+// Files makes a task's files of a sandbox's.
+func Files(inner *sandbox.Files) driver.Files { return nativeFiles{inner} }
+
 // nativeFiles translates between the sandbox's files and those of a task.
 type nativeFiles struct{ inner *sandbox.Files }
 

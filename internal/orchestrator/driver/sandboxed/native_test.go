@@ -90,7 +90,7 @@ func TestFilesOfARealSandbox(t *testing.T) {
 }
 
 func filesOfASandbox(t *testing.T, d driver.Driver, runtime string) {
-	cfg := driver.TaskConfig{ID: ident.New() + ".task.1", StateDir: t.TempDir(), DiskMB: 32, Task: &model.Task{Name: "task",
+	cfg := driver.TaskConfig{ID: ident.New() + ".task.1", StateDir: t.TempDir(), DiskMB: 32, Emit: func(string) {}, Task: &model.Task{Name: "task",
 		Config: map[string]any{"image": "host", "runtime": runtime, "command": "sleep", "args": []any{"infinity"}}}}
 	task, err := d.Start(t.Context(), cfg)
 	if err != nil {

@@ -150,7 +150,7 @@ func TestConfigurationIsHonouredOrRefusedByName(t *testing.T) {
 	if err := d.Validate(&model.Task{Config: ok}); err != nil {
 		t.Fatal(err)
 	}
-	for key, v := range map[string]any{"network_mode": "bridge", "entrypoint": []any{"sh"}, "runtime": "runsc", "privileged": true,
+	for key, v := range map[string]any{"network_mode": "host", "entrypoint": []any{"sh"}, "runtime": "runsc", "privileged": true,
 		"colour": "red", "pids_limit": -1.0, "work_dir": "relative", "image": 3.0, "memory_hard_limit": "much", "command": "",
 		"args": "one", "ulimit": map[string]any{"core": "0"}, "force_pull": "perhaps"} {
 		t.Run(key, func(t *testing.T) {

@@ -134,13 +134,7 @@ func (t *task) Stop(ctx context.Context, signal int, timeout time.Duration) erro
 	}
 	if t.main != nil && !t.ended() {
 		if err := t.main.Signal(signal); err == nil {
-			timer := time.NewTimer(timeout)
-			defer timer.Stop()
-			select {
-			case <-t.done:
-			case <-timer.C:
-			case <-ctx.Done():
-			}
+			driver.EndsWithin(ctx, t, timeout)
 		}
 	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)

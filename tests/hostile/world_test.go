@@ -1,0 +1,210 @@
+package hostile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"rockpool/tests/service"
+)
+
+// The suite runs in a network namespace of its own, in which the service is the node of a small world: nothing that it sends, or that is sent to it,
+// touches the network of this machine.
+const (
+	nodeAddress   = "198.51.100.2"
+	publicAddress = "203.0.113.10"
+	listenerPort  = "9999" // of a service that the node has beside ours
+)
+
+// inWorld says that this process is in the namespace already.
+const inWorld = "HOSTILE_WORLD"
+
+func TestMain(m *testing.M) {
+	if os.Getuid() != 0 || os.Getenv(inWorld) != "" || os.Getenv("HOSTILE_COMPILE") != "" {
+		os.Exit(m.Run())
+	}
+	code, err := again()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "hostile:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// again builds the gateway, for which a network may be needed, and runs this program once more in a new namespace.
+func again() (int, error) {
+	dir, err := os.MkdirTemp("", "hostile-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	bin, err := service.Build(context.Background(), dir)
+	if err != nil {
+		return 0, err
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), inWorld+"=1", "ROCKPOOL_GATEWAY="+bin)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		for s := range signals {
+			_ = cmd.Process.Signal(s)
+		}
+	}()
+	err = cmd.Wait()
+	if _, ok := errors.AsType[*exec.ExitError](err); ok {
+		err = nil
+	}
+	return cmd.ProcessState.ExitCode(), err
+}
+
+// world is what lies beyond the node: a server on public, private and metadata addresses.
+type world struct {
+	mu      sync.Mutex
+	reached map[string]int // connections by the address that was called
+	packets atomic.Int64
+	closers []io.Closer
+}
+
+// beyond are the addresses of the world.
+var beyond = []string{publicAddress, "203.0.113.11", "169.254.169.254", "10.1.2.3", "192.168.7.7", "172.16.5.5", "100.64.0.1", "100.100.100.200"}
+
+func makeWorld() (w *world, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
+	if err != nil {
+		return nil, err
+	}
+	defer home.Close()
+	if err := setUp("lo"); err != nil {
+		return nil, err
+	}
+	w = &world{reached: map[string]int{}}
+	defer func() {
+		err = errors.Join(err, unix.Setns(int(home.Fd()), unix.CLONE_NEWNET))
+		if err != nil {
+			w.close()
+		}
+	}()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return nil, err
+	}
+	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "world0"}, PeerName: "node0", PeerNamespace: netlink.NsFd(home.Fd())}
+	if err := netlink.LinkAdd(pair); err != nil {
+		return nil, fmt.Errorf("make a pair of interfaces: %w", err)
+	}
+	if err := errors.Join(setUp("lo"), setUp("world0", "198.51.100.1/24")); err != nil {
+		return nil, err
+	}
+	for _, a := range beyond {
+		if err := setUp("world0", a+"/32"); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.serve(); err != nil {
+		return nil, err
+	}
+	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
+		return nil, err
+	}
+	if err := setUp("node0", nodeAddress+"/24"); err != nil {
+		return nil, err
+	}
+	if err := netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP("198.51.100.1")}); err != nil {
+		return nil, fmt.Errorf("the way into the world: %w", err)
+	}
+	own, err := net.Listen("tcp", ":"+listenerPort)
+	if err != nil {
+		return nil, err
+	}
+	w.closers = append(w.closers, own)
+	go w.accept(own)
+	return w, nil
+}
+
+func setUp(name string, addresses ...string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	for _, text := range addresses {
+		a, err := netlink.ParseAddr(text)
+		if err == nil {
+			err = netlink.AddrAdd(link, a)
+		}
+		if err != nil {
+			return fmt.Errorf("address %s: %w", text, err)
+		}
+	}
+	return netlink.LinkSetUp(link)
+}
+
+// serve listens on all addresses of the namespace that the thread is in.
+func (w *world) serve() error {
+	web, err := net.Listen("tcp", ":80")
+	if err != nil {
+		return err
+	}
+	udp, err := net.ListenPacket("udp", ":7777")
+	if err != nil {
+		return errors.Join(err, web.Close())
+	}
+	w.closers = append(w.closers, web, udp)
+	go w.accept(web)
+	go func() {
+		for b := make([]byte, 2048); ; w.packets.Add(1) {
+			if _, _, err := udp.ReadFrom(b); err != nil {
+				return
+			}
+		}
+	}()
+	return nil
+}
+
+// accept answers whoever connects, and notes which address was called.
+func (w *world) accept(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		host, _, _ := net.SplitHostPort(c.LocalAddr().String())
+		w.mu.Lock()
+		w.reached[host]++
+		w.mu.Unlock()
+		_, _ = io.WriteString(c, "reached") // the client may have gone
+		_ = c.Close()
+	}
+}
+
+// calls is how often an address was called.
+func (w *world) calls(address string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.reached[address]
+}
+
+func (w *world) close() {
+	for _, c := range w.closers {
+		_ = c.Close()
+	}
+}
