@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -125,7 +126,7 @@ func openClasses(cfg AgentConfig, images *image.Store) (_ map[string]sandboxed.C
 		if _, twice := classes[name]; twice || !found {
 			return nil, nil, fmt.Errorf("runtimes: %q: a list of different name=path is wanted, such as runsc=/usr/local/bin/runsc", word)
 		}
-		r, err := oci.New(oci.Config{Name: name, Program: program, Dir: filepath.Join(cfg.DataDir, "oci", name), CgroupParent: "rockpool", Log: cfg.Log})
+		r, err := oci.New(classConfig(cfg, name, program))
 		if err != nil {
 			return nil, nil, fmt.Errorf("runtimes: %w: correct the path, or take it off the list", err)
 		}
@@ -136,7 +137,29 @@ func openClasses(cfg AgentConfig, images *image.Store) (_ map[string]sandboxed.C
 		}
 		cfg.Log.WithFields(logging.Fields{"runtime": name, "program": program, "version": r.Version()}).Info("environments may ask for an OCI runtime")
 	}
-	return classes, closeAll, nil
+	return classes, closeAll, discardClasses(cfg, classes)
+}
+
+func classConfig(cfg AgentConfig, name, program string) oci.Config {
+	return oci.Config{Name: name, Program: program, Dir: filepath.Join(cfg.DataDir, "oci", name), CgroupParent: "rockpool", Log: cfg.Log}
+}
+
+// discardClasses ends what runs in runtimes that an earlier start had and this one has not: no driver would find it.
+func discardClasses(cfg AgentConfig, classes map[string]sandboxed.Class) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	had, err := os.ReadDir(filepath.Join(cfg.DataDir, "oci"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var errs []error
+	for _, e := range had {
+		if _, has := classes[e.Name()]; !has {
+			cfg.Log.WithField("runtime", e.Name()).Warn("an OCI runtime is configured no more; what ran in it ends")
+			errs = append(errs, oci.Discard(ctx, classConfig(cfg, e.Name(), "")))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // selfTest runs one program in one sandbox. What a probe cannot see, such as a security module that forbids a mount, shows here and at

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 )
@@ -121,5 +122,30 @@ func (g Groups) End(ctx context.Context) error {
 	if err := present.kill(ctx); err != nil {
 		return err
 	}
-	return present.remove(ctx)
+	if err := present.remove(ctx); err != nil {
+		return err
+	}
+	return g.removeOthers()
+}
+
+// removeOthers takes away the groups of this name in the hierarchies that bound nothing here: a runtime that makes groups makes
+// them in every one, beside ours.
+func (g Groups) removeOthers() error {
+	for _, h := range g.group.hierarchies {
+		if h.unified {
+			continue
+		}
+		parent := filepath.Base(h.base)
+		others, err := filepath.Glob(filepath.Join(filepath.Dir(filepath.Dir(h.base)), "*", parent, g.group.rel))
+		if err != nil {
+			return err
+		}
+		for _, path := range others {
+			if err := removeTree(path); err != nil {
+				return fmt.Errorf("remove control group: %w", err)
+			}
+		}
+		return nil // the hierarchies are mounted side by side
+	}
+	return nil
 }

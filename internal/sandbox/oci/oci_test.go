@@ -469,6 +469,34 @@ func TestAttachAfterRestart(t *testing.T) {
 	})
 }
 
+// A runtime that is configured no more, and may be gone, leaves nothing.
+func TestDiscard(t *testing.T) {
+	everywhere(t, func(t *testing.T, m *machine) {
+		r, err := oci.New(m.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := r.Create(t.Context(), sandbox.Spec{ID: "forgotten", Root: m.root})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Exec(t.Context(), sandbox.ExecSpec{ID: "service", Background: true, Argv: []string{"bash", "-c", "setsid sleep 1000 &"}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		gone := m.cfg
+		gone.Program = "/no/such/program"
+		if err := oci.Discard(t.Context(), gone); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(m.cfg.Dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("state is left: %v", err)
+		}
+	})
+}
+
 func TestDestroyEndsExecutions(t *testing.T) {
 	everywhere(t, func(t *testing.T, m *machine) {
 		r := m.runtime(t)

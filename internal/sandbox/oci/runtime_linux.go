@@ -52,6 +52,23 @@ type Runtime struct {
 // New asks the runtime's program for its version and opens the state directory. What does not work is an error that names the
 // runtime and its path.
 func New(cfg Config) (*Runtime, error) {
+	cfg = cfg.withDefaults()
+	switch {
+	case !validName.MatchString(cfg.Name):
+		return nil, fmt.Errorf("OCI runtime %q: %w name: letters, digits, \"-\" and \".\" are allowed", cfg.Name, sandbox.ErrInvalid)
+	case !filepath.IsAbs(cfg.Program) || !filepath.IsAbs(cfg.Dir) || !filepath.IsAbs(cfg.MountDir) || !validID.MatchString(cfg.CgroupParent):
+		return nil, fmt.Errorf("OCI runtime %s: %w configuration: the program and the directories must be absolute paths", cfg.Name, sandbox.ErrInvalid)
+	case uint64(cfg.IDBase)+uint64(cfg.MaxSandboxes)*idsPerSandbox >= 1<<31:
+		return nil, fmt.Errorf("OCI runtime %s: %w configuration: the ids leave the range of user ids", cfg.Name, sandbox.ErrInvalid)
+	}
+	r := &Runtime{cfg: cfg, kind: kindOf(cfg.Name, cfg.Program), sandboxes: map[string]*Sandbox{}}
+	if err := r.open(); err != nil {
+		return nil, fmt.Errorf("OCI runtime %s: %w", cfg.Name, err)
+	}
+	return r, nil
+}
+
+func (cfg Config) withDefaults() Config {
 	if cfg.MountDir == "" {
 		cfg.MountDir = "/run/rockpool-oci"
 	}
@@ -69,30 +86,48 @@ func New(cfg Config) (*Runtime, error) {
 		silent.SetOutput(io.Discard)
 		cfg.Log = silent
 	}
-	switch {
-	case !validName.MatchString(cfg.Name):
-		return nil, fmt.Errorf("OCI runtime %q: %w name: letters, digits, \"-\" and \".\" are allowed", cfg.Name, sandbox.ErrInvalid)
-	case !filepath.IsAbs(cfg.Program) || !filepath.IsAbs(cfg.Dir) || !filepath.IsAbs(cfg.MountDir) || !validID.MatchString(cfg.CgroupParent):
-		return nil, fmt.Errorf("OCI runtime %s: %w configuration: the program and the directories must be absolute paths", cfg.Name, sandbox.ErrInvalid)
-	case uint64(cfg.IDBase)+uint64(cfg.MaxSandboxes)*idsPerSandbox >= 1<<31:
-		return nil, fmt.Errorf("OCI runtime %s: %w configuration: the ids leave the range of user ids", cfg.Name, sandbox.ErrInvalid)
+	return cfg
+}
+
+// Discard ends all sandboxes of a runtime that is no longer configured, and removes its state directory. Its program may be
+// gone: what it started is found by process, control group and mount.
+func Discard(ctx context.Context, cfg Config) error {
+	r := &Runtime{cfg: cfg.withDefaults()}
+	groups, err := sandbox.GroupParent(r.cfg.CgroupParent)
+	if err != nil {
+		return fmt.Errorf("discard OCI runtime %s: %w", cfg.Name, err)
 	}
-	r := &Runtime{cfg: cfg, kind: kindOf(cfg.Name, cfg.Program), sandboxes: map[string]*Sandbox{}}
-	if err := r.open(); err != nil {
-		return nil, fmt.Errorf("OCI runtime %s: %w", cfg.Name, err)
+	r.groups = groups
+	ids, err := r.List()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("discard OCI runtime %s: %w", cfg.Name, err)
 	}
-	return r, nil
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	r.bootID = boot
+	for _, id := range ids {
+		if err := r.wipe(ctx, id); err != nil {
+			return fmt.Errorf("discard OCI runtime %s: %w", cfg.Name, err)
+		}
+	}
+	r.forgetMounts()
+	return removeAll(r.cfg.Dir)
+}
+
+func bootID() (string, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(boot)), err
 }
 
 func (r *Runtime) open() (err error) {
 	if r.version, err = version(r.cfg.Program); err != nil {
 		return err
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
+	if r.bootID, err = bootID(); err != nil {
 		return err
 	}
-	r.bootID = strings.TrimSpace(string(boot))
 	if r.inside, err = insideProgram(); err != nil {
 		return err
 	}
