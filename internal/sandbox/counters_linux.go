@@ -30,13 +30,7 @@ func (g group) counters() counters {
 	if path, ok := g.file("memory", "memory.max_usage_in_bytes", "memory.peak"); ok {
 		c.peakMemory, _ = number(path)
 	}
-	if path, ok := g.file("cpuacct", "cpuacct.usage", ""); ok {
-		ns, _ := number(path)
-		c.cpu = time.Duration(ns)
-	} else if path, ok := g.file("cpu", "", "cpu.stat"); ok {
-		us, _ := keyed(path, "usage_usec")
-		c.cpu = time.Duration(us) * time.Microsecond
-	}
+	c.cpu = g.cpuTime()
 	if path, ok := g.file("pids", "pids.current", "pids.current"); ok {
 		c.pids, _ = number(path)
 	}

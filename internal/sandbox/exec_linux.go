@@ -36,11 +36,26 @@ func (s *Sandbox) Exec(ctx context.Context, spec ExecSpec) (*Execution, error) {
 			return nil, fmt.Errorf("%w command: it contains a NUL", ErrInvalid)
 		}
 	}
+	if spec.TimeLimit < 0 || spec.CPULimit < 0 || spec.OutputLimit < 0 || spec.Grace < 0 {
+		return nil, fmt.Errorf("%w limit: it is negative", ErrInvalid)
+	}
+	return s.exec(ctx, spec, kindExec)
+}
+
+// exec is Exec after its checks. kind is what process 1 is asked for.
+func (s *Sandbox) exec(ctx context.Context, spec ExecSpec, kind uint32) (*Execution, error) {
 	user, err := s.lookUp(spec.User)
 	if err != nil {
 		return nil, err
 	}
-	e := &Execution{sandbox: s, id: spec.ID, group: s.group.child("x-" + spec.ID), done: make(chan struct{}), started: time.Now()}
+	prefix := groupOfExecution
+	if spec.Background {
+		prefix = groupOfService
+	}
+	e := &Execution{
+		sandbox: s, id: spec.ID, group: s.group.child(prefix + spec.ID), bounds: boundsOf(spec), meter: newMeter(spec.OutputLimit),
+		over: make(chan struct{}), done: make(chan struct{}), started: time.Now(),
+	}
 	if err := s.enrol(e); err != nil {
 		return nil, err
 	}
@@ -51,7 +66,7 @@ func (s *Sandbox) Exec(ctx context.Context, spec ExecSpec) (*Execution, error) {
 		}
 		return nil, fmt.Errorf("start execution: %w", err)
 	}
-	if err := e.start(ctx, spec, user); err != nil {
+	if err := e.start(ctx, spec, user, kind); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
 		err = errors.Join(err, e.group.kill(clean), e.group.remove(clean))
@@ -88,7 +103,7 @@ func (s *Sandbox) dismiss(e *Execution) {
 }
 
 // start opens the streams, sends the request and waits until the program runs.
-func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (err error) {
+func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kind uint32) (err error) {
 	s := e.sandbox
 	var theirs []*os.File
 	defer func() {
@@ -120,13 +135,13 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (er
 		if out, err = pipe(false); err != nil {
 			return err
 		}
-		e.stdout = newOutput(out, false)
+		e.stdout = newOutput(out, false, e.meter)
 	}
 	if !spec.MergeStderr {
 		if stderr, err = pipe(false); err != nil {
 			return err
 		}
-		e.stderr = newOutput(stderr, false)
+		e.stderr = newOutput(stderr, false, e.meter)
 	}
 	join, err := e.group.join()
 	if err != nil {
@@ -156,7 +171,7 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (er
 	if len(message) > maxRequest {
 		return fmt.Errorf("%w command: arguments and environment exceed %d bytes", ErrInvalid, maxRequest)
 	}
-	sendErr := e.connection.request(kindExec, message, numbers)
+	sendErr := e.connection.request(kind, message, numbers)
 	closeAll(theirs) // the program's ends are the program's alone from here on
 	theirs = nil
 	if err := launched(status); err != nil {
@@ -184,7 +199,7 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (er
 			return err
 		}
 		terminal := os.NewFile(uintptr(fds[1]), "terminal of "+e.id)
-		e.terminal, e.stdin, e.stdout = terminal, newStdin(terminal, true), newOutput(terminal, true)
+		e.terminal, e.stdin, e.stdout = terminal, newStdin(terminal, true), newOutput(terminal, true, e.meter)
 	}
 	if !stop() {
 		return context.Cause(ctx)

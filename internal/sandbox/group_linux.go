@@ -18,11 +18,16 @@ import (
 )
 
 // group is one control group, as a directory at the same place of every hierarchy. A sandbox has one; below it are
-// "init" with the supervisor, and one for each execution, named "x-" and its id.
+// "init" with the supervisor, and one for each execution, named by a prefix and its id.
 type group struct {
 	hierarchies []hierarchy
 	rel         string
 }
+
+const (
+	groupOfExecution = "x-"
+	groupOfService   = "b-" // outlives its execution
+)
 
 func (g group) path(h hierarchy) string { return filepath.Join(h.base, g.rel) }
 func (g group) child(name string) group {
