@@ -98,6 +98,8 @@ type executionState struct {
 	CPUTimeNS       int64
 	WallTimeNS      int64
 	PeakMemoryBytes int64
+	Verdict         string
+	OutputBytes     int64
 }
 
 func (a *API) execution(_ context.Context, _ auth.Identity, r executionPath) (executionState, error) {
@@ -106,7 +108,8 @@ func (a *API) execution(_ context.Context, _ auth.Identity, r executionPath) (ex
 		return executionState{}, err
 	}
 	state, res, err := n.Execution(r.ID, r.Task, r.Exec)
-	return executionState{state, res.ExitCode, res.Signal, res.OOMKilled, int64(res.CPUTime), int64(res.WallTime), res.PeakMemory},
+	return executionState{state, res.ExitCode, res.Signal, res.OOMKilled, int64(res.CPUTime), int64(res.WallTime), res.PeakMemory, res.Verdict,
+			res.OutputBytes},
 		taskError(err, r.Task)
 }
 
