@@ -35,6 +35,10 @@ type agent struct {
 }
 
 func (a *agent) ID() string { return a.id }
+func (a *agent) Fences() []driver.Fence {
+	return []driver.Fence{{Wall: "Files", Name: "files.proc", InForce: true, Detail: "masked"}, {Wall: "Machine", Name: "kernel", InForce: true, Detail: "6", Note: true},
+		{Wall: "Files", Name: "files.idmap", Detail: "no"}}
+}
 func (a *agent) Task(_, task string) (driver.Task, error) {
 	if task != "t" {
 		return nil, driver.ErrTaskGone
@@ -269,6 +273,29 @@ func TestExecFrames(t *testing.T) {
 	}
 	if s.TimeLimit != 1500*time.Millisecond || s.CPULimit != 20*time.Millisecond || s.OutputLimit != 1<<20 || s.Grace != 3*time.Second || !s.Background {
 		t.Errorf("the limits are %+v", s)
+	}
+}
+
+func TestTheContainmentTable(t *testing.T) {
+	c, _, _ := withAgent(t, nil)
+	get := func(token string) (int, string) {
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", c.http.URL+"/v1/nodes/self/fences", nil)
+		req.Header.Set("X-Nomad-Token", token)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, strings.TrimSpace(string(text))
+	}
+	want := `[{"Wall":"Files","Fences":[{"Name":"files.proc","InForce":true,"Detail":"masked","Note":false},{"Name":"files.idmap","InForce":false,"Detail":"no","Note":false}]},` +
+		`{"Wall":"Machine","Fences":[{"Name":"kernel","InForce":true,"Detail":"6","Note":true}]}]`
+	if status, got := get("secret"); status != 200 || got != want {
+		t.Errorf("%d %s", status, got)
+	}
+	if status, _ := get("wrong"); status != 403 {
+		t.Errorf("without a right to read nodes: %d", status)
 	}
 }
 

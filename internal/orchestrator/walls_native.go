@@ -6,11 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"path/filepath"
 	"time"
 
-	"rockpool/internal/ident"
 	"rockpool/internal/image"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/driver/sandboxed"
@@ -35,7 +33,7 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 		return walls{}, err
 	}
 	if err := selfTest(runtime, images); err != nil {
-		return walls{}, fmt.Errorf("this machine cannot run a sandbox: %w", err)
+		return walls{}, err
 	}
 	logFences(cfg.Log, runtime.Fences())
 	return walls{
@@ -45,34 +43,17 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 	}, nil
 }
 
-// selfTest runs one program in one sandbox. What a probe cannot see, such as a security module that forbids a mount, shows here and at
-// start, not with the first learner; and what stands is known from then on.
-func selfTest(runtime *sandbox.Runtime, images *image.Store) (err error) {
+// selfTest tries to get out of a sandbox on the node's own files. What a probe cannot see, such as a security module that forbids a mount, shows here
+// and at start, not with the first learner; and what stands is known from then on.
+func selfTest(runtime *sandbox.Runtime, images *image.Store) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	root, err := images.Resolve(ctx, image.Host)
 	if err != nil {
-		return err
+		return fmt.Errorf("self-test of the sandbox: %w", err)
 	}
-	s, err := runtime.Create(ctx, sandbox.Spec{ID: "self-test-" + ident.New(), Root: root})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Destroy(ctx)) }()
-	e, err := s.Exec(ctx, sandbox.ExecSpec{ID: "true", Argv: []string{"true"}, MergeStderr: true})
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(io.Discard, e.Stdout()); err != nil {
-		return err
-	}
-	select {
-	case <-e.Done():
-	case <-ctx.Done():
-		return errors.New("the program `true` did not end")
-	}
-	if result, err := e.Result(); err != nil || result.ExitCode != 0 {
-		return errors.Join(fmt.Errorf("the program `true` ended with %d", result.ExitCode), err)
+	if err := runtime.SelfTest(ctx, root); err != nil {
+		return fmt.Errorf("%w: set orchestrator.allowunconfined only where all code is trusted", err)
 	}
 	return nil
 }
@@ -80,11 +61,16 @@ func selfTest(runtime *sandbox.Runtime, images *image.Store) (err error) {
 func logFences(log logging.Logger, fences []sandbox.Fence) {
 	var standing []string
 	for _, f := range fences {
-		if f.InForce {
+		line := log.WithFields(logging.Fields{"fence": f.Name, "wall": string(f.Wall), "in_force": f.InForce, "detail": f.Detail})
+		switch {
+		case f.Note:
+			line.Info("about this machine")
+		case f.InForce:
 			standing = append(standing, f.Name)
-			continue
+			line.Debug("a fence is in force")
+		default:
+			line.Warn("a fence is not in force")
 		}
-		log.WithFields(logging.Fields{"fence": f.Name, "detail": f.Detail}).Warn("a fence is not in force")
 	}
-	log.WithField("fences", standing).Info("fences in force, as found by a sandbox that was tried")
+	log.WithField("fences", standing).Info("fences in force, as found by a sandbox that programs tried to get out of")
 }

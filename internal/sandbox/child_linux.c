@@ -216,5 +216,9 @@ void run_request(int connection, const struct header *h, int *fds, int pts) {
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+	if (h->kind == KIND_PROBE) {
+		close(STATUS_FD);
+		probe(argv);
+	}
 	execute(argv, env);
 }

@@ -16,6 +16,7 @@ const (
 	kindPing     = 1
 	kindExec     = 2
 	kindHold     = 3
+	kindProbe    = 4
 	kindStarting = 16
 	kindExited   = 17
 	kindPong     = 18
@@ -29,6 +30,7 @@ const (
 	headerSize  = 16
 	eventSize   = 16
 	verdictSize = 64
+	trialSize   = 32
 
 	maxRequest = 4 << 20
 )

@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -66,7 +67,9 @@ func (g group) make() error {
 func (g group) limit(l Limits) error {
 	for _, h := range g.hierarchies {
 		if h.unified {
-			if err := enableControllers(g.path(h), h.controllers); err != nil {
+			// Block devices are bounded for the sandbox as a whole.
+			below := slices.DeleteFunc(slices.Clone(h.controllers), func(c string) bool { return c == "io" })
+			if err := enableControllers(g.path(h), below); err != nil {
 				return fmt.Errorf("delegate controllers: %w", err)
 			}
 		}

@@ -23,6 +23,7 @@ type Runtime struct {
 	log         logrus.FieldLogger
 	binary      *os.File // sealed copy of this program, which the supervisor is executed from
 	hierarchies []hierarchy
+	blkio       []hierarchy // the one of v1 for block devices alone, if there is one
 	filter      []byte
 	mountPoint  string
 	bootID      string
@@ -33,6 +34,7 @@ type Runtime struct {
 	closed    bool
 	features  uint32 // of the sandboxes made so far
 	created   bool
+	tried     map[string]*outcome // what the self-test found, by fence; nil before it
 	sandboxes map[string]*Sandbox
 	slots     map[int]string // slot to id; a slot is a range of host ids and is free again only when the state is gone
 }
@@ -236,6 +238,9 @@ func (r *Runtime) wipe(ctx context.Context, id string) error {
 		return fmt.Errorf("kill sandbox: %w", err)
 	}
 	if err := g.remove(ctx); err != nil {
+		return err
+	}
+	if err := r.blkioGroup(id).remove(ctx); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(r.stateDir(id)); err != nil {

@@ -126,7 +126,7 @@ void serve(struct setup *s) {
 		int fds[MAX_FDS], given = 0;
 		if (receive_header(connection, &h, fds, &given) == 0 && h.kind == KIND_PING) {
 			say(connection, KIND_PONG, 0);
-		} else if (h.magic == FRAME_MAGIC && (h.kind == KIND_EXEC || h.kind == KIND_HOLD)) {
+		} else if (h.magic == FRAME_MAGIC && (h.kind == KIND_EXEC || h.kind == KIND_HOLD || h.kind == KIND_PROBE)) {
 			pid_t pid = fork();
 			if (pid == 0) run_request(connection, &h, fds, s->pts);
 			if (pid > 0) {

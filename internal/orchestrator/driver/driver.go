@@ -171,6 +171,20 @@ type Detacher interface {
 	Detach(ctx context.Context) error
 }
 
+// Fence is one row of a node's containment table: what is in force, not what was configured.
+type Fence struct {
+	Wall    string `json:"-"` // the part of the table
+	Name    string
+	InForce bool
+	Detail  string
+	Note    bool // tells about the machine: nothing that the containment rests on
+}
+
+// Fenced is implemented by drivers that know which fences hold their tasks.
+type Fenced interface {
+	Fences() []Fence
+}
+
 // Sweeper is implemented by drivers that can find what earlier processes left behind. Sweep destroys all of it but the
 // tasks whose ids are kept. The agent calls it before it starts any task.
 type Sweeper interface {

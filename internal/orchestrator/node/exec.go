@@ -15,6 +15,23 @@ import (
 // ID is the node's id.
 func (a *Agent) ID() string { return a.identity.ID }
 
+// Fences is the containment table of the node, each row once, whichever drivers share it.
+func (a *Agent) Fences() []driver.Fence {
+	var rows []driver.Fence
+	for _, d := range a.cfg.Drivers {
+		fenced, ok := d.(driver.Fenced)
+		if !ok {
+			continue
+		}
+		for _, f := range fenced.Fences() {
+			if !slices.ContainsFunc(rows, func(had driver.Fence) bool { return had.Name == f.Name }) {
+				rows = append(rows, f)
+			}
+		}
+	}
+	return rows
+}
+
 // Task finds a running task.
 func (a *Agent) Task(allocID, task string) (driver.Task, error) {
 	_, handle, err := a.running(allocID, task)
