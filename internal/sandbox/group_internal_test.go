@@ -184,3 +184,34 @@ func TestPermissionStrings(t *testing.T) {
 		}
 	}
 }
+
+func TestWithoutControllersNothingUntrustedRuns(t *testing.T) {
+	memory, pids := hierarchy{controllers: []string{"memory"}, base: "/m"}, hierarchy{controllers: []string{"pids"}, base: "/p"}
+	empty, whole := hierarchy{unified: true, base: "/u"}, hierarchy{unified: true, controllers: []string{"cpu", "memory", "pids"}, base: "/u"}
+	disks := hierarchy{controllers: []string{"blkio"}, base: "/b"}
+	for name, c := range map[string]struct {
+		found       []hierarchy
+		runs, loose bool // as it is; when the configuration allows it
+	}{
+		"none":                   {nil, false, false},
+		"only disks":             {[]hierarchy{disks}, false, false},
+		"v2 without controllers": {[]hierarchy{empty}, false, true},
+		"memory alone":           {[]hierarchy{memory}, false, true},
+		"pids alone":             {[]hierarchy{pids, empty}, false, true},
+		"v1":                     {[]hierarchy{memory, pids}, true, true},
+		"hybrid":                 {[]hierarchy{memory, pids, empty, disks}, true, true},
+		"v2":                     {[]hierarchy{whole}, true, true},
+	} {
+		for allowed, want := range map[bool]bool{false: c.runs, true: c.loose} {
+			r := &Runtime{cfg: Config{AllowUnconfined: allowed}}
+			if lacks := r.confineWith(c.found, errors.New("why")); (lacks == "") != want || lacks != "" && !strings.Contains(lacks, "why") {
+				t.Errorf("%s, allowed %v: %q", name, allowed, lacks)
+			}
+			for _, f := range r.Fences() {
+				if f.Name == "cgroup.memory" && f.InForce != (name == "memory alone" || c.runs) {
+					t.Errorf("%s: %+v", name, f)
+				}
+			}
+		}
+	}
+}

@@ -48,31 +48,38 @@ func (r *Runtime) probe() error {
 	}
 	r.bootID = strings.TrimSpace(string(boot))
 	if len(missing) == 0 {
-		var problem error
-		var all []hierarchy
-		all, problem = findHierarchies(r.cfg.CgroupParent)
-		for _, h := range all {
-			if slices.Equal(h.controllers, []string{"blkio"}) {
-				r.blkio = []hierarchy{h}
-			} else {
-				r.hierarchies = append(r.hierarchies, h)
-			}
-		}
-		g := r.group("")
-		_, memory := g.file("memory", "m", "m")
-		_, pids := g.file("pids", "p", "p")
-		if !(memory && pids) && (!r.cfg.AllowUnconfined || len(r.hierarchies) == 0) {
-			detail := ""
-			if problem != nil {
-				detail = ": " + strings.ReplaceAll(problem.Error(), "\n", ", ")
-			}
-			lack("writable memory and pids control groups (mount cgroup v2, or v1 with both controllers, writable for the node%s)", detail)
+		if lacks := r.confineWith(findHierarchies(r.cfg.CgroupParent)); lacks != "" {
+			lack("%s", lacks)
 		}
 	}
 	if len(missing) > 0 {
 		return fmt.Errorf("this machine cannot run sandboxes: it lacks %s", strings.Join(missing, "; "))
 	}
 	return nil
+}
+
+// confineWith takes over the hierarchies that were found. It returns what they lack for code that nobody trusts; the configuration may allow that, but
+// not that there is none at all: programs are ended by their groups.
+func (r *Runtime) confineWith(all []hierarchy, problem error) (lacks string) {
+	r.hierarchies, r.blkio = nil, nil
+	for _, h := range all {
+		if slices.Equal(h.controllers, []string{"blkio"}) {
+			r.blkio = []hierarchy{h}
+		} else {
+			r.hierarchies = append(r.hierarchies, h)
+		}
+	}
+	g := r.group("")
+	_, memory := g.file("memory", "m", "m")
+	_, pids := g.file("pids", "p", "p")
+	if memory && pids || r.cfg.AllowUnconfined && len(r.hierarchies) > 0 {
+		return ""
+	}
+	detail := ""
+	if problem != nil {
+		detail = ": " + strings.ReplaceAll(problem.Error(), "\n", ", ")
+	}
+	return fmt.Sprintf("writable memory and pids control groups (mount cgroup v2, or v1 with both controllers, writable for the node%s)", detail)
 }
 
 // missingCapabilities are those that making a sandbox takes and this process, although root, has not. Containers usually take them away.
