@@ -94,20 +94,30 @@ func TestSelfTestAsAnotherUser(t *testing.T) {
 	}
 }
 
+// It takes a node's start no more than a tenth of a second; on an emulated machine, no more than some sandboxes.
 func TestSelfTestIsQuick(t *testing.T) {
 	r, root := testRuntime(t), emptyRoot(t)
-	best := time.Hour
-	for range 5 {
-		began := time.Now()
-		if err := r.SelfTest(t.Context(), root); err != nil {
-			t.Fatal(err)
+	best := func(f func() error) time.Duration {
+		least := time.Hour
+		for range 5 {
+			began := time.Now()
+			if err := f(); err != nil {
+				t.Fatal(err)
+			}
+			least = min(least, time.Since(began))
 		}
-		best = min(best, time.Since(began))
+		return least
 	}
-	if best > 100*time.Millisecond {
-		t.Errorf("it took %v", best)
+	plain := best(func() error {
+		s, err := r.Create(t.Context(), Spec{ID: "plain", Root: root})
+		if err != nil {
+			return err
+		}
+		return s.Destroy(t.Context())
+	})
+	if took := best(func() error { return r.SelfTest(t.Context(), root) }); took > max(100*time.Millisecond, 10*plain) {
+		t.Errorf("it took %v, a sandbox alone %v", took, plain)
 	}
-	t.Log(best)
 }
 
 // allowAll is a filter that lets everything through.
