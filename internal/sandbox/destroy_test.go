@@ -33,7 +33,7 @@ try:
         os.mkdir("d"); os.chdir("d")
 except OSError as e: print(e.errno)`,
 		"files without names, held open": `
-import os, resource, signal, subprocess
+import os, signal
 for n in range(8):
     if os.fork() == 0:
         kept = []

@@ -32,7 +32,7 @@ func TestCgroupMountsAreRecognised(t *testing.T) {
 	want := fmt.Sprint([]cgroupMount{
 		{root: "/", point: "/sys/fs/cgroup/cpu,cpuacct", controllers: []string{"cpu", "cpuacct"}},
 		{root: "/docker/abc", point: "/sys/fs/cgroup/memory x", controllers: []string{"memory"}},
-		{unified: true, root: "/", point: "/sys/fs/cgroup/unified"},
+		{unified: true, root: "/", point: "/sys/fs/cgroup/unified", options: []string{"rw"}},
 	})
 	if got != want {
 		t.Errorf("%s", got)
@@ -214,4 +214,30 @@ func TestWithoutControllersNothingUntrustedRuns(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Where executions are moved between groups of v2, that must not wait for all processors.
+func TestMovesAreFavoured(t *testing.T) {
+	r := testRuntime(t)
+	for _, h := range r.hierarchies {
+		if !h.unified {
+			continue
+		}
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range parseCgroupMounts(string(mounts)) {
+			if m.unified && !slices.Contains(m.options, favourMoves) {
+				t.Errorf("the mount has the options %v", m.options)
+			}
+			for _, option := range h.mount.options {
+				if m.unified && !slices.Contains(m.options, option) {
+					t.Errorf("%s was lost: %v", option, m.options)
+				}
+			}
+		}
+		return
+	}
+	t.Skip("programs are in groups of v1 here")
 }

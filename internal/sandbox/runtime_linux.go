@@ -87,6 +87,17 @@ func (r *Runtime) open() (err error) {
 	if err := r.group("").boundTogether(); err != nil {
 		return err
 	}
+	for _, h := range r.hierarchies {
+		if !h.unified {
+			continue
+		}
+		switch changed, err := h.mount.favour(); {
+		case err != nil:
+			r.log.WithError(err).Info("this kernel has programs of an idle machine wait when they are moved to their control group; executions take some milliseconds longer")
+		case changed:
+			r.log.Info("control groups now favour the moving of processes (mount option " + favourMoves + ")")
+		}
+	}
 	if r.binary, err = sealedSelf(); err != nil {
 		return err
 	}
