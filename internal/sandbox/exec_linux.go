@@ -112,14 +112,14 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kin
 			e.closeStreams()
 		}
 	}()
-	status, statusTheirs, err := os.Pipe()
+	status, statusTheirs, err := pipe(false)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = status.Close() }()
 	theirs = append(theirs, statusTheirs)
 	base := s.runtime.idBase(s.slot)
-	pipe := func(toProgram bool) (*os.File, error) {
+	forProgram := func(toProgram bool) (*os.File, error) {
 		ours, other, err := programPipe(toProgram, int(base+user.uid), int(base+user.gid))
 		if err == nil {
 			theirs = append(theirs, other)
@@ -128,17 +128,17 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kin
 	}
 	var in, out, stderr *os.File
 	if !spec.TTY {
-		if in, err = pipe(true); err != nil {
+		if in, err = forProgram(true); err != nil {
 			return err
 		}
 		e.stdin = newStdin(in, false)
-		if out, err = pipe(false); err != nil {
+		if out, err = forProgram(false); err != nil {
 			return err
 		}
 		e.stdout = newOutput(out, false, e.meter)
 	}
 	if !spec.MergeStderr {
-		if stderr, err = pipe(false); err != nil {
+		if stderr, err = forProgram(false); err != nil {
 			return err
 		}
 		e.stderr = newOutput(stderr, false, e.meter)
@@ -163,9 +163,6 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kin
 	numbers := make([]int, len(theirs))
 	for i, f := range theirs {
 		numbers[i] = int(f.Fd())
-		if err := unix.SetNonblock(numbers[i], false); err != nil { // programs expect to wait in read and write
-			return err
-		}
 	}
 	message := execMessage(spec, user, withDefaultsFrom(spec.Env, s.spec.Root.Env))
 	if len(message) > maxRequest {
@@ -299,19 +296,31 @@ func withDefaultsFrom(env, defaults []string) []string {
 	return all
 }
 
+// pipe makes a pipe of which only our end is served by the poller of the Go runtime. Programs expect to wait in read and write.
+func pipe(toProgram bool) (ours, theirs *os.File, err error) {
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	mine, other := 0, 1
+	if toProgram {
+		mine, other = 1, 0
+	}
+	if err := unix.SetNonblock(ends[mine], true); err != nil {
+		closeNumbers(ends[:])
+		return nil, nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	return os.NewFile(uintptr(ends[mine]), "pipe"), os.NewFile(uintptr(ends[other]), "pipe of the program"), nil
+}
+
 // programPipe makes a pipe without a name. Its inode is given to the program's user, so that the program can open
 // /dev/stdin, /dev/stdout and /dev/stderr again, which checks permissions as for a file.
 func programPipe(toProgram bool, uid, gid int) (ours, theirs *os.File, err error) {
-	r, w, err := os.Pipe()
-	if err != nil {
+	if ours, theirs, err = pipe(toProgram); err != nil {
 		return nil, nil, err
 	}
-	ours, theirs = r, w
-	if toProgram {
-		ours, theirs = w, r
-	}
 	if err := theirs.Chown(uid, gid); err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("hand a pipe to the user: %w", err), r.Close(), w.Close())
+		return nil, nil, errors.Join(fmt.Errorf("hand a pipe to the user: %w", err), ours.Close(), theirs.Close())
 	}
 	return ours, theirs, nil
 }

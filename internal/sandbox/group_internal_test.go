@@ -54,7 +54,7 @@ func TestUnifiedCounters(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	g := group{[]hierarchy{{unified: true, controllers: []string{"memory", "pids", "cpu"}, base: base}}, ""}
+	g := group{hierarchies: []hierarchy{{unified: true, controllers: []string{"memory", "pids", "cpu"}, base: base}}, rel: ""}
 	if got := g.counters(); got != (counters{oomKills: 2, memory: 1024, peakMemory: 4096, cpu: 1500 * time.Microsecond, pids: 3}) {
 		t.Errorf("%+v", got)
 	}
@@ -133,7 +133,7 @@ func TestDelegationEmptiesTheGroup(t *testing.T) {
 	if err := os.Mkdir(own, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	g := group{[]hierarchy{{unified: true, base: own}}, ""}
+	g := group{hierarchies: []hierarchy{{unified: true, base: own}}, rel: ""}
 	cmd := exec.Command("bash", "-c", "echo 0 > "+own+"/cgroup.procs && echo ready && while :; do (:); done")
 	out, err := cmd.StdoutPipe()
 	if err == nil {

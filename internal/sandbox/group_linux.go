@@ -23,6 +23,7 @@ import (
 type group struct {
 	hierarchies []hierarchy
 	rel         string
+	leaf        bool // nothing is below it
 }
 
 const (
@@ -32,7 +33,7 @@ const (
 
 func (g group) path(h hierarchy) string { return filepath.Join(h.base, g.rel) }
 func (g group) child(name string) group {
-	return group{g.hierarchies, filepath.Join(g.rel, name)}
+	return group{g.hierarchies, filepath.Join(g.rel, name), true}
 }
 
 // file finds a control file in the hierarchy that has the controller.
@@ -151,23 +152,33 @@ func (g group) populated() (bool, error) {
 
 // pids lists the processes in the group and below it, by the first hierarchy.
 func (g group) pids() ([]int, error) {
-	var pids []int
 	if len(g.hierarchies) == 0 {
 		return nil, nil
 	}
-	err := filepath.WalkDir(g.path(g.hierarchies[0]), func(path string, d fs.DirEntry, err error) error {
+	top := g.path(g.hierarchies[0])
+	if g.leaf {
+		return pidsIn(top)
+	}
+	var pids []int
+	err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return ignoreGone(err)
 		}
-		text, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		for _, field := range strings.Fields(string(text)) {
-			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
-				pids = append(pids, pid)
-			}
-		}
-		return ignoreGone(err)
+		some, err := pidsIn(path)
+		pids = append(pids, some...)
+		return err
 	})
 	return pids, err
+}
+
+func pidsIn(path string) (pids []int, err error) {
+	text, err := readControl(filepath.Join(path, "cgroup.procs"))
+	for field := range strings.FieldsSeq(text) {
+		if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, ignoreGone(err)
 }
 
 func ignoreGone(err error) error {

@@ -16,7 +16,7 @@ import (
 
 // blkioGroup is a sandbox's group in the hierarchy of v1 for block devices. Only sandboxes that are bounded there have one, and processes stay in the
 // one that they were born in: executions need none of their own.
-func (r *Runtime) blkioGroup(id string) group { return group{r.blkio, id} }
+func (r *Runtime) blkioGroup(id string) group { return group{hierarchies: r.blkio, rel: id} }
 
 // ioControl says whether, and how, block devices can be bounded.
 func (r *Runtime) ioControl() (bool, string) {

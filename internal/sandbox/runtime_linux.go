@@ -148,7 +148,7 @@ func sealedSelf() (*os.File, error) {
 
 func (r *Runtime) runners() string                     { return filepath.Join(r.cfg.Dir, "sandboxes") }
 func (r *Runtime) stateDir(id string) string           { return filepath.Join(r.runners(), id) }
-func (r *Runtime) group(id string) group               { return group{r.hierarchies, id} }
+func (r *Runtime) group(id string) group               { return group{hierarchies: r.hierarchies, rel: id} }
 func (r *Runtime) idBase(slot int) uint32              { return r.cfg.IDBase + uint32(slot)*idsPerSandbox }
 func (r *Runtime) logFor(id string) logrus.FieldLogger { return r.log.WithField("runner_id", id) }
 
