@@ -165,7 +165,7 @@ func (fakeFiles) Open(_ context.Context, path, _ string) (io.ReadCloser, driver.
 }
 
 // withAgent starts a cluster with a running allocation on the server's own node.
-func withAgent(t *testing.T, run func(*execution)) (*cluster, *agent, *api.Allocation) {
+func withAgent(t testing.TB, run func(*execution)) (*cluster, *agent, *api.Allocation) {
 	c := start(t, orchestrator.ServerConfig{Token: "secret"})
 	n := c.join(newModelNode())
 	a := &agent{id: n.id, run: run}

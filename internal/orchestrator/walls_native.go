@@ -52,10 +52,11 @@ func selfTest(runtime *sandbox.Runtime, images *image.Store) error {
 	if err != nil {
 		return fmt.Errorf("self-test of the sandbox: %w", err)
 	}
-	if err := runtime.SelfTest(ctx, root); err != nil {
-		return fmt.Errorf("%w: set orchestrator.allowunconfined only where all code is trusted", err)
+	err = runtime.SelfTest(ctx, root)
+	if errors.Is(err, sandbox.ErrNotContained) {
+		return fmt.Errorf("%w (set orchestrator.allowunconfined to start all the same, where all code is trusted)", err)
 	}
-	return nil
+	return err
 }
 
 func logFences(log logging.Logger, fences []sandbox.Fence) {

@@ -47,6 +47,10 @@ func (r *Runtime) Fences() []Fence {
 	stands(WallPrivilege, "privilege", "capabilities, bounding and ambient set empty; no_new_privs; secure bits locked")
 	stands(WallCalls, "seccomp", "allow list "+filterHash(r.filter))
 
+	abi, detail := landlockABI()
+	scoped := abi >= landlockScopes && (!created || features&featureLandlock != 0)
+	fences = append(fences, Fence{Wall: WallCalls, Name: "landlock", InForce: scoped, Detail: detail, Note: !scoped}) // a second wall: the first are namespaces
+
 	stands(WallFiles, "files.root", "overlay on read-only layers, nosuid, nodev")
 	stands(WallFiles, "files.disk", "what can be written lies on two tmpfs, bounded in bytes and inodes and charged to the sandbox")
 	stands(WallFiles, "files.proc", "hidepid=2; host details masked; /proc/sys read-only")
@@ -76,8 +80,6 @@ func (r *Runtime) Fences() []Fence {
 	note("tier", true, "native: namespaces, seccomp and control groups on a shared kernel")
 	release, known := kernelRelease()
 	note("kernel", known, release)
-	landlock, detail := landlockABI()
-	note("landlock", landlock, detail)
 	smt, detail := smtState()
 	note("cpu.smt", smt, detail)
 	mitigated, detail := vulnerabilities()
@@ -137,12 +139,18 @@ func kernelRelease() (string, bool) {
 	return unix.ByteSliceToString(name.Release[:]) + " " + unix.ByteSliceToString(name.Version[:]) + " " + runtime.GOARCH, true
 }
 
-func landlockABI() (bool, string) {
+// landlockScopes is the ABI that can scope signals and abstract sockets (Linux 6.12).
+const landlockScopes = 6
+
+func landlockABI() (int, string) {
 	version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
-	if errno != 0 {
-		return false, "none: the kernel does not have it, or not enabled (lsm=landlock)"
+	switch {
+	case errno != 0:
+		return 0, "none: the kernel does not have it, or not enabled (boot with landlock among lsm=)"
+	case version < landlockScopes:
+		return int(version), fmt.Sprintf("ABI %d cannot scope signals and abstract sockets (Linux 6.12)", version)
 	}
-	return true, fmt.Sprintf("ABI %d; programs inside may use it on themselves, no wall of the sandbox rests on it", version)
+	return int(version), fmt.Sprintf("ABI %d; no signal and no connection to an abstract socket leaves a sandbox", version)
 }
 
 // smtState tells whether another tenant's thread may run on the same core at the same time.

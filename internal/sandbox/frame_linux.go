@@ -24,8 +24,9 @@ const (
 	flagTTY   = 1
 	flagMerge = 2
 
-	featureIDMap = 1
-	featureTime  = 2
+	featureIDMap    = 1
+	featureTime     = 2
+	featureLandlock = 4
 
 	headerSize  = 16
 	eventSize   = 16

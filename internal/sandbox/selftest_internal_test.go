@@ -60,7 +60,7 @@ func TestSelfTest(t *testing.T) {
 	}
 	tried := 0
 	for _, f := range r.Fences() {
-		if strings.Contains(f.Detail, "tried, refused: ") {
+		if strings.Contains(f.Detail, "; tried: ") {
 			tried++
 			if !f.InForce {
 				t.Errorf("%+v", f)

@@ -130,11 +130,11 @@ func (o *outcome) String() string {
 		parts = append(parts, strings.Join(names, " ")+" ("+answer+")")
 	}
 	slices.Sort(parts)
-	return "tried, refused: " + strings.Join(parts, ", ")
+	return "tried: " + strings.Join(parts, ", ")
 }
 
-// SelfTest makes a sandbox and tries to get out of it. What it finds is in [Runtime.Fences] from then on. It fails when a wall does not stand,
-// unless the configuration allows that.
+// SelfTest makes a sandbox and tries to get out of it. What it finds is in [Runtime.Fences] from then on. It fails with [ErrNotContained] when a wall
+// does not stand, unless the configuration allows that.
 func (r *Runtime) SelfTest(ctx context.Context, root Root) error {
 	found, err := r.tryOut(ctx, root, "")
 	if err != nil {
@@ -152,7 +152,7 @@ func (r *Runtime) SelfTest(ctx context.Context, root Root) error {
 	if len(through) == 0 {
 		return nil
 	}
-	err = fmt.Errorf("this machine does not contain hostile programs: in the self-test these got through: %s", strings.Join(through, "; "))
+	err = fmt.Errorf("%w: in the self-test these got through: %s", ErrNotContained, strings.Join(through, "; "))
 	if r.cfg.AllowUnconfined {
 		r.log.WithError(err).Warn("running all the same, as the configuration allows")
 		return nil
@@ -227,6 +227,9 @@ func judgeTrials(reports []byte) (map[string]*outcome, error) {
 		answer := unix.ErrnoName(errno)
 		if errno == 0 {
 			answer = "done"
+		}
+		if len(a.refused) == 0 {
+			answer = "only the writable layer"
 		}
 		if found[a.fence] == nil {
 			found[a.fence] = &outcome{}

@@ -24,7 +24,7 @@
 enum { CONTROL_FD = 3, LISTEN_FD = 4, FIRST_FD = 5 };
 enum { KIND_PING = 1, KIND_EXEC = 2, KIND_HOLD = 3, KIND_PROBE = 4, KIND_STARTING = 16, KIND_EXITED = 17, KIND_PONG = 18 };
 enum { FLAG_TTY = 1, FLAG_MERGE = 2 };
-enum { FEATURE_IDMAP = 1, FEATURE_TIME = 2 };
+enum { FEATURE_IDMAP = 1, FEATURE_TIME = 2, FEATURE_LANDLOCK = 4 };
 
 // header starts each request; the descriptors travel with it.
 struct header {
