@@ -64,6 +64,7 @@ type API struct {
 	closing context.Context
 	close   context.CancelFunc
 	conns   tracker
+	execs   atomic.Int64 // executions that are carried now
 }
 
 // New builds the handler.

@@ -128,7 +128,9 @@ func (a *API) exec(w http.ResponseWriter, r *http.Request, _ auth.Identity, req 
 		goodbye(conn, closeCode(err), fault.Public(err))
 		return nil
 	}
-	s := &execSession{conn: conn, run: run, out: make(chan []byte)}
+	a.execs.Add(1)
+	defer a.execs.Add(-1)
+	s := &execSession{conn: conn, run: run, out: make(chan []byte), alone: func() bool { return a.execs.Load() <= 1 }}
 	s.serve(ctx)
 	return nil
 }
@@ -214,6 +216,9 @@ type execSession struct {
 	conn *websocket.Conn
 	run  driver.Execution
 	out  chan []byte // frames for the writer
+
+	pace  pace
+	alone func() bool // no other execution is carried
 }
 
 // serve returns when the execution has ended and all goroutines have.
@@ -304,11 +309,25 @@ func (s *execSession) pump(ctx context.Context, stream string, r io.Reader) {
 			frame = append(append(append(frame, `{"`...), stream...), `":{"data":"`...)
 			frame = base64.StdEncoding.AppendEncode(frame, buf[:n])
 			s.send(ctx, append(frame, `"}}`...))
+			s.rest(ctx, s.pace.hold(n, s.alone(), time.Now()))
 		}
 		if err != nil {
 			s.send(ctx, []byte(`{"`+stream+`":{"close":true}}`))
 			return
 		}
+	}
+}
+
+// rest waits, unless there is nobody to wait for.
+func (s *execSession) rest(ctx context.Context, d time.Duration) {
+	if d == 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }
 
