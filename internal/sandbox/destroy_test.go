@@ -18,7 +18,7 @@ func TestDestroyTakesBoundedTime(t *testing.T) {
 import os
 for d in ("/tmp", "/dev/shm"):
     try:
-        for i in range(1 << 20): open(f"{d}/{i}", "w").close()
+        for i in range(1 << 20): os.mknod(f"{d}/{i}")
     except OSError as e: print(e.errno)`,
 		"names as long as they may be": `
 import os
@@ -60,7 +60,9 @@ except OSError as e: print(e.errno)
 signal.pause()`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := create(t, r, func(spec *sandbox.Spec) { spec.Limits.MemoryBytes = 1 << 30; spec.Limits.FileSizeBytes = 1 << 40 })
+			s := create(t, r, func(spec *sandbox.Spec) {
+				spec.Limits.MemoryBytes, spec.Limits.FileSizeBytes, spec.Limits.DiskInodes = 1<<30, 1<<40, 32768
+			})
 			e := begin(t, s, sandbox.ExecSpec{Argv: []string{"/usr/bin/python3", "-u", "-c", program}, User: "user", MergeStderr: true})
 			// The first line says that there is no more room.
 			buf := make([]byte, 256)
