@@ -33,6 +33,7 @@ type Server struct {
 	ClaimWait               uint   `yaml:"claimwait"` // seconds
 	CopyModificationTime    bool   `yaml:"copymodificationtime"`
 	ForbidSingleQuote       bool   `yaml:"forbidsinglequote"`
+	OutputLimit             uint   `yaml:"outputlimit"` // MB; 0 = none
 }
 
 // Alert says when a pool is running dry.
@@ -130,7 +131,7 @@ func Default() Config {
 	_, _ = rand.Read(filter) // never fails
 	return Config{
 		Server: Server{
-			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true,
+			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256,
 			LoggingFilterToken: base64.RawURLEncoding.EncodeToString(filter),
 		},
 		Nomad: Nomad{Enabled: true, Port: 4646, Namespace: "default", Network: Network{Mode: "bridge"}},
@@ -160,6 +161,9 @@ func (c Config) check() (problems []error) {
 	}
 	if _, err := logging.New(io.Discard, c.Logger.Level, c.Logger.Formatter); err != nil {
 		refuse("%w", err)
+	}
+	if c.Server.OutputLimit > 1<<30 {
+		refuse("server.outputlimit: %d is more than %d MB", c.Server.OutputLimit, 1<<30)
 	}
 	if t := c.Server.TLS; t.Active && (t.CertFile == "" || t.KeyFile == "") {
 		refuse("server.tls: active needs certfile and keyfile")

@@ -90,7 +90,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	}, g.log)
 	envs := environment.NewService(cluster, runners, !g.cfg.Nomad.DisableForcePull)
 	var tasks lifecycle.Tasks
-	engine := &execution.Engine{Executor: cluster, SplitStderr: server.InteractiveStderr, Native: cluster.Native, Tasks: &tasks}
+	engine := &execution.Engine{Executor: cluster, SplitStderr: server.InteractiveStderr, OutputLimit: int64(server.OutputLimit) << 20, Native: cluster.Native, Tasks: &tasks}
 	ready := make(chan struct{})
 	routes := api.New(api.Options{
 		Token: server.Token, TLS: server.TLS.Active, PublicURL: server.PublicURL, AlertThreshold: alert.PrewarmingPoolThreshold,

@@ -57,6 +57,31 @@ func TestExecutionsEndWithExactlyOneMessage(t *testing.T) {
 	h.want("GET", "/runners/"+id+"/files", "", 200, "files")
 }
 
+func TestOutputBeyondTheLimitIsAnError(t *testing.T) {
+	h, id := with(t, func(c *config.Config) { c.Server.OutputLimit = 1 })
+	ws := h.dial(h.execute(id, `{"command":"flood 2000"}`))
+	got := 0
+	for {
+		var m struct{ Type, Data string }
+		if err := ws.ReadJSON(&m); err != nil {
+			t.Fatal(err)
+		}
+		if got += len(m.Data); m.Type == "error" {
+			got -= len(m.Data)
+			if m.Data != "the output limit of 1 MB was reached" {
+				t.Errorf("the error says %q", m.Data)
+			}
+			break
+		}
+	}
+	if got != 1<<20 {
+		t.Errorf("%d bytes came before", got)
+	}
+	if _, _, err := ws.ReadMessage(); !websocket.IsCloseError(err, websocket.CloseNormalClosure) {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
 func TestAnExecutionIsConsumedByTheFirstConnect(t *testing.T) {
 	h, id := with(t)
 	url := h.execute(id, `{"command":"exit 0"}`)
@@ -248,7 +273,7 @@ func TestTheSubprotocolHasControlMessages(t *testing.T) {
 	_ = ws.WriteMessage(websocket.TextMessage, []byte(`{"type":"signal","name":"INT"}`))
 	h2(`{"type":"stdout","data":"SIGINT\n"}`)
 	_ = ws.WriteMessage(websocket.TextMessage, []byte(`{"type":"eof"}`))
-	h.messages(ws, `{"type":"exit","data":0,"usage":{"cpuTimeMs":5,"wallTimeMs":7,"peakMemoryBytes":4096,"oomKilled":false}}`)
+	h.messages(ws, `{"type":"exit","data":0,"usage":{"cpuTimeMs":5,"wallTimeMs":7,"peakMemoryBytes":4096,"oomKilled":false,"outputBytes":2,"verdict":"exit"}}`)
 }
 
 func TestTheTerminalClient(t *testing.T) {

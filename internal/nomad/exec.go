@@ -2,12 +2,14 @@ package nomad
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -35,15 +37,26 @@ func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Sp
 	if !c.Native() {
 		return c.quoted(ctx, at, spec, stdio)
 	}
-	env, err := json.Marshal(spec.Env)
-	if err != nil {
-		return 0, fmt.Errorf("encode the environment: %w", err)
-	}
-	params := map[string]string{"rockpool_id": spec.ID, "rockpool_env": string(env), "rockpool_user": userOf(spec.Privileged)}
+	params := map[string]string{"rockpool_id": spec.ID, "rockpool_environ": environ(spec.Env), "rockpool_user": userOf(spec.Privileged)}
 	if spec.SplitStderr {
 		params["rockpool_split"] = "true"
 	}
+	if spec.TimeLimit > 0 {
+		params["rockpool_time_limit_ms"] = strconv.FormatInt(max(1, spec.TimeLimit.Milliseconds()), 10)
+	}
+	if spec.OutputLimit > 0 {
+		params["rockpool_output_limit"] = strconv.FormatInt(spec.OutputLimit, 10)
+	}
 	return c.stream(ctx, at, spec.TTY, []string{"/bin/bash", "-c", spec.Command}, stdio, params)
+}
+
+// environ is an environment as bytes: JSON could not hold every value.
+func environ(env map[string]string) string {
+	var b []byte
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		b = append(append(append(append(b, name...), '='), env[name]...), 0)
+	}
+	return base64.RawURLEncoding.EncodeToString(b)
 }
 
 // stream is one exec of nomad/api.
@@ -151,6 +164,8 @@ func (c *Client) Result(ctx context.Context, at execution.Place, id string) (exe
 		ExitCode, Signal                       int
 		OOMKilled                              bool
 		CPUTimeNS, WallTimeNS, PeakMemoryBytes int64
+		Verdict                                string
+		OutputBytes                            int64
 	}
 	if err := c.rawJSON(ctx, "GET", executionPath(at, id), task(), nil, &r, "read an execution's outcome"); err != nil {
 		return execution.Result{}, err
@@ -161,6 +176,7 @@ func (c *Client) Result(ctx context.Context, at execution.Place, id string) (exe
 	return execution.Result{
 		ExitCode: r.ExitCode, OOMKilled: r.OOMKilled, Killed: r.Signal == 9,
 		CPUTime: time.Duration(r.CPUTimeNS), WallTime: time.Duration(r.WallTimeNS), PeakMemory: r.PeakMemoryBytes,
+		Verdict: r.Verdict, OutputBytes: r.OutputBytes,
 	}, nil
 }
 

@@ -1,8 +1,11 @@
 package orchestrator_test
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -95,3 +98,26 @@ func BenchmarkRegisterParallel(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkExecStream measures output from a program's pipe to the writer of an api client, 100 MiB at a time.
+func BenchmarkExecStream(b *testing.B) {
+	const size = 100 << 20
+	block := bytes.Repeat([]byte("0123456789abcde\n"), 4096)
+	c, _, alloc := withAgent(b, func(e *execution) {
+		for range size / len(block) {
+			_, _ = e.out.Write(block)
+		}
+	})
+	b.SetBytes(size)
+	for b.Loop() {
+		var got counter
+		code, err := c.api.Allocations().Exec(b.Context(), alloc, "t", false, []string{"x"}, strings.NewReader(""), &got, io.Discard, nil, nil)
+		if code != 0 || err != nil || got != size {
+			b.Fatal(code, err, got)
+		}
+	}
+}
+
+type counter int64
+
+func (c *counter) Write(p []byte) (int, error) { *c += counter(len(p)); return len(p), nil }

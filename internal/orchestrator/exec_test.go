@@ -4,12 +4,14 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"iter"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -33,6 +35,10 @@ type agent struct {
 }
 
 func (a *agent) ID() string { return a.id }
+func (a *agent) Fences() []driver.Fence {
+	return []driver.Fence{{Wall: "Files", Name: "files.proc", InForce: true, Detail: "masked"}, {Wall: "Machine", Name: "kernel", InForce: true, Detail: "6", Note: true},
+		{Wall: "Files", Name: "files.idmap", Detail: "no"}}
+}
 func (a *agent) Task(_, task string) (driver.Task, error) {
 	if task != "t" {
 		return nil, driver.ErrTaskGone
@@ -57,7 +63,7 @@ func (a *agent) Execution(_, _, id string) (string, driver.ExecResult, error) {
 	if id != "known" {
 		return "", driver.ExecResult{}, fault.New(fault.NotFound, "Unknown execution %q", id)
 	}
-	return "exited", driver.ExecResult{ExitCode: 3, CPUTime: 5, PeakMemory: 7}, nil
+	return "exited", driver.ExecResult{Verdict: "exit", ExitCode: 3, CPUTime: 5, PeakMemory: 7, OutputBytes: 9}, nil
 }
 func (a *agent) SignalExecution(_, _, _ string, n int) error {
 	if n != 2 {
@@ -159,7 +165,7 @@ func (fakeFiles) Open(_ context.Context, path, _ string) (io.ReadCloser, driver.
 }
 
 // withAgent starts a cluster with a running allocation on the server's own node.
-func withAgent(t *testing.T, run func(*execution)) (*cluster, *agent, *api.Allocation) {
+func withAgent(t testing.TB, run func(*execution)) (*cluster, *agent, *api.Allocation) {
 	c := start(t, orchestrator.ServerConfig{Token: "secret"})
 	n := c.join(newModelNode())
 	a := &agent{id: n.id, run: run}
@@ -229,7 +235,9 @@ func TestExecFrames(t *testing.T) {
 	})
 	q := command("sh")
 	for k, v := range map[string]string{"tty": "true", "rockpool_id": "run-1", "rockpool_env": `{"B":"2","A":"1 $(x)"}`,
-		"rockpool_dir": "/work", "rockpool_user": "user", "rockpool_split": "true"} {
+		"rockpool_dir": "/work", "rockpool_user": "user", "rockpool_split": "true",
+		"rockpool_environ": base64.RawURLEncoding.EncodeToString([]byte("A=later\n\xff\x01\x00C=\x00")), "rockpool_time_limit_ms": "1500",
+		"rockpool_cpu_limit_ms": "20", "rockpool_output_limit": "1048576", "rockpool_grace_ms": "3000", "rockpool_background": "true"} {
 		q.Set(k, v)
 	}
 	conn := c.dial(t, alloc.ID, q, "secret")
@@ -260,8 +268,34 @@ func TestExecFrames(t *testing.T) {
 		t.Errorf("the last frame is %s", frames[len(frames)-1])
 	}
 	s := a.lastExecution().spec
-	if s.ID != "run-1" || fmt.Sprint(s.Env) != "[A=1 $(x) B=2]" || s.Dir != "/work" || s.User != "user" || !s.SplitStderr || !s.TTY {
+	if s.ID != "run-1" || !slices.Equal(s.Env, []string{"A=1 $(x)", "B=2", "A=later\n\xff\x01", "C="}) || s.Dir != "/work" || s.User != "user" || !s.SplitStderr || !s.TTY {
 		t.Errorf("the spec is %+v", s)
+	}
+	if s.TimeLimit != 1500*time.Millisecond || s.CPULimit != 20*time.Millisecond || s.OutputLimit != 1<<20 || s.Grace != 3*time.Second || !s.Background {
+		t.Errorf("the limits are %+v", s)
+	}
+}
+
+func TestTheContainmentTable(t *testing.T) {
+	c, _, _ := withAgent(t, nil)
+	get := func(token string) (int, string) {
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", c.http.URL+"/v1/nodes/self/fences", nil)
+		req.Header.Set("X-Nomad-Token", token)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, strings.TrimSpace(string(text))
+	}
+	want := `[{"Wall":"Files","Fences":[{"Name":"files.proc","InForce":true,"Detail":"masked","Note":false},{"Name":"files.idmap","InForce":false,"Detail":"no","Note":false}]},` +
+		`{"Wall":"Machine","Fences":[{"Name":"kernel","InForce":true,"Detail":"6","Note":true}]}]`
+	if status, got := get("secret"); status != 200 || got != want {
+		t.Errorf("%d %s", status, got)
+	}
+	if status, _ := get("wrong"); status != 403 {
+		t.Errorf("without a right to read nodes: %d", status)
 	}
 }
 
@@ -285,6 +319,7 @@ func TestExecRefusals(t *testing.T) {
 	c, _, alloc := withAgent(t, func(e *execution) { e.unknown = fmt.Errorf("lost") })
 	other := "4a8a8d94-4c3c-4a1c-9c1a-5a6b7c8d9e0f"
 	with := func(q url.Values, k, v string) url.Values { q.Set(k, v); return q }
+	native := func(k, v string) url.Values { return with(with(command("a"), "rockpool_id", "x"), k, v) }
 	for _, x := range []struct {
 		name, alloc, token string
 		q                  url.Values
@@ -298,6 +333,13 @@ func TestExecRefusals(t *testing.T) {
 		{"no command", alloc.ID, "secret", command(), 1008, "command"},
 		{"a bad command", alloc.ID, "secret", with(command(), "command", "ls"), 1008, "command"},
 		{"a bad id", alloc.ID, "secret", with(command("a"), "rockpool_id", "a/b"), 1008, "rockpool_id"},
+		{"an environment that is not base64", alloc.ID, "secret", native("rockpool_environ", "A=b"), 1008, "rockpool_environ"},
+		{"an environment that does not end", alloc.ID, "secret", native("rockpool_environ", "QT1i"), 1008, "rockpool_environ"},
+		{"a variable without a name", alloc.ID, "secret", native("rockpool_environ", "PWIA"), 1008, "name"},
+		{"a NUL in a value", alloc.ID, "secret", native("rockpool_env", `{"A":"b\u0000c"}`), 1008, "NUL"},
+		{"a negative time limit", alloc.ID, "secret", native("rockpool_time_limit_ms", "-1"), 1008, "rockpool_time_limit_ms"},
+		{"a grace of ages", alloc.ID, "secret", native("rockpool_grace_ms", "9223372036854775807"), 1008, "rockpool_grace_ms"},
+		{"a negative output limit", alloc.ID, "secret", native("rockpool_output_limit", "-1"), 1008, "rockpool_output_limit"},
 		{"a command that is not there", alloc.ID, "secret", command("missing"), 1011, "command not found: missing"},
 		{"an outcome that is not known", alloc.ID, "secret", command("a"), 1011, "not known"},
 	} {
@@ -335,7 +377,7 @@ func TestRoutesOfARunningTask(t *testing.T) {
 		status                   int
 		want                     string
 	}{
-		{"an ended execution", "GET", "/execution/known?task=t", "", 200, `{"State":"exited","ExitCode":3,"Signal":0,"OOMKilled":false,"CPUTimeNS":5,"WallTimeNS":0,"PeakMemoryBytes":7}`},
+		{"an ended execution", "GET", "/execution/known?task=t", "", 200, `{"State":"exited","ExitCode":3,"Signal":0,"OOMKilled":false,"CPUTimeNS":5,"WallTimeNS":0,"PeakMemoryBytes":7,"Verdict":"exit","OutputBytes":9}`},
 		{"an unknown execution", "GET", "/execution/other?task=t", "", 404, "Unknown execution"},
 		{"a signal", "PUT", "/execution/known/signal?task=t", `{"Signal":"SIGINT"}`, 200, `{"Index":0}`},
 		{"an odd signal", "PUT", "/execution/known/signal?task=t", `{"Signal":"SIGODD"}`, 400, "not a signal"},

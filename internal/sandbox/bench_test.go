@@ -73,3 +73,64 @@ func BenchmarkIdle(b *testing.B) {
 	b.ReportMetric(float64(after.MemoryBytes)/(1<<20), "MiB")
 	b.ReportMetric(float64((after.CPUTime - before.CPUTime).Microseconds()), "µs-cpu/s")
 }
+
+// What a single learner sees: the machine is idle before each execution.
+func BenchmarkExecTrueAfterAPause(b *testing.B) {
+	s := create(b, newRuntime(b))
+	var times []time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		time.Sleep(60 * time.Millisecond)
+		b.StartTimer()
+		start := time.Now()
+		e := begin(b, s, sandbox.ExecSpec{Argv: []string{"/bin/true"}})
+		_ = e.Stdin().Close()
+		_, _ = io.Copy(io.Discard, e.Stdout())
+		<-e.Done()
+		times = append(times, time.Since(start))
+	}
+	median(b, times)
+}
+
+// Output of a program, as fast as it comes, read as the HTTP API reads it.
+func BenchmarkStream(b *testing.B) {
+	const size = 100 << 20
+	s := create(b, newRuntime(b))
+	b.SetBytes(size)
+	buf := make([]byte, 32<<10)
+	reads := 0
+	for b.Loop() {
+		e := begin(b, s, sandbox.ExecSpec{Argv: []string{"head", "-c", fmt.Sprint(size), "/dev/zero"}, MergeStderr: true})
+		var got int64
+		for {
+			n, err := e.Stdout().Read(buf)
+			got += int64(n)
+			reads++
+			if err != nil {
+				break
+			}
+		}
+		if <-e.Done(); got != size {
+			b.Fatal(got)
+		}
+	}
+	b.ReportMetric(float64(reads)/float64(b.N), "reads/op")
+}
+
+func BenchmarkManyAtOnce(b *testing.B) {
+	r, root := newRuntime(b), hostRoot(b)
+	b.SetParallelism(4)
+	b.RunParallel(func(p *testing.PB) {
+		for p.Next() {
+			s, err := r.Create(b.Context(), sandbox.Spec{ID: fmt.Sprintf("s-%d", serial.Add(1)), Root: root})
+			if err == nil {
+				err = s.Destroy(b.Context())
+			}
+			if err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "sandboxes/s")
+}

@@ -211,10 +211,12 @@ void run_request(int connection, const struct header *h, int *fds, int pts) {
 	need(dup3(status_fd, STATUS_FD, O_CLOEXEC) == STATUS_FD, "move descriptors");
 	status_fd = STATUS_FD;
 	need(syscall(SYS_close_range, STATUS_FD + 1, ~0u, 0) == 0, "close descriptors");
-	for (int s = 1; s < 65; s++)
-		if (s != SIGKILL && s != SIGSTOP) signal(s, SIG_DFL);
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+	if (h->kind == KIND_PROBE) {
+		close(STATUS_FD);
+		probe(argv);
+	}
 	execute(argv, env);
 }

@@ -88,6 +88,8 @@ func checkedSpec(spec Spec) (Spec, error) {
 		return spec, fmt.Errorf("%w working directory: it must be absolute", ErrInvalid)
 	case spec.NetNS != "" && !filepath.IsAbs(spec.NetNS):
 		return spec, fmt.Errorf("%w network namespace: its path must be absolute", ErrInvalid)
+	case spec.Limits.IOBytes < 0 || spec.Limits.IOPS < 0:
+		return spec, fmt.Errorf("%w I/O limit: it is negative", ErrInvalid)
 	case spec.Limits.MemoryBytes < 8<<20:
 		return spec, fmt.Errorf("%w memory limit: at least 8 MiB", ErrInvalid)
 	}
@@ -111,6 +113,11 @@ func (r *Runtime) start(ctx context.Context, spec Spec, slot int) (_ *Sandbox, e
 	if err := top.limit(spec.Limits); err != nil {
 		return nil, err
 	}
+	blockIO, err := r.boundIO(spec)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { closeAll(blockIO) }()
 	if err := top.child("init").make(); err != nil {
 		return nil, err
 	}
@@ -120,6 +127,7 @@ func (r *Runtime) start(ctx context.Context, spec Spec, slot int) (_ *Sandbox, e
 	if err != nil {
 		return nil, err
 	}
+	join, blockIO = append(join, blockIO...), nil
 	trees, err := mountSources(spec.Root)
 	inherited = append(join, trees...)
 	if err != nil {

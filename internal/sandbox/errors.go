@@ -18,6 +18,7 @@ var (
 	ErrFull          = errors.New("no free sandbox slot on this node")
 	ErrLost          = errors.New("outcome of the execution is unknown")
 	ErrInvalid       = errors.New("invalid")
+	ErrNotContained  = errors.New("this machine does not contain hostile programs")
 )
 
 // StepError is a step of the supervisor that the kernel refused. It unwraps to one of the conditions above, where one

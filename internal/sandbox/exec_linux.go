@@ -36,11 +36,26 @@ func (s *Sandbox) Exec(ctx context.Context, spec ExecSpec) (*Execution, error) {
 			return nil, fmt.Errorf("%w command: it contains a NUL", ErrInvalid)
 		}
 	}
+	if spec.TimeLimit < 0 || spec.CPULimit < 0 || spec.OutputLimit < 0 || spec.Grace < 0 {
+		return nil, fmt.Errorf("%w limit: it is negative", ErrInvalid)
+	}
+	return s.exec(ctx, spec, kindExec)
+}
+
+// exec is Exec after its checks. kind is what process 1 is asked for.
+func (s *Sandbox) exec(ctx context.Context, spec ExecSpec, kind uint32) (*Execution, error) {
 	user, err := s.lookUp(spec.User)
 	if err != nil {
 		return nil, err
 	}
-	e := &Execution{sandbox: s, id: spec.ID, group: s.group.child("x-" + spec.ID), done: make(chan struct{}), started: time.Now()}
+	prefix := groupOfExecution
+	if spec.Background {
+		prefix = groupOfService
+	}
+	e := &Execution{
+		sandbox: s, id: spec.ID, group: s.group.child(prefix + spec.ID), bounds: boundsOf(spec), meter: newMeter(spec.OutputLimit),
+		over: make(chan struct{}), done: make(chan struct{}), started: time.Now(),
+	}
 	if err := s.enrol(e); err != nil {
 		return nil, err
 	}
@@ -51,7 +66,7 @@ func (s *Sandbox) Exec(ctx context.Context, spec ExecSpec) (*Execution, error) {
 		}
 		return nil, fmt.Errorf("start execution: %w", err)
 	}
-	if err := e.start(ctx, spec, user); err != nil {
+	if err := e.start(ctx, spec, user, kind); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
 		err = errors.Join(err, e.group.kill(clean), e.group.remove(clean))
@@ -88,7 +103,7 @@ func (s *Sandbox) dismiss(e *Execution) {
 }
 
 // start opens the streams, sends the request and waits until the program runs.
-func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (err error) {
+func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kind uint32) (err error) {
 	s := e.sandbox
 	var theirs []*os.File
 	defer func() {
@@ -97,14 +112,14 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (er
 			e.closeStreams()
 		}
 	}()
-	status, statusTheirs, err := os.Pipe()
+	status, statusTheirs, err := pipe(false)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = status.Close() }()
 	theirs = append(theirs, statusTheirs)
 	base := s.runtime.idBase(s.slot)
-	pipe := func(toProgram bool) (*os.File, error) {
+	forProgram := func(toProgram bool) (*os.File, error) {
 		ours, other, err := programPipe(toProgram, int(base+user.uid), int(base+user.gid))
 		if err == nil {
 			theirs = append(theirs, other)
@@ -113,20 +128,20 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (er
 	}
 	var in, out, stderr *os.File
 	if !spec.TTY {
-		if in, err = pipe(true); err != nil {
+		if in, err = forProgram(true); err != nil {
 			return err
 		}
 		e.stdin = newStdin(in, false)
-		if out, err = pipe(false); err != nil {
+		if out, err = forProgram(false); err != nil {
 			return err
 		}
-		e.stdout = newOutput(out, false)
+		e.stdout = newOutput(out, false, e.meter)
 	}
 	if !spec.MergeStderr {
-		if stderr, err = pipe(false); err != nil {
+		if stderr, err = forProgram(false); err != nil {
 			return err
 		}
-		e.stderr = newOutput(stderr, false)
+		e.stderr = newOutput(stderr, false, e.meter)
 	}
 	join, err := e.group.join()
 	if err != nil {
@@ -148,15 +163,12 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (er
 	numbers := make([]int, len(theirs))
 	for i, f := range theirs {
 		numbers[i] = int(f.Fd())
-		if err := unix.SetNonblock(numbers[i], false); err != nil { // programs expect to wait in read and write
-			return err
-		}
 	}
 	message := execMessage(spec, user, withDefaultsFrom(spec.Env, s.spec.Root.Env))
 	if len(message) > maxRequest {
 		return fmt.Errorf("%w command: arguments and environment exceed %d bytes", ErrInvalid, maxRequest)
 	}
-	sendErr := e.connection.request(kindExec, message, numbers)
+	sendErr := e.connection.request(kind, message, numbers)
 	closeAll(theirs) // the program's ends are the program's alone from here on
 	theirs = nil
 	if err := launched(status); err != nil {
@@ -184,7 +196,7 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity) (er
 			return err
 		}
 		terminal := os.NewFile(uintptr(fds[1]), "terminal of "+e.id)
-		e.terminal, e.stdin, e.stdout = terminal, newStdin(terminal, true), newOutput(terminal, true)
+		e.terminal, e.stdin, e.stdout = terminal, newStdin(terminal, true), newOutput(terminal, true, e.meter)
 	}
 	if !stop() {
 		return context.Cause(ctx)
@@ -284,19 +296,31 @@ func withDefaultsFrom(env, defaults []string) []string {
 	return all
 }
 
+// pipe makes a pipe of which only our end is served by the poller of the Go runtime. Programs expect to wait in read and write.
+func pipe(toProgram bool) (ours, theirs *os.File, err error) {
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	mine, other := 0, 1
+	if toProgram {
+		mine, other = 1, 0
+	}
+	if err := unix.SetNonblock(ends[mine], true); err != nil {
+		closeNumbers(ends[:])
+		return nil, nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	return os.NewFile(uintptr(ends[mine]), "pipe"), os.NewFile(uintptr(ends[other]), "pipe of the program"), nil
+}
+
 // programPipe makes a pipe without a name. Its inode is given to the program's user, so that the program can open
 // /dev/stdin, /dev/stdout and /dev/stderr again, which checks permissions as for a file.
 func programPipe(toProgram bool, uid, gid int) (ours, theirs *os.File, err error) {
-	r, w, err := os.Pipe()
-	if err != nil {
+	if ours, theirs, err = pipe(toProgram); err != nil {
 		return nil, nil, err
 	}
-	ours, theirs = r, w
-	if toProgram {
-		ours, theirs = w, r
-	}
 	if err := theirs.Chown(uid, gid); err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("hand a pipe to the user: %w", err), r.Close(), w.Close())
+		return nil, nil, errors.Join(fmt.Errorf("hand a pipe to the user: %w", err), ours.Close(), theirs.Close())
 	}
 	return ours, theirs, nil
 }

@@ -32,8 +32,13 @@ type Execution struct {
 	stdin      *stdin
 	stdout     *output
 	stderr     *output // nil when merged
+	bounds     bounds
+	meter      *meter // of stdout and stderr together
 	started    time.Time
-	abandoned  atomic.Bool // the runtime is closing: the execution goes on without us
+	abandoned  atomic.Bool             // the runtime is closing: the execution goes on without us
+	cause      atomic.Pointer[Verdict] // why the node wanted its end; nil while it does not
+
+	over chan struct{} // closed when the main process has ended, or nobody knows any more
 
 	done   chan struct{}
 	result Result // written before done is closed
@@ -108,6 +113,11 @@ func (e *Execution) Kill() error {
 		return nil
 	default:
 	}
+	e.blame(VerdictKilled)
+	return e.killGroup()
+}
+
+func (e *Execution) killGroup() error {
 	if err := e.group.killOnce(); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -123,15 +133,20 @@ func (e *Execution) follow() error {
 		return fs.ErrClosed
 	}
 	r.wg.Go(e.await)
+	if e.bounds.any() {
+		r.wg.Go(e.enforce)
+	}
 	return nil
 }
 
 func (e *Execution) await() {
 	last, fds, err := e.connection.receive()
 	wall := time.Since(e.started)
+	close(e.over)
 	closeNumbers(fds)
 	e.connection.close()
 	if e.abandoned.Load() {
+		e.endStreams()
 		e.end(Result{}, fmt.Errorf("%w: the runtime was closed", ErrLost))
 		return
 	}
@@ -140,34 +155,45 @@ func (e *Execution) await() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
-	if killErr := e.group.kill(ctx); killErr != nil {
-		err = errors.Join(err, killErr)
+	// What a service left behind lives on; so does its group, until it is empty or the sandbox ends.
+	stays := e.bounds.background && err == nil && e.cause.Load() == nil
+	if !stays {
+		if killErr := e.group.kill(ctx); killErr != nil {
+			err = errors.Join(err, killErr)
+		}
 	}
 	kernel := e.group.counters()
+	e.endStreams()
 	result := Result{OOMKilled: kernel.oomKills > 0, CPUTime: kernel.cpu, WallTime: wall, PeakMemory: kernel.peakMemory}
-	if status := syscall.WaitStatus(last.value); status.Signaled() {
-		result.Signal = int(status.Signal())
-		result.ExitCode = 128 + result.Signal
-	} else {
-		result.ExitCode = status.ExitStatus()
-	}
+	result.OutputBytes, _ = e.meter.read()
 	if err != nil {
-		result.ExitCode, result.Signal = -1, 0
+		result.ExitCode = -1
+	} else {
+		e.judge(syscall.WaitStatus(last.value), &result)
 	}
-	if removeErr := e.group.remove(ctx); removeErr != nil {
-		e.sandbox.runtime.logFor(e.sandbox.id).WithField("exec_id", e.id).WithError(removeErr).Warn("control group of an execution is left")
+	log := e.sandbox.runtime.logFor(e.sandbox.id).WithField("exec_id", e.id)
+	if stays {
+		if removeErr := e.sandbox.removeIdle(ctx); removeErr != nil {
+			log.WithError(removeErr).Warn("the control group of a service that has ended is left")
+		}
+	} else if removeErr := e.group.remove(ctx); removeErr != nil {
+		log.WithError(removeErr).Warn("control group of an execution is left")
 	}
 	e.end(result, err)
 }
 
-func (e *Execution) end(result Result, err error) {
-	e.result, e.err = result, err
+// endStreams lets the readers take what the kernel still holds, and no more.
+func (e *Execution) endStreams() {
 	e.stdout.end()
-	if e.peer != nil {
-		_ = e.peer.Close()
-	}
 	if e.stderr != nil {
 		e.stderr.end()
+	}
+}
+
+func (e *Execution) end(result Result, err error) {
+	e.result, e.err = result, err
+	if e.peer != nil {
+		_ = e.peer.Close()
 	}
 	_ = e.stdin.shut()
 	_ = e.pidfd.Close()

@@ -3,138 +3,181 @@
 package sandbox
 
 import (
-	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// probe finds out what the kernel and this process's rights allow. It fails with one sentence that names all that is
-// missing and what to do.
-func (r *Runtime) probe() error {
-	var missing []string
-	lack := func(format string, args ...any) { missing = append(missing, fmt.Sprintf(format, args...)) }
-	if os.Geteuid() != 0 {
-		lack("root (start the node as root)")
-	} else if names := missingCapabilities(); len(names) > 0 {
-		lack("the capabilities %s (in a container, start it privileged)", strings.Join(names, ", "))
-	}
-	for name, nr := range map[string]string{"user": "user", "pid": "pid", "network": "net", "ipc": "ipc", "uts": "uts", "mount": "mnt"} {
-		if _, err := os.Stat("/proc/self/ns/" + nr); err != nil {
-			lack("%s namespaces (CONFIG_%s_NS)", name, strings.ToUpper(nr))
-		}
-	}
-	if text, err := os.ReadFile("/proc/sys/user/max_user_namespaces"); err == nil && strings.TrimSpace(string(text)) == "0" {
-		lack("user namespaces (set the sysctl user.max_user_namespaces above 0)")
-	}
-	systems, _ := os.ReadFile("/proc/filesystems")
-	if !strings.Contains(string(systems), "\toverlay\n") && os.Geteuid() == 0 {
-		lack("the overlay file system (modprobe overlay)")
-	}
-	// openat2 is Linux 5.6, mount_setattr 5.12: the younger one stands for the whole mount interface.
-	err := unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{})
-	if errors.Is(err, unix.ENOSYS) {
-		lack("the mount_setattr call (Linux 5.12 or newer)")
-	}
-	if _, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail"); err != nil {
-		lack("seccomp filters (CONFIG_SECCOMP_FILTER)")
-	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		lack("a mounted /proc")
-	}
-	r.bootID = strings.TrimSpace(string(boot))
-	if len(missing) == 0 {
-		var problem error
-		r.hierarchies, problem = findHierarchies(r.cfg.CgroupParent)
-		g := r.group("")
-		_, memory := g.file("memory", "m", "m")
-		_, pids := g.file("pids", "p", "p")
-		if !(memory && pids) && (!r.cfg.AllowUnconfined || len(r.hierarchies) == 0) {
-			detail := ""
-			if problem != nil {
-				detail = ": " + strings.ReplaceAll(problem.Error(), "\n", ", ")
-			}
-			lack("writable memory and pids control groups (mount cgroup v2, or v1 with both controllers, writable for the node%s)", detail)
-		}
-	}
-	if len(missing) > 0 {
-		return fmt.Errorf("this machine cannot run sandboxes: it lacks %s", strings.Join(missing, "; "))
-	}
-	return nil
-}
-
-// missingCapabilities are those that making a sandbox takes and this process, although root, has not. Containers usually take them away.
-func missingCapabilities() []string {
-	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var sets [2]unix.CapUserData
-	if err := unix.Capget(&head, &sets[0]); err != nil {
-		return []string{"(they cannot be read: " + err.Error() + ")"}
-	}
-	var names []string
-	for _, c := range []struct {
-		bit  int
-		name string
-	}{
-		{unix.CAP_CHOWN, "CAP_CHOWN"}, {unix.CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE"}, {unix.CAP_KILL, "CAP_KILL"}, {unix.CAP_MKNOD, "CAP_MKNOD"},
-		{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}, {unix.CAP_SETGID, "CAP_SETGID"}, {unix.CAP_SETUID, "CAP_SETUID"}, {unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"},
-	} {
-		if sets[c.bit/32].Effective&(1<<(c.bit%32)) == 0 {
-			names = append(names, c.name)
-		}
-	}
-	return names
-}
-
-// Fences is the containment table: which walls stand on this kernel. What depends on the files of an image is known
-// after the first sandbox was made.
+// Fences is the containment table: which walls stand on this kernel. After a [Runtime.SelfTest] each row says what was tried against it, and a wall
+// that an attempt got through is not in force. What depends on the files of an image is known after the first sandbox was made.
 func (r *Runtime) Fences() []Fence {
 	r.mu.Lock()
-	features, created := r.features, r.created
+	features, created, tried := r.features, r.created, r.tried
 	r.mu.Unlock()
-	fences := []Fence{
-		{"namespace.pid", true, "one for each sandbox, owned by the initial user namespace"},
-		{"namespace.mount", true, "one for each sandbox, owned by the initial user namespace; nothing propagates"},
-		{"namespace.network", true, "one for each sandbox, loopback only"},
-		{"namespace.ipc", true, "one for each sandbox"},
-		{"namespace.uts", true, "one for each sandbox"},
-		{"namespace.cgroup", true, "one for each sandbox; no control group file system inside"},
-		{"namespace.user", true, fmt.Sprintf("65536 ids for each sandbox from %d", r.cfg.IDBase)},
+	var fences []Fence
+	stands := func(wall Wall, name, detail string) {
+		fences = append(fences, Fence{Wall: wall, Name: name, InForce: true, Detail: detail})
 	}
-	add := func(name string, standing bool, yes, no string) {
-		detail := yes
-		if !standing {
-			detail = no
+	either := func(wall Wall, name string, standing bool, yes, no string) {
+		f := Fence{Wall: wall, Name: name, InForce: standing, Detail: no}
+		if standing {
+			f.Detail = yes
 		}
-		fences = append(fences, Fence{name, standing, detail})
+		fences = append(fences, f)
 	}
+	note := func(name string, good bool, detail string) {
+		fences = append(fences, Fence{Wall: WallMachine, Name: name, InForce: good, Detail: detail, Note: true})
+	}
+
+	stands(WallNamespaces, "namespace.pid", "one for each sandbox, owned by the initial user namespace")
+	stands(WallNamespaces, "namespace.mount", "one for each sandbox, owned by the initial user namespace; nothing propagates")
+	stands(WallNamespaces, "namespace.network", "one for each sandbox; loopback only, unless the node has filled it")
+	stands(WallNamespaces, "namespace.ipc", "one for each sandbox")
+	stands(WallNamespaces, "namespace.uts", "one for each sandbox")
+	stands(WallNamespaces, "namespace.cgroup", "one for each sandbox; no control group file system inside")
+	stands(WallNamespaces, "namespace.user", fmt.Sprintf("65536 ids for each sandbox from %d", r.cfg.IDBase))
 	_, timeErr := os.Stat("/proc/self/ns/time")
-	add("namespace.time", timeErr == nil && (!created || features&featureTime != 0), "uptime starts at zero", "the kernel has no time namespaces (Linux 5.6, CONFIG_TIME_NS); the host's uptime shows")
-	fences = append(fences,
-		Fence{"privilege", true, "capabilities, bounding and ambient set empty; no_new_privs; secure bits locked"},
-		Fence{"seccomp", true, "allow list " + filterHash(r.filter)},
-		Fence{"files.root", true, "overlay on read-only layers, nosuid, nodev; writable part on a bounded tmpfs"},
-		Fence{"files.proc", true, "hidepid=2; host details masked; /proc/sys read-only"},
-		Fence{"files.sys", true, "absent"},
-		Fence{"files.dev", true, "null zero full random urandom tty, private devpts and shm; read-only"},
-		Fence{"rlimits", true, "CORE=0, NOFILE, FSIZE, MEMLOCK, MSGQUEUE, SIGPENDING, RTPRIO=0"},
-	)
-	add("files.idmap", created && features&featureIDMap != 0, "node files are mapped to the sandbox's ids", map[bool]string{
-		true: "the file system of the image cannot be mapped (Linux 5.19 for overlay); its files show as nobody's", false: "known after the first sandbox",
-	}[created])
+	either(WallNamespaces, "namespace.time", timeErr == nil && (!created || features&featureTime != 0), "uptime starts at zero",
+		"the kernel has no time namespaces (Linux 5.6, CONFIG_TIME_NS); the host's uptime shows")
+
+	stands(WallPrivilege, "privilege", "capabilities, bounding and ambient set empty; no_new_privs; secure bits locked")
+	stands(WallCalls, "seccomp", "allow list "+filterHash(r.filter))
+
+	abi, detail := landlockABI()
+	scoped := abi >= landlockScopes && (!created || features&featureLandlock != 0)
+	fences = append(fences, Fence{Wall: WallCalls, Name: "landlock", InForce: scoped, Detail: detail, Note: !scoped}) // a second wall: the first are namespaces
+
+	stands(WallFiles, "files.root", "overlay on read-only layers, nosuid, nodev")
+	stands(WallFiles, "files.disk", "what can be written lies on two tmpfs, bounded in bytes and inodes and charged to the sandbox")
+	stands(WallFiles, "files.proc", "hidepid=2; host details masked; /proc/sys read-only")
+	stands(WallFiles, "files.sys", "absent")
+	stands(WallFiles, "files.dev", "null zero full random urandom tty, private devpts and shm; read-only")
+	unmapped := "the file system of the image cannot be mapped (Linux 5.19 for overlay); its files show as nobody's"
+	if !created {
+		unmapped = "known after the first sandbox"
+	}
+	either(WallFiles, "files.idmap", created && features&featureIDMap != 0, "node files are mapped to the sandbox's ids", unmapped)
+
+	stands(WallResources, "rlimits", "CORE=0, NOFILE, FSIZE, MEMLOCK, MSGQUEUE, SIGPENDING, RTPRIO=0")
+	stands(WallResources, "oom", "executions 500, supervisor 0")
+
 	g := r.group("")
+	either(WallGroups, "cgroup.mode", len(r.hierarchies) > 0, r.cgroupMode(), "no control group is mounted and writable")
 	for _, c := range []string{"memory", "pids", "cpu"} {
 		path, ok := g.file(c, "-", "-")
-		add("cgroup."+c, ok, "below "+strings.TrimSuffix(path, "/-"), "the controller is not mounted or not writable: "+c+" is not limited")
+		either(WallGroups, "cgroup."+c, ok, "below "+strings.TrimSuffix(path, "/-"), "the controller is not mounted or not writable: "+c+" is not limited")
 	}
-	kill := "pids limit, then signals"
-	for _, h := range r.hierarchies {
-		if h.unified {
-			kill = "cgroup.kill"
+	swap, detail := g.swap()
+	either(WallGroups, "cgroup.swap", swap, detail, detail)
+	stands(WallGroups, "cgroup.kill", r.cgroupKill())
+	io, detail := r.ioControl()
+	fences = append(fences, Fence{Wall: WallGroups, Name: "cgroup.io", InForce: io, Detail: detail, Note: !io}) // what sandboxes write is in memory
+
+	note("tier", true, "native: namespaces, seccomp and control groups on a shared kernel")
+	release, known := kernelRelease()
+	note("kernel", known, release)
+	smt, detail := smtState()
+	note("cpu.smt", smt, detail)
+	mitigated, detail := vulnerabilities()
+	note("cpu.vulnerabilities", mitigated, detail)
+
+	for i := range fences {
+		if o := tried[fences[i].Name]; o != nil {
+			fences[i].Detail += "; " + o.String()
+			fences[i].InForce = fences[i].InForce && len(o.through) == 0
 		}
 	}
-	fences = append(fences, Fence{"cgroup.kill", true, kill}, Fence{"oom", true, "executions 500, supervisor 0"})
 	return fences
+}
+
+func (r *Runtime) cgroupMode() string {
+	v1, v2 := false, false
+	for _, h := range r.hierarchies {
+		v1, v2 = v1 || !h.unified, v2 || h.unified
+	}
+	switch {
+	case v1 && v2:
+		return "v1 and v2 (hybrid)"
+	case v1:
+		return "v1"
+	}
+	return "v2"
+}
+
+func (r *Runtime) cgroupKill() string {
+	for _, h := range r.hierarchies {
+		if h.unified {
+			return "cgroup.kill"
+		}
+	}
+	return "pids limit, then signals"
+}
+
+// swap says whether swap is bounded together with memory.
+func (g group) swap() (bool, string) {
+	if path, ok := g.file("memory", "memory.memsw.limit_in_bytes", "memory.swap.max"); ok {
+		if _, err := os.Stat(path); err == nil {
+			return true, "counted with memory"
+		}
+	}
+	if text, err := os.ReadFile("/proc/swaps"); err == nil && strings.Count(string(text), "\n") <= 1 {
+		return true, "the machine has none"
+	}
+	return false, "swap is not accounted: a sandbox may use more of it than its limit (boot with swapaccount=1, or turn swap off)"
+}
+
+// kernelRelease shows the patch level: a wall is as good as the kernel below it.
+func kernelRelease() (string, bool) {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return err.Error(), false
+	}
+	return unix.ByteSliceToString(name.Release[:]) + " " + unix.ByteSliceToString(name.Version[:]) + " " + runtime.GOARCH, true
+}
+
+// landlockScopes is the ABI that can scope signals and abstract sockets (Linux 6.12).
+const landlockScopes = 6
+
+func landlockABI() (int, string) {
+	version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	switch {
+	case errno != 0:
+		return 0, "none: the kernel does not have it, or not enabled (boot with landlock among lsm=)"
+	case version < landlockScopes:
+		return int(version), fmt.Sprintf("ABI %d cannot scope signals and abstract sockets (Linux 6.12)", version)
+	}
+	return int(version), fmt.Sprintf("ABI %d; no signal and no connection to an abstract socket leaves a sandbox", version)
+}
+
+// smtState tells whether another tenant's thread may run on the same core at the same time.
+func smtState() (bool, string) {
+	text, err := os.ReadFile("/sys/devices/system/cpu/smt/active")
+	switch {
+	case err != nil:
+		return false, "not known"
+	case strings.TrimSpace(string(text)) == "0":
+		return true, "off: no two tenants share a core at the same time"
+	}
+	return false, "on: two tenants may share a core at the same time, and its caches (turn it off with nosmt, where side channels matter)"
+}
+
+func vulnerabilities() (bool, string) {
+	files, _ := filepath.Glob("/sys/devices/system/cpu/vulnerabilities/*")
+	if len(files) == 0 {
+		return false, "not known"
+	}
+	var open []string
+	for _, f := range files {
+		if text, err := os.ReadFile(f); err != nil || strings.HasPrefix(string(text), "Vulnerable") {
+			open = append(open, filepath.Base(f))
+		}
+	}
+	if len(open) > 0 {
+		return false, "not mitigated: " + strings.Join(open, ", ")
+	}
+	return true, fmt.Sprintf("all %d that the kernel knows are mitigated or do not apply", len(files))
 }

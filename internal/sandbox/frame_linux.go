@@ -16,6 +16,7 @@ const (
 	kindPing     = 1
 	kindExec     = 2
 	kindHold     = 3
+	kindProbe    = 4
 	kindStarting = 16
 	kindExited   = 17
 	kindPong     = 18
@@ -23,12 +24,14 @@ const (
 	flagTTY   = 1
 	flagMerge = 2
 
-	featureIDMap = 1
-	featureTime  = 2
+	featureIDMap    = 1
+	featureTime     = 2
+	featureLandlock = 4
 
 	headerSize  = 16
 	eventSize   = 16
 	verdictSize = 64
+	trialSize   = 32
 
 	maxRequest = 4 << 20
 )

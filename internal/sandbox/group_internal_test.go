@@ -32,7 +32,7 @@ func TestCgroupMountsAreRecognised(t *testing.T) {
 	want := fmt.Sprint([]cgroupMount{
 		{root: "/", point: "/sys/fs/cgroup/cpu,cpuacct", controllers: []string{"cpu", "cpuacct"}},
 		{root: "/docker/abc", point: "/sys/fs/cgroup/memory x", controllers: []string{"memory"}},
-		{unified: true, root: "/", point: "/sys/fs/cgroup/unified"},
+		{unified: true, root: "/", point: "/sys/fs/cgroup/unified", options: []string{"rw"}},
 	})
 	if got != want {
 		t.Errorf("%s", got)
@@ -54,7 +54,7 @@ func TestUnifiedCounters(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	g := group{[]hierarchy{{unified: true, controllers: []string{"memory", "pids", "cpu"}, base: base}}, ""}
+	g := group{hierarchies: []hierarchy{{unified: true, controllers: []string{"memory", "pids", "cpu"}, base: base}}, rel: ""}
 	if got := g.counters(); got != (counters{oomKills: 2, memory: 1024, peakMemory: 4096, cpu: 1500 * time.Microsecond, pids: 3}) {
 		t.Errorf("%+v", got)
 	}
@@ -133,7 +133,7 @@ func TestDelegationEmptiesTheGroup(t *testing.T) {
 	if err := os.Mkdir(own, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	g := group{[]hierarchy{{unified: true, base: own}}, ""}
+	g := group{hierarchies: []hierarchy{{unified: true, base: own}}, rel: ""}
 	cmd := exec.Command("bash", "-c", "echo 0 > "+own+"/cgroup.procs && echo ready && while :; do (:); done")
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -183,4 +183,61 @@ func TestPermissionStrings(t *testing.T) {
 			t.Errorf("%o: %s", mode, got)
 		}
 	}
+}
+
+func TestWithoutControllersNothingUntrustedRuns(t *testing.T) {
+	memory, pids := hierarchy{controllers: []string{"memory"}, base: "/m"}, hierarchy{controllers: []string{"pids"}, base: "/p"}
+	empty, whole := hierarchy{unified: true, base: "/u"}, hierarchy{unified: true, controllers: []string{"cpu", "memory", "pids"}, base: "/u"}
+	disks := hierarchy{controllers: []string{"blkio"}, base: "/b"}
+	for name, c := range map[string]struct {
+		found       []hierarchy
+		runs, loose bool // as it is; when the configuration allows it
+	}{
+		"none":                   {nil, false, false},
+		"only disks":             {[]hierarchy{disks}, false, false},
+		"v2 without controllers": {[]hierarchy{empty}, false, true},
+		"memory alone":           {[]hierarchy{memory}, false, true},
+		"pids alone":             {[]hierarchy{pids, empty}, false, true},
+		"v1":                     {[]hierarchy{memory, pids}, true, true},
+		"hybrid":                 {[]hierarchy{memory, pids, empty, disks}, true, true},
+		"v2":                     {[]hierarchy{whole}, true, true},
+	} {
+		for allowed, want := range map[bool]bool{false: c.runs, true: c.loose} {
+			r := &Runtime{cfg: Config{AllowUnconfined: allowed}}
+			if lacks := r.confineWith(c.found, errors.New("why")); (lacks == "") != want || lacks != "" && !strings.Contains(lacks, "why") {
+				t.Errorf("%s, allowed %v: %q", name, allowed, lacks)
+			}
+			for _, f := range r.Fences() {
+				if f.Name == "cgroup.memory" && f.InForce != (name == "memory alone" || c.runs) {
+					t.Errorf("%s: %+v", name, f)
+				}
+			}
+		}
+	}
+}
+
+// Where executions are moved between groups of v2, that must not wait for all processors.
+func TestMovesAreFavoured(t *testing.T) {
+	r := testRuntime(t)
+	for _, h := range r.hierarchies {
+		if !h.unified {
+			continue
+		}
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range parseCgroupMounts(string(mounts)) {
+			if m.unified && !slices.Contains(m.options, favourMoves) {
+				t.Errorf("the mount has the options %v", m.options)
+			}
+			for _, option := range h.mount.options {
+				if m.unified && !slices.Contains(m.options, option) {
+					t.Errorf("%s was lost: %v", option, m.options)
+				}
+			}
+		}
+		return
+	}
+	t.Skip("programs are in groups of v1 here")
 }

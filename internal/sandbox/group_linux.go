@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,15 +19,21 @@ import (
 )
 
 // group is one control group, as a directory at the same place of every hierarchy. A sandbox has one; below it are
-// "init" with the supervisor, and one for each execution, named "x-" and its id.
+// "init" with the supervisor, and one for each execution, named by a prefix and its id.
 type group struct {
 	hierarchies []hierarchy
 	rel         string
+	leaf        bool // nothing is below it
 }
+
+const (
+	groupOfExecution = "x-"
+	groupOfService   = "b-" // outlives its execution
+)
 
 func (g group) path(h hierarchy) string { return filepath.Join(h.base, g.rel) }
 func (g group) child(name string) group {
-	return group{g.hierarchies, filepath.Join(g.rel, name)}
+	return group{g.hierarchies, filepath.Join(g.rel, name), true}
 }
 
 // file finds a control file in the hierarchy that has the controller.
@@ -61,7 +68,9 @@ func (g group) make() error {
 func (g group) limit(l Limits) error {
 	for _, h := range g.hierarchies {
 		if h.unified {
-			if err := enableControllers(g.path(h), h.controllers); err != nil {
+			// Block devices are bounded for the sandbox as a whole.
+			below := slices.DeleteFunc(slices.Clone(h.controllers), func(c string) bool { return c == "io" })
+			if err := enableControllers(g.path(h), below); err != nil {
 				return fmt.Errorf("delegate controllers: %w", err)
 			}
 		}
@@ -143,23 +152,33 @@ func (g group) populated() (bool, error) {
 
 // pids lists the processes in the group and below it, by the first hierarchy.
 func (g group) pids() ([]int, error) {
-	var pids []int
 	if len(g.hierarchies) == 0 {
 		return nil, nil
 	}
-	err := filepath.WalkDir(g.path(g.hierarchies[0]), func(path string, d fs.DirEntry, err error) error {
+	top := g.path(g.hierarchies[0])
+	if g.leaf {
+		return pidsIn(top)
+	}
+	var pids []int
+	err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return ignoreGone(err)
 		}
-		text, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		for _, field := range strings.Fields(string(text)) {
-			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
-				pids = append(pids, pid)
-			}
-		}
-		return ignoreGone(err)
+		some, err := pidsIn(path)
+		pids = append(pids, some...)
+		return err
 	})
 	return pids, err
+}
+
+func pidsIn(path string) (pids []int, err error) {
+	text, err := readControl(filepath.Join(path, "cgroup.procs"))
+	for field := range strings.FieldsSeq(text) {
+		if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, ignoreGone(err)
 }
 
 func ignoreGone(err error) error {

@@ -129,6 +129,16 @@ func TestForbiddenCalls(t *testing.T) {
 	}
 }
 
+func TestSelfTestOnTheHostsImage(t *testing.T) {
+	r := newRuntime(t)
+	if err := r.SelfTest(t.Context(), realHost(t)); err != nil {
+		t.Error(err)
+	}
+	for _, f := range r.Fences() {
+		t.Logf("%-15s %-20s %-5v %s", f.Wall, f.Name, f.InForce, f.Detail)
+	}
+}
+
 func TestOtherArchitecturesCallsKill(t *testing.T) {
 	s := create(t, newRuntime(t))
 	for name, source := range map[string]string{

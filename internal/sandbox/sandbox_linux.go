@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -92,7 +93,7 @@ func (s *Sandbox) reopen(ctx context.Context) (err error) {
 		return err
 	}
 	for _, name := range s.group.children() {
-		if name == "init" {
+		if !strings.HasPrefix(name, groupOfExecution) {
 			continue
 		}
 		left := s.group.child(name)
@@ -104,6 +105,38 @@ func (s *Sandbox) reopen(ctx context.Context) (err error) {
 		return err
 	}
 	return s.openRoot()
+}
+
+// removeIdle takes away the groups of services that nothing runs in any more.
+func (s *Sandbox) removeIdle(ctx context.Context) error {
+	var errs []error
+	for _, name := range s.group.children() {
+		service, ok := strings.CutPrefix(name, groupOfService)
+		if !ok || s.busyWith(service) {
+			continue
+		}
+		left := s.group.child(name)
+		if alive, err := left.populated(); err == nil && !alive {
+			errs = append(errs, left.remove(ctx))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// busyWith says whether an execution of that id has a main process.
+func (s *Sandbox) busyWith(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.executions[id]
+	if e == nil {
+		return false
+	}
+	select {
+	case <-e.over:
+		return false
+	default:
+		return true
+	}
 }
 
 // ping asks the supervisor for a sign of life.

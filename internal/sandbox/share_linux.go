@@ -77,10 +77,10 @@ func GroupParent(parent string) (func(name string) Groups, error) {
 	if len(hierarchies) == 0 {
 		return nil, fmt.Errorf("no control groups can be made: mount them, or delegate a group to this service: %w", err)
 	}
-	if err := (group{hierarchies, ""}).boundTogether(); err != nil {
+	if err := (group{hierarchies: hierarchies}).boundTogether(); err != nil {
 		return nil, err
 	}
-	return func(name string) Groups { return Groups{group{hierarchies, name}} }, nil
+	return func(name string) Groups { return Groups{group{hierarchies: hierarchies, rel: name}} }, nil
 }
 
 // Make makes the groups and bounds what will be in them.

@@ -38,6 +38,8 @@ type Limits struct {
 	DiskInodes    int64   // default 65536
 	OpenFiles     int64   // RLIMIT_NOFILE; default 4096
 	FileSizeBytes int64   // RLIMIT_FSIZE; default DiskBytes
+	IOBytes       int64   // read from, and as much written to, each block device that the root lies on, in a second; 0 = not bounded
+	IOPS          int64   // the same in operations; 0 = not bounded
 }
 
 // ExecSpec is one program to run inside a sandbox.
@@ -98,9 +100,25 @@ type Usage struct {
 	PIDs        int64
 }
 
-// Fence is one wall of the containment table: what is in force on the running kernel, not what was configured.
+// Fence is one row of the containment table: what is in force on the running kernel, not what was configured.
 type Fence struct {
+	Wall    Wall
 	Name    string // "namespace.user", "seccomp", "cgroup.memory", …
 	InForce bool
-	Detail  string // what was found, or what is missing and what to do about it
+	Detail  string // what was found, what was tried, or what is missing and what to do about it
+	Note    bool   // tells about the machine: nothing that the containment rests on
 }
+
+// Wall is a part of the containment table.
+type Wall string
+
+// The parts, in the order of the table.
+const (
+	WallNamespaces Wall = "Namespaces"
+	WallPrivilege  Wall = "Privilege"
+	WallCalls      Wall = "System calls"
+	WallFiles      Wall = "Files"
+	WallResources  Wall = "Resource limits"
+	WallGroups     Wall = "Control groups"
+	WallMachine    Wall = "Machine"
+)

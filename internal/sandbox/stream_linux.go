@@ -13,38 +13,82 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// meter counts what the streams of one execution deliver together, and grants no more than the limit.
+type meter struct {
+	limit int64         // bytes; 0 = none
+	full  chan struct{} // closed when there was a byte beyond the limit
+
+	mu   sync.Mutex
+	used int64
+	over bool
+}
+
+func newMeter(limit int64) *meter { return &meter{limit: limit, full: make(chan struct{})} }
+
+// take grants as many of n bytes as the limit leaves.
+func (m *meter) take(n int) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	granted := n
+	if m.limit > 0 {
+		granted = int(min(int64(n), m.limit-m.used))
+	}
+	m.used += int64(granted)
+	if granted < n && !m.over {
+		m.over = true
+		close(m.full)
+	}
+	return granted
+}
+
+// read is what was granted so far, and whether there was more.
+func (m *meter) read() (used int64, over bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.used, m.over
+}
+
 // output is the node's end of a pipe or terminal that a program writes to. The poller of the Go runtime serves it, so a
 // silent program costs nothing; nothing is read ahead, so a program cannot fill the node's memory.
 type output struct {
 	terminal bool
+	meter    *meter
+	stop     chan struct{} // closed by end
 
 	mu    sync.Mutex // one Read at a time
 	file  *os.File
 	ended bool
-	left  int // bytes still to deliver after the end
+	left  int    // bytes of a pipe still to deliver after the end; they are counted already
+	rest  []byte // the same of a terminal, whose kernel buffer does not tell its size
 
-	over sync.Once
+	once sync.Once // stop
 }
 
-func newOutput(f *os.File, terminal bool) *output {
-	return &output{file: f, terminal: terminal}
+func newOutput(f *os.File, terminal bool, m *meter) *output {
+	return &output{file: f, terminal: terminal, meter: m, stop: make(chan struct{})}
 }
 
 // end is called when the execution has ended. A reader that waits is woken, takes what the kernel still holds, and
 // is done: another process that was given the other side cannot delay or lengthen that.
 func (o *output) end() {
-	o.over.Do(func() { _ = o.file.SetReadDeadline(time.Unix(1, 0)) })
+	o.once.Do(func() {
+		_ = o.file.SetReadDeadline(time.Unix(1, 0))
+		close(o.stop)
+	})
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.settle()
 }
 
 func (o *output) close() {
 	o.end()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.ended, o.left = true, 0
+	o.left, o.rest = 0, nil
 	_ = o.file.Close()
 }
 
-// terminalRest bounds what a terminal can still hold when its program has ended: the kernel's buffers are smaller.
+// terminalRest bounds what is taken of a terminal when its program has ended: the kernel's buffers are smaller.
 const terminalRest = 256 << 10
 
 func (o *output) Read(p []byte) (int, error) {
@@ -55,20 +99,28 @@ func (o *output) Read(p []byte) (int, error) {
 	}
 	if !o.ended {
 		n, err := o.file.Read(p)
-		if n > 0 || err == nil {
-			return n, nil
+		if n > 0 {
+			if n = o.meter.take(n); n > 0 {
+				return n, nil
+			}
+			// Beyond the limit nothing is read: the program waits for its end as it would for a slow reader.
+			<-o.stop
+			err = os.ErrDeadlineExceeded
+		}
+		if err == nil {
+			return 0, nil
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return 0, o.finish(err)
 		}
-		o.ended, o.left = true, o.held()
+		o.settle()
 	}
 	return o.drain(p)
 }
 
 // finish turns what ends a stream into io.EOF: a terminal without writers reads as EIO.
 func (o *output) finish(err error) error {
-	o.ended, o.left = true, 0
+	o.ended, o.left, o.rest = true, 0, nil
 	_ = o.file.Close()
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.EIO) || errors.Is(err, os.ErrClosed) {
 		return io.EOF
@@ -76,40 +128,67 @@ func (o *output) finish(err error) error {
 	return err
 }
 
-// held is how many bytes wait in the kernel.
-func (o *output) held() int {
+// settle decides, once, what is still delivered: what the kernel holds now, as far as the limit goes.
+func (o *output) settle() {
+	if o.ended {
+		return
+	}
+	o.ended = true
 	if o.terminal {
-		return terminalRest
+		part := make([]byte, 4096) // what the kernel gives at a time
+		for len(o.rest) < terminalRest {
+			got := o.now(part)
+			if len(got) == 0 {
+				break
+			}
+			o.rest = append(o.rest, got...)
+		}
+		o.rest = o.rest[:o.meter.take(len(o.rest))]
+		return
 	}
-	n := 0
+	held := 0
 	if raw, err := o.file.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+		_ = raw.Control(func(fd uintptr) { held, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
 	}
-	return n
+	o.left = o.meter.take(held)
 }
 
-// drain reads without waiting; the poller refuses to read after its deadline.
+// drain delivers what was settled.
 func (o *output) drain(p []byte) (int, error) {
-	n, err := 0, error(io.EOF)
-	if o.left > 0 {
-		raw, connErr := o.file.SyscallConn()
-		if connErr != nil {
-			return 0, o.finish(io.EOF)
-		}
-		_ = raw.Control(func(fd uintptr) {
-			for err = syscall.EINTR; errors.Is(err, syscall.EINTR); {
-				n, err = unix.Read(int(fd), p[:min(len(p), o.left)])
-			}
-		})
-	}
-	if n > 0 {
-		o.left -= n
+	if len(o.rest) > 0 {
+		n := copy(p, o.rest)
+		o.rest = o.rest[n:]
 		return n, nil
 	}
-	if err == nil || errors.Is(err, syscall.EAGAIN) {
-		err = io.EOF
+	if o.left > 0 {
+		if n := len(o.now(p[:min(len(p), o.left)])); n > 0 {
+			o.left -= n
+			return n, nil
+		}
 	}
-	return 0, o.finish(err)
+	return 0, o.finish(io.EOF)
+}
+
+// now fills p as far as that needs no waiting; the poller refuses to read after its deadline.
+func (o *output) now(p []byte) []byte {
+	got := 0
+	raw, err := o.file.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	_ = raw.Control(func(fd uintptr) {
+		for got < len(p) {
+			n, err := unix.Read(int(fd), p[got:])
+			if errors.Is(err, syscall.EINTR) {
+				continue
+			}
+			if n <= 0 {
+				return
+			}
+			got += n
+		}
+	})
+	return p[:got]
 }
 
 // stdin is the node's end of what a program reads. On a terminal it is shared with output, which closes it.

@@ -31,6 +31,9 @@ func (*Runtime) Fences() []Fence {
 	return []Fence{{Name: "sandbox", Detail: errUnsupported.Error()}}
 }
 
+// SelfTest fails.
+func (*Runtime) SelfTest(context.Context, Root) error { return errUnsupported }
+
 // Create fails.
 func (*Runtime) Create(context.Context, Spec) (*Sandbox, error) { return nil, errUnsupported }
 

@@ -194,6 +194,9 @@ static void supervise(void) {
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	errno = EINVAL;
 	check(getpid() == 1, "be process 1 of a pid namespace");
+	// Once for all: a node may ignore some, and what is ignored stays so across execve.
+	for (int n = 1; n < 65; n++)
+		if (n != SIGKILL && n != SIGSTOP) signal(n, SIG_DFL);
 	umask(0);
 	read_setup(&s);
 	// Groups first: everything that the kernel allocates from here on is charged to the sandbox.

@@ -22,9 +22,9 @@
 #define MAX_MOUNTS 128
 
 enum { CONTROL_FD = 3, LISTEN_FD = 4, FIRST_FD = 5 };
-enum { KIND_PING = 1, KIND_EXEC = 2, KIND_HOLD = 3, KIND_STARTING = 16, KIND_EXITED = 17, KIND_PONG = 18 };
+enum { KIND_PING = 1, KIND_EXEC = 2, KIND_HOLD = 3, KIND_PROBE = 4, KIND_STARTING = 16, KIND_EXITED = 17, KIND_PONG = 18 };
 enum { FLAG_TTY = 1, FLAG_MERGE = 2 };
-enum { FEATURE_IDMAP = 1, FEATURE_TIME = 2 };
+enum { FEATURE_IDMAP = 1, FEATURE_TIME = 2, FEATURE_LANDLOCK = 4 };
 
 // header starts each request; the descriptors travel with it.
 struct header {
@@ -44,6 +44,12 @@ struct verdict {
 	int32_t error; // errno, 0 = fine
 	uint32_t features;
 	char step[52];
+};
+
+// trial is how one attempt of a self-test ended: 0 = it got through.
+struct trial {
+	char name[28];
+	int32_t error;
 };
 
 // message reads a body of length-prefixed fields; a field out of bounds sets bad, and all later reads give nothing.
@@ -85,6 +91,7 @@ void build_root(struct setup *s);
 void drop_power(struct setup *s);
 void serve(struct setup *s) __attribute__((noreturn));
 void run_request(int connection, const struct header *h, int *fds, int pts) __attribute__((noreturn));
+void probe(char **argv) __attribute__((noreturn));
 int write_file(int dir, const char *path, const char *text);
 
 #endif

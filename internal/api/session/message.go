@@ -3,6 +3,7 @@ package session
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"sync"
 	"unicode/utf8"
 
@@ -14,6 +15,7 @@ const (
 	textOutOfMemory = "the allocation was OOM Killed"
 	textStopped     = "the allocation stopped as expected"
 	textFailed      = "Error executing the request"
+	textFlooded     = "the output limit of %d MB was reached"
 )
 
 type message struct {
@@ -24,10 +26,12 @@ type message struct {
 
 // usage is what an execution used, in the exit message of the subprotocol.
 type usage struct {
-	CPUTimeMS       int64 `json:"cpuTimeMs"`
-	WallTimeMS      int64 `json:"wallTimeMs"`
-	PeakMemoryBytes int64 `json:"peakMemoryBytes"`
-	OOMKilled       bool  `json:"oomKilled"`
+	CPUTimeMS       int64  `json:"cpuTimeMs"`
+	WallTimeMS      int64  `json:"wallTimeMs"`
+	PeakMemoryBytes int64  `json:"peakMemoryBytes"`
+	OOMKilled       bool   `json:"oomKilled"`
+	OutputBytes     int64  `json:"outputBytes"`
+	Verdict         string `json:"verdict,omitempty"`
 }
 
 func encode(m message) []byte {
@@ -44,7 +48,8 @@ func final(o execution.Outcome, extended bool) []byte {
 	case execution.Exited:
 		m := message{Type: "exit", Data: o.Code}
 		if extended && o.Usage != nil {
-			m.Usage = &usage{o.Usage.CPUTime.Milliseconds(), o.Usage.WallTime.Milliseconds(), o.Usage.PeakMemory, o.Usage.OOMKilled}
+			m.Usage = &usage{o.Usage.CPUTime.Milliseconds(), o.Usage.WallTime.Milliseconds(), o.Usage.PeakMemory, o.Usage.OOMKilled,
+				o.Usage.OutputBytes, o.Usage.Verdict}
 		}
 		return encode(m)
 	case execution.TimedOut:
@@ -53,6 +58,8 @@ func final(o execution.Outcome, extended bool) []byte {
 		return encode(message{Type: "error", Data: textOutOfMemory})
 	case execution.Stopped:
 		return encode(message{Type: "error", Data: textStopped})
+	case execution.Flooded:
+		return encode(message{Type: "error", Data: fmt.Sprintf(textFlooded, o.Limit>>20)})
 	case execution.Left:
 		return nil
 	}

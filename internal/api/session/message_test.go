@@ -43,12 +43,13 @@ func TestChunksOfTextSayTheSameAsTheWhole(t *testing.T) {
 
 func TestLastMessages(t *testing.T) {
 	for want, o := range map[string]execution.Outcome{
-		`{"type":"exit","data":0}`:                                     {Usage: &execution.Result{}},
-		`{"type":"exit","data":255}`:                                   {Code: 255},
-		`{"type":"timeout"}`:                                           {Kind: execution.TimedOut},
-		`{"type":"error","data":"the allocation was OOM Killed"}`:      {Kind: execution.OutOfMemory},
-		`{"type":"error","data":"the allocation stopped as expected"}`: {Kind: execution.Stopped},
-		`{"type":"error","data":"Error executing the request"}`:        {Kind: execution.Failed},
+		`{"type":"exit","data":0}`:                                         {Usage: &execution.Result{}},
+		`{"type":"exit","data":255}`:                                       {Code: 255},
+		`{"type":"timeout"}`:                                               {Kind: execution.TimedOut},
+		`{"type":"error","data":"the allocation was OOM Killed"}`:          {Kind: execution.OutOfMemory},
+		`{"type":"error","data":"the allocation stopped as expected"}`:     {Kind: execution.Stopped},
+		`{"type":"error","data":"Error executing the request"}`:            {Kind: execution.Failed},
+		`{"type":"error","data":"the output limit of 256 MB was reached"}`: {Kind: execution.Flooded, Limit: 256 << 20},
 		``: {Kind: execution.Left},
 	} {
 		if got := string(final(o, false)); got != want {

@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -158,7 +159,7 @@ func (c *Cluster) execRoutes(handle func(string, func(http.ResponseWriter, *http
 		return p
 	}
 	handle("GET "+base+"/execution/{id}", func(w http.ResponseWriter, r *http.Request) {
-		c.answer(w, map[string]any{"State": "exited", "ExitCode": 0, "CPUTimeNS": 5e6, "WallTimeNS": 7e6, "PeakMemoryBytes": 4096, "Signal": 9})
+		c.answer(w, map[string]any{"State": "exited", "ExitCode": 0, "CPUTimeNS": 5e6, "WallTimeNS": 7e6, "PeakMemoryBytes": 4096, "Signal": 9, "Verdict": "exit", "OutputBytes": 2})
 	})
 	handle("DELETE "+base+"/execution/{id}", func(w http.ResponseWriter, r *http.Request) {
 		if p := find(w, r); p != nil {
@@ -187,7 +188,12 @@ func (c *Cluster) exec(w http.ResponseWriter, r *http.Request) {
 		alloc: r.PathValue("alloc"), user: q.Get("rockpool_user"), tty: q.Get("tty") == "true", stdin: make(chan string, 64),
 		sizes: make(chan api.TerminalSize, 8), signals: make(chan string, 8), killed: make(chan struct{}), lost: make(chan struct{}),
 	}
-	_ = json.Unmarshal([]byte(q.Get("rockpool_env")), &p.env)
+	p.env = map[string]string{}
+	environ, _ := base64.RawURLEncoding.DecodeString(q.Get("rockpool_environ"))
+	for v := range strings.SplitSeq(string(environ), "\x00") {
+		name, value, _ := strings.Cut(v, "=")
+		p.env[name] = value
+	}
 	up := websocket.Upgrader{}
 	conn, err := up.Upgrade(w, r, nil)
 	if err != nil {

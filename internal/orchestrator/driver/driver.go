@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"slices"
 	"time"
 
 	"rockpool/internal/orchestrator/model"
@@ -169,6 +170,40 @@ type FileInfo struct {
 // this one. Tasks and executions handed out before are of no use afterwards.
 type Detacher interface {
 	Detach(ctx context.Context) error
+}
+
+// Fence is one row of a node's containment table: what is in force, not what was configured.
+type Fence struct {
+	Wall    string `json:"-"` // the part of the table
+	Name    string
+	InForce bool
+	Detail  string
+	Note    bool // tells about the machine: nothing that the containment rests on
+}
+
+// Fenced is implemented by drivers, and by what gives tasks their network, where they know which fences hold.
+type Fenced interface {
+	Fences() []Fence
+}
+
+// Fences is the table of all that are [Fenced], each row once, whoever shares it.
+func Fences(drivers iter.Seq[Driver], others ...any) []Fence {
+	for d := range drivers {
+		others = append(others, d)
+	}
+	var rows []Fence
+	for _, o := range others {
+		fenced, ok := o.(Fenced)
+		if !ok {
+			continue
+		}
+		for _, f := range fenced.Fences() {
+			if !slices.ContainsFunc(rows, func(had Fence) bool { return had.Name == f.Name }) {
+				rows = append(rows, f)
+			}
+		}
+	}
+	return rows
 }
 
 // Sweeper is implemented by drivers that can find what earlier processes left behind. Sweep destroys all of it but the

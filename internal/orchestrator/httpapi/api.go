@@ -18,6 +18,8 @@ import (
 // LocalNode is the node agent in this process.
 type LocalNode interface {
 	ID() string
+	// Fences is the containment table; empty where no driver isolates.
+	Fences() []driver.Fence
 	// Task is a running task. A fault of kind NotFound says that the allocation is unknown or the task does not run.
 	Task(allocID, task string) (driver.Task, error)
 	Exec(ctx context.Context, allocID, task string, spec driver.ExecSpec) (driver.Execution, error)
@@ -62,6 +64,7 @@ type API struct {
 	closing context.Context
 	close   context.CancelFunc
 	conns   tracker
+	execs   atomic.Int64 // executions that are carried now
 }
 
 // New builds the handler.

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"rockpool/internal/orchestrator/wire"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -17,6 +17,7 @@ import (
 	"rockpool/internal/ident"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/wire"
 )
 
 // clientTable is what the node of an allocation answers.
@@ -56,6 +57,29 @@ func (a *API) owner(allocID string) (LocalNode, *model.Allocation, error) {
 			allocID, al.NodeID)
 	}
 	return *n, al, nil
+}
+
+// wall is one part of the containment table.
+type wall struct {
+	Wall   string
+	Fences []driver.Fence
+}
+
+// fences is the containment table of this server's own node, in its order.
+func (a *API) fences(context.Context, auth.Identity, endpoint.None) ([]wall, error) {
+	n := a.local.Load()
+	if n == nil {
+		return nil, fault.New(fault.NotFound, "there is no node in this process: ask the process of the node")
+	}
+	walls := []wall{}
+	for _, f := range (*n).Fences() {
+		i := slices.IndexFunc(walls, func(w wall) bool { return w.Wall == f.Wall })
+		if i < 0 {
+			i, walls = len(walls), append(walls, wall{Wall: f.Wall})
+		}
+		walls[i].Fences = append(walls[i].Fences, f)
+	}
+	return walls, nil
 }
 
 // taskError gives the errors of drivers their kind.
@@ -98,6 +122,8 @@ type executionState struct {
 	CPUTimeNS       int64
 	WallTimeNS      int64
 	PeakMemoryBytes int64
+	Verdict         string
+	OutputBytes     int64
 }
 
 func (a *API) execution(_ context.Context, _ auth.Identity, r executionPath) (executionState, error) {
@@ -106,7 +132,8 @@ func (a *API) execution(_ context.Context, _ auth.Identity, r executionPath) (ex
 		return executionState{}, err
 	}
 	state, res, err := n.Execution(r.ID, r.Task, r.Exec)
-	return executionState{state, res.ExitCode, res.Signal, res.OOMKilled, int64(res.CPUTime), int64(res.WallTime), res.PeakMemory},
+	return executionState{state, res.ExitCode, res.Signal, res.OOMKilled, int64(res.CPUTime), int64(res.WallTime), res.PeakMemory, res.Verdict,
+			res.OutputBytes},
 		taskError(err, r.Task)
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -31,7 +32,66 @@ type execRequest struct {
 	Env       string        `query:"rockpool_env"`
 	Dir       string        `query:"rockpool_dir"`
 	User      string        `query:"rockpool_user"`
+	Environ   string        `query:"rockpool_environ"`
 	Split     endpoint.Flag `query:"rockpool_split"`
+	execLimits
+}
+
+// execLimits are what the node holds an execution to; 0 = no limit.
+type execLimits struct {
+	TimeLimit  int64         `query:"rockpool_time_limit_ms"`
+	CPULimit   int64         `query:"rockpool_cpu_limit_ms"`
+	Output     int64         `query:"rockpool_output_limit"` // bytes
+	Grace      int64         `query:"rockpool_grace_ms"`
+	Background endpoint.Flag `query:"rockpool_background"`
+}
+
+// into fills in a spec.
+func (l execLimits) into(spec *driver.ExecSpec) error {
+	spec.OutputLimit, spec.Background = l.Output, bool(l.Background)
+	if l.Output < 0 {
+		return fault.New(fault.Invalid, "rockpool_output_limit must not be negative")
+	}
+	for _, v := range []struct {
+		name string
+		ms   int64
+		to   *time.Duration
+	}{
+		{"rockpool_time_limit_ms", l.TimeLimit, &spec.TimeLimit}, {"rockpool_cpu_limit_ms", l.CPULimit, &spec.CPULimit}, {"rockpool_grace_ms", l.Grace, &spec.Grace},
+	} {
+		if v.ms < 0 || v.ms > math.MaxInt64/int64(time.Millisecond) {
+			return fault.New(fault.Invalid, "%s must be a number of milliseconds, and not negative", v.name)
+		}
+		*v.to = time.Duration(v.ms) * time.Millisecond
+	}
+	return nil
+}
+
+// environ takes the environment apart: first the variables of the JSON object, then those given as bytes.
+func (r execRequest) environ() ([]string, error) {
+	env := map[string]string{}
+	if err := json.Unmarshal([]byte(cmp.Or(r.Env, "{}")), &env); err != nil {
+		return nil, fault.New(fault.Invalid, "rockpool_env is not a JSON object of strings")
+	}
+	var list []string
+	for _, k := range slices.Sorted(maps.Keys(env)) {
+		list = append(list, k+"="+env[k])
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(r.Environ)
+	if err != nil || len(raw) > 0 && raw[len(raw)-1] != 0 {
+		return nil, fault.New(fault.Invalid, "rockpool_environ is not NAME=value, each ended by a NUL, in base64url without padding")
+	}
+	for v := range strings.SplitSeq(strings.TrimSuffix(string(raw), "\x00"), "\x00") {
+		if v != "" {
+			list = append(list, v)
+		}
+	}
+	for _, v := range list {
+		if i := strings.IndexByte(v, '='); i <= 0 || strings.IndexByte(v, 0) >= 0 {
+			return nil, fault.New(fault.Invalid, "a variable of the environment needs a name, and holds no NUL")
+		}
+	}
+	return list, nil
 }
 
 const (
@@ -68,7 +128,9 @@ func (a *API) exec(w http.ResponseWriter, r *http.Request, _ auth.Identity, req 
 		goodbye(conn, closeCode(err), fault.Public(err))
 		return nil
 	}
-	s := &execSession{conn: conn, run: run, out: make(chan []byte)}
+	a.execs.Add(1)
+	defer a.execs.Add(-1)
+	s := &execSession{conn: conn, run: run, out: make(chan []byte), alone: func() bool { return a.execs.Load() <= 1 }}
 	s.serve(ctx)
 	return nil
 }
@@ -103,12 +165,12 @@ func (a *API) startExec(ctx context.Context, conn *websocket.Conn, r *http.Reque
 			return nil, err
 		}
 		spec.ID, spec.Dir, spec.User, spec.SplitStderr = req.ExecID, req.Dir, req.User, bool(req.Split)
-		env := map[string]string{}
-		if err := json.Unmarshal([]byte(cmp.Or(req.Env, "{}")), &env); err != nil {
-			return nil, fault.New(fault.Invalid, "rockpool_env is not a JSON object of strings")
+		var err error
+		if spec.Env, err = req.environ(); err != nil {
+			return nil, err
 		}
-		for _, k := range slices.Sorted(maps.Keys(env)) {
-			spec.Env = append(spec.Env, k+"="+env[k])
+		if err := req.into(&spec); err != nil {
+			return nil, err
 		}
 	}
 	n, _, err := a.owner(req.ID)
@@ -154,6 +216,9 @@ type execSession struct {
 	conn *websocket.Conn
 	run  driver.Execution
 	out  chan []byte // frames for the writer
+
+	pace  pace
+	alone func() bool // no other execution is carried
 }
 
 // serve returns when the execution has ended and all goroutines have.
@@ -244,11 +309,25 @@ func (s *execSession) pump(ctx context.Context, stream string, r io.Reader) {
 			frame = append(append(append(frame, `{"`...), stream...), `":{"data":"`...)
 			frame = base64.StdEncoding.AppendEncode(frame, buf[:n])
 			s.send(ctx, append(frame, `"}}`...))
+			s.rest(ctx, s.pace.hold(n, s.alone(), time.Now()))
 		}
 		if err != nil {
 			s.send(ctx, []byte(`{"`+stream+`":{"close":true}}`))
 			return
 		}
+	}
+}
+
+// rest waits, unless there is nobody to wait for.
+func (s *execSession) rest(ctx context.Context, d time.Duration) {
+	if d == 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }
 

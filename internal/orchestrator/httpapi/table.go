@@ -44,6 +44,7 @@ func (a *API) table() endpoint.Table {
 		endpoint.Call("allocation.get", "GET", "/v1/allocation/{id}", read(auth.ReadJob), a.getAlloc),
 
 		endpoint.Call("node.list", "GET", "/v1/nodes", read(auth.NodeRead), a.listNodes),
+		endpoint.Call("node.fences", "GET", "/v1/nodes/self/fences", onNode(auth.NodeRead, 0), a.fences),
 		endpoint.Call("node.get", "GET", "/v1/node/{id}", read(auth.NodeRead), a.getNode),
 		endpoint.Call("node.allocations", "GET", "/v1/node/{id}/allocations", read(auth.NodeRead), a.listNodeAllocs),
 

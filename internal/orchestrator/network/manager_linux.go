@@ -18,6 +18,7 @@ import (
 	"rockpool/internal/fault"
 	"rockpool/internal/ident"
 	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/network/egress"
 )
 
@@ -32,7 +33,7 @@ type Manager struct {
 	leases   leases
 	plugins  *plugins
 	bridged  *bridged // nil = bridges are not offered
-	fences   []Fence
+	fences   []driver.Fence
 	reported map[string]bool // broken CNI configurations that the log has named
 
 	mu   sync.Mutex
@@ -107,7 +108,7 @@ func orOwn(ns string) string {
 }
 
 // offerBridge finds out whether the mode "bridge" can be offered, and says so in fences.
-func (m *Manager) offerBridge(all []*lease) []Fence {
+func (m *Manager) offerBridge(all []*lease) []driver.Fence {
 	p := newPool(m.cfg.Range)
 	fences, err := probe(m.cfg.Name, m.cfg.Range)
 	if err != nil {
@@ -115,7 +116,7 @@ func (m *Manager) offerBridge(all []*lease) []Fence {
 	}
 	b, err := m.openBridge(p, all)
 	if err != nil {
-		fences[0] = Fence{fences[0].Name, false, err.Error()}
+		fences[0] = driver.Fence{Wall: wall, Name: fences[0].Name, InForce: false, Detail: err.Error()}
 		return fences
 	}
 	m.bridged = b
@@ -212,7 +213,7 @@ func (m *Manager) Close() error {
 }
 
 // Fences say what is in force for the mode "bridge".
-func (m *Manager) Fences() []Fence { return m.fences }
+func (m *Manager) Fences() []driver.Fence { return m.fences }
 
 // Fingerprint are the attributes of a node with these networks.
 func (m *Manager) Fingerprint() map[string]string {

@@ -143,15 +143,9 @@ func mappings(ports []model.AllocatedPort) (all []mapping) {
 // mapping is one port of the node that leads to a runner, for TCP and UDP.
 type mapping struct{ Host, To uint16 }
 
-// Fence is one wall around a runner's network, as found on the running kernel.
-type Fence struct {
-	Name    string
-	InForce bool
-	Detail  string // what was found, or what is missing and what to do about it
-}
-
-// Names of the fences.
+// The fences, and the part of the containment table that they are in.
 const (
+	wall        = "Network"
 	FenceBridge = "network.bridge"
 	FenceRules  = "network.nftables"
 )

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"rockpool/internal/orchestrator/driver"
 )
 
 // Manager gives allocations their networks; this build has none.
@@ -23,7 +25,7 @@ func (*Manager) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 func (*Manager) Close() error { return nil }
 
 // Fences are none.
-func (*Manager) Fences() []Fence { return nil }
+func (*Manager) Fences() []driver.Fence { return nil }
 
 // Fingerprint is empty.
 func (*Manager) Fingerprint() map[string]string { return nil }

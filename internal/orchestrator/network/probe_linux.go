@@ -9,30 +9,32 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"rockpool/internal/orchestrator/driver"
 )
 
 // probe tries everything once in a namespace that is thrown away. The error repeats what the fences say.
-func probe(name string, r netip.Prefix) (fences []Fence, err error) {
-	bridge := Fence{FenceBridge, true, "ports that are isolated from each other, learn nothing and are sent nothing but their own"}
-	table := Fence{FenceRules, true, "source addresses, forbidden and allowed destinations, rates; all as sets of two tables"}
+func probe(name string, r netip.Prefix) (fences []driver.Fence, err error) {
+	bridge := driver.Fence{Wall: wall, Name: FenceBridge, InForce: true, Detail: "ports that are isolated from each other, learn nothing and are sent nothing but their own"}
+	table := driver.Fence{Wall: wall, Name: FenceRules, InForce: true, Detail: "source addresses, forbidden and allowed destinations, rates; all as sets of two tables"}
 	err = apart(func() error {
 		ns, err := newNS()
 		if err != nil {
-			bridge = Fence{FenceBridge, false, fmt.Sprintf("%v: run as root", err)}
-			table = Fence{FenceRules, false, bridge.Detail}
+			bridge = driver.Fence{Wall: wall, Name: FenceBridge, InForce: false, Detail: fmt.Sprintf("%v: run as root", err)}
+			table = driver.Fence{Wall: wall, Name: FenceRules, InForce: false, Detail: bridge.Detail}
 			return err
 		}
 		defer ns.Close()
 		a, b := probeBridge(ns, name, r), probeTable(ns, name, r)
 		if a != nil {
-			bridge = Fence{FenceBridge, false, a.Error() + ": the kernel needs CONFIG_BRIDGE and CONFIG_VETH"}
+			bridge = driver.Fence{Wall: wall, Name: FenceBridge, InForce: false, Detail: a.Error() + ": the kernel needs CONFIG_BRIDGE and CONFIG_VETH"}
 		}
 		if b != nil {
-			table = Fence{FenceRules, false, b.Error() + ": the kernel needs nf_tables with the inet and bridge families, connection tracking, NAT and limits"}
+			table = driver.Fence{Wall: wall, Name: FenceRules, InForce: false, Detail: b.Error() + ": the kernel needs nf_tables with the inet and bridge families, connection tracking, NAT and limits"}
 		}
 		return errors.Join(a, b)
 	})
-	return []Fence{bridge, table}, err
+	return []driver.Fence{bridge, table}, err
 }
 
 func probeBridge(ns *os.File, name string, r netip.Prefix) error {

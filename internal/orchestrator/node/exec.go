@@ -15,6 +15,11 @@ import (
 // ID is the node's id.
 func (a *Agent) ID() string { return a.identity.ID }
 
+// Fences is the containment table of the node.
+func (a *Agent) Fences() []driver.Fence {
+	return driver.Fences(slices.Values(a.cfg.Drivers), a.cfg.Networks)
+}
+
 // Task finds a running task.
 func (a *Agent) Task(allocID, task string) (driver.Task, error) {
 	_, handle, err := a.running(allocID, task)

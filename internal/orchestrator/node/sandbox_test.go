@@ -61,6 +61,26 @@ func sandboxAlloc(id string) *model.Allocation {
 	return a
 }
 
+// A job can ask for a fence: the table is in the node's own attributes.
+func TestFencesAreAttributesOfTheNode(t *testing.T) {
+	s := newServer()
+	withRuntime(t, t.TempDir(), s, node.Remove, func(a *node.Agent) {
+		<-a.Registered()
+		s.mu.Lock()
+		attributes := s.node.Attributes
+		s.mu.Unlock()
+		rows := a.Fences()
+		for _, f := range rows {
+			if got := attributes["sandbox.fence."+f.Name]; got != fmt.Sprint(f.InForce) {
+				t.Errorf("%s is %v, the attribute says %q", f.Name, f.InForce, got)
+			}
+		}
+		if len(rows) < 20 || attributes["sandbox.fence.seccomp"] != "true" {
+			t.Errorf("%d rows, %v", len(rows), attributes)
+		}
+	})
+}
+
 func TestSandboxesSurviveTheAgent(t *testing.T) {
 	dir, s := t.TempDir(), newServer()
 	s.place(sandboxAlloc("stays"), sandboxAlloc("purged"))

@@ -27,6 +27,7 @@ type server struct {
 	latest     map[string]model.AllocUpdate
 	reports    [][]model.AllocUpdate
 	registered int
+	node       *model.Node // as last registered
 	beats      int
 	unknown    bool          // does not know the node until it registers again
 	failing    int           // reports to refuse
@@ -41,9 +42,10 @@ func newServer() *server {
 
 var errUnknownNode = fault.New(fault.NotFound, "unknown node")
 
-func (s *server) Register(context.Context, *model.Node) (model.NodeLease, error) {
+func (s *server) Register(_ context.Context, n *model.Node) (model.NodeLease, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.node = n
 	s.registered++
 	s.unknown = false
 	s.index++

@@ -21,6 +21,8 @@ type Spec struct {
 	Privileged  bool
 	TTY         bool
 	SplitStderr bool
+	TimeLimit   time.Duration // after which the node kills it, whatever became of the gateway; 0 = none
+	OutputLimit int64         // bytes of stdout and stderr together, likewise; 0 = none
 }
 
 // Stdio is what a program is connected to.
@@ -38,7 +40,13 @@ type Result struct {
 	CPUTime    time.Duration
 	WallTime   time.Duration
 	PeakMemory int64 // bytes
+	// Verdict is the node's own word on what ended the program; VerdictOutput is acted on, the others are passed on.
+	Verdict     string
+	OutputBytes int64
 }
+
+// VerdictOutput is that of a program that wrote more than it may.
+const VerdictOutput = "output limit"
 
 // ErrNotOffered says that the cluster has no such operation.
 var ErrNotOffered = errors.New("the cluster does not offer this")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"time"
 
 	"rockpool/internal/fault"
@@ -21,6 +22,7 @@ const (
 	TimedOut         // time limit, or the runner's inactivity
 	OutOfMemory      // the whole container was killed
 	Stopped          // the runner was removed on request, or stopped normally
+	Flooded          // the program wrote more than it may
 	Left             // the client closed
 	Failed           // everything else; the reason is in the log
 )
@@ -29,6 +31,8 @@ const (
 type Outcome struct {
 	Kind Kind
 	Code int
+	// Limit is what a program that Flooded may write, in bytes.
+	Limit int64
 	// Usage is filled where it was asked for and the cluster knows it.
 	Usage *Result
 	Err   error // the reason of Failed, for the log
@@ -44,6 +48,7 @@ var (
 	ErrGone        = errors.New("the runner's allocation failed or is lost")
 	ErrClientLeft  = errors.New("the client closed the connection")
 	ErrShutdown    = errors.New("the gateway stops")
+	ErrOutputLimit = errors.New("the execution wrote more than it may")
 )
 
 // quit is what the QUIT key of a terminal sends.
@@ -54,6 +59,7 @@ const (
 	Grace    = 3 * time.Second  // between QUIT and the kill
 	killTime = 10 * time.Second // for the kill itself
 	oomTime  = time.Second      // an exit code 128 waits for the news that the container was out of memory
+	nodeTime = 5 * time.Second  // that the node's own time limit lies behind ours and the grace
 )
 
 // Client is the other side of an execution.
@@ -68,6 +74,7 @@ type Client struct {
 type Engine struct {
 	Executor    Executor
 	SplitStderr bool
+	OutputLimit int64 // bytes of stdout and stderr together; 0 = none
 	// Native says that Result, Signal and Kill work.
 	Native func() bool
 	// Tasks are the executions whose clients have their verdict already.
@@ -84,16 +91,23 @@ type ended struct {
 func (e *Engine) Run(ctx context.Context, at Place, id string, req Request, c Client, discard func(error)) Outcome {
 	ctx, cancel := limit(ctx, req.TimeLimit)
 	defer cancel()
+	ctx, flood := context.WithCancelCause(ctx)
+	defer flood(nil)
 	// The exec outlives the verdict by the grace period.
 	execCtx, stopExec := context.WithCancel(context.WithoutCancel(ctx))
 	result := make(chan ended, 1)
-	stdout, stderr := &valve{ctx: ctx.Done(), to: c.Stdout}, &valve{ctx: ctx.Done(), to: c.Stderr}
+	flow := &flow{limit: e.OutputLimit, over: func() { flood(ErrOutputLimit) }}
+	stdout, stderr := &valve{ctx: ctx.Done(), flow: flow, to: c.Stdout}, &valve{ctx: ctx.Done(), flow: flow, to: c.Stderr}
 	env := map[string]string{}
 	for k, v := range req.Env {
 		env[k] = v
 	}
 	env["CODEOCEAN"] = "true"
-	spec := Spec{ID: id, Command: req.Command, Env: env, Privileged: req.Privileged, TTY: req.TTY, SplitStderr: e.SplitStderr || !req.TTY}
+	spec := Spec{ID: id, Command: req.Command, Env: env, Privileged: req.Privileged, TTY: req.TTY, SplitStderr: e.SplitStderr || !req.TTY,
+		OutputLimit: e.OutputLimit}
+	if req.TimeLimit != 0 {
+		spec.TimeLimit = max(req.TimeLimit, 0) + Grace + nodeTime
+	}
 	started := e.Tasks.Go(func() {
 		var r ended
 		r.err = lifecycle.Guard(func() (err error) {
@@ -110,7 +124,7 @@ func (e *Engine) Run(ctx context.Context, at Place, id string, req Request, c Cl
 	select {
 	case r := <-result:
 		stopExec()
-		return e.judge(ctx, at, id, c, r)
+		return e.judge(ctx, at, id, c, r, flow.full())
 	case <-ctx.Done():
 	}
 	cause := context.Cause(ctx)
@@ -126,7 +140,7 @@ func (e *Engine) Run(ctx context.Context, at Place, id string, req Request, c Cl
 	}) {
 		stopExec()
 	}
-	return verdict(cause)
+	return e.verdict(cause)
 }
 
 func limit(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
@@ -136,8 +150,10 @@ func limit(ctx context.Context, d time.Duration) (context.Context, context.Cance
 	return context.WithTimeoutCause(ctx, max(d, 0), ErrTimeLimit)
 }
 
-func verdict(cause error) Outcome {
+func (e *Engine) verdict(cause error) Outcome {
 	switch {
+	case errors.Is(cause, ErrOutputLimit):
+		return Outcome{Kind: Flooded, Limit: e.OutputLimit}
 	case errors.Is(cause, ErrTimeLimit), errors.Is(cause, ErrInactive):
 		return Outcome{Kind: TimedOut}
 	case errors.Is(cause, ErrDeleted), errors.Is(cause, ErrCompleted):
@@ -150,15 +166,15 @@ func verdict(cause error) Outcome {
 	return Outcome{Kind: Failed, Err: cause}
 }
 
-// judge turns what the exec returned into an outcome.
-func (e *Engine) judge(ctx context.Context, at Place, id string, c Client, r ended) Outcome {
+// judge turns what the exec returned into an outcome. full says that all came that a program may write: the node then knows whether there was more.
+func (e *Engine) judge(ctx context.Context, at Place, id string, c Client, r ended, full bool) Outcome {
 	if r.err != nil && ctx.Err() != nil {
-		return verdict(context.Cause(ctx))
+		return e.verdict(context.Cause(ctx))
 	}
 	if r.err != nil {
 		// The runner's end and the end of its exec are told on different ways: give the reason a moment.
 		if cause := waitCause(ctx, oomTime/2); cause != nil {
-			return verdict(cause)
+			return e.verdict(cause)
 		}
 		if res, err := e.result(ctx, at, id); err == nil && !res.Killed && !res.OOMKilled {
 			return Outcome{Kind: Exited, Code: res.ExitCode, Usage: &res}
@@ -166,11 +182,20 @@ func (e *Engine) judge(ctx context.Context, at Place, id string, c Client, r end
 		return Outcome{Kind: Failed, Err: r.err}
 	}
 	out := Outcome{Kind: Exited, Code: r.code & 0xff}
-	if r.code != 128 && !c.Usage {
+	if r.code != 128 && !c.Usage && !full {
 		return out
 	}
-	if res, err := e.result(ctx, at, id); err == nil {
+	res, err := e.result(ctx, at, id)
+	if err == nil {
 		out.Usage = &res
+	}
+	if full && e.Native() {
+		if err != nil { // cut-off output must never look complete
+			return Outcome{Kind: Failed, Err: err}
+		}
+		if res.Verdict == VerdictOutput {
+			return Outcome{Kind: Flooded, Limit: e.OutputLimit, Usage: &res}
+		}
 	}
 	if r.code == 128 {
 		if out.Usage != nil && out.Usage.OOMKilled {
@@ -261,8 +286,9 @@ func (e *Engine) kill(ctx context.Context, at Place, id string) error {
 
 // valve lets output through until ctx ends; from then on it swallows it, so that the exec can end.
 type valve struct {
-	ctx <-chan struct{}
-	to  io.Writer
+	ctx  <-chan struct{}
+	flow *flow
+	to   io.Writer
 }
 
 func (v *valve) Write(p []byte) (int, error) {
@@ -271,8 +297,39 @@ func (v *valve) Write(p []byte) (int, error) {
 		return len(p), nil
 	default:
 	}
-	if _, err := v.to.Write(p); err != nil {
+	if _, err := v.to.Write(p[:v.flow.take(len(p))]); err != nil {
 		return len(p), nil // the reader notices a lost client; the program's pipe must not fill up meanwhile
 	}
 	return len(p), nil
+}
+
+// flow counts the output of both streams. A cluster of our own ends a program that writes too much by itself; on any other this is what notices.
+type flow struct {
+	limit int64 // bytes; 0 = none
+	over  func()
+
+	mu   sync.Mutex
+	used int64
+}
+
+// take grants as many of n bytes as the limit leaves.
+func (f *flow) take(n int) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	granted := n
+	if f.limit > 0 {
+		granted = int(min(int64(n), f.limit-f.used))
+	}
+	f.used += int64(granted)
+	if granted < n {
+		f.over()
+	}
+	return granted
+}
+
+// full says that nothing more may come.
+func (f *flow) full() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.limit > 0 && f.used >= f.limit
 }

@@ -146,6 +146,60 @@ func TestHowExecutionsEnd(t *testing.T) {
 	}
 }
 
+// Output that was cut off is never taken for complete, whoever has cut it.
+func TestTheOutputLimit(t *testing.T) {
+	const limit = 8
+	for _, c := range []struct {
+		name     string
+		output   string
+		result   execution.Result
+		failing  error
+		foreign  bool
+		want     execution.Kind
+		wantCode int
+	}{
+		{name: "less", output: "1234567", want: execution.Exited},
+		{name: "all of it, said the node", output: "12345678", result: execution.Result{Verdict: "exit"}, want: execution.Exited},
+		{name: "the node cut it off", output: "12345678", result: execution.Result{Verdict: execution.VerdictOutput}, want: execution.Flooded},
+		{name: "the node cannot be asked", output: "12345678", failing: errors.New("broken"), want: execution.Failed},
+		{name: "elsewhere, as much as it may", output: "12345678", foreign: true, want: execution.Exited},
+		{name: "elsewhere, more", output: "123456789", foreign: true, want: execution.Flooded},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var spec execution.Spec
+				p := &program{killed: make(chan struct{}), result: c.result, failing: c.failing}
+				p.run = func(ctx context.Context, s execution.Spec, stdio execution.Stdio) (int, error) {
+					spec = s
+					_, _ = stdio.Stdout.Write([]byte(c.output[:3]))
+					_, _ = stdio.Stderr.Write([]byte(c.output[3:]))
+					if len(c.output) > limit {
+						<-ctx.Done()
+					}
+					return 0, ctx.Err()
+				}
+				var tasks lifecycle.Tasks
+				var out bytes.Buffer
+				e := &execution.Engine{Executor: p, OutputLimit: limit, Native: func() bool { return !c.foreign }, Tasks: &tasks}
+				got := e.Run(t.Context(), execution.Place{}, "x", execution.Request{TTY: true, TimeLimit: time.Minute},
+					execution.Client{Stdin: nullio.NewStdin(0), Stdout: &out, Stderr: &out}, func(error) {})
+				if err := tasks.Wait(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if got.Kind != c.want || got.Code != 0 || c.want == execution.Flooded && got.Limit != limit {
+					t.Errorf("%+v", got)
+				}
+				if want := c.output[:min(limit, len(c.output))]; out.String() != want {
+					t.Errorf("delivered %q, want %q", out.String(), want)
+				}
+				if spec.OutputLimit != limit || spec.TimeLimit <= time.Minute+execution.Grace {
+					t.Errorf("the node is told %+v", spec)
+				}
+			})
+		})
+	}
+}
+
 func TestNoOutputAfterTheVerdict(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &program{killed: make(chan struct{})}

@@ -90,7 +90,7 @@ func (d *Driver) Fingerprint(context.Context) model.DriverInfo {
 	var missing []string
 	for _, f := range d.core.cfg.Runtime.Fences() {
 		info.Attributes["sandbox.fence."+f.Name] = fmt.Sprint(f.InForce)
-		if !f.InForce {
+		if !f.InForce && !f.Note {
 			missing = append(missing, f.Name)
 		}
 	}
@@ -98,6 +98,15 @@ func (d *Driver) Fingerprint(context.Context) model.DriverInfo {
 		info.HealthDescription = "Healthy; not in force on this kernel: " + strings.Join(missing, ", ")
 	}
 	return info
+}
+
+// Fences is the containment table of the node's sandboxes.
+func (d *Driver) Fences() []driver.Fence {
+	var rows []driver.Fence
+	for _, f := range d.core.cfg.Runtime.Fences() {
+		rows = append(rows, driver.Fence{Wall: string(f.Wall), Name: f.Name, InForce: f.InForce, Detail: f.Detail, Note: f.Note})
+	}
+	return rows
 }
 
 // Validate checks a task's driver configuration.

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"rockpool/internal/ident"
 	"rockpool/internal/image"
@@ -153,5 +154,52 @@ func filesOfASandbox(t *testing.T, d driver.Driver, runtime string) {
 	<-e.Done()
 	if string(out) != "user /home/user\n/tmp\n" {
 		t.Errorf("a user sees %q", out)
+	}
+}
+
+// Limits go down to the sandbox, verdicts come back up.
+func TestLimitsOfARealExecution(t *testing.T) {
+	d := opener(t)(t)
+	cfg := driver.TaskConfig{ID: ident.New() + ".task.1", StateDir: t.TempDir(), DiskMB: 32, Task: &model.Task{Name: "task",
+		Config: map[string]any{"image": "host", "command": "sleep", "args": []any{"infinity"}}}}
+	task, err := d.Start(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := d.Cleanup(context.Background(), cfg.ID); err != nil {
+			t.Error(err)
+		}
+	}()
+	for want, spec := range map[sandbox.Verdict]driver.ExecSpec{
+		sandbox.VerdictExit:   {Argv: []string{"echo", "1234567"}},
+		sandbox.VerdictTime:   {Argv: []string{"sh", "-c", "echo 1234567; trap '' QUIT; sleep 1000; sleep 1000"}, TimeLimit: 200 * time.Millisecond, Grace: 50 * time.Millisecond},
+		sandbox.VerdictCPU:    {Argv: []string{"sh", "-c", "echo 1234567; while :; do :; done"}, CPULimit: 50 * time.Millisecond},
+		sandbox.VerdictOutput: {Argv: []string{"cat", "/dev/zero"}, OutputLimit: 8},
+	} {
+		spec.ID = ident.New()
+		e, err := task.Exec(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, _ := io.ReadAll(e.Stdout())
+		_, _ = io.ReadAll(e.Stderr())
+		<-e.Done()
+		if r, err := e.Result(); err != nil || r.Verdict != string(want) || r.OutputBytes != 8 || len(out) != 8 {
+			t.Errorf("%s: %+v %v, %d bytes", want, r, err, len(out))
+		}
+	}
+	service := driver.ExecSpec{ID: "service", Argv: []string{"sh", "-c", "(setsid sleep 4321 >/dev/null 2>&1 &)"}, Background: true}
+	for _, spec := range []driver.ExecSpec{service, {ID: "look", Argv: []string{"sh", "-c", "pidof sleep || grep -lz 4321 /proc/[0-9]*/cmdline"}}} {
+		e, err := task.Exec(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, _ := io.ReadAll(e.Stdout())
+		_, _ = io.ReadAll(e.Stderr())
+		<-e.Done()
+		if spec.ID == "look" && len(out) == 0 {
+			t.Error("the service did not outlive its execution")
+		}
 	}
 }

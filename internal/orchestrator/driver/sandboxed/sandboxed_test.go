@@ -62,7 +62,7 @@ func (r *fakeRuntime) Attach(ctx context.Context, id string) (sandboxed.Sandbox,
 func (r *fakeRuntime) List() ([]string, error)                     { return r.machine.Tasks(), nil }
 func (r *fakeRuntime) Remove(ctx context.Context, id string) error { return r.machine.Cleanup(ctx, id) }
 func (r *fakeRuntime) Fences() []sandbox.Fence {
-	return []sandbox.Fence{{Name: "seccomp", InForce: true}, {Name: "network", InForce: false}}
+	return []sandbox.Fence{{Name: "seccomp", InForce: true}, {Name: "network", InForce: false}, {Name: "cpu.smt", Note: true}}
 }
 
 func (r *fakeRuntime) Names() []string { return nil }
@@ -272,7 +272,7 @@ func TestWhatSandboxesDoNotOfferIsRefused(t *testing.T) {
 func TestFencesAreAttributes(t *testing.T) {
 	info := docker(newFake()).Fingerprint(t.Context())
 	if info.Attributes["sandbox.fence.seccomp"] != "true" || info.Attributes["sandbox.fence.network"] != "false" ||
-		!strings.Contains(info.HealthDescription, "network") {
+		!strings.Contains(info.HealthDescription, "network") || strings.Contains(info.HealthDescription, "smt") {
 		t.Errorf("%+v", info)
 	}
 }

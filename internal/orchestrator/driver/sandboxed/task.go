@@ -211,7 +211,8 @@ func (t *task) Exec(ctx context.Context, spec driver.ExecSpec) (driver.Execution
 	}
 	env := slices.Concat(t.accounts.environment(ctx, t.sandbox.Files(), spec.User), t.env, spec.Env)
 	e, err := t.sandbox.Exec(ctx, sandbox.ExecSpec{ID: spec.ID, Argv: spec.Argv, Env: env, Dir: spec.Dir, User: spec.User, TTY: spec.TTY,
-		Width: spec.Width, Height: spec.Height, MergeStderr: spec.TTY && !spec.SplitStderr})
+		Width: spec.Width, Height: spec.Height, MergeStderr: spec.TTY && !spec.SplitStderr,
+		TimeLimit: spec.TimeLimit, CPULimit: spec.CPULimit, OutputLimit: spec.OutputLimit, Grace: spec.Grace, Background: spec.Background})
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: %w", spec.Argv[0], err)
 	}
@@ -234,6 +235,6 @@ func (e execution) Result() (driver.ExecResult, error) {
 	if err != nil {
 		return driver.ExecResult{}, err
 	}
-	return driver.ExecResult{ExitCode: r.ExitCode, Signal: r.Signal, OOMKilled: r.OOMKilled, CPUTime: r.CPUTime, WallTime: r.WallTime,
-		PeakMemory: r.PeakMemory}, nil
+	return driver.ExecResult{Verdict: string(r.Verdict), ExitCode: r.ExitCode, Signal: r.Signal, OOMKilled: r.OOMKilled, CPUTime: r.CPUTime,
+		WallTime: r.WallTime, PeakMemory: r.PeakMemory, OutputBytes: r.OutputBytes}, nil
 }
