@@ -278,19 +278,12 @@ func (m *Manager) watch(ctx context.Context) {
 
 // repair puts the tables back if they have gone.
 func (m *Manager) repair() {
-	b := m.bridged
-	b.making.Lock()
-	defer b.making.Unlock()
-	if !b.installed {
-		return
-	}
-	ok, err := b.firewall.intact()
-	if err == nil && !ok {
-		m.log.Error("somebody has removed the tables of nftables that keep runners in: they are installed again. Flush by table, not the whole ruleset")
-		err = b.firewall.install(b.firewall.current())
+	gone, err := m.bridged.firewall.repair()
+	if gone {
+		m.log.Error("somebody has removed the rules of nftables that keep runners in, and they were installed again: change tables of your own, not the whole ruleset")
 	}
 	if err != nil {
-		m.log.WithError(err).Error("the tables of nftables that keep runners in could not be looked at or installed")
+		m.log.WithError(err).Error("the rules of nftables that keep runners in could not be installed again")
 	}
 }
 
@@ -476,7 +469,12 @@ func (m *Manager) attachBridge(l *lease, t terms) error {
 	if err := errors.Join(b.links.settle(a), b.links.limit(a, t.mbit)); err != nil {
 		return err
 	}
-	if err := b.firewall.add(m.member(l, t)); err != nil {
+	err = b.firewall.add(m.member(l, t))
+	if errors.Is(err, unix.ENOENT) { // the tables have gone this moment
+		m.repair()
+		err = b.firewall.add(m.member(l, t))
+	}
+	if err != nil {
 		return err
 	}
 	b.mu.Lock()
