@@ -275,6 +275,20 @@ func TestFlushedTablesComeBack(t *testing.T) {
 	check(t, m.Detach(t.Context(), "one"))
 }
 
+func TestABridgeThatSomebodyRemoved(t *testing.T) {
+	w := newWorld(t)
+	m := w.manager()
+	w.attach(m, "one", Request{})
+	check(t, m.bridged.links.remove("rptest0"))
+	_, err := m.Attach(t.Context(), "two", Request{Mode: ModeBridge})
+	if err == nil {
+		t.Fatal("a runner is connected to nothing")
+	}
+	if r := w.attach(m, "two", Request{}); r.reaches("203.0.113.10:80") != nil {
+		t.Error("the next runner has no network")
+	}
+}
+
 func TestBandwidth(t *testing.T) {
 	w := newWorld(t)
 	m := w.manager()

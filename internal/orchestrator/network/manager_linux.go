@@ -223,6 +223,9 @@ func (m *Manager) Fingerprint() map[string]string {
 	if m.bridged != nil {
 		attr["network."+ModeBridge] = "1"
 		attr["unique.network.ip-address"] = m.bridged.address
+		if now, err := m.bridged.links.address(); err == nil && now != "" { // it may change
+			attr["unique.network.ip-address"] = now
+		}
 	}
 	names, broken := m.plugins.names()
 	for _, n := range names {
@@ -464,6 +467,9 @@ func (m *Manager) attachBridge(l *lease, t terms) error {
 		}
 		return b.links.furnish(a, t.mbit)
 	}); err != nil {
+		b.making.Lock()
+		clear(b.bridges) // somebody may have removed one: the next runner looks again
+		b.making.Unlock()
 		return err
 	}
 	if err := errors.Join(b.links.settle(a), b.links.limit(a, t.mbit)); err != nil {
