@@ -290,7 +290,7 @@ func TestForgedFramesAreDropped(t *testing.T) {
 			return err
 		}
 		defer h.Close()
-		list, err := h.NeighList(0, unix.AF_INET)
+		list, err := listing(func() ([]netlink.Neigh, error) { return h.NeighList(0, unix.AF_INET) })
 		if err != nil {
 			return err
 		}

@@ -64,8 +64,9 @@ type firewall struct {
 	mu       sync.Mutex
 	conn     *nftables.Conn
 	ids      uint32
-	policies map[string]*allowList // by the policy's text
-	members  map[netip.Addr]member
+	policies map[string]*allowList              // by the policy's text
+	members  map[netip.Addr]member              // nil = the tables are not installed
+	written  map[*nftables.Table]map[string]int // rules by chain, of the chains that are there for good
 }
 
 // allowList is a chain, with the sets of the addresses that names stood for.
@@ -106,25 +107,50 @@ var (
 func (f *firewall) install(members map[netip.Addr]member) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.policies, f.members = map[string]*allowList{}, map[netip.Addr]member{}
+	return f.build(members)
+}
+
+// build does that. After an error all is as before. The caller holds mu.
+func (f *firewall) build(members map[netip.Addr]member) error {
+	policies, before, written := f.policies, f.members, f.written
+	f.policies, f.members, f.written = map[string]*allowList{}, map[netip.Addr]member{}, map[*nftables.Table]map[string]int{f.inet: {}, f.bridge: {}}
 	for _, t := range []*nftables.Table{f.inet, f.bridge} { // removing asks for its being there
 		f.conn.AddTable(t)
 		f.conn.DelTable(t)
 		f.conn.AddTable(t)
 	}
-	if err := errors.Join(f.guard(), f.filter(), f.translate()); err != nil {
-		return err
-	}
+	errs := []error{f.guard(), f.filter(), f.translate()}
 	for _, m := range members {
-		if err := f.admit(m); err != nil {
-			return err
-		}
+		errs = append(errs, f.admit(m))
 	}
-	if err := f.conn.Flush(); err != nil {
-		f.policies, f.members = nil, nil
+	if err := errors.Join(append(errs, f.conn.Flush())...); err != nil {
+		f.policies, f.members, f.written = policies, before, written
 		return fmt.Errorf("install the tables %q of nftables: %w", f.name, err)
 	}
 	return nil
+}
+
+// repair installs the tables again if somebody has removed or emptied them, and reports whether that was so.
+func (f *firewall) repair() (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.members == nil || f.intact() {
+		return false, nil
+	}
+	return true, f.build(f.members)
+}
+
+// intact reports whether all chains have as many rules as were written. The caller holds mu.
+func (f *firewall) intact() bool {
+	for t, chains := range f.written {
+		for name, n := range chains {
+			rules, err := f.conn.GetRules(t, &nftables.Chain{Table: t, Name: name})
+			if err != nil || len(rules) != n {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // guard is the table of the bridge: a port sends IPv4 with its own addresses and nothing else. Nobody inside needs ARP, both sides know each other.
@@ -135,7 +161,7 @@ func (f *firewall) guard() error {
 	}
 	c := f.conn.AddChain(&nftables.Chain{Table: f.bridge, Name: "prerouting", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(-300), Policy: policyRef(nftables.ChainPolicyAccept)})
-	r := rules{f.conn, c}
+	r := f.rules(c)
 	r.add(metaCmp(expr.MetaKeyIIFNAME, expr.CmpOpNeq, []byte(f.name+"v")), verdict(expr.VerdictAccept))
 	r.add(metaCmp(expr.MetaKeyPROTOCOL, expr.CmpOpNeq, be16(unix.ETH_P_IP)), verdict(expr.VerdictDrop))
 	r.add(exprs(
@@ -176,7 +202,7 @@ func (f *firewall) filter() error {
 		return err
 	}
 	chain := func(name string) rules {
-		return rules{f.conn, f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: name})}
+		return f.rules(f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: name}))
 	}
 	public := chain(chainPublic)
 	public.add(verdict(expr.VerdictAccept))
@@ -218,19 +244,19 @@ func (f *firewall) filter() error {
 	node.add(asked, metaCmp(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{unix.IPPROTO_TCP}), dport(53), verdict(expr.VerdictAccept))
 	node.add(reject())
 
-	forward := rules{f.conn, f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: "forward", Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: policyRef(nftables.ChainPolicyAccept)})}
+	forward := f.rules(f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: "forward", Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: policyRef(nftables.ChainPolicyAccept)}))
 	forward.add(metaCmp(expr.MetaKeyIIFNAME, expr.CmpOpEq, []byte(f.name)), jump(chainRunners))
 	forward.add(metaCmp(expr.MetaKeyOIFNAME, expr.CmpOpEq, []byte(f.name)), jump(chainToRunner))
-	input := rules{f.conn, f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: "input", Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Policy: policyRef(nftables.ChainPolicyAccept)})}
+	input := f.rules(f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: "input", Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Policy: policyRef(nftables.ChainPolicyAccept)}))
 	input.add(metaCmp(expr.MetaKeyIIFNAME, expr.CmpOpEq, []byte(f.name)), jump(chainNode))
 	return nil
 }
 
 // translate maps ports of the node, for whoever is no runner, and hides runners behind the node's address.
 func (f *firewall) translate() error {
-	mapped := rules{f.conn, f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: chainMapped})}
+	mapped := f.rules(f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: chainMapped}))
 	mapped.add(metaCmp(expr.MetaKeyNFPROTO, expr.CmpOpEq, []byte{unix.NFPROTO_IPV4}), exprs(
 		&expr.Fib{Register: reg(0), FlagDADDR: true, ResultADDRTYPE: true},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: native32(unix.RTN_LOCAL)},
@@ -239,18 +265,18 @@ func (f *firewall) translate() error {
 		&expr.Lookup{SourceRegister: reg(0), DestRegister: reg(4), IsDestRegSet: true, SetName: mapPorts},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg(4), RegProtoMin: reg(5), Specified: true},
 	))
-	prerouting := rules{f.conn, f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: "prerouting", Type: nftables.ChainTypeNAT,
-		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest})}
+	prerouting := f.rules(f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: "prerouting", Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest}))
 	prerouting.add(metaCmp(expr.MetaKeyIIFNAME, expr.CmpOpEq, []byte(f.name)), verdict(expr.VerdictReturn))
 	prerouting.add(jump(chainMapped))
-	output := rules{f.conn, f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: "output", Type: nftables.ChainTypeNAT,
-		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest})}
+	output := f.rules(f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: "output", Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest}))
 	// A packet from 127.0.0.1 cannot leave by the bridge, and letting it would open the loopback interface to runners.
 	output.add(metaCmp(expr.MetaKeyNFPROTO, expr.CmpOpEq, []byte{unix.NFPROTO_IPV4}),
 		within(daddr(reg(0)), netip.MustParsePrefix("127.0.0.0/8"), expr.CmpOpEq), verdict(expr.VerdictReturn))
 	output.add(jump(chainMapped))
-	postrouting := rules{f.conn, f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: "postrouting", Type: nftables.ChainTypeNAT,
-		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})}
+	postrouting := f.rules(f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: "postrouting", Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource}))
 	postrouting.add(metaCmp(expr.MetaKeyNFPROTO, expr.CmpOpEq, []byte{unix.NFPROTO_IPV4}), within(saddr(reg(0)), f.ranges, expr.CmpOpEq),
 		metaCmp(expr.MetaKeyOIFNAME, expr.CmpOpNeq, []byte(f.name)), exprs(&expr.Masq{}))
 	return nil
@@ -316,7 +342,7 @@ func (f *firewall) list(p egress.Policy) (*allowList, error) {
 			return nil, err
 		}
 	}
-	r := rules{f.conn, f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: l.chain})}
+	r := rules{conn: f.conn, chain: f.conn.AddChain(&nftables.Chain{Table: f.inet, Name: l.chain})}
 	for _, rule := range p.Rules {
 		if rule.Name != "" {
 			continue
@@ -394,8 +420,10 @@ func (f *firewall) remove(a netip.Addr) error {
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("take %s out of the tables of nftables: %w", a, err)
 	}
-	// Where something is missing, somebody else has emptied the tables; the watch puts them back as they should be.
 	delete(f.members, a)
+	if err != nil { // something is missing, and the transaction was no transaction: somebody else has been at the tables
+		return f.build(f.members)
+	}
 	if l != nil {
 		if l.members--; l.members == 0 {
 			delete(f.policies, key)
@@ -464,37 +492,6 @@ func (f *firewall) learn(p egress.Policy, rules []egress.Rule, addrs []netip.Add
 	return nil
 }
 
-// intact reports whether both tables are still there.
-func (f *firewall) intact() (bool, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	found := 0
-	for _, t := range []*nftables.Table{f.inet, f.bridge} {
-		chains, err := f.conn.ListChainsOfTableFamily(t.Family)
-		if err != nil {
-			return false, fmt.Errorf("list chains of nftables: %w", err)
-		}
-		for _, c := range chains {
-			if c.Table.Name == f.name {
-				found++
-				break
-			}
-		}
-	}
-	return found == 2, nil
-}
-
-// current are the members as they should be.
-func (f *firewall) current() map[netip.Addr]member {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	all := make(map[netip.Addr]member, len(f.members))
-	for a, m := range f.members {
-		all[a] = m
-	}
-	return all
-}
-
 // uninstall removes the tables.
 func (f *firewall) uninstall() error {
 	f.mu.Lock()
@@ -503,7 +500,7 @@ func (f *firewall) uninstall() error {
 		f.conn.AddTable(t)
 		f.conn.DelTable(t)
 	}
-	f.policies, f.members = nil, nil
+	f.policies, f.members, f.written = nil, nil, nil
 	if err := f.conn.Flush(); err != nil {
 		return fmt.Errorf("remove the tables %q of nftables: %w", f.name, err)
 	}
@@ -529,11 +526,17 @@ func (f *firewall) strangers() (dropping []string) {
 
 // rules adds rules to one chain.
 type rules struct {
-	conn  *nftables.Conn
-	chain *nftables.Chain
+	conn    *nftables.Conn
+	chain   *nftables.Chain
+	written map[string]int // nil = not counted
 }
 
+func (f *firewall) rules(c *nftables.Chain) rules { return rules{f.conn, c, f.written[c.Table]} }
+
 func (r rules) add(parts ...[]expr.Any) {
+	if r.written != nil {
+		r.written[r.chain.Name]++
+	}
 	r.conn.AddRule(&nftables.Rule{Table: r.chain.Table, Chain: r.chain, Exprs: match(parts...)})
 }
 

@@ -32,7 +32,7 @@ func (w *world) traces() (all []string) {
 			return err
 		}
 		defer h.Close()
-		links, err := h.LinkList()
+		links, err := listing(h.LinkList)
 		if err != nil {
 			return err
 		}
@@ -41,7 +41,7 @@ func (w *world) traces() (all []string) {
 				all = append(all, "interface "+l.Attrs().Name)
 			}
 		}
-		neighbours, err := h.NeighList(0, unix.AF_INET)
+		neighbours, err := listing(func() ([]netlink.Neigh, error) { return h.NeighList(0, unix.AF_INET) })
 		if err != nil {
 			return err
 		}
@@ -235,25 +235,58 @@ func TestFlushedTablesComeBack(t *testing.T) {
 	w := newWorld(t)
 	m := w.manager()
 	r := w.attach(m, "one", Request{})
-	in(t, w.node, func() error {
-		c, err := nftables.New()
-		if err != nil {
-			return err
+	for name, spoil := range map[string]func(*nftables.Conn){
+		"the whole ruleset": func(c *nftables.Conn) { c.FlushRuleset() },
+		"one table":         func(c *nftables.Conn) { c.DelTable(c.AddTable(m.bridged.firewall.bridge)) },
+		"the addresses alone": func(c *nftables.Conn) {
+			for _, set := range must[[]*nftables.Set](t)(c.GetSets(m.bridged.firewall.bridge)) {
+				c.FlushSet(set)
+			}
+		},
+		"the rules alone": func(c *nftables.Conn) { c.FlushTable(c.AddTable(m.bridged.firewall.inet)) },
+	} {
+		flush := func() {
+			in(t, w.node, func() error {
+				c, err := nftables.New()
+				if err != nil {
+					return err
+				}
+				spoil(c)
+				return c.Flush()
+			})
 		}
-		c.FlushRuleset()
-		return c.Flush()
-	})
+		flush()
+		if name != "the addresses alone" { // which cuts off who has one, and is noticed with the next change
+			eventually(t, func() bool { return r.reaches("203.0.113.10:80") == nil && r.reaches(nodeAddress+":4646") != nil })
+			flush()
+		}
+		check(t, m.Detach(t.Context(), "late"))
+		late := w.attach(m, "late", Request{})
+		eventually(t, func() bool { return late.reaches(nodeAddress+":4646") != nil })
+		if err := late.reaches("203.0.113.10:80"); err != nil {
+			t.Errorf("%s: one that came meanwhile: %v", name, err)
+		}
+	}
 	eventually(t, func() bool {
-		ok, err := m.bridged.firewall.intact()
-		return err == nil && ok
+		m.bridged.firewall.mu.Lock()
+		defer m.bridged.firewall.mu.Unlock()
+		return m.bridged.firewall.intact()
 	})
-	if err := r.reaches("203.0.113.10:80"); err != nil {
-		t.Errorf("a runner from before does not reach what it may: %v", err)
-	}
-	if r.reaches(nodeAddress+":4646") == nil {
-		t.Error("a runner from before reaches the node")
-	}
 	check(t, m.Detach(t.Context(), "one"))
+}
+
+func TestABridgeThatSomebodyRemoved(t *testing.T) {
+	w := newWorld(t)
+	m := w.manager()
+	w.attach(m, "one", Request{})
+	check(t, m.bridged.links.remove("rptest0"))
+	_, err := m.Attach(t.Context(), "two", Request{Mode: ModeBridge})
+	if err == nil {
+		t.Fatal("a runner is connected to nothing")
+	}
+	if r := w.attach(m, "two", Request{}); r.reaches("203.0.113.10:80") != nil {
+		t.Error("the next runner has no network")
+	}
 }
 
 func TestBandwidth(t *testing.T) {

@@ -58,6 +58,16 @@ func gone(err error) bool {
 	return errors.As(err, &missing) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH)
 }
 
+// listing asks for a list until nothing changed while it was made.
+func listing[T any](list func() (T, error)) (all T, err error) {
+	for range 20 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+	}
+	return all, err
+}
+
 // bridge makes bridge n, or finds it as an earlier process left it.
 func (l *links) bridge(n int) (index int, err error) {
 	name := l.bridgeName(n)
@@ -303,7 +313,9 @@ func (l *links) forget(a netip.Addr) error {
 		}
 		filters = append(filters, f)
 	}
-	_, err := l.h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filters...)
+	_, err := listing(func() (uint, error) {
+		return l.h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filters...)
+	})
 	if err != nil {
 		return fmt.Errorf("forget the connections of %s: %w", a, err)
 	}
@@ -312,7 +324,7 @@ func (l *links) forget(a netip.Addr) error {
 
 // mine lists what carries our name: bridges by number, and the other interfaces.
 func (l *links) mine() (bridges map[int]netlink.Link, ports []netlink.Link, err error) {
-	all, err := l.h.LinkList()
+	all, err := listing(l.h.LinkList)
 	if err != nil {
 		return nil, nil, fmt.Errorf("list interfaces: %w", err)
 	}

@@ -224,6 +224,9 @@ func (m *Manager) Fingerprint() map[string]string {
 	if m.bridged != nil {
 		attr["network."+ModeBridge] = "1"
 		attr["unique.network.ip-address"] = m.bridged.address
+		if now, err := m.bridged.links.address(); err == nil && now != "" { // it may change
+			attr["unique.network.ip-address"] = now
+		}
 	}
 	names, broken := m.plugins.names()
 	for _, n := range names {
@@ -279,19 +282,12 @@ func (m *Manager) watch(ctx context.Context) {
 
 // repair puts the tables back if they have gone.
 func (m *Manager) repair() {
-	b := m.bridged
-	b.making.Lock()
-	defer b.making.Unlock()
-	if !b.installed {
-		return
-	}
-	ok, err := b.firewall.intact()
-	if err == nil && !ok {
-		m.log.Error("somebody has removed the tables of nftables that keep runners in: they are installed again. Flush by table, not the whole ruleset")
-		err = b.firewall.install(b.firewall.current())
+	gone, err := m.bridged.firewall.repair()
+	if gone {
+		m.log.Error("somebody has removed the rules of nftables that keep runners in, and they were installed again: change tables of your own, not the whole ruleset")
 	}
 	if err != nil {
-		m.log.WithError(err).Error("the tables of nftables that keep runners in could not be looked at or installed")
+		m.log.WithError(err).Error("the rules of nftables that keep runners in could not be installed again")
 	}
 }
 
@@ -472,12 +468,20 @@ func (m *Manager) attachBridge(l *lease, t terms) error {
 		}
 		return b.links.furnish(a, t.mbit)
 	}); err != nil {
+		b.making.Lock()
+		clear(b.bridges) // somebody may have removed one: the next runner looks again
+		b.making.Unlock()
 		return err
 	}
 	if err := errors.Join(b.links.settle(a), b.links.limit(a, t.mbit)); err != nil {
 		return err
 	}
-	if err := b.firewall.add(m.member(l, t)); err != nil {
+	err = b.firewall.add(m.member(l, t))
+	if errors.Is(err, unix.ENOENT) { // the tables have gone this moment
+		m.repair()
+		err = b.firewall.add(m.member(l, t))
+	}
+	if err != nil {
 		return err
 	}
 	b.mu.Lock()

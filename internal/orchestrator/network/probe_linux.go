@@ -95,7 +95,9 @@ func (l *links) free(r netip.Prefix) error {
 		}
 		mine[br.Attrs().Index] = true
 	}
-	routes, err := l.h.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, err := listing(func() ([]netlink.Route, error) {
+		return l.h.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
@@ -126,7 +128,7 @@ func (l *links) address() (string, error) {
 	if routes, err := l.h.RouteGet(net.ParseIP(anywhere)); err == nil && len(routes) > 0 && routes[0].Src != nil {
 		return routes[0].Src.String(), nil
 	}
-	all, err := l.h.AddrList(nil, unix.AF_INET)
+	all, err := listing(func() ([]netlink.Addr, error) { return l.h.AddrList(nil, unix.AF_INET) })
 	if err != nil {
 		return "", fmt.Errorf("list addresses: %w", err)
 	}
