@@ -142,6 +142,9 @@ var homes = map[string][]string{
 	"github.com/hashicorp/go-memdb":               {"internal/orchestrator/state"},
 	"github.com/influxdata/influxdb-client-go/v2": {"internal/metrics/influx"},
 	"github.com/NVIDIA/go-nvml":                   {"internal/orchestrator/device/nvidia"},
+	"github.com/google/go-containerregistry":      {"internal/image"},
+	"github.com/docker/cli":                       {"internal/image"},
+	"github.com/klauspost/compress":               {"internal/image"},
 	"github.com/spf13/cobra":                      {"cmd"},
 }
 

@@ -14,6 +14,7 @@ import (
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/consensus"
 	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/httpapi"
 	"rockpool/internal/orchestrator/node"
 )
 
@@ -44,6 +45,7 @@ type AgentConfig struct {
 
 // ImageConfig says where a node gets images and how long it keeps them.
 type ImageConfig struct {
+	LocalDirs   []string // directories that images on the node may be taken from
 	Mirrors     []string // registry=mirror
 	PlainHTTP   []string // registries without TLS
 	Credentials string   // a Docker config file; "" = that of the user
@@ -66,8 +68,10 @@ func DefaultNetwork() NetworkConfig {
 
 // walls are the drivers that a node isolates with.
 type walls struct {
-	drivers []driver.Driver
-	close   func() error
+	drivers  []driver.Driver
+	images   httpapi.Images      // of this node
+	services []lifecycle.Service // that run as long as the node
+	close    func() error
 }
 
 // Agent is a server and a node in one process, which meet on the agent's own HTTP API.
@@ -133,6 +137,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.server.SetLocalNode(a.node)
+	a.server.SetImages(a.walls.images)
 	return a, nil
 }
 
@@ -148,9 +153,11 @@ const stopGrace = 30 * time.Second
 // Run serves until ctx ends. The node stops first, while the API still takes its last reports.
 func (a *Agent) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, a.close()) }()
-	return lifecycle.Run(ctx,
-		lifecycle.Service{Name: "server", Run: a.server.Run, Grace: stopGrace},
-		lifecycle.Service{Name: "orchestrator api", Run: a.serve},
+	services := append([]lifecycle.Service{
+		{Name: "server", Run: a.server.Run, Grace: stopGrace},
+		{Name: "orchestrator api", Run: a.serve},
+	}, a.walls.services...)
+	return lifecycle.Run(ctx, append(services,
 		lifecycle.Service{Name: "node", Run: a.runNode, Grace: stopGrace},
 		lifecycle.Service{Name: "readiness", Run: func(ctx context.Context) error {
 			select {
@@ -161,7 +168,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			<-ctx.Done()
 			return nil
 		}},
-	)
+	)...)
 }
 
 func (a *Agent) runNode(ctx context.Context) error {

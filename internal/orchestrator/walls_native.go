@@ -12,6 +12,7 @@ import (
 
 	"rockpool/internal/ident"
 	"rockpool/internal/image"
+	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/driver/sandboxed"
 	"rockpool/internal/sandbox"
@@ -30,7 +31,10 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 			err = errors.Join(err, runtime.Close())
 		}
 	}()
-	images, err := image.NewStore(filepath.Join(cfg.DataDir, "images"))
+	images, err := image.New(image.Config{
+		Dir: filepath.Join(cfg.DataDir, "images"), LocalDirs: cfg.Images.LocalDirs, Mirrors: cfg.Images.Mirrors, PlainHTTP: cfg.Images.PlainHTTP,
+		Credentials: cfg.Images.Credentials, MaxBytes: cfg.Images.MaxBytes, MaxAge: cfg.Images.MaxAge, InUse: runtime.Lowers, Log: cfg.Log,
+	})
 	if err != nil {
 		return walls{}, err
 	}
@@ -41,7 +45,9 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 	return walls{
 		drivers: sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Images: images},
 			sandboxed.Name, sandboxed.NameDocker, sandboxed.NameExec),
-		close: runtime.Close,
+		images:   images,
+		services: []lifecycle.Service{{Name: "images", Run: images.Run}},
+		close:    runtime.Close,
 	}, nil
 }
 
@@ -50,11 +56,11 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 func selfTest(runtime *sandbox.Runtime, images *image.Store) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	root, err := images.Resolve(ctx, image.Host)
+	host, err := images.Acquire(ctx, image.Host, image.Options{})
 	if err != nil {
 		return err
 	}
-	s, err := runtime.Create(ctx, sandbox.Spec{ID: "self-test-" + ident.New(), Root: root})
+	s, err := runtime.Create(ctx, sandbox.Spec{ID: "self-test-" + ident.New(), Root: host.Root})
 	if err != nil {
 		return err
 	}

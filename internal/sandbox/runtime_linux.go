@@ -154,6 +154,26 @@ func (r *Runtime) List() ([]string, error) {
 	return ids, nil
 }
 
+// Lowers lists the lower directories that sandboxes stand on, those of earlier processes too. A directory may occur more than once.
+func (r *Runtime) Lowers() ([]string, error) {
+	ids, err := r.List()
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, id := range ids {
+		s, err := r.readState(id)
+		switch {
+		case errors.Is(err, ErrUnknown): // removed since, or not yet begun
+		case err != nil:
+			return nil, fmt.Errorf("sandbox %s: %w", id, err)
+		default:
+			all = append(all, s.Spec.Root.Lower...)
+		}
+	}
+	return all, nil
+}
+
 // reserve registers an id and gives it the lowest free slot.
 func (r *Runtime) reserve(id string) (int, error) {
 	r.mu.Lock()

@@ -189,9 +189,6 @@ func (p *pass) infeasible(n *model.Node, g *model.TaskGroup) string {
 		if !ok || !d.Detected || !d.Healthy {
 			return "missing drivers"
 		}
-		if image, asked := t.Config["image"].(string); asked && !offers(d, image) {
-			return fmt.Sprintf("driver %s offers no image %q", t.Driver, image)
-		}
 		sets = append(sets, t.Constraints)
 	}
 	for _, nw := range g.Networks {
@@ -222,12 +219,6 @@ func (p *pass) infeasible(n *model.Node, g *model.TaskGroup) string {
 		}
 	}
 	return ""
-}
-
-// offers reports whether a driver can provide an image. One that does not list its images in the attribute "images", separated by commas, takes any.
-func offers(d model.DriverInfo, image string) bool {
-	list, limited := d.Attributes["images"]
-	return !limited || slices.Contains(strings.Split(list, ","), image)
 }
 
 // alive yields the job's allocations that are there or will be: those that stay, and those this pass placed.

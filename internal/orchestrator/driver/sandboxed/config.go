@@ -23,6 +23,8 @@ type config struct {
 	openFiles     int64
 	fileSizeBytes int64
 	cpuHardLimit  bool
+	forcePull     bool
+	credentials   *image.Credentials
 }
 
 // keys are what a configuration may hold. Those that set nothing are accepted because nothing follows from them here.
@@ -49,7 +51,8 @@ var keys = map[string]func(c *config, v any) error{
 	"pids_limit":        func(c *config, v any) error { return positive(&c.pids, v) },
 	"cpu_hard_limit":    func(c *config, v any) error { return flag(&c.cpuHardLimit, v) },
 	"ulimit":            ulimits,
-	"force_pull":        func(_ *config, v any) error { return flag(new(bool), v) }, // images are pinned by digest
+	"force_pull":        func(c *config, v any) error { return flag(&c.forcePull, v) },
+	"auth":              credentials,
 	"labels":            func(*config, any) error { return nil },
 }
 
@@ -97,6 +100,9 @@ func (c *config) complete(name string, raw map[string]any) error {
 	case c.image == "":
 		c.image = image.Host
 	}
+	if _, err := image.Parse(c.image); err != nil {
+		return fault.Wrap(fault.Invalid, err, "driver %s: config key %q: %s", name, "image", fault.Public(err))
+	}
 	if onlyWaits(c.argv) {
 		c.argv = nil
 	}
@@ -143,19 +149,12 @@ func arguments(c *config, v any) error {
 	return errors.New("a list of strings is wanted")
 }
 
-// ulimits takes a block, which arrives as a map or as a list with one in it.
 func ulimits(c *config, v any) error {
-	if list, ok := v.([]any); ok && len(list) == 1 {
-		v = list[0]
+	values, err := block(v)
+	if err != nil {
+		return err
 	}
-	if list, ok := v.([]map[string]any); ok && len(list) == 1 {
-		v = list[0]
-	}
-	block, ok := v.(map[string]any)
-	if !ok {
-		return errors.New("a block is wanted")
-	}
-	for k, v := range block {
+	for k, v := range values {
 		var into *int64
 		switch k {
 		case "nofile":
@@ -173,6 +172,47 @@ func ulimits(c *config, v any) error {
 		if err := positive(into, v); err != nil {
 			return fmt.Errorf("%s: %w", k, err)
 		}
+	}
+	return nil
+}
+
+// block is what a block arrives as: a map, or a list with one in it.
+func block(v any) (map[string]any, error) {
+	if list, ok := v.([]any); ok && len(list) == 1 {
+		v = list[0]
+	}
+	if list, ok := v.([]map[string]any); ok && len(list) == 1 {
+		v = list[0]
+	}
+	m, ok := v.(map[string]any)
+	if !ok {
+		return nil, errors.New("a block is wanted")
+	}
+	return m, nil
+}
+
+// credentials takes what a registry asks for. No error repeats a value.
+func credentials(c *config, v any) error {
+	values, err := block(v)
+	if err != nil {
+		return err
+	}
+	c.credentials = &image.Credentials{}
+	for k, v := range values {
+		s, ok := v.(string)
+		switch {
+		case !ok:
+			return fmt.Errorf("%s is not a string", k)
+		case k == "username":
+			c.credentials.Username = s
+		case k == "password":
+			c.credentials.Password = s
+		case k != "email" && k != "server_address": // the image's reference says where they are shown
+			return fmt.Errorf("%q is not known; allowed are username, password, email, server_address", k)
+		}
+	}
+	if *c.credentials == (image.Credentials{}) {
+		c.credentials = nil
 	}
 	return nil
 }

@@ -30,6 +30,7 @@ type fakeRuntime struct {
 	mu    sync.Mutex
 	specs map[string]sandbox.Spec
 	execs []sandbox.ExecSpec
+	asked []image.Options
 }
 
 func newFake() *fakeRuntime {
@@ -65,13 +66,14 @@ func (r *fakeRuntime) Fences() []sandbox.Fence {
 	return []sandbox.Fence{{Name: "seccomp", InForce: true}, {Name: "network", InForce: false}}
 }
 
-func (r *fakeRuntime) Names() []string { return nil }
-
-func (r *fakeRuntime) Resolve(_ context.Context, ref string) (sandbox.Root, error) {
+func (r *fakeRuntime) Acquire(_ context.Context, ref string, o image.Options) (*image.Image, error) {
+	r.mu.Lock()
+	r.asked = append(r.asked, o)
+	r.mu.Unlock()
 	if ref == "solaris" {
-		return sandbox.Root{}, image.ErrUnsupported
+		return nil, fault.New(fault.Invalid, "image solaris: it is not made for this node")
 	}
-	return sandbox.Root{Lower: []string{"/images/" + ref}, WorkDir: "/workspace"}, nil
+	return &image.Image{Root: sandbox.Root{Lower: []string{"/images/" + ref}, WorkDir: "/workspace"}}, nil
 }
 
 type fakeSandbox struct {

@@ -23,6 +23,7 @@ type task struct {
 	cfg      driver.TaskConfig
 	env      []string // of executions: the task's own, without what describes the placement
 	sandbox  Sandbox
+	release  func()    // of the image; a task that was taken back has none: its sandbox itself keeps the image
 	main     Execution // nil when the command only waits
 	accounts accounts
 	done     chan struct{}
@@ -36,7 +37,7 @@ type task struct {
 }
 
 func newTask(cfg driver.TaskConfig, s Sandbox) *task {
-	t := &task{cfg: cfg, sandbox: s, done: make(chan struct{}), letGo: make(chan struct{})}
+	t := &task{cfg: cfg, sandbox: s, release: func() {}, done: make(chan struct{}), letGo: make(chan struct{})}
 	for k, v := range cfg.Env {
 		if !strings.HasPrefix(k, "NOMAD_") {
 			t.env = append(t.env, k+"="+v)
@@ -158,6 +159,7 @@ func (t *task) destroy(ctx context.Context, signal int) error {
 	if err := t.sandbox.Destroy(ctx); err != nil {
 		return fmt.Errorf("destroy sandbox: %w", err)
 	}
+	t.release()
 	select {
 	case <-t.done:
 	case <-t.letGo:
