@@ -3,7 +3,6 @@ package image_test
 import (
 	"archive/tar"
 	"bytes"
-	"context"
 	"io"
 	"log"
 	"net/http"
@@ -29,10 +28,7 @@ import (
 	"rockpool/internal/image"
 )
 
-// entries is a layer's archive in the making.
-type entries []tar.Header
-
-// file is a regular file; its content travels in Xattrs' place, PAXRecords.
+// file is a regular file; archiveOf takes its content from Linkname.
 func file(name, content string) tar.Header {
 	return tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(content)), Linkname: content}
 }
@@ -160,6 +156,7 @@ func (d *depot) count(what string) int {
 // push stores an image or an index under a name, and returns the reference and the digest.
 func (d *depot) push(t testing.TB, repository string, what remote.Taggable) (ref string, digest string) {
 	t.Helper()
+	d.behave(nil)
 	ref = d.host + "/" + repository
 	parsed, err := name.ParseReference(ref, name.Insecure)
 	if err != nil {
@@ -234,7 +231,9 @@ func debris(t testing.TB, dir string) (left []string) {
 }
 
 // raw is a layer of given bytes that says of itself what it is told to say.
-func raw(content []byte, mediaType types.MediaType) v1.Layer { return static.NewLayer(content, mediaType) }
+func raw(content []byte, mediaType types.MediaType) v1.Layer {
+	return static.NewLayer(content, mediaType)
+}
 
 func read(t testing.TB, path string) string {
 	t.Helper()
@@ -244,5 +243,3 @@ func read(t testing.TB, path string) string {
 	}
 	return string(text)
 }
-
-var background = context.Background

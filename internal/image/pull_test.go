@@ -1,7 +1,6 @@
 package image_test
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/base64"
@@ -9,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -420,7 +418,7 @@ func TestLocalSources(t *testing.T) {
 		t.Error("an archive that was replaced is not seen")
 	}
 	for ref, want := range map[string]string{
-		"oci-layout:" + local + "/layout:v2":               `no image "v2"`,
+		"oci-layout:" + local + "/layout:v2":                `no image "v2"`,
 		"docker-archive:" + local + "/saved.tar:course/x:1": `no image "course/x:1"`,
 		"docker-archive:" + local + "/none.tar":             "does not exist",
 	} {
@@ -429,6 +427,3 @@ func TestLocalSources(t *testing.T) {
 		}
 	}
 }
-
-var _ = httptest.NewServer
-var _ tar.Header
