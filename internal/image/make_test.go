@@ -33,6 +33,13 @@ func file(name, content string) tar.Header {
 	return tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(content)), Linkname: content}
 }
 
+func filesOf(names []string, content string) (all []tar.Header) {
+	for _, n := range names {
+		all = append(all, file(n, content))
+	}
+	return all
+}
+
 func dir(name string) tar.Header { return tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o755} }
 
 func link(name, target string) tar.Header {

@@ -280,6 +280,9 @@ func (u *unpacker) makeDir(parent int, base string, mode uint32) (int, error) {
 	if err != nil {
 		return -1, err
 	}
+	if found == other {
+		return -1, unix.ENOTDIR
+	}
 	if found == deleted {
 		if err := unix.Unlinkat(parent, base, 0); err != nil {
 			return -1, err
