@@ -215,7 +215,8 @@ func (s *Store) sweep(standing map[string]bool) error {
 func (s *Store) sweepUnknown() error {
 	standing, err := s.standing()
 	if err != nil {
-		return err
+		s.cfg.Log.WithError(err).Warn("what interrupted pulls left behind stays until the next start")
+		return nil
 	}
 	entries, err := os.ReadDir(filepath.Join(s.cfg.Dir, layersDir))
 	if err != nil {

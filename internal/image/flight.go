@@ -6,7 +6,7 @@ import (
 )
 
 // flights lets callers that want the same thing at the same time share one piece of work. It goes on as long as one of them
-// waits for it, whoever began it, and is cancelled when nobody does.
+// waits for it, whoever began it. The last to give up cancels it, and waits until nothing of it is left.
 type flights[T any] struct {
 	// grant is told how many callers get a result, before any of them has it. It may be nil.
 	grant func(result T, callers int)
@@ -46,21 +46,24 @@ func (f *flights[T]) do(ctx context.Context, key string, listen func(Progress), 
 	select {
 	case <-w.done:
 	case <-ctx.Done():
-		if f.leave(key, w) {
+		left, last := f.leave(key, w)
+		if last || !left {
+			<-w.done
+		}
+		if left {
 			var none T
 			return none, context.Cause(ctx)
 		}
-		<-w.done
 	}
 	return w.result, w.err
 }
 
-// leave gives up waiting. It reports false when the result is there already: it was granted, and the caller has to take it.
-func (f *flights[T]) leave(key string, w *flight[T]) bool {
+// leave gives up waiting. left is false when the result is there already: it was granted, and the caller has to take it.
+func (f *flights[T]) leave(key string, w *flight[T]) (left, last bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if w.over {
-		return false
+		return false, false
 	}
 	if w.callers--; w.callers == 0 {
 		w.cancel()
@@ -68,7 +71,7 @@ func (f *flights[T]) leave(key string, w *flight[T]) bool {
 			delete(f.running, key)
 		}
 	}
-	return true
+	return true, w.callers == 0
 }
 
 func (f *flights[T]) run(ctx context.Context, key string, w *flight[T], work func(context.Context, *meter) (T, error)) {

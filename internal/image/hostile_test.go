@@ -3,8 +3,10 @@ package image_test
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -418,6 +421,37 @@ func TestImagesAreCollectedByAgeAndSize(t *testing.T) {
 	if left := debris(t, store); len(left) != 0 {
 		t.Errorf("left %v", left)
 	}
+}
+
+func TestRunCollectsAfterARelease(t *testing.T) {
+	d := newDepot(t, false)
+	ref, _ := d.push(t, "app:1", built(t, nil, layer(t, file("f", "x"))))
+	now := time.Now()
+	asked := make(chan struct{}, 8)
+	s, _ := newStore(t, d, func(c *image.Config) {
+		c.MaxBytes, c.Now = 1, func() time.Time { return now }
+		c.InUse = func() ([]string, error) {
+			select {
+			case asked <- struct{}{}:
+			default:
+			}
+			return nil, errors.New("nobody knows what is in use")
+		}
+	})
+	<-asked // at the start
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() { ended <- s.Run(ctx) })
+	acquire(t, s, ref).Release()
+	<-asked // because of the release; the answer is an error, so nothing may go
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	d.Close()
+	acquire(t, s, ref)
 }
 
 func TestDebrisOfAnInterruptedPullIsRemoved(t *testing.T) {

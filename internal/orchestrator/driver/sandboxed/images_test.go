@@ -6,6 +6,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -228,6 +229,57 @@ func TestAnImageWithNothingButOneProgram(t *testing.T) {
 	}
 	if _, err := task.Exec(t.Context(), driver.ExecSpec{ID: "x", Argv: []string{"/probe"}, User: "nobody-here"}); err == nil {
 		t.Error("a user that does not exist was taken")
+	}
+}
+
+func TestShStandsInForBash(t *testing.T) {
+	b := newBench(t)
+	task, err := b.start(b.image(nil, append(b.only(), tar.Header{Typeflag: tar.TypeLink, Name: "bin/sh", Linkname: "probe"})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := task.Exec(t.Context(), driver.ExecSpec{ID: "x", Argv: []string{"/bin/bash", "/bin/sh"}, User: "user"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = e.Stdin().Close()
+	out, _ := io.ReadAll(e.Stdout())
+	<-e.Done()
+	if !strings.HasPrefix(string(out), "1000 1000 ") {
+		t.Errorf("%q", out)
+	}
+	if _, err := task.Exec(t.Context(), driver.ExecSpec{ID: "y", Argv: []string{"/bin/zsh"}}); !errors.Is(err, driver.ErrNoCommand) {
+		t.Error(err)
+	}
+}
+
+// TestADebianRootFileSystem is a real distribution, made by debootstrap and used as a directory.
+func TestADebianRootFileSystem(t *testing.T) {
+	if testing.Short() || os.Getenv("ROCKPOOL_TEST_DEBOOTSTRAP") == "" {
+		t.Skip("making a Debian takes a minute and a mirror: set ROCKPOOL_TEST_DEBOOTSTRAP=1")
+	}
+	maker, err := exec.LookPath("debootstrap")
+	if err != nil {
+		t.Skip("debootstrap is not installed")
+	}
+	b := newBench(t)
+	root := filepath.Join(b.local, "debian")
+	if text, err := exec.CommandContext(t.Context(), maker, "--variant=minbase", "stable", root).CombinedOutput(); err != nil {
+		t.Skipf("debootstrap: %v: %.500s", err, text)
+	}
+	task, err := b.start("dir:" + root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := task.Exec(t.Context(), driver.ExecSpec{ID: "x", Argv: []string{"/bin/bash", "-c", "id -u; pwd; cat /etc/debian_version >/workspace/v && ls /workspace; apt-get --version | head -1"}, User: "user"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = e.Stdin().Close()
+	out, _ := io.ReadAll(e.Stdout())
+	<-e.Done()
+	if !strings.HasPrefix(string(out), "1000\n/workspace\nv\napt ") {
+		t.Errorf("%q", out)
 	}
 }
 

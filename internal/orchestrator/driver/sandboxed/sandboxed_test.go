@@ -271,6 +271,39 @@ func TestWhatSandboxesDoNotOfferIsRefused(t *testing.T) {
 	}
 }
 
+func TestAnImageIsAskedForAsTheJobSays(t *testing.T) {
+	r := newFake()
+	d := docker(r)
+	const password = "s3cret-p4ss"
+	c := map[string]any{"image": "python:3", "command": "cat", "force_pull": "true",
+		"auth": []any{map[string]any{"username": "u", "password": password, "server_address": "x"}}}
+	cfg := driver.TaskConfig{ID: "x", Task: &model.Task{Config: c}}
+	if err := d.(driver.Preparer).Prepare(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Start(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Cleanup(context.Background(), cfg.ID) })
+	want := &image.Credentials{Username: "u", Password: password}
+	if len(r.asked) != 2 || !r.asked[0].Force || r.asked[1].Force || *r.asked[0].Credentials != *want || *r.asked[1].Credentials != *want {
+		t.Errorf("asked %+v", r.asked)
+	}
+	for name, auth := range map[string]any{"no block": password, "a number": map[string]any{"username": "u", "password": 5}, "another key": map[string]any{"token": password}} {
+		c["auth"] = auth
+		if err := d.Validate(&model.Task{Config: c}); !fault.Is(err, fault.Invalid) || strings.Contains(err.Error(), password) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	delete(c, "auth")
+	for _, ref := range []string{"file:///etc/passwd", "UPPER/case", "a b", "dir:relative"} {
+		c["image"] = ref
+		if err := d.Validate(&model.Task{Config: c}); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), `"image"`) {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+}
+
 func TestFencesAreAttributes(t *testing.T) {
 	info := docker(newFake()).Fingerprint(t.Context())
 	if info.Attributes["sandbox.fence.seccomp"] != "true" || info.Attributes["sandbox.fence.network"] != "false" ||

@@ -19,6 +19,12 @@ import (
 // destroyTimeout bounds clean-up that nobody's deadline covers.
 const destroyTimeout = 30 * time.Second
 
+// What is meant for bash runs in sh where an image has only that, as Alpine's.
+const (
+	bash = "/bin/bash"
+	sh   = "/bin/sh"
+)
+
 type task struct {
 	cfg      driver.TaskConfig
 	env      []string // of executions: the task's own, without what describes the placement
@@ -218,8 +224,15 @@ func (t *task) Exec(ctx context.Context, spec driver.ExecSpec) (driver.Execution
 		return nil, fmt.Errorf("empty command: %w", driver.ErrNoCommand)
 	}
 	env := slices.Concat(t.accounts.environment(ctx, t.sandbox.Files(), spec.User), t.env, spec.Env)
-	e, err := t.sandbox.Exec(ctx, sandbox.ExecSpec{ID: spec.ID, Argv: spec.Argv, Env: env, Dir: spec.Dir, User: spec.User, TTY: spec.TTY,
-		Width: spec.Width, Height: spec.Height, MergeStderr: spec.TTY && !spec.SplitStderr})
+	inside := sandbox.ExecSpec{ID: spec.ID, Argv: spec.Argv, Env: env, Dir: spec.Dir, User: spec.User, TTY: spec.TTY,
+		Width: spec.Width, Height: spec.Height, MergeStderr: spec.TTY && !spec.SplitStderr}
+	e, err := t.sandbox.Exec(ctx, inside)
+	if errors.Is(err, driver.ErrNoCommand) && spec.Argv[0] == bash {
+		inside.Argv = append([]string{sh}, spec.Argv[1:]...)
+		if again, shErr := t.sandbox.Exec(ctx, inside); shErr == nil {
+			e, err = again, nil
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: %w", spec.Argv[0], err)
 	}
