@@ -42,14 +42,6 @@ func filesOf(names []string, content string) (all []tar.Header) {
 
 func dir(name string) tar.Header { return tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o755} }
 
-func link(name, target string) tar.Header {
-	return tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}
-}
-
-func hard(name, target string) tar.Header {
-	return tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: target}
-}
-
 func archiveOf(t testing.TB, headers ...tar.Header) []byte {
 	t.Helper()
 	var b bytes.Buffer

@@ -158,14 +158,10 @@ func TestHostileMembersAreHarmless(t *testing.T) {
 	powerful.PAXRecords, powerful.Mode = marked.PAXRecords, 0o4755
 	far := reg("far", "x")
 	far.Uid, far.Gid = 70000, 1<<30
-	dir, err := unpacked(t, tarOf(t,
-		symbolic("abs", "/etc"), reg("abs/passwd", "inside"), symbolic("up", "../../aviary"), reg("up/new", "inside"),
-		folder("etc"), folder("aviary"), device, forged, disk, marked, powerful, far, reg("/rooted", "x"),
-	), Limits{})
-	if err == nil {
-		t.Fatal("links to what the layer does not have yet lead somewhere")
+	if _, err := unpacked(t, tarOf(t, symbolic("abs", "/etc"), reg("abs/passwd", "inside")), Limits{}); err == nil {
+		t.Error("a link to what the layer does not have leads somewhere")
 	}
-	dir, err = unpacked(t, tarOf(t,
+	dir, err := unpacked(t, tarOf(t,
 		folder("etc"), folder("aviary"), symbolic("abs", "/etc"), reg("abs/passwd", "inside"), symbolic("up", "../../aviary"), reg("up/new", "inside"),
 		device, forged, disk, marked, powerful, far, reg("/rooted", "x"),
 	), Limits{})

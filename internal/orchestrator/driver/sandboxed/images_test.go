@@ -117,7 +117,7 @@ func (b *bench) image(change func(*v1.Config), layers ...[]tar.Header) string {
 			_, _ = io.WriteString(w, content)
 		}
 		_ = w.Close()
-		l, err := tarball.LayerFromReader(&text)
+		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(text.Bytes())), nil })
 		if err == nil {
 			i, err = mutate.AppendLayers(i, l)
 		}
