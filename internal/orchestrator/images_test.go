@@ -12,10 +12,10 @@ import (
 	"rockpool/internal/orchestrator"
 )
 
-// registry knows one image.
-type registry struct{}
+// oneImage is a store that knows one image.
+type oneImage struct{}
 
-func (registry) Resolve(_ context.Context, ref string, _ *image.Credentials) (image.Resolved, error) {
+func (oneImage) Resolve(_ context.Context, ref string, _ *image.Credentials) (image.Resolved, error) {
 	if ref != "course/python:3" {
 		return image.Resolved{}, fault.New(fault.NotFound, "image %s: the registry does not have it", ref)
 	}
@@ -41,7 +41,7 @@ func TestImagesAreResolvedByTheNodeInThisProcess(t *testing.T) {
 	if status, text := ask("secret", "course/python:3"); status != 501 {
 		t.Errorf("without a node: %d %s", status, text)
 	}
-	c.server.SetImages(registry{})
+	c.server.SetImages(oneImage{})
 	for _, q := range []struct {
 		token, ref string
 		status     int
