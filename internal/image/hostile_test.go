@@ -287,6 +287,19 @@ func circle(*depot) func(http.ResponseWriter, *http.Request, http.Handler) {
 	}
 }
 
+func TestARegistrysWordsAreBounded(t *testing.T) {
+	d := newDepot(t, false)
+	ref, _ := d.push(t, "app:1", built(t, nil, layer(t, file("f", "x"))))
+	d.behave(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		w.WriteHeader(http.StatusTeapot)
+		_, _ = io.WriteString(w, `{"errors":[{"code":"X","message":"`+strings.Repeat("a\\nb\u00e9", 1<<17)+`"}]}`)
+	})
+	s, _ := newStore(t, d, nil)
+	if _, err := s.Acquire(t.Context(), ref, image.Options{}); err == nil || len(err.Error()) > 2000 || strings.ContainsRune(err.Error(), '\n') || !strings.Contains(err.Error(), ref) {
+		t.Errorf("%d bytes: %.200v", len(fmt.Sprint(err)), err)
+	}
+}
+
 func TestBombs(t *testing.T) {
 	d := newDepot(t, false)
 	var zeros bytes.Buffer

@@ -24,6 +24,7 @@ const (
 	maxFollowed = 8       // manifests that are read to find the one for this node
 	maxLayers   = 100     // different ones: what an overlay of a sandbox takes
 	maxEnv      = 1000
+	maxError    = 1500 // bytes of what is said about a failure: it goes into events and logs
 )
 
 // plan is an image as a source describes it, before its layers are there.
@@ -218,6 +219,9 @@ func about(ref string, err error) error {
 		return err
 	}
 	text := "image " + ref + ": " + oneLine(err)
+	if len(text) > maxError { // a registry may answer with anything
+		text = strings.ToValidUTF8(text[:maxError], "") + "…"
+	}
 	return fault.Wrap(fault.KindOf(err), told{text, err}, "%s", text)
 }
 
