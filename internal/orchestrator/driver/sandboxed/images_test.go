@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -264,7 +265,9 @@ func TestADebianRootFileSystem(t *testing.T) {
 	}
 	b := newBench(t)
 	root := filepath.Join(b.local, "debian")
-	if text, err := exec.CommandContext(t.Context(), maker, "--variant=minbase", "stable", root).CombinedOutput(); err != nil {
+	bounded, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	if text, err := exec.CommandContext(bounded, maker, "--variant=minbase", "stable", root).CombinedOutput(); err != nil {
 		t.Skipf("debootstrap: %v: %.500s", err, text)
 	}
 	task, err := b.start("dir:" + root)
