@@ -90,6 +90,7 @@ func agent() *cobra.Command {
 	f.IntVar(&port, "port", 4646, "port of the HTTP API; 0 = any free one")
 	f.StringVar(&onStop, "on-stop", "keep", "keep: allocations outlive the agent and are taken back; remove: they end with it")
 	f.BoolVar(&unconfined, "allow-unconfined", false, "run although no control group controller is usable")
+	f.StringSliceVar(&images.LocalDirs, "image-local-dir", nil, "directory that images on this machine may be taken from, besides images/local below the state")
 	f.StringSliceVar(&images.Mirrors, "image-mirror", nil, "registry=mirror: another place to pull a registry's images from")
 	f.StringSliceVar(&images.PlainHTTP, "image-plain-http", nil, "a registry that is asked over HTTP without TLS")
 	f.StringVar(&images.Credentials, "image-credentials", "", "a Docker config file with credentials (default: the user's)")

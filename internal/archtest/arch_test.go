@@ -143,6 +143,8 @@ var homes = map[string][]string{
 	"github.com/influxdata/influxdb-client-go/v2": {"internal/metrics/influx"},
 	"github.com/NVIDIA/go-nvml":                   {"internal/orchestrator/device/nvidia"},
 	"github.com/opencontainers/runtime-spec":      {"internal/sandbox/oci"},
+	"github.com/google/go-containerregistry":      {"internal/image"},
+	"github.com/klauspost/compress":               {"internal/image"},
 	"github.com/spf13/cobra":                      {"cmd"},
 	"github.com/vishvananda/netlink":              {"internal/orchestrator/network"},
 	"github.com/vishvananda/netns":                {"internal/orchestrator/network"},

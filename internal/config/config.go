@@ -92,6 +92,7 @@ type Orchestrator struct {
 
 // Images is where the embedded node gets images and how long it keeps them.
 type Images struct {
+	LocalDirs   []string `yaml:"localdirs"`
 	Mirrors     []string `yaml:"mirrors"` // registry=mirror
 	PlainHTTP   []string `yaml:"plainhttp"`
 	Credentials string   `yaml:"credentials"`

@@ -15,13 +15,20 @@ type ID int
 type Environment struct {
 	ID            ID
 	PoolSize      uint
-	CPULimit      uint // MHz
-	MemoryLimit   uint // MB
-	Image         string
+	CPULimit      uint   // MHz
+	MemoryLimit   uint   // MB
+	Image         string // as the client gave it
+	Pin           Pin
 	NetworkAccess bool
 	ExposedPorts  []uint16
 	Egress        []string // what runners with network access may reach: prefixes, addresses, names, each with an optional :port; empty = all that is public
 	Runtime       string   // OCI runtime of the nodes; "" = the driver's own
+}
+
+// Pin is what an image's reference meant when the environment was put. The zero Pin says that it could not be learned.
+type Pin struct {
+	Digest    string
+	Reference string // what runners are told
 }
 
 const maxInt32 = 1<<31 - 1
@@ -55,7 +62,7 @@ func (e Environment) Settings() string {
 	if !e.NetworkAccess {
 		ports = nil // without network there is nothing to map
 	}
-	return fmt.Sprintf("%d/%d/%t/%v/%v/%s/%s", e.CPULimit, e.MemoryLimit, e.NetworkAccess, ports, e.Egress, e.Runtime, e.Image)
+	return fmt.Sprintf("%d/%d/%t/%v/%v/%s/%s %s", e.CPULimit, e.MemoryLimit, e.NetworkAccess, ports, e.Egress, e.Runtime, e.Image, e.Pin.Digest)
 }
 
 // Equal reports whether two definitions say the same, pool size included.
@@ -64,7 +71,7 @@ func (e Environment) Equal(o Environment) bool {
 }
 
 // FixedImage reports whether the same reference always means the same image, so that there is nothing to pull anew: the
-// node's own system, a path, or a reference by digest.
+// node's own system, a path, a reference by digest, or one whose digest was learned.
 func (e Environment) FixedImage() bool {
-	return e.Image == "host" || strings.HasPrefix(e.Image, "/") || strings.Contains(e.Image, "@sha256:")
+	return e.Pin.Digest != "" || e.Image == "host" || strings.HasPrefix(e.Image, "/") || strings.Contains(e.Image, "@sha256:")
 }

@@ -21,6 +21,8 @@ func unknown(id ID) error {
 type Cluster interface {
 	// RegisterTemplate stores the definition and returns once it is known that it can be placed.
 	RegisterTemplate(ctx context.Context, e Environment) error
+	// ResolveImage asks what a reference means now. It is the zero Pin where that cannot be learned.
+	ResolveImage(ctx context.Context, image string) (Pin, error)
 	DeleteTemplate(ctx context.Context, id ID) error
 	// Templates are the definitions of all live template jobs.
 	Templates(ctx context.Context) ([]Environment, error)
@@ -89,7 +91,10 @@ func (s *Service) Put(ctx context.Context, e Environment) (created bool, err err
 	}
 	defer unlock()
 	old, existed := s.lookup(e.ID)
-	// The same tag may mean a new image. It cannot be learned here whether it does, so the idle runners are replaced then.
+	if e.Pin, err = s.pin(ctx, e, old); err != nil {
+		return false, err
+	}
+	// The same tag may mean a new image. Where it cannot be learned whether it does, the idle runners are replaced.
 	roll := existed && old.Settings() == e.Settings() && s.pulls && !e.FixedImage()
 	if existed && old.Equal(e) && !roll {
 		return false, nil
@@ -102,6 +107,22 @@ func (s *Service) Put(ctx context.Context, e Environment) (created bool, err err
 		s.pools.Roll(e.ID)
 	}
 	return !existed, nil
+}
+
+// pin finds out what the image is, so that all runners get the same and a tag that moved is seen.
+func (s *Service) pin(ctx context.Context, e, old Environment) (Pin, error) {
+	same := old.Image == e.Image && old.Pin.Digest != ""
+	switch {
+	case e.FixedImage():
+		return Pin{}, nil
+	case same && !s.pulls:
+		return old.Pin, nil
+	}
+	p, err := s.cluster.ResolveImage(ctx, e.Image)
+	if same && fault.Is(err, fault.Unavailable) { // what was learned holds until something else is
+		return old.Pin, nil
+	}
+	return p, err
 }
 
 // Delete removes an environment with all its runners.

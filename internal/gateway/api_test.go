@@ -3,6 +3,7 @@ package gateway_test
 import (
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -190,6 +191,53 @@ func TestAChangedEnvironmentReplacesIdleAndDrainsUsedRunners(t *testing.T) {
 		return len(now) == 3 && kept == 1
 	})
 	h.want("GET", "/runners/"+used+"/files", "", 200, "files")
+}
+
+func TestAnImageIsPinnedByDigest(t *testing.T) {
+	const one, two = "sha256:1111", "sha256:2222"
+	c := nomadtest.New(t)
+	c.Image("course/python:3", one)
+	h := start(t, c)
+	put := strings.Replace(env("2"), "host", "course/python:3", 1)
+	h.want("PUT", "/execution-environments/7", put, 201, "")
+	h.eventually("two runners", func() bool { idle, _ := h.stats("7"); return idle == 2 })
+	before := c.Jobs("7-")
+	for _, id := range append(c.Jobs("7-"), "template-7") {
+		task, meta := c.Task(id), c.Meta(id)
+		if task["image"] != "course/python@"+one || task["force_pull"] != false || meta["image"] != "course/python:3" || meta["imageDigest"] != one {
+			t.Errorf("%s: %v %v", id, task, meta)
+		}
+	}
+	h.want("GET", "/execution-environments/7", "", 200, `"image":"course/python:3"`)
+
+	// The same tag, the same image: nothing to do.
+	writes := c.Calls("PUT /v1/jobs")
+	h.want("PUT", "/execution-environments/7", put, 204, "")
+	if n := c.Calls("PUT /v1/jobs"); n != writes {
+		t.Errorf("%d writes for an unchanged image", n-writes)
+	}
+	// A restart takes the pin back, and a registry that does not answer changes nothing.
+	h.stop()
+	h = start(t, c)
+	h.want("GET", "/execution-environments/7", "", 200, `"image":"course/python:3"`)
+	c.Break("PUT /v1/rockpool", true)
+	h.want("PUT", "/execution-environments/7", put, 204, "")
+	c.Break("PUT /v1/rockpool", false)
+	h.eventually("the same two runners", func() bool { idle, _ := h.stats("7"); return idle == 2 })
+	if after := c.Jobs("7-"); !slices.Equal(after, before) {
+		t.Errorf("runners %v became %v", before, after)
+	}
+
+	// The same tag, another image: the pool is rolled.
+	c.Image("course/python:3", two)
+	h.want("PUT", "/execution-environments/7", put, 204, "")
+	h.eventually("runners of the new image", func() bool {
+		ids := c.Jobs("7-")
+		return len(ids) == 2 && !slices.ContainsFunc(ids, func(id string) bool { return c.Task(id)["image"] != "course/python@"+two })
+	})
+	// An image that does not exist leaves the old definition.
+	h.want("PUT", "/execution-environments/7", strings.Replace(put, "python:3", "none:1", 1), 500, "course/none:1")
+	h.want("GET", "/execution-environments/7", "", 200, `"image":"course/python:3"`)
 }
 
 func TestAnEnvironmentThatCannotBePlacedLeavesTheOldOne(t *testing.T) {

@@ -39,7 +39,7 @@ func NewEmbedded(cfg config.Orchestrator, log logging.Logger) (Embedded, error) 
 		DataDir: cfg.DataDir, Address: net.JoinHostPort(cfg.Address, strconv.Itoa(int(cfg.Port))), Token: token,
 		RemoveOnStop: cfg.OnStop == config.Remove, AllowUnconfined: cfg.AllowUnconfined, Log: log,
 		Images: orchestrator.ImageConfig{
-			Mirrors: cfg.Images.Mirrors, PlainHTTP: cfg.Images.PlainHTTP, Credentials: cfg.Images.Credentials,
+			LocalDirs: cfg.Images.LocalDirs, Mirrors: cfg.Images.Mirrors, PlainHTTP: cfg.Images.PlainHTTP, Credentials: cfg.Images.Credentials,
 			MaxBytes: int64(cfg.Images.MaxSize) << 30, MaxAge: time.Duration(cfg.Images.MaxAge) * time.Hour,
 		},
 		Network: orchestrator.NetworkConfig{

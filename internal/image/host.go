@@ -48,7 +48,7 @@ const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 // buildHost makes the skeleton, named after its contents. One of an earlier process of the node is used again when it is the
 // same, and is never changed or removed: sandboxes that outlived that process still stand on it.
 func (s *Store) buildHost() (*sandbox.Root, error) {
-	building, err := os.MkdirTemp(s.dir, "building-")
+	building, err := os.MkdirTemp(filepath.Join(s.cfg.Dir, workDir), "host-")
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +60,7 @@ func (s *Store) buildHost() (*sandbox.Root, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(building))
 	}
-	final := filepath.Join(s.dir, "host-"+sum)
+	final := filepath.Join(s.cfg.Dir, "host-"+sum)
 	if err := os.Rename(building, final); err != nil {
 		if err := errors.Join(os.RemoveAll(building), existing(final)); err != nil {
 			return nil, err

@@ -1,7 +1,6 @@
 package image_test
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -17,15 +16,15 @@ func TestHostHoldsNothingSecret(t *testing.T) {
 		t.Skip("no /usr on this system")
 	}
 	dir := t.TempDir()
-	store, err := image.NewStore(dir)
+	store, err := image.New(image.Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
-	root, err := store.Resolve(t.Context(), image.Host)
+	host, err := store.Acquire(t.Context(), image.Host, image.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	lower := root.Lower[0]
+	lower := host.Root.Lower[0]
 	for _, name := range []string{"etc/passwd", "etc/group", "etc/hosts", "etc/nsswitch.conf", "usr", "proc", "home/user"} {
 		if _, err := os.Lstat(filepath.Join(lower, name)); err != nil {
 			t.Error(err)
@@ -53,25 +52,14 @@ func TestHostHoldsNothingSecret(t *testing.T) {
 		t.Error(err)
 	}
 
-	again, err := image.NewStore(dir)
+	again, err := image.New(image.Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if second, err := again.Resolve(t.Context(), image.Host); err != nil || second.Lower[0] != lower {
-		t.Errorf("a second process made another skeleton: %v %v", second.Lower, err)
+	if second, err := again.Acquire(t.Context(), image.Host, image.Options{}); err != nil || second.Root.Lower[0] != lower {
+		t.Errorf("a second process made another skeleton: %v %v", second, err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(dir, "building-*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(dir, "work", "*")); len(left) > 0 {
 		t.Errorf("left: %v", left)
-	}
-}
-
-func TestOtherReferencesAreNamed(t *testing.T) {
-	store, err := image.NewStore(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = store.Resolve(context.Background(), "openhpi/co_execenv_python:3.8")
-	if !errors.Is(err, image.ErrUnsupported) || !strings.Contains(err.Error(), "openhpi/co_execenv_python:3.8") {
-		t.Error(err)
 	}
 }

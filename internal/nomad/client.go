@@ -51,6 +51,7 @@ type Client struct {
 	log  logging.Logger
 
 	native   atomic.Bool
+	resolves atomic.Bool            // the cluster tells what an image is
 	template atomic.Pointer[[]byte] // the parsed template job
 	evals    evalWaits
 	known    jobCache
@@ -109,12 +110,15 @@ func (c *Client) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
 	var self struct {
-		Config struct{ Rockpool struct{ NativeExec bool } } `json:"config"`
+		Config struct {
+			Rockpool struct{ NativeExec, ImageResolve bool }
+		} `json:"config"`
 	}
 	if _, err := c.api.Raw().Query("/v1/agent/self", &self, c.query(ctx)); err != nil && !fault.Is(classify(err, ""), fault.Forbidden) {
 		return classify(err, "ask the cluster what it offers") // a token need not have agent:read on a real Nomad
 	}
 	c.native.Store(self.Config.Rockpool.NativeExec)
+	c.resolves.Store(self.Config.Rockpool.ImageResolve)
 	if c.template.Load() != nil {
 		return nil
 	}

@@ -25,6 +25,8 @@ const (
 	metaTimeout  = "timeout"
 	metaPoolSize = "prewarmingPoolSize"
 	metaEgress   = "rockpool_egress" // of the main group; see docs/native-api.md
+	metaImage    = "image"           // as the client gave it, when runners are told something more exact
+	metaDigest   = "imageDigest"     // of that image
 
 	templatePrefix = "template-"
 )
@@ -106,7 +108,10 @@ func (c *Client) derive(e environment.Environment, id string, pull bool) (*api.J
 		task.Config = map[string]any{}
 	}
 	task.Config["image"] = e.Image
-	task.Config["force_pull"] = pull && c.opts.ForcePull
+	task.Config["force_pull"] = pull && c.opts.ForcePull && e.Pin.Digest == ""
+	if e.Pin.Digest != "" {
+		task.Config["image"] = e.Pin.Reference
+	}
 	if task.Resources == nil {
 		task.Resources = &api.Resources{}
 	}
@@ -132,6 +137,15 @@ func (c *Client) derive(e environment.Environment, id string, pull bool) (*api.J
 		task.Config["network_mode"] = "none"
 	}
 	return job, nil
+}
+
+// describe is the meta data of a job: whether it is used, and what its image was called.
+func describe(e environment.Environment) map[string]string {
+	meta := map[string]string{metaUsed: "false"}
+	if e.Pin.Digest != "" {
+		meta[metaImage], meta[metaDigest] = e.Image, e.Pin.Digest
+	}
+	return meta
 }
 
 func (c *Client) network(e environment.Environment) *api.NetworkResource {
@@ -175,6 +189,10 @@ func settingsOf(job *api.Job, id environment.ID) environment.Environment {
 	if g := configOf(job); g != nil {
 		n, _ := strconv.ParseUint(g.Meta[metaPoolSize], 10, 31)
 		e.PoolSize = uint(n)
+		if d := g.Meta[metaDigest]; d != "" {
+			e.Pin = environment.Pin{Digest: d, Reference: e.Image}
+			e.Image = g.Meta[metaImage]
+		}
 	}
 	return e
 }

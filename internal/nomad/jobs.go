@@ -1,10 +1,14 @@
 package nomad
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"time"
@@ -14,6 +18,7 @@ import (
 
 	"rockpool/internal/environment"
 	"rockpool/internal/fault"
+	"rockpool/internal/logging"
 	"rockpool/internal/runner"
 )
 
@@ -39,7 +44,7 @@ func (c *Client) CreateRunner(ctx context.Context, e environment.Environment, id
 	if err != nil {
 		return 0, err
 	}
-	configOf(job).Meta = map[string]string{metaUsed: "false"}
+	configOf(job).Meta = describe(e)
 	resp, err := c.register(ctx, job, true, 0)
 	if fault.Is(err, fault.Conflict) {
 		return 0, nil
@@ -136,7 +141,7 @@ func (c *Client) RegisterTemplate(ctx context.Context, e environment.Environment
 		config.Meta = map[string]string{}
 	}
 	config.Meta[metaPoolSize] = strconv.FormatUint(uint64(e.PoolSize), 10)
-	config.Meta[metaUsed] = "false"
+	maps.Copy(config.Meta, describe(e))
 	before, err := c.job(ctx, *job.ID)
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err
@@ -150,6 +155,28 @@ func (c *Client) RegisterTemplate(ctx context.Context, e environment.Environment
 	}
 	c.putBack(ctx, before, *job.ID)
 	return err
+}
+
+// ResolveImage asks the cluster what a reference means now. On a cluster that has no such route it cannot be learned, nor where the credentials are those
+// of the template's job alone.
+func (c *Client) ResolveImage(ctx context.Context, image string) (environment.Pin, error) {
+	if !c.resolves.Load() {
+		return environment.Pin{}, nil
+	}
+	body, err := json.Marshal(struct{ Image string }{image})
+	if err != nil {
+		return environment.Pin{}, fmt.Errorf("encode the image: %w", err)
+	}
+	var found struct{ Digest, Reference string }
+	err = c.rawJSON(ctx, http.MethodPut, "/v1/rockpool/image/resolve", url.Values{}, bytes.NewReader(body), &found, "resolve the image")
+	if fault.Is(err, fault.Forbidden) {
+		c.log.WithFields(logging.Fields{"image": image, "error": err.Error()}).Warn("it could not be learned what an image's reference means")
+		return environment.Pin{}, nil
+	}
+	if err != nil {
+		return environment.Pin{}, fault.Wrap(fault.KindOf(err), err, "the environment's image cannot be used: %v", err)
+	}
+	return environment.Pin{Digest: found.Digest, Reference: found.Reference}, nil
 }
 
 // putBack restores what a failed registration replaced, so that a restart of the gateway finds the definition that is in force.

@@ -30,6 +30,7 @@ type allocation struct {
 
 // view is what is known of the runners in the course of one connection of the feed.
 type view struct {
+	told                   string // the last progress, which runners that wait for the same thing all report
 	jobsIndex, allocsIndex uint64 // of the listing: what is not newer is contained in it
 	runners                map[string]*tracked
 }
@@ -100,6 +101,20 @@ func (v *view) allocation(a *allocation) bool {
 		}
 	}
 	return t.State != before
+}
+
+// progress is what a pending runner's driver says that has not been told yet, such as how far the download of its image is; "" = nothing.
+func (v *view) progress(a *allocation) string {
+	task := a.TaskStates[mainTask]
+	if a.ClientStatus != "pending" || task == nil || len(task.Events) == 0 {
+		return ""
+	}
+	last := task.Events[len(task.Events)-1]
+	if last == nil || last.Type != "Driver" || last.DisplayMessage == v.told {
+		return ""
+	}
+	v.told = last.DisplayMessage
+	return v.told
 }
 
 // judge says what an allocation's state means for its runner. before is what the runner was.

@@ -131,6 +131,28 @@ func TestAnEnvironmentSurvivesItsJob(t *testing.T) {
 	}
 }
 
+func TestProgressIsToldOnce(t *testing.T) {
+	v := newView()
+	at := func(status, kind, text string) *allocation {
+		return &allocation{ClientStatus: status, TaskStates: map[string]*api.TaskState{mainTask: {Events: []*api.TaskEvent{{Type: "Received"}, {Type: kind, DisplayMessage: text}}}}}
+	}
+	for _, c := range []struct {
+		a    *allocation
+		want string
+	}{
+		{&allocation{ClientStatus: "pending"}, ""},
+		{at("pending", "Task Setup", "Building"), ""},
+		{at("pending", "Driver", "1 of 2"), "1 of 2"},
+		{at("pending", "Driver", "1 of 2"), ""}, // another runner that waits for the same image
+		{at("pending", "Driver", "2 of 2"), "2 of 2"},
+		{at("running", "Driver", "late"), ""},
+	} {
+		if got := v.progress(c.a); got != c.want {
+			t.Errorf("%+v: %q, want %q", c.a.TaskStates[mainTask], got, c.want)
+		}
+	}
+}
+
 func TestTheScriptForAForeignClusterQuotesEveryValue(t *testing.T) {
 	got := script(execution.Spec{Command: "echo 'a'\n", Env: map[string]string{"B": "x y", "A": "$(id)"}})
 	want := `unset "${!NOMAD_@}"; exec /sbin/setuser user env 'A=$(id)' 'B=x y' /bin/bash -c 'echo '"'"'a'"'"'` + "\n'"

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"rockpool/internal/fault"
+	"rockpool/internal/logging"
 	"rockpool/internal/runner"
 )
 
@@ -133,6 +134,9 @@ func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind,
 				return err
 			}
 			v.job(job)
+		}
+		if text := v.progress(p.Allocation); text != "" {
+			c.log.WithFields(logging.Fields{"runner_id": id, "environment_id": v.seen(id).Env, "progress": text}).Info("a runner is being made ready")
 		}
 		if v.allocation(p.Allocation) {
 			f.Changed(v.seen(id))

@@ -14,6 +14,7 @@ import (
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/consensus"
 	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/httpapi"
 	"rockpool/internal/orchestrator/node"
 )
 
@@ -44,6 +45,7 @@ type AgentConfig struct {
 
 // ImageConfig says where a node gets images and how long it keeps them.
 type ImageConfig struct {
+	LocalDirs   []string // directories that images on the node may be taken from
 	Mirrors     []string // registry=mirror
 	PlainHTTP   []string // registries without TLS
 	Credentials string   // a Docker config file; "" = that of the user
@@ -67,6 +69,7 @@ func DefaultNetwork() NetworkConfig {
 // walls are the drivers that a node isolates with.
 type walls struct {
 	drivers  []driver.Driver
+	images   httpapi.Images      // of this node
 	networks node.Networks       // nil = none
 	services []lifecycle.Service // that run as long as the node does, and longer
 	close    func() error
@@ -135,6 +138,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.server.SetLocalNode(a.node)
+	a.server.SetImages(a.walls.images)
 	return a, nil
 }
 

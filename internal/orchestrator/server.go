@@ -92,6 +92,9 @@ func (s *Server) Handler() http.Handler { return s.api }
 // SetLocalNode makes routes about allocations reach the node agent in this process.
 func (s *Server) SetLocalNode(n httpapi.LocalNode) { s.api.SetLocalNode(n) }
 
+// SetImages makes routes about images reach the store of the node in this process.
+func (s *Server) SetImages(i httpapi.Images) { s.api.SetImages(i) }
+
 // Ready is closed once this server has taken leadership for the first time: everything can be asked of it.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 

@@ -21,47 +21,62 @@ import (
 	"rockpool/internal/sandbox/oci"
 )
 
-// openClasses opens the OCI runtimes that environments may ask for. One that was configured and does not work is an error.
-func openClasses(cfg AgentConfig, images *image.Store) (_ map[string]sandboxed.Class, _ func() error, err error) {
-	classes := map[string]sandboxed.Class{}
-	var open []*oci.Runtime
-	closeAll := func() error {
-		var errs []error
-		for _, r := range open {
-			errs = append(errs, r.Close())
-		}
-		return errors.Join(errs...)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, closeAll())
-		}
-	}()
+// classes are the OCI runtimes that environments may ask for.
+type classes struct {
+	byName   map[string]sandboxed.Class
+	runtimes []*oci.Runtime
+}
+
+// open opens those that are configured. One that does not work is an error.
+func (c *classes) open(cfg AgentConfig, images *image.Store) error {
+	c.byName = map[string]sandboxed.Class{}
 	for _, word := range cfg.Runtimes {
 		name, program, found := strings.Cut(word, "=")
-		if _, twice := classes[name]; twice || !found {
-			return nil, nil, fmt.Errorf("runtimes: %q: a list of different name=path is wanted, such as runsc=/usr/local/bin/runsc", word)
+		if _, twice := c.byName[name]; twice || !found {
+			return fmt.Errorf("runtimes: %q: a list of different name=path is wanted, such as runsc=/usr/local/bin/runsc", word)
 		}
 		r, err := oci.New(classConfig(cfg, name, program))
 		if err != nil {
-			return nil, nil, fmt.Errorf("runtimes: %w: correct the path, or take it off the list", err)
+			return fmt.Errorf("runtimes: %w: correct the path, or take it off the list", err)
 		}
-		open = append(open, r)
-		classes[name] = sandboxed.OCI(r)
-		if err := tryOut(classes[name].Runtime, images); err != nil {
-			return nil, nil, fmt.Errorf("runtimes: %s (%s) cannot run a sandbox on this machine: %w", name, program, err)
+		c.runtimes = append(c.runtimes, r)
+		c.byName[name] = sandboxed.OCI(r)
+		if err := tryOut(c.byName[name].Runtime, images); err != nil {
+			return fmt.Errorf("runtimes: %s (%s) cannot run a sandbox on this machine: %w", name, program, err)
 		}
 		cfg.Log.WithFields(logging.Fields{"runtime": name, "program": program, "version": r.Version()}).Info("environments may ask for an OCI runtime")
 	}
-	return classes, closeAll, discardClasses(cfg, classes)
+	return c.discardOthers(cfg)
+}
+
+func (c *classes) close() error {
+	var errs []error
+	for _, r := range c.runtimes {
+		errs = append(errs, r.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// lowers are the directories of images that sandboxes stand on, whichever runtime they are in.
+func (c *classes) lowers(native *sandbox.Runtime) ([]string, error) {
+	all, err := native.Lowers()
+	for _, r := range c.runtimes {
+		if err != nil {
+			return nil, err
+		}
+		var some []string
+		some, err = r.Lowers()
+		all = append(all, some...)
+	}
+	return all, err
 }
 
 func classConfig(cfg AgentConfig, name, program string) oci.Config {
 	return oci.Config{Name: name, Program: program, Dir: filepath.Join(cfg.DataDir, "oci", name), CgroupParent: "rockpool", Log: cfg.Log}
 }
 
-// discardClasses ends what runs in runtimes that an earlier start had and this one has not: no driver would find it.
-func discardClasses(cfg AgentConfig, classes map[string]sandboxed.Class) error {
+// discardOthers ends what runs in runtimes that an earlier start had and this one has not: no driver would find it.
+func (c *classes) discardOthers(cfg AgentConfig) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	had, err := os.ReadDir(filepath.Join(cfg.DataDir, "oci"))
@@ -70,7 +85,7 @@ func discardClasses(cfg AgentConfig, classes map[string]sandboxed.Class) error {
 	}
 	var errs []error
 	for _, e := range had {
-		if _, has := classes[e.Name()]; !has {
+		if _, has := c.byName[e.Name()]; !has {
 			cfg.Log.WithField("runtime", e.Name()).Warn("an OCI runtime is configured no more; what ran in it ends")
 			errs = append(errs, oci.Discard(ctx, classConfig(cfg, e.Name(), "")))
 		}
@@ -82,11 +97,11 @@ func discardClasses(cfg AgentConfig, classes map[string]sandboxed.Class) error {
 func tryOut(runtime sandboxed.Runtime, images *image.Store) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	root, err := images.Resolve(ctx, image.Host)
+	host, err := images.Acquire(ctx, image.Host, image.Options{})
 	if err != nil {
 		return err
 	}
-	s, err := runtime.Create(ctx, sandbox.Spec{ID: "self-test-" + ident.New(), Root: root})
+	s, err := runtime.Create(ctx, sandbox.Spec{ID: "self-test-" + ident.New(), Root: host.Root})
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,12 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 			err = errors.Join(err, runtime.Close())
 		}
 	}()
-	images, err := image.NewStore(filepath.Join(cfg.DataDir, "images"))
+	var classes classes // the store asks what stands on it once everything is open
+	images, err := image.New(image.Config{
+		Dir: filepath.Join(cfg.DataDir, "images"), LocalDirs: cfg.Images.LocalDirs, Mirrors: cfg.Images.Mirrors, PlainHTTP: cfg.Images.PlainHTTP,
+		Credentials: cfg.Images.Credentials, MaxBytes: cfg.Images.MaxBytes, MaxAge: cfg.Images.MaxAge, Log: cfg.Log,
+		InUse: func() ([]string, error) { return classes.lowers(runtime) },
+	})
 	if err != nil {
 		return walls{}, err
 	}
@@ -43,11 +48,10 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 	if err != nil {
 		return walls{}, err
 	}
-	classes, closeClasses, err := openClasses(cfg, images)
-	if err != nil {
-		return walls{}, errors.Join(err, networks.Close())
+	closeAll := func() error { return errors.Join(classes.close(), networks.Close()) }
+	if err := classes.open(cfg, images); err != nil {
+		return walls{}, errors.Join(err, closeAll())
 	}
-	closeAll := func() error { return errors.Join(closeClasses(), networks.Close()) }
 	names := []string{sandboxed.Name, sandboxed.NameExec}
 	var drivers []driver.Driver
 	if cfg.DockerEngine == "" {
@@ -55,11 +59,12 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 	} else if drivers, err = openEngine(cfg, filesOf); err != nil {
 		return walls{}, errors.Join(err, closeAll())
 	}
-	drivers = append(drivers, sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Classes: classes, Images: images}, names...)...)
+	drivers = append(drivers, sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Classes: classes.byName, Images: images}, names...)...)
 	logFences(cfg.Log, driver.Fences(slices.Values(drivers), networks))
 	return walls{
+		images:   images,
 		networks: networks,
-		services: []lifecycle.Service{{Name: "networks of runners", Run: networks.Run}},
+		services: []lifecycle.Service{{Name: "images", Run: images.Run}, {Name: "networks of runners", Run: networks.Run}},
 		drivers:  drivers,
 		close:    func() error { return errors.Join(closeAll(), runtime.Close()) },
 	}, nil
@@ -75,11 +80,11 @@ func filesOf(root *os.File, idBase uint32, workDir string) driver.Files {
 func selfTest(runtime *sandbox.Runtime, images *image.Store) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	root, err := images.Resolve(ctx, image.Host)
+	host, err := images.Acquire(ctx, image.Host, image.Options{})
 	if err != nil {
 		return fmt.Errorf("self-test of the sandbox: %w", err)
 	}
-	err = runtime.SelfTest(ctx, root)
+	err = runtime.SelfTest(ctx, host.Root)
 	if errors.Is(err, sandbox.ErrNotContained) {
 		return fmt.Errorf("%w (set orchestrator.allowunconfined to start all the same, where all code is trusted)", err)
 	}

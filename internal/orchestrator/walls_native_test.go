@@ -19,7 +19,7 @@ func TestRuntimesThatDoNotWorkStopTheStart(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("sandboxes need root")
 	}
-	images, err := image.NewStore(t.TempDir())
+	images, err := image.New(image.Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func TestRuntimesThatDoNotWorkStopTheStart(t *testing.T) {
 		"one that runs not": {[]string{"liar=" + liar}, []string{"liar", "it cannot"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, _, err := openClasses(AgentConfig{DataDir: t.TempDir(), Runtimes: c.runtimes, Log: log}, images)
+			err := open(t, AgentConfig{DataDir: t.TempDir(), Runtimes: c.runtimes, Log: log}, images, &classes{})
 			if err == nil {
 				t.Fatal("it was taken")
 			}
@@ -57,14 +57,23 @@ func TestRuntimesThatDoNotWorkStopTheStart(t *testing.T) {
 		t.Skip("runc is not installed here")
 	}
 	word := "runc=" + program
-	if _, _, err := openClasses(AgentConfig{DataDir: t.TempDir(), Runtimes: []string{word, word}, Log: log}, images); err == nil || !strings.Contains(err.Error(), "different") {
+	if err := open(t, AgentConfig{DataDir: t.TempDir(), Runtimes: []string{word, word}, Log: log}, images, &classes{}); err == nil || !strings.Contains(err.Error(), "different") {
 		t.Errorf("one name twice: %v", err)
 	}
-	classes, closeAll, err := openClasses(AgentConfig{DataDir: t.TempDir(), Runtimes: []string{word}, Log: log}, images)
-	if err != nil || classes["runc"].Version == "" {
-		t.Fatalf("%+v %v", classes, err)
+	var opened classes
+	if err := open(t, AgentConfig{DataDir: t.TempDir(), Runtimes: []string{word}, Log: log}, images, &opened); err != nil || opened.byName["runc"].Version == "" {
+		t.Fatalf("%+v %v", opened, err)
 	}
-	if err := closeAll(); err != nil {
-		t.Error(err)
-	}
+}
+
+// open opens runtimes, and closes them at the end of the test.
+func open(t *testing.T, cfg AgentConfig, images *image.Store, c *classes) error {
+	t.Helper()
+	err := c.open(cfg, images)
+	t.Cleanup(func() {
+		if err := c.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return err
 }

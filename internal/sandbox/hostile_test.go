@@ -15,15 +15,15 @@ import (
 
 func realHost(t testing.TB) sandbox.Root {
 	t.Helper()
-	store, err := image.NewStore(filepath.Join(t.TempDir(), "images"))
+	store, err := image.New(image.Config{Dir: filepath.Join(t.TempDir(), "images")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	root, err := store.Resolve(t.Context(), image.Host)
+	host, err := store.Acquire(t.Context(), image.Host, image.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return root
+	return host.Root
 }
 
 // build compiles a C program for the sandbox, statically so that it needs nothing there.

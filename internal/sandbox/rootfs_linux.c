@@ -62,8 +62,10 @@ static int open_below(int root, const char *path, uint64_t flags) {
 
 // make_below opens a directory below root and makes what is missing of it. Images are hostile too: a link in one of its
 // components stays confined to the root.
-static int make_below(int root, const char *path, uid_t owner, const char *step) {
+static int make_below(int root, const char *path, uid_t owner) {
+	static char step[48];
 	char part[4096];
+	snprintf(step, sizeof step, "find %s in the image", path);
 	size_t n = strlen(path);
 	errno = ENAMETOOLONG;
 	check(n < sizeof part, step);
@@ -108,7 +110,7 @@ static void make_devices(int root, struct setup *s) {
 		check(symlinkat(links[i].target, dev, links[i].name) == 0, "link a device");
 	check(mkdirat(dev, "pts", 0755) == 0 && mkdirat(dev, "shm", 0755) == 0, "make directories in /dev");
 
-	int target = make_below(root, "/dev", s->id_base, "find /dev");
+	int target = make_below(root, "/dev", s->id_base);
 	move_to(dev, target, "mount /dev");
 	close(target);
 
@@ -234,7 +236,7 @@ void build_root(struct setup *s) {
 		check(mkdir(name, d->mode) == 0 && chown(name, root_id + d->uid, root_id + d->gid) == 0, "make a writable directory");
 		check(chmod(name, d->mode) == 0, "set the mode of a writable directory");
 		int tree = clone_tree(scratch, name, "clone a writable directory");
-		int target = make_below(root, d->path, root_id, "find a writable directory");
+		int target = make_below(root, d->path, root_id);
 		move_to(tree, target, "mount a writable directory");
 		close(tree);
 		close(target);
@@ -242,14 +244,15 @@ void build_root(struct setup *s) {
 	for (uint32_t i = 0; i < s->binds; i++) {
 		struct stat source;
 		check(fstat(first_bind + (int)i, &source) == 0, "look at the source of a bind");
-		int target = S_ISDIR(source.st_mode) ? make_below(root, s->bind_target[i], root_id, "find the target of a bind")
+		int target = S_ISDIR(source.st_mode) ? make_below(root, s->bind_target[i], root_id)
 						     : open_below(root, s->bind_target[i], O_PATH | O_NOFOLLOW);
 		check(target >= 0, "find the target of a bind");
 		move_to(first_bind + (int)i, target, "mount a bind");
 		close(target);
 	}
+	if (*s->work_dir) close(make_below(root, s->work_dir, root_id + s->work_uid));
 	make_devices(root, s);
-	int target = make_below(root, "/proc", root_id, "find /proc");
+	int target = make_below(root, "/proc", root_id);
 	move_to(s->proc, target, "mount /proc");
 	close(target);
 	mask_proc(s);

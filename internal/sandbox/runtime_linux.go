@@ -167,6 +167,14 @@ func (r *Runtime) List() ([]string, error) {
 	return ids, nil
 }
 
+// Lowers lists the lower directories that sandboxes stand on, those of earlier processes too. A directory may occur more than once.
+func (r *Runtime) Lowers() ([]string, error) {
+	return LowersOf(r.List, func(id string) (Spec, error) {
+		s, err := r.readState(id)
+		return s.Spec, err
+	})
+}
+
 // reserve registers an id and gives it the lowest free slot.
 func (r *Runtime) reserve(id string) (int, error) {
 	r.mu.Lock()

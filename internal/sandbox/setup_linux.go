@@ -4,6 +4,8 @@ package sandbox
 
 import (
 	"path"
+	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -55,6 +57,9 @@ func (r *Runtime) setupMessage(spec Spec, slot, cgroups int) []byte {
 		b.u32(d.uid)
 		b.u32(d.gid)
 	}
+	owner := workDirOwner(spec.Root)
+	b.str(path.Clean(spec.Root.WorkDir))
+	b.u32(owner)
 	b.str(string(r.filter))
 	return append(header(0, len(b), 0), b...)
 }
@@ -76,11 +81,31 @@ func ownDirs(root Root) []ownDir {
 	if w := path.Clean(root.WorkDir); w == "/home" || strings.HasPrefix(w, "/home/") {
 		return dirs
 	}
-	for _, u := range lowerUsers(root.Lower) {
+	users := lowerUsers(root.Lower)
+	if !slices.ContainsFunc(users, func(u account) bool { return u.name == learner.name }) {
+		users = append(users, learner)
+	}
+	for _, u := range users {
 		home := path.Clean(u.home)
-		if u.uid >= 1000 && u.uid < 60000 && strings.HasPrefix(home, "/home/") && len(dirs) < 16 {
+		if u.uid >= 1000 && u.uid < 60000 && strings.HasPrefix(home, "/home/") && len(dirs) < 16 &&
+			!slices.ContainsFunc(dirs, func(d ownDir) bool { return d.path == home }) {
 			dirs = append(dirs, ownDir{home, 0o755, u.uid, u.gid})
 		}
 	}
 	return dirs
+}
+
+// workDirOwner is the uid that a working directory belongs to which the image does not have: that of the image's user.
+func workDirOwner(root Root) uint32 {
+	name, _, _ := strings.Cut(root.User, ":")
+	for _, u := range lowerUsers(root.Lower) {
+		if u.name == name {
+			return u.uid
+		}
+	}
+	uid, err := strconv.ParseUint(name, 10, 16)
+	if err != nil {
+		return 0
+	}
+	return uint32(uid)
 }

@@ -41,6 +41,26 @@ func OwnDirs(root Root) []OwnDir {
 	return all
 }
 
+// LowersOf gathers the lower directories of the sandboxes that a list names; one that went meanwhile has none.
+func LowersOf(list func() ([]string, error), read func(id string) (Spec, error)) ([]string, error) {
+	ids, err := list()
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, id := range ids {
+		spec, err := read(id)
+		switch {
+		case errors.Is(err, ErrUnknown): // removed since, or not yet begun
+		case err != nil:
+			return nil, fmt.Errorf("sandbox %s: %w", id, err)
+		default:
+			all = append(all, spec.Root.Lower...)
+		}
+	}
+	return all, nil
+}
+
 // FilesOf gives access to a tree on the node that is another sandbox's root, whose ids start at idBase. There is no process
 // to look with: /proc is what lies in the tree. The caller keeps root open and closes it.
 func FilesOf(root *os.File, idBase uint32, of Root) *Files {

@@ -43,6 +43,9 @@ func (*Runtime) Attach(context.Context, string) (*Sandbox, error) { return nil, 
 // List fails.
 func (*Runtime) List() ([]string, error) { return nil, errUnsupported }
 
+// Lowers fails.
+func (*Runtime) Lowers() ([]string, error) { return nil, errUnsupported }
+
 // Remove fails.
 func (*Runtime) Remove(context.Context, string) error { return errUnsupported }
 

@@ -142,6 +142,8 @@ static void read_setup(struct setup *s) {
 		s->dir[i].uid = take_u32(&m);
 		s->dir[i].gid = take_u32(&m);
 	}
+	s->work_dir = take_str(&m);
+	s->work_uid = take_u32(&m);
 	s->filter = take_bytes(&m, &s->filter_length);
 	check(!m.bad && m.at == m.end, "decode the set-up");
 }

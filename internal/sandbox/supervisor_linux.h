@@ -77,6 +77,8 @@ struct setup {
 	struct { uint32_t resource; uint64_t value; } rlimit[16];
 	const char *bind_target[MAX_MOUNTS];
 	struct own_dir dir[MAX_MOUNTS];
+	const char *work_dir; // made when the image does not have it
+	uint32_t work_uid;
 	const char *filter;
 	uint32_t filter_length;
 	int user_ns, proc, pts;

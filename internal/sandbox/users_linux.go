@@ -4,6 +4,7 @@ package sandbox
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -27,8 +28,42 @@ type account struct {
 
 const maxAccountFile = 1 << 20 // the sandbox's own file: its size is the tenant's choice
 
-// lookUp finds a user by name in the sandbox's own /etc/passwd, or takes a decimal uid. "" and "root" need no file.
+// learner is who unprivileged programs run as. Where an image has no such account, it is this one.
+var learner = account{"user", 1000, 1000, "/home/user"}
+
+// lookUp finds a user as an image's USER may name one: user, uid, user:group, uid:gid and mixtures. With a group it has that one alone.
 func (s *Sandbox) lookUp(name string) (identity, error) {
+	user, group, grouped := strings.Cut(name, ":")
+	id, err := s.lookUpUser(user)
+	if err != nil || !grouped {
+		return id, err
+	}
+	if id.gid, err = s.lookUpGroup(group); err != nil {
+		return identity{}, err
+	}
+	id.groups = []uint32{id.gid}
+	return id, nil
+}
+
+// lookUpGroup finds a group by name in the sandbox's own /etc/group, or takes a decimal gid.
+func (s *Sandbox) lookUpGroup(name string) (uint32, error) {
+	text, err := s.readBelow("/etc/group")
+	lines := bufio.NewScanner(strings.NewReader(text))
+	for lines.Scan() {
+		if f := strings.Split(lines.Text(), ":"); len(f) >= 3 && f[0] == name {
+			if gid, err := strconv.ParseUint(f[2], 10, 16); err == nil {
+				return uint32(gid), nil
+			}
+		}
+	}
+	if gid, convErr := strconv.ParseUint(name, 10, 16); convErr == nil {
+		return uint32(gid), nil
+	}
+	return 0, errors.Join(fmt.Errorf("%w: group %q", ErrNoUser, name), err)
+}
+
+// lookUpUser finds a user by name in the sandbox's own /etc/passwd, or takes a decimal uid. "" and "root" need no file.
+func (s *Sandbox) lookUpUser(name string) (identity, error) {
 	if name == "" || name == "root" || name == "0" {
 		return identity{}, nil
 	}
@@ -42,6 +77,9 @@ func (s *Sandbox) lookUp(name string) (identity, error) {
 			groups, _ := s.readBelow("/etc/group")
 			return identity{a.uid, a.gid, memberships(groups, a)}, nil
 		}
+	}
+	if name == learner.name {
+		return identity{uid: learner.uid, gid: learner.gid, groups: []uint32{learner.gid}}, nil
 	}
 	if numeric {
 		return identity{uid: uint32(number), gid: uint32(number)}, nil

@@ -71,7 +71,7 @@ func TestBadInput(t *testing.T) {
 		{"a negative number", "PUT", "/execution-environments/11", `{"memoryLimit":-1}`, 400, true},
 		{"a port that is none", "PUT", "/execution-environments/11", `{"exposedPorts":[70000]}`, 400, true},
 		{"a network that the node does not offer", "PUT", "/execution-environments/11", `{"image":"host","memoryLimit":64,"networkAccess":true}`, 500, true},
-		{"an image that the node does not offer", "PUT", "/execution-environments/11", `{"image":"python:3","memoryLimit":64}`, 500, true},
+		{"an image at an address that it may not have", "PUT", "/execution-environments/11", `{"image":"127.0.0.1:1/python:3","memoryLimit":64}`, 500, true},
 		{"a limit above the machine's memory", "PUT", "/execution-environments/11", `{"image":"host","memoryLimit":2000000000}`, 500, true},
 		{"an id too large", "PUT", "/execution-environments/99999999999999999999", `{}`, 400, true},
 		{"an id that is no number", "PUT", "/execution-environments/abc", `{}`, 404, false},

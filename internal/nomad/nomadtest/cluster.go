@@ -34,6 +34,7 @@ type Cluster struct {
 	running  map[string]*process
 	files    map[string][]File
 	uploads  []Upload
+	images   map[string]string // digests by reference; nil = they cannot be asked for
 	stopping chan struct{}
 }
 
@@ -86,8 +87,12 @@ func (c *Cluster) routes() http.Handler {
 		})
 	}
 	handle("GET /v1/agent/self", func(w http.ResponseWriter, _ *http.Request) {
-		c.answer(w, map[string]any{"config": map[string]any{"Rockpool": map[string]any{"NativeExec": true}}})
+		c.mu.Lock()
+		offers := map[string]bool{"NativeExec": true, "ImageResolve": c.images != nil}
+		c.mu.Unlock()
+		c.answer(w, map[string]any{"config": map[string]any{"Rockpool": offers}})
 	})
+	handle("PUT /v1/rockpool/image/resolve", c.resolve)
 	handle("PUT /v1/jobs/parse", func(w http.ResponseWriter, _ *http.Request) { c.answer(w, template()) })
 	handle("PUT /v1/jobs", c.register)
 	handle("GET /v1/jobs", c.list)
@@ -371,6 +376,40 @@ func (c *Cluster) Jobs(prefix string) []string {
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// Image says what a reference means from now on. Before the first call the cluster does not offer to tell.
+func (c *Cluster) Image(ref, digest string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.images == nil {
+		c.images = map[string]string{}
+	}
+	c.images[ref] = digest
+}
+
+func (c *Cluster) resolve(w http.ResponseWriter, r *http.Request) {
+	var asked struct{ Image string }
+	err := json.NewDecoder(r.Body).Decode(&asked)
+	c.mu.Lock()
+	digest, ok := c.images[asked.Image]
+	c.mu.Unlock()
+	if err != nil || !ok {
+		http.Error(w, "the registry does not have "+asked.Image, http.StatusNotFound)
+		return
+	}
+	repository, _, _ := strings.Cut(asked.Image, ":")
+	c.answer(w, map[string]any{"Digest": digest, "Reference": repository + "@" + digest, "Bytes": 1})
+}
+
+// Task is the configuration of the main task of a job.
+func (c *Cluster) Task(id string) map[string]any {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if j := c.jobs[id]; j != nil {
+		return clone(j).TaskGroups[0].Tasks[0].Config
+	}
+	return nil
 }
 
 // Meta is that of a job's group config.

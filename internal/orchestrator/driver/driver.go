@@ -165,6 +165,12 @@ type FileInfo struct {
 	Group       string `json:"group"`
 }
 
+// Preparer is implemented by drivers whose tasks need what takes long to get, such as an image. The agent calls Prepare before each
+// Start, and before the task takes one of the node's turns to start, so that a slow registry holds up nobody else.
+type Preparer interface {
+	Prepare(ctx context.Context, cfg TaskConfig) error
+}
+
 // Detacher is implemented by drivers that hold goroutines or descriptors for their tasks. Detach lets go of all tasks
 // without ending them, so that a later process can recover them, and returns when nothing of the driver runs any more in
 // this one. Tasks and executions handed out before are of no use afterwards.

@@ -35,7 +35,7 @@ func (a *API) agentSelf(context.Context, auth.Identity, endpoint.None) (reply, e
 			"Server":   map[string]any{"Enabled": true},
 			"Client":   map[string]any{"Enabled": a.local.Load() != nil},
 			"UI":       map[string]any{"Enabled": false},
-			"Rockpool": map[string]any{"NativeExec": true},
+			"Rockpool": a.offers(),
 		},
 		"member": a.member(),
 		"stats":  stats,
@@ -215,4 +215,13 @@ func (a *API) figures() []figure {
 	}
 	slices.SortFunc(out, func(a, b figure) int { return strings.Compare(a.name, b.name) })
 	return out
+}
+
+// offers is what of docs/native-api.md a client may use here.
+func (a *API) offers() map[string]bool {
+	offers := map[string]bool{"NativeExec": true}
+	if i := a.images.Load(); i != nil && *i != nil {
+		offers["ImageResolve"] = true
+	}
+	return offers
 }

@@ -8,6 +8,7 @@ import (
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/fault"
+	"rockpool/internal/image"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/events"
@@ -28,6 +29,12 @@ type LocalNode interface {
 	SignalExecution(allocID, task, id string, signal int) error
 	KillExecution(allocID, task, id string) error
 	RestartTask(ctx context.Context, allocID, task string) error
+}
+
+// Images is the image store of the node in this process.
+type Images interface {
+	// Resolve asks what a reference means now.
+	Resolve(ctx context.Context, ref string, c *image.Credentials) (image.Resolved, error)
 }
 
 // Log is what handlers need of consensus.
@@ -60,6 +67,7 @@ type API struct {
 	store  *state.Store
 	server *endpoint.Server
 	local  atomic.Pointer[LocalNode]
+	images atomic.Pointer[Images]
 	// closing ends when long answers must end.
 	closing context.Context
 	close   context.CancelFunc
@@ -85,6 +93,9 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.server.Serve
 
 // SetLocalNode makes client routes reach the node agent in this process.
 func (a *API) SetLocalNode(n LocalNode) { a.local.Store(&n) }
+
+// SetImages makes routes about images reach the store of the node in this process.
+func (a *API) SetImages(i Images) { a.images.Store(&i) }
 
 // Run ends streams and WebSockets when ctx ends, and returns when all have.
 func (a *API) Run(ctx context.Context) error {

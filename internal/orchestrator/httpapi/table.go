@@ -75,6 +75,7 @@ func (a *API) table() endpoint.Table {
 			endpoint.Stream("allocation.stop."+m.name, m.method, "/v1/allocation/{id}/stop", write(auth.AllocLife, smallBody), a.stopAlloc),
 			endpoint.Call("node.eligibility."+m.name, m.method, "/v1/node/{id}/eligibility", write(auth.NodeWrite, smallBody), a.setEligibility),
 			endpoint.Call("scheduler.set."+m.name, m.method, "/v1/operator/scheduler/configuration", write(auth.OpWrite, smallBody), a.setSchedulerConfig),
+			endpoint.Call("image.resolve."+m.name, m.method, "/v1/rockpool/image/resolve", write(auth.SubmitJob, smallBody), a.resolveImage),
 			endpoint.Call("system.gc."+m.name, m.method, "/v1/system/gc", write(auth.Management, smallBody), a.collect),
 		)
 	}

@@ -29,7 +29,7 @@ func withRuntime(t testing.TB, dir string, s *server, onStop node.OnStop, f func
 	if err != nil {
 		t.Skipf("this machine cannot run sandboxes: %v", err)
 	}
-	images, err := image.NewStore(filepath.Join(dir, "images"))
+	images, err := image.New(image.Config{Dir: filepath.Join(dir, "images")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -139,6 +139,11 @@ func (t *taskRunner) tryStart(ctx context.Context) (driver.Task, error) {
 	if err != nil {
 		return nil, err
 	}
+	if p, ok := d.(driver.Preparer); ok {
+		if err := p.Prepare(ctx, cfg); err != nil {
+			return nil, err
+		}
+	}
 	select {
 	case t.alloc.agent.slots <- struct{}{}:
 		defer func() { <-t.alloc.agent.slots }()

@@ -189,10 +189,8 @@ func (p *pass) infeasible(n *model.Node, g *model.TaskGroup) string {
 		if !ok || d == nil || !d.Detected || !d.Healthy {
 			return "missing drivers"
 		}
-		for _, want := range []struct{ key, attribute string }{{"image", "images"}, {"runtime", "runtimes"}} {
-			if name, asked := t.Config[want.key].(string); asked && name != "" && !offers(d, want.attribute, name) {
-				return fmt.Sprintf("driver %s offers no %s %q", t.Driver, want.key, name)
-			}
+		if name, asked := t.Config["runtime"].(string); asked && name != "" && !offers(d, "runtimes", name) {
+			return fmt.Sprintf("driver %s offers no runtime %q", t.Driver, name)
 		}
 		sets = append(sets, t.Constraints)
 	}

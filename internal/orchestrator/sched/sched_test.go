@@ -307,14 +307,6 @@ func TestWhatANodeCannotOfferIsNamed(t *testing.T) {
 			j.TaskGroups[0].Networks = []model.Network{{Mode: "bridge"}}
 			n.Attributes["network.bridge"] = "1"
 		}, "", ""},
-		"an image its driver does not list": {func(j *model.Job, n *model.Node) {
-			j.TaskGroups[0].Tasks[0].Config = map[string]any{"image": "python:3"}
-			n.Drivers["mock"] = &model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"images": "host,other"}}
-		}, `driver mock offers no image "python:3"`, ""},
-		"an image its driver lists": {func(j *model.Job, n *model.Node) {
-			j.TaskGroups[0].Tasks[0].Config = map[string]any{"image": "other"}
-			n.Drivers["mock"] = &model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"images": "host,other"}}
-		}, "", ""},
 		"a runtime its driver does not have": {func(j *model.Job, n *model.Node) {
 			j.TaskGroups[0].Tasks[0].Config = map[string]any{"runtime": "kata"}
 			n.Drivers["mock"] = &model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"runtimes": "crun,runsc"}}

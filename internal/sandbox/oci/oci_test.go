@@ -66,13 +66,15 @@ func newMachine(t *testing.T, name, program string) *machine {
 	t.Helper()
 	unique := fmt.Sprintf("rockpool-oci-test-%d-%d", os.Getpid(), serial.Add(1))
 	m := &machine{cfg: oci.Config{Name: name, Program: program, Dir: t.TempDir(), MountDir: "/run/" + unique, CgroupParent: unique, IDBase: 0x60000000}}
-	store, err := image.NewStore(filepath.Join(t.TempDir(), "images"))
+	store, err := image.New(image.Config{Dir: filepath.Join(t.TempDir(), "images")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.root, err = store.Resolve(t.Context(), image.Host); err != nil {
+	host, err := store.Acquire(t.Context(), image.Host, image.Options{})
+	if err != nil {
 		t.Fatal(err)
 	}
+	m.root = host.Root
 	t.Cleanup(func() { m.verifyClean(t) })
 	return m
 }

@@ -184,6 +184,14 @@ func (r *Runtime) List() ([]string, error) {
 	return ids, nil
 }
 
+// Lowers lists the lower directories that sandboxes stand on; see [sandbox.Runtime.Lowers].
+func (r *Runtime) Lowers() ([]string, error) {
+	return sandbox.LowersOf(r.List, func(id string) (sandbox.Spec, error) {
+		s, err := r.readState(id)
+		return s.Spec, err
+	})
+}
+
 // reserve takes the lowest free place. A place is a range of ids too; that its directory is made exclusively keeps it from
 // every other runtime of the machine.
 func (r *Runtime) reserve() (slot int, err error) {

@@ -20,6 +20,7 @@ type accounts struct {
 
 // environment is what a login gives a user: HOME, USER and LOGNAME.
 func (a *accounts) environment(ctx context.Context, files driver.Files, user string) []string {
+	user, _, _ = strings.Cut(user, ":") // a group may follow
 	if user == "" {
 		user = "root"
 	}

@@ -23,6 +23,8 @@ type config struct {
 	cpuHardLimit  bool
 	offline       bool   // no network although the group has one
 	runtime       string // name of an OCI runtime; "" = the native sandbox
+	forcePull     bool
+	credentials   *image.Credentials
 }
 
 // keys are what a configuration may hold. Those that set nothing are accepted because nothing follows from them here.
@@ -42,7 +44,8 @@ var keys = map[string]func(c *config, v any) error{
 	"pids_limit":        func(c *config, v any) error { return taskconfig.Positive(&c.pids, v) },
 	"cpu_hard_limit":    func(c *config, v any) error { return taskconfig.Flag(&c.cpuHardLimit, v) },
 	"ulimit":            ulimits,
-	"force_pull":        func(_ *config, v any) error { return taskconfig.Flag(new(bool), v) }, // images are pinned by digest
+	"force_pull":        func(c *config, v any) error { return taskconfig.Flag(&c.forcePull, v) },
+	"auth":              credentials,
 	"labels":            func(*config, any) error { return nil },
 	"runtime":           func(c *config, v any) error { return taskconfig.Text(&c.runtime, v) },
 }
@@ -78,6 +81,9 @@ func (c *config) complete(name string, raw map[string]any) error {
 		return fault.New(fault.Invalid, "driver %s: config key %q is missing", name, "image")
 	case c.image == "":
 		c.image = image.Host
+	}
+	if _, err := image.Parse(c.image); err != nil {
+		return fault.Wrap(fault.Invalid, err, "driver %s: config key %q: %s", name, "image", fault.Public(err))
 	}
 	if onlyWaits(c.argv) {
 		c.argv = nil
@@ -126,6 +132,32 @@ func ulimits(c *config, v any) error {
 		if _, *into, err = taskconfig.Limit(v); err != nil {
 			return fmt.Errorf("%s: %w", k, err)
 		}
+	}
+	return nil
+}
+
+// credentials takes what a registry asks for. No error repeats a value.
+func credentials(c *config, v any) error {
+	values, err := taskconfig.Block(v)
+	if err != nil {
+		return err
+	}
+	c.credentials = &image.Credentials{}
+	for k, v := range values {
+		s, ok := v.(string)
+		switch {
+		case !ok:
+			return fmt.Errorf("%s is not a string", k)
+		case k == "username":
+			c.credentials.Username = s
+		case k == "password":
+			c.credentials.Password = s
+		case k != "email" && k != "server_address": // the image's reference says where they are shown
+			return fmt.Errorf("%q is not known; allowed are username, password, email, server_address", k)
+		}
+	}
+	if *c.credentials == (image.Credentials{}) {
+		c.credentials = nil
 	}
 	return nil
 }

@@ -73,13 +73,9 @@ func New(cfg Config, names ...string) []driver.Driver {
 // Name is what a job's task says in its driver field.
 func (d *Driver) Name() string { return d.name }
 
-// Fingerprint tells the fences of the sandbox and the images it can provide as attributes, so that a job that asks for another image is refused where
-// it is placed and not where it starts.
+// Fingerprint tells the fences of the sandbox as attributes.
 func (d *Driver) Fingerprint(context.Context) model.DriverInfo {
 	info := model.DriverInfo{Detected: true, Healthy: true, HealthDescription: "Healthy", Attributes: map[string]string{}}
-	if names := d.core.cfg.Images.Names(); names != nil {
-		info.Attributes["images"] = strings.Join(names, ",")
-	}
 	info.Attributes["runtimes"] = strings.Join(d.core.classes(), ",")
 	for name, c := range d.core.cfg.Classes {
 		info.Attributes["sandbox.runtime."+name] = c.Version
@@ -141,8 +137,30 @@ func sandboxID(taskID string) string {
 	return "t-" + hex.EncodeToString(sum[:20])
 }
 
+// Prepare gets the task's image. With force_pull the registry is asked what a tag means now, here and not again in Start.
+func (d *Driver) Prepare(ctx context.Context, cfg driver.TaskConfig) error {
+	c, err := parse(d.name, cfg.Task.Config)
+	if err != nil {
+		return err
+	}
+	i, err := d.acquire(ctx, c, cfg, c.forcePull)
+	if err != nil {
+		return err
+	}
+	i.Release() // it has just been used: it is the last that would be collected
+	return nil
+}
+
+func (d *Driver) acquire(ctx context.Context, c *config, cfg driver.TaskConfig, force bool) (*image.Image, error) {
+	o := image.Options{Force: force, Credentials: c.credentials}
+	if cfg.Emit != nil {
+		o.Progress = func(p image.Progress) { cfg.Emit(p.String()) }
+	}
+	return d.core.cfg.Images.Acquire(ctx, c.image, o)
+}
+
 // Start makes a sandbox and starts the task's command in it, unless that only waits.
-func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task, error) {
+func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (_ driver.Task, err error) {
 	c, runtime, err := d.read(cfg.Task)
 	if err != nil {
 		return nil, err
@@ -153,13 +171,16 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 	if err := d.offered(cfg); err != nil {
 		return nil, err
 	}
-	root, err := d.core.cfg.Images.Resolve(ctx, c.image)
-	if errors.Is(err, image.ErrUnsupported) { // asking again would not help
-		return nil, fault.Wrap(fault.Unsupported, err, "%v", err)
-	}
+	lease, err := d.acquire(ctx, c, cfg, false)
 	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", c.image, err)
+		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			lease.Release()
+		}
+	}()
+	root := lease.Root
 	if c.workDir != "" {
 		root.WorkDir = c.workDir
 	}
@@ -178,6 +199,7 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 		return nil, fmt.Errorf("create sandbox: %w", err)
 	}
 	t := newTask(cfg, s)
+	t.release = lease.Release
 	err = introduce(ctx, s.Files(), cfg.Network)
 	if err == nil {
 		err = t.startMain(ctx, c.argv)

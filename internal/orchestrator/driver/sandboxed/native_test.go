@@ -44,7 +44,7 @@ func opener(t *testing.T) func(t *testing.T) driver.Driver {
 	if os.Geteuid() != 0 {
 		t.Skip("sandboxes need root")
 	}
-	images, err := image.NewStore(t.TempDir())
+	images, err := image.New(image.Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

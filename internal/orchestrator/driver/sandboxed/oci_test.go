@@ -45,7 +45,7 @@ func ociOpener(t *testing.T, name string) func(t *testing.T) driver.Driver {
 			t.Skipf("%s is not installed here (runsc is looked for in ROCKPOOL_RUNSC too)", name)
 		}
 	}
-	images, err := image.NewStore(t.TempDir())
+	images, err := image.New(image.Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 
+	"rockpool/internal/image"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/sandbox"
 )
@@ -39,9 +40,7 @@ type Execution interface {
 	Result() (sandbox.Result, error)
 }
 
-// Images turns an image reference into a root file system.
+// Images turns an image reference into a root file system, which stays for as long as it is leased.
 type Images interface {
-	Resolve(ctx context.Context, ref string) (sandbox.Root, error)
-	// Names are the references that Resolve knows; nil = any.
-	Names() []string
+	Acquire(ctx context.Context, ref string, o image.Options) (*image.Image, error)
 }

@@ -30,6 +30,7 @@ type fakeRuntime struct {
 	mu    sync.Mutex
 	specs map[string]sandbox.Spec
 	execs []sandbox.ExecSpec
+	asked []image.Options
 }
 
 func newFake() *fakeRuntime {
@@ -65,13 +66,14 @@ func (r *fakeRuntime) Fences() []sandbox.Fence {
 	return []sandbox.Fence{{Name: "seccomp", InForce: true}, {Name: "network", InForce: false}, {Name: "cpu.smt", Note: true}}
 }
 
-func (r *fakeRuntime) Names() []string { return nil }
-
-func (r *fakeRuntime) Resolve(_ context.Context, ref string) (sandbox.Root, error) {
+func (r *fakeRuntime) Acquire(_ context.Context, ref string, o image.Options) (*image.Image, error) {
+	r.mu.Lock()
+	r.asked = append(r.asked, o)
+	r.mu.Unlock()
 	if ref == "solaris" {
-		return sandbox.Root{}, image.ErrUnsupported
+		return nil, fault.New(fault.Invalid, "image solaris: it is not made for this node")
 	}
-	return sandbox.Root{Lower: []string{"/images/" + ref}, WorkDir: "/workspace"}, nil
+	return &image.Image{Root: sandbox.Root{Lower: []string{"/images/" + ref}, WorkDir: "/workspace"}}, nil
 }
 
 type fakeSandbox struct {
@@ -265,6 +267,39 @@ func TestWhatSandboxesDoNotOfferIsRefused(t *testing.T) {
 		}
 		if _, err := d.Start(t.Context(), cfg); !fault.Is(err, fault.Invalid) && !fault.Is(err, fault.Unsupported) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestAnImageIsAskedForAsTheJobSays(t *testing.T) {
+	r := newFake()
+	d := docker(r)
+	const password = "s3cret-p4ss"
+	c := map[string]any{"image": "python:3", "command": "cat", "force_pull": "true",
+		"auth": []any{map[string]any{"username": "u", "password": password, "server_address": "x"}}}
+	cfg := driver.TaskConfig{ID: "x", Task: &model.Task{Config: c}}
+	if err := d.(driver.Preparer).Prepare(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Start(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Cleanup(context.Background(), cfg.ID) })
+	want := &image.Credentials{Username: "u", Password: password}
+	if len(r.asked) != 2 || !r.asked[0].Force || r.asked[1].Force || *r.asked[0].Credentials != *want || *r.asked[1].Credentials != *want {
+		t.Errorf("asked %+v", r.asked)
+	}
+	for name, auth := range map[string]any{"no block": password, "a number": map[string]any{"username": "u", "password": 5}, "another key": map[string]any{"token": password}} {
+		c["auth"] = auth
+		if err := d.Validate(&model.Task{Config: c}); !fault.Is(err, fault.Invalid) || strings.Contains(err.Error(), password) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	delete(c, "auth")
+	for _, ref := range []string{"file:///etc/passwd", "UPPER/case", "a b", "dir:relative"} {
+		c["image"] = ref
+		if err := d.Validate(&model.Task{Config: c}); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), `"image"`) {
+			t.Errorf("%s: %v", ref, err)
 		}
 	}
 }

@@ -19,10 +19,17 @@ import (
 // destroyTimeout bounds clean-up that nobody's deadline covers.
 const destroyTimeout = 30 * time.Second
 
+// What is meant for bash runs in sh where an image has only that, as Alpine's.
+const (
+	bash = "/bin/bash"
+	sh   = "/bin/sh"
+)
+
 type task struct {
 	cfg      driver.TaskConfig
 	env      []string // of executions: the task's own, without what describes the placement
 	sandbox  Sandbox
+	release  func()    // of the image; a task that was taken back has none: its sandbox itself keeps the image
 	main     Execution // nil when the command only waits
 	accounts accounts
 	done     chan struct{}
@@ -36,7 +43,7 @@ type task struct {
 }
 
 func newTask(cfg driver.TaskConfig, s Sandbox) *task {
-	t := &task{cfg: cfg, sandbox: s, done: make(chan struct{}), letGo: make(chan struct{})}
+	t := &task{cfg: cfg, sandbox: s, release: func() {}, done: make(chan struct{}), letGo: make(chan struct{})}
 	for k, v := range cfg.Env {
 		if !strings.HasPrefix(k, "NOMAD_") {
 			t.env = append(t.env, k+"="+v)
@@ -152,6 +159,7 @@ func (t *task) destroy(ctx context.Context, signal int) error {
 	if err := t.sandbox.Destroy(ctx); err != nil {
 		return fmt.Errorf("destroy sandbox: %w", err)
 	}
+	t.release()
 	select {
 	case <-t.done:
 	case <-t.letGo:
@@ -210,9 +218,16 @@ func (t *task) Exec(ctx context.Context, spec driver.ExecSpec) (driver.Execution
 		return nil, fmt.Errorf("empty command: %w", driver.ErrNoCommand)
 	}
 	env := slices.Concat(t.accounts.environment(ctx, t.sandbox.Files(), spec.User), t.env, spec.Env)
-	e, err := t.sandbox.Exec(ctx, sandbox.ExecSpec{ID: spec.ID, Argv: spec.Argv, Env: env, Dir: spec.Dir, User: spec.User, TTY: spec.TTY,
+	inside := sandbox.ExecSpec{ID: spec.ID, Argv: spec.Argv, Env: env, Dir: spec.Dir, User: spec.User, TTY: spec.TTY,
 		Width: spec.Width, Height: spec.Height, MergeStderr: spec.TTY && !spec.SplitStderr,
-		TimeLimit: spec.TimeLimit, CPULimit: spec.CPULimit, OutputLimit: spec.OutputLimit, Grace: spec.Grace, Background: spec.Background})
+		TimeLimit: spec.TimeLimit, CPULimit: spec.CPULimit, OutputLimit: spec.OutputLimit, Grace: spec.Grace, Background: spec.Background}
+	e, err := t.sandbox.Exec(ctx, inside)
+	if errors.Is(err, driver.ErrNoCommand) && spec.Argv[0] == bash {
+		inside.Argv = append([]string{sh}, spec.Argv[1:]...)
+		if again, shErr := t.sandbox.Exec(ctx, inside); shErr == nil {
+			e, err = again, nil
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: %w", spec.Argv[0], err)
 	}
