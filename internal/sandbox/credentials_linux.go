@@ -5,10 +5,10 @@ package sandbox
 import (
 	"errors"
 	"fmt"
-	"runtime"
-	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"rockpool/internal/lifecycle"
 )
 
 // thread is an operating system thread that acts as a user of a sandbox, so that the kernel checks that user's
@@ -28,35 +28,13 @@ const (
 
 // runAs runs f on a thread with a user's ids, as they are on the host, and at most the given capabilities.
 func (s *Sandbox) runAs(user identity, permitted uint32, f func(t *thread) error) error {
-	result := make(chan error, 1)
-	var running sync.WaitGroup
-	defer running.Wait()
-	running.Go(func() {
-		onOwnThread(result, func() error {
-			t := &thread{permitted}
-			if err := t.become(s.runtime.idBase(s.slot), user); err != nil {
-				return fmt.Errorf("act as user %d: %w", user.uid, err)
-			}
-			return f(t)
-		})
+	return lifecycle.OnOwnThread(func() error {
+		t := &thread{permitted}
+		if err := t.become(s.runtime.idBase(s.slot), user); err != nil {
+			return fmt.Errorf("act as user %d: %w", user.uid, err)
+		}
+		return f(t)
 	})
-	return <-result
-}
-
-// onOwnThread avoids the first thread of the process, which cannot end and which /proc/self stands for.
-func onOwnThread(result chan<- error, f func() error) {
-	runtime.LockOSThread()
-	if unix.Gettid() == unix.Getpid() {
-		other := make(chan error, 1)
-		var running sync.WaitGroup
-		running.Go(func() { onOwnThread(other, f) })
-		err := <-other
-		running.Wait()
-		runtime.UnlockOSThread()
-		result <- err
-		return
-	}
-	result <- f()
 }
 
 // become uses raw calls: the wrappers of the C library and of Go change all threads of a process.

@@ -20,6 +20,7 @@ import (
 
 	"rockpool/internal/fault"
 	"rockpool/internal/ident"
+	"rockpool/internal/lifecycle"
 	"rockpool/internal/orchestrator/model"
 )
 
@@ -184,7 +185,7 @@ func TestARestartKeepsWhatIsToBeKept(t *testing.T) {
 	// A crash in the middle of attaching, and debris of one that was worse.
 	check(t, first.leases.write(&lease{AllocID: "half", Request: Request{Mode: ModeBridge}, Address: netip.MustParseAddr("172.30.64.9")}))
 	check(t, os.WriteFile(first.leases.path("broken"), []byte("{"), 0o600))
-	check(t, apart(func() error {
+	check(t, lifecycle.OnOwnThread(func() error {
 		if _, err := newNS(); err != nil {
 			return err
 		}

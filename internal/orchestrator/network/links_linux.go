@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"rockpool/internal/lifecycle"
 )
 
 // inside is the name of a runner's interface.
@@ -85,7 +87,7 @@ func (l *links) bridge(n int) (index int, err error) {
 	if got.Type() != "bridge" {
 		return 0, fmt.Errorf("the interface %s is no bridge: rename it, the name is needed", name)
 	}
-	err = apart(func() error {
+	err = lifecycle.OnOwnThread(func() error {
 		if err := enter(l.ns); err != nil {
 			return err
 		}

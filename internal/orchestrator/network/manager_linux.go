@@ -17,6 +17,7 @@ import (
 
 	"rockpool/internal/fault"
 	"rockpool/internal/ident"
+	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/network/egress"
@@ -319,7 +320,7 @@ func (m *Manager) ready(b *bridged, a netip.Addr) (bridge int, err error) {
 // forwarding has the node pass packets on.
 func (m *Manager) forwarding(b *bridged) error {
 	const key = "ipv4/ip_forward"
-	return apart(func() error {
+	return lifecycle.OnOwnThread(func() error {
 		if err := enter(m.node); err != nil {
 			return err
 		}
@@ -497,7 +498,7 @@ func (m *Manager) member(l *lease, t terms) member {
 
 // makeNS makes an allocation's namespace and has it filled, on a thread that is inside.
 func (m *Manager) makeNS(id string, r Request, fill func(ns *os.File) error) error {
-	return apart(func() error {
+	return lifecycle.OnOwnThread(func() error {
 		if m.cfg.NodeNS != "" {
 			if err := enter(m.node); err != nil {
 				return err
@@ -553,7 +554,7 @@ func (m *Manager) onNode(f func() error) error {
 	if m.cfg.NodeNS == "" {
 		return f()
 	}
-	return apart(func() error {
+	return lifecycle.OnOwnThread(func() error {
 		if err := enter(m.node); err != nil {
 			return err
 		}

@@ -6,22 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
-
-// apart runs f on an operating system thread that is thrown away afterwards, so that f may change the thread's namespace.
-func apart(f func() error) (err error) {
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		err = f()
-	})
-	wg.Wait()
-	return err
-}
 
 // enter puts the calling thread into a namespace.
 func enter(ns *os.File) error {

@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"rockpool/internal/lifecycle"
 	"rockpool/internal/orchestrator/driver"
 )
 
@@ -17,7 +18,7 @@ import (
 func probe(name string, r netip.Prefix) (fences []driver.Fence, err error) {
 	bridge := driver.Fence{Wall: wall, Name: FenceBridge, InForce: true, Detail: "ports that are isolated from each other, learn nothing and are sent nothing but their own"}
 	table := driver.Fence{Wall: wall, Name: FenceRules, InForce: true, Detail: "source addresses, forbidden and allowed destinations, rates; all as sets of two tables"}
-	err = apart(func() error {
+	err = lifecycle.OnOwnThread(func() error {
 		ns, err := newNS()
 		if err != nil {
 			bridge = driver.Fence{Wall: wall, Name: FenceBridge, InForce: false, Detail: fmt.Sprintf("%v: run as root", err)}
@@ -62,7 +63,7 @@ func probeBridge(ns *os.File, name string, r netip.Prefix) error {
 
 // netlinkNS makes one more namespace, for the far end of an interface.
 func netlinkNS() (ns *os.File, err error) {
-	err = apart(func() error {
+	err = lifecycle.OnOwnThread(func() error {
 		ns, err = newNS()
 		return err
 	})

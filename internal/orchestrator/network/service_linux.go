@@ -16,6 +16,8 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/net/netutil"
 	"golang.org/x/sys/unix"
+
+	"rockpool/internal/lifecycle"
 )
 
 const (
@@ -109,7 +111,7 @@ func (u *upstream) dial(ctx context.Context, network string, server netip.AddrPo
 	if u.ns == nil {
 		return d.DialContext(ctx, network, server.String())
 	}
-	err = apart(func() error {
+	err = lifecycle.OnOwnThread(func() error {
 		if err := enter(u.ns); err != nil {
 			return err
 		}
@@ -132,7 +134,7 @@ func listen(ns *os.File, at netip.Addr) (s sockets, err error) {
 			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1)
 		}), err)
 	}}
-	err = apart(func() error {
+	err = lifecycle.OnOwnThread(func() error {
 		if err := enter(ns); err != nil {
 			return err
 		}

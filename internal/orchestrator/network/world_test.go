@@ -21,6 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/model"
 )
@@ -64,7 +65,7 @@ func check(t testing.TB, err error) {
 func freshNS(t testing.TB) *os.File {
 	t.Helper()
 	var ns *os.File
-	check(t, apart(func() (err error) {
+	check(t, lifecycle.OnOwnThread(func() (err error) {
 		if ns, err = newNS(); err != nil {
 			return err
 		}
@@ -86,7 +87,7 @@ func freshNS(t testing.TB) *os.File {
 // in runs f on a thread inside a namespace.
 func in(t testing.TB, ns *os.File, f func() error) {
 	t.Helper()
-	check(t, apart(func() error {
+	check(t, lifecycle.OnOwnThread(func() error {
 		if err := enter(ns); err != nil {
 			return err
 		}
@@ -314,7 +315,7 @@ func ports(host, to int) []model.AllocatedPort {
 // connect opens a TCP connection from a namespace and returns what the other side says first.
 func connect(ns *os.File, to string, timeout time.Duration) (said string, err error) {
 	var c net.Conn
-	err = apart(func() error {
+	err = lifecycle.OnOwnThread(func() error {
 		if err := enter(ns); err != nil {
 			return err
 		}
@@ -343,7 +344,7 @@ func (r *runner) reaches(to string) error {
 // ask asks the runner's name service.
 func (r *runner) ask(network, name string, kind uint16) (*dns.Msg, error) {
 	var c net.Conn
-	err := apart(func() (err error) {
+	err := lifecycle.OnOwnThread(func() (err error) {
 		if err = enter(r.ns); err != nil {
 			return err
 		}
