@@ -202,7 +202,7 @@ func (f *node) take(p *model.AllocPush) {
 	}
 	for _, id := range p.Purged {
 		delete(f.allocs, id)
-		report = append(report, &model.AllocUpdate{ID: id, ClientStatus: model.ClientComplete, ModifyTime: time.Now().UnixNano()})
+		report = append(report, &model.AllocUpdate{ID: id, Buried: true})
 	}
 	f.purged = append(f.purged, p.Purged...)
 	silent := f.silent

@@ -128,6 +128,15 @@ func (a *arena) stand(ctx context.Context, image string) error {
 	})
 }
 
+// drop deletes the environment; one whose image was refused is not there.
+func (a *arena) drop(ctx context.Context) error {
+	err := a.DeleteEnvironment(ctx, imageEnvironment)
+	if refused, ok := errors.AsType[*platform.StatusError](err); ok && refused.Status == 404 {
+		return nil
+	}
+	return err
+}
+
 func reachingLayers(ctx context.Context, a *arena, _ string) (err error) {
 	file := a.canaries + "/file"
 	ref, err := a.registry.push("reaching", base("one"), layer(
@@ -138,13 +147,18 @@ func reachingLayers(ctx context.Context, a *arena, _ string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, a.DeleteEnvironment(ctx, imageEnvironment)) }()
+	defer func() { err = errors.Join(err, a.drop(ctx)) }()
 	short, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if err := a.stand(short, ref); err != nil && short.Err() == nil { // it may be refused, or be harmless
-		return err
+	standErr := a.stand(short, ref)
+	if standErr != nil && short.Err() == nil { // it may be refused, or be harmless
+		return standErr
 	}
-	if id, err := a.Claim(ctx, imageEnvironment, time.Minute); err == nil {
+	if standErr == nil {
+		id, err := a.Claim(ctx, imageEnvironment, time.Minute)
+		if err != nil {
+			return err
+		}
 		for _, path := range []string{"/dir/file", "/hard", "/hard2", file, "/mem", "/proc/self/root" + file} {
 			if data, err := a.Download(ctx, id, path); err == nil && strings.Contains(string(data), a.secret) {
 				return fmt.Errorf("%s shows a file of the node", path)
@@ -196,13 +210,13 @@ func refusedImage(repository string, made func() v1.Layer) func(context.Context,
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, a.DeleteEnvironment(ctx, imageEnvironment)) }()
+		defer func() { err = errors.Join(err, a.drop(ctx)) }()
 		short, cancel := context.WithTimeout(ctx, 4*time.Second)
 		defer cancel()
 		if err := a.stand(short, ref); err == nil {
 			return errors.New("a runner was made of it")
 		}
-		if err := a.DeleteEnvironment(ctx, imageEnvironment); err != nil {
+		if err := a.drop(ctx); err != nil {
 			return err
 		}
 		if n := a.registry.elsewhere.Load(); n > 0 {
@@ -221,7 +235,7 @@ func movedTag(ctx context.Context, a *arena, _ string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, a.DeleteEnvironment(ctx, imageEnvironment)) }()
+	defer func() { err = errors.Join(err, a.drop(ctx)) }()
 	expect := func(want string) error {
 		if err := a.stand(ctx, ref); err != nil {
 			return err
@@ -261,7 +275,7 @@ func whiteouts(ctx context.Context, a *arena, _ string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, a.DeleteEnvironment(ctx, imageEnvironment)) }()
+	defer func() { err = errors.Join(err, a.drop(ctx)) }()
 	short, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	if err := a.stand(short, ref); err != nil && short.Err() == nil {
@@ -284,11 +298,8 @@ func forgery(ctx context.Context, a *arena, _ string) (err error) {
 		if standErr == nil {
 			err = fmt.Errorf("%s became a runner", image)
 		}
-		if err = errors.Join(err, a.DeleteEnvironment(ctx, imageEnvironment)); err != nil {
-			if refused, ok := errors.AsType[*platform.StatusError](err); !ok || refused.Status != 404 { // it was refused as a whole
-				return err
-			}
-			err = nil
+		if err = errors.Join(err, a.drop(ctx)); err != nil {
+			return err
 		}
 	}
 	if n := reached.Load(); n > 0 {

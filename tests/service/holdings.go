@@ -53,7 +53,7 @@ func (s *Service) Holdings() (h Holdings, err error) {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			return nil
-		case err == nil && d.IsDir() && path == filepath.Join(s.dir, "server"):
+		case err == nil && d.IsDir() && (path == filepath.Join(s.dir, "server") || path == filepath.Join(s.dir, "images")): // both keep what they have
 			return fs.SkipDir
 		case err == nil:
 			h.Files++

@@ -179,15 +179,15 @@ func TestStatusesOfAJob(t *testing.T) {
 		t.Errorf("%d tombstones", stones)
 	}
 	// A report that crossed the purge must not keep the news of it from the node.
-	apply(t, s, 20, &command.AllocUpdates{NodeID: "n1", Allocs: []*model.AllocUpdate{{ID: "a1", ClientStatus: model.ClientRunning}}})
+	apply(t, s, 20, &command.AllocUpdates{NodeID: "n1", Allocs: []*model.AllocUpdate{{ID: "a1", ClientStatus: model.ClientRunning}, {ID: "a1", ClientStatus: model.ClientComplete}}})
 	stones = 0
 	for range s.Snapshot().Tombstones(nil, "n1") {
 		stones++
 	}
 	if stones != 1 {
-		t.Error("a node that says it runs is never told that it is gone")
+		t.Error("a node that said how it runs is never told that it is gone")
 	}
-	apply(t, s, 21, &command.AllocUpdates{NodeID: "n1", Allocs: []*model.AllocUpdate{{ID: "a1", ClientStatus: model.ClientComplete}}})
+	apply(t, s, 21, &command.AllocUpdates{NodeID: "n1", Allocs: []*model.AllocUpdate{{ID: "a1", Buried: true}}})
 	for range s.Snapshot().Tombstones(nil, "n1") {
 		t.Error("the tombstone stays after the node confirmed")
 	}

@@ -136,6 +136,7 @@ type AllocUpdate struct {
 	TaskStates        map[string]*TaskState
 	NetworkStatus     *NetworkStatus `codec:",omitempty"` // nil = as it was
 	ModifyTime        int64
+	Buried            bool `codec:",omitempty"` // nothing of it is left on the node; nothing else of the update counts then
 }
 
 // NetworkStatus is what a node tells of an allocation's network.

@@ -285,9 +285,10 @@ func (a *Agent) apply(life context.Context, p model.AllocPush) error {
 	return nil
 }
 
-// buried forgets an allocation of which nothing is left.
+// buried forgets an allocation of which nothing is left, and tells the servers, who remember it until then.
 func (a *Agent) buried(r *allocRunner) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	delete(a.runners, r.id)
+	a.mu.Unlock()
+	a.reporter.put(model.AllocUpdate{ID: r.id, Buried: true}, false)
 }

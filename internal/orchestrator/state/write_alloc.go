@@ -112,20 +112,17 @@ func (t *Tx) removeAlloc(a *model.Allocation) {
 	t.put(tableTombstones, &Tombstone{NodeID: a.NodeID, AllocID: a.ID, Index: t.index, Time: t.now})
 }
 
-// ReportAlloc takes what a node says about one of its allocations. That one which is gone has ended confirms that the node knows; that it
-// runs was said before the node knew, and the node must still learn it. An old report never brings a finished one back.
+// ReportAlloc takes what a node says about one of its allocations. A tombstone goes when the node says that it has buried the allocation, and for nothing
+// else: that one has ended may have been said before the node knew that it is gone. An old report never brings a finished one back.
 func (t *Tx) ReportAlloc(nodeID string, u *model.AllocUpdate) {
 	a := t.Alloc(nil, u.ID)
-	if a == nil {
-		if u.ClientStatus != model.ClientComplete && u.ClientStatus != model.ClientFailed {
-			return
-		}
+	if u.Buried {
 		if d := first[Tombstone](&t.Snapshot, nil, tableTombstones, u.ID); d != nil && d.NodeID == nodeID {
 			t.delete(tableTombstones, d)
 		}
 		return
 	}
-	if a.NodeID != nodeID || a.ClientTerminal() && a.ClientStatus != model.ClientLost {
+	if a == nil || a.NodeID != nodeID || a.ClientTerminal() && a.ClientStatus != model.ClientLost {
 		return
 	}
 	if a.ClientStatus == model.ClientLost && u.ClientStatus != model.ClientComplete && u.ClientStatus != model.ClientFailed {
