@@ -54,8 +54,8 @@ const (
 const (
 	goalEcho    = 50 * time.Millisecond
 	boundEcho   = 500 * time.Millisecond
-	boundMemory = 256 << 20 // growth of the service's resident size
-	boundClean  = 10 * time.Second
+	boundMemory = 256 << 20        // growth of the service's resident size
+	boundClean  = 15 * time.Second // a name service that does not answer is given 10
 )
 
 // patience stretches the bounds on a machine that is slow, such as an emulated one.
