@@ -171,6 +171,12 @@ type Preparer interface {
 	Prepare(ctx context.Context, cfg TaskConfig) error
 }
 
+// Networker is implemented by drivers that may give tasks a network themselves. Where OwnNetwork is true the agent makes none for them, maps none of
+// their ports, and refuses what only its own networks enforce.
+type Networker interface {
+	OwnNetwork() bool
+}
+
 // Detacher is implemented by drivers that hold goroutines or descriptors for their tasks. Detach lets go of all tasks
 // without ending them, so that a later process can recover them, and returns when nothing of the driver runs any more in
 // this one. Tasks and executions handed out before are of no use afterwards.

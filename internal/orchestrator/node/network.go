@@ -18,24 +18,31 @@ type networkOf struct {
 	made *driver.Network
 }
 
-// attach makes the network unless it is there, or there is to be none. Its errors are of the type setupError.
-func (n *networkOf) attach(ctx context.Context, r *allocRunner) (*driver.Network, error) {
-	return n.get(r, func(networks Networks, q network.Request) (network.Attachment, error) {
+// attach makes the network for a task of d, unless it is there, or there is to be none. Its errors are of the type setupError.
+func (n *networkOf) attach(ctx context.Context, r *allocRunner, d driver.Driver) (*driver.Network, error) {
+	return n.get(r, d, func(networks Networks, q network.Request) (network.Attachment, error) {
 		return networks.Attach(ctx, r.id, q)
 	})
 }
 
 // recover finds the network of tasks that an earlier process of the agent started.
-func (n *networkOf) recover(ctx context.Context, r *allocRunner) (*driver.Network, error) {
-	return n.get(r, func(networks Networks, _ network.Request) (network.Attachment, error) {
+func (n *networkOf) recover(ctx context.Context, r *allocRunner, d driver.Driver) (*driver.Network, error) {
+	return n.get(r, d, func(networks Networks, _ network.Request) (network.Attachment, error) {
 		return networks.Recover(ctx, r.id)
 	})
 }
 
-func (n *networkOf) get(r *allocRunner, from func(Networks, network.Request) (network.Attachment, error)) (*driver.Network, error) {
+func (n *networkOf) get(r *allocRunner, d driver.Driver, from func(Networks, network.Request) (network.Attachment, error)) (*driver.Network, error) {
 	q, err := r.wantedNetwork()
 	if err != nil || q == nil {
 		return nil, err
+	}
+	if own, ok := d.(driver.Networker); ok && own.OwnNetwork() {
+		if q.Egress != "" || q.Bandwidth != "" { // a rule that nobody enforces is worse than none
+			return nil, &setupError{fault.New(fault.Unsupported, "network: driver %s brings a network of its own, which limits neither what tasks reach nor how fast: "+
+				"leave %s and %s (networkEgress of an environment) out, or use the driver \"sandbox\"", d.Name(), egress.MetaAllow, egress.MetaBandwidth)}
+		}
+		return nil, nil
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

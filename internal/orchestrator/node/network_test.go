@@ -14,6 +14,7 @@ import (
 
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/driver/mock"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/network"
 	"rockpool/internal/orchestrator/node"
@@ -226,6 +227,43 @@ func TestANetworkThatResistsIsTakenBackBeforeTheAllocationIsForgotten(t *testing
 		}
 		if _, err := m.agent.Task("one", "a"); !errors.Is(err, driver.ErrTaskGone) && !fault.Is(err, fault.NotFound) {
 			t.Errorf("the allocation is still known: %v", err)
+		}
+	})
+}
+
+// wired is a driver that gives its tasks a network itself, as an engine for containers does.
+type wired struct{ *mock.Driver }
+
+func (wired) OwnNetwork() bool { return true }
+
+func TestADriverWithANetworkOfItsOwn(t *testing.T) {
+	withNetworks(t, func(t *testing.T, m *machine, n *networks) {
+		m.facade = wired{m.driver}
+		m.restart()
+		plain := bridged(alloc("plain", config{}))
+		plain.Job.TaskGroups[0].Meta = nil
+		m.server.place(plain)
+		m.expect("plain", model.ClientRunning)
+		m.restart() // nothing is looked for that never was
+		after(time.Second)
+		m.expect("plain", model.ClientRunning)
+		for id, meta := range map[string]map[string]string{"egress": {"rockpool_egress": "pypi.org"}, "bandwidth": {"rockpool_bandwidth": "10"}} {
+			a := bridged(alloc(id, config{}))
+			a.Job.TaskGroups[0].Meta = meta
+			m.server.place(a)
+			m.expect(id, model.ClientFailed)
+			s := m.server.task(id, "a")
+			if !slices.ContainsFunc(s.Events, func(e *model.TaskEvent) bool {
+				return e.Type == model.TaskSetupFailure && strings.Contains(e.DisplayMessage, "rockpool_"+id)
+			}) {
+				t.Errorf("%s: events %v do not say that nobody enforces it", id, types(s))
+			}
+		}
+		if len(n.made) > 0 || slices.ContainsFunc(n.calls, func(c string) bool { return !strings.HasPrefix(c, "sweep") }) {
+			t.Errorf("the node made networks too: %v", n.calls)
+		}
+		if left := m.driver.Tasks(); !slices.Equal(left, []string{"plain.a.1"}) {
+			t.Errorf("running: %v", left)
 		}
 	})
 }

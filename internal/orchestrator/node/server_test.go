@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -214,6 +215,7 @@ type machine struct {
 	driver *mock.Driver
 	server *server
 	nets   node.Networks
+	facade driver.Driver // what the agent sees of driver; nil = all of it
 	onStop node.OnStop
 	starts int
 	agent  *node.Agent
@@ -239,7 +241,7 @@ func inBubble(t *testing.T, f func(t *testing.T, m *machine)) {
 
 func (m *machine) start() {
 	m.t.Helper()
-	a, err := node.New(node.Config{DataDir: m.dir, Datacenter: "dc1", Drivers: []driver.Driver{m.driver}, Servers: m.server, Networks: m.nets,
+	a, err := node.New(node.Config{DataDir: m.dir, Datacenter: "dc1", Drivers: []driver.Driver{cmp.Or[driver.Driver](m.facade, m.driver)}, Servers: m.server, Networks: m.nets,
 		OnStop: m.onStop, MaxStarts: m.starts, Log: logging.Discard()})
 	if err != nil {
 		m.t.Fatal(err)

@@ -95,7 +95,7 @@ func (t *taskRunner) takeBack(ctx context.Context) (task driver.Task, lost bool)
 	defer cancel()
 	d, cfg, err := t.config()
 	if err == nil {
-		cfg.Network, err = t.alloc.network.recover(bounded, t.alloc)
+		cfg.Network, err = t.alloc.network.recover(bounded, t.alloc, d)
 	}
 	if err == nil {
 		if task, err = d.Recover(bounded, cfg); err == nil {
@@ -153,7 +153,7 @@ func (t *taskRunner) tryStart(ctx context.Context) (driver.Task, error) {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make task directory: %w", err)
 	}
-	if cfg.Network, err = t.alloc.network.attach(ctx, t.alloc); err != nil {
+	if cfg.Network, err = t.alloc.network.attach(ctx, t.alloc, d); err != nil {
 		return nil, err
 	}
 	task, err := d.Start(ctx, cfg)

@@ -73,6 +73,9 @@ func New(cfg Config) (*Driver, error) {
 // Name is what a job's task says in its driver field.
 func (*Driver) Name() string { return Name }
 
+// OwnNetwork says that a container's network is the engine's: it cannot be put into a namespace that the node made.
+func (*Driver) OwnNetwork() bool { return true }
+
 // Validate checks a task's driver configuration.
 func (*Driver) Validate(t *model.Task) error {
 	_, err := parse(t.Config)
