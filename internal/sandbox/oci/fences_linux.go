@@ -11,7 +11,7 @@ import (
 // Fences is the containment table of this class.
 func (r *Runtime) Fences() []sandbox.Fence {
 	fences := []sandbox.Fence{
-		{Name: "kernel", InForce: r.kind.ownKernel, Detail: r.kind.wall},
+		{Name: "kernel", InForce: r.kind.ownKernel, Detail: r.kind.wall, Note: !r.kind.ownKernel},
 		{Name: "namespaces", InForce: true, Detail: "pid, mount, ipc, uts, cgroup and network: one each for every sandbox"},
 		{Name: "privilege", InForce: true, Detail: "capabilities and bounding set empty; no_new_privs"},
 		{Name: "files.root", InForce: true, Detail: "overlay on read-only layers, nosuid, nodev; writable part on a bounded tmpfs"},

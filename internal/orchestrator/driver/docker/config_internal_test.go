@@ -85,3 +85,37 @@ func TestNetworkAndPorts(t *testing.T) {
 		}
 	}
 }
+
+func TestFencesAsTheEngineTellsThem(t *testing.T) {
+	bare, whole := &engine{}, &engine{boundsDisk: true}
+	whole.SecurityOptions = []string{"name=seccomp,profile=builtin", "name=userns"}
+	whole.MemoryLimit, whole.SwapLimit, whole.PidsLimit, whole.CPUShares = true, true, true, true
+	for name, c := range map[string]struct {
+		engine  *engine
+		missing string
+	}{
+		"none":  {bare, "user seccomp memory swap pids cpu disk network"},
+		"whole": {whole, "network"}, // that of containers is the engine's
+	} {
+		var missing []string
+		for _, f := range c.engine.fences() {
+			if f.Detail == "" || f.Wall != wall {
+				t.Errorf("%s: %+v", name, f)
+			}
+			if !f.InForce {
+				missing = append(missing, strings.TrimPrefix(f.Name, "docker."))
+			}
+		}
+		if got := strings.Join(missing, " "); got != c.missing {
+			t.Errorf("%s: not in force are %q, want %q", name, got, c.missing)
+		}
+	}
+	away, err := New(Config{Endpoint: "unix:///nowhere", Node: "n"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = away.Detach(t.Context()) }()
+	if f := away.Fences(); len(f) != 1 || f[0].InForce || !strings.Contains(f[0].Detail, "/nowhere") {
+		t.Errorf("of an engine that is away: %+v", f)
+	}
+}

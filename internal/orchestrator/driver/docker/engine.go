@@ -51,16 +51,12 @@ func (d *Driver) Fingerprint(ctx context.Context) model.DriverInfo {
 		"driver.docker.disk_bounded": fmt.Sprint(e.boundsDisk),
 	}}
 	var missing []string
-	for what, there := range map[string]bool{
-		"memory limit": e.MemoryLimit, "swap limit": e.SwapLimit, "pids limit": e.PidsLimit, "CPU shares": e.CPUShares,
-		"seccomp":    slices.ContainsFunc(e.SecurityOptions, func(s string) bool { return strings.HasPrefix(s, "name=seccomp") }),
-		"disk limit": e.boundsDisk,
-	} {
-		if !there {
-			missing = append(missing, what)
+	for _, f := range e.fences() {
+		info.Attributes["driver.docker.fence."+strings.TrimPrefix(f.Name, "docker.")] = fmt.Sprint(f.InForce)
+		if !f.InForce {
+			missing = append(missing, strings.TrimPrefix(f.Name, "docker."))
 		}
 	}
-	slices.Sort(missing)
 	if len(missing) > 0 {
 		info.HealthDescription = "Healthy; not in force with this engine: " + strings.Join(missing, ", ")
 	}

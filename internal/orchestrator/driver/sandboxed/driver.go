@@ -1,6 +1,7 @@
 package sandboxed
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -96,11 +97,17 @@ func (d *Driver) Fingerprint(context.Context) model.DriverInfo {
 	return info
 }
 
-// Fences is the containment table of the node's sandboxes.
+// Fences is the containment table of the node's sandboxes: the native ones, then those of each OCI runtime, whose rows begin with its name.
 func (d *Driver) Fences() []driver.Fence {
 	var rows []driver.Fence
-	for _, f := range d.core.cfg.Runtime.Fences() {
-		rows = append(rows, driver.Fence{Wall: string(f.Wall), Name: f.Name, InForce: f.InForce, Detail: f.Detail, Note: f.Note})
+	add := func(of Runtime, wall, prefix string) {
+		for _, f := range of.Fences() {
+			rows = append(rows, driver.Fence{Wall: cmp.Or(wall, string(f.Wall)), Name: prefix + f.Name, InForce: f.InForce, Detail: f.Detail, Note: f.Note})
+		}
+	}
+	add(d.core.cfg.Runtime, "", "")
+	for _, name := range d.core.classes() {
+		add(d.core.cfg.Classes[name].Runtime, "OCI runtime "+name, name+".")
 	}
 	return rows
 }

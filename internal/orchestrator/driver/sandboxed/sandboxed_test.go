@@ -2,8 +2,10 @@ package sandboxed_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -309,5 +311,22 @@ func TestFencesAreAttributes(t *testing.T) {
 	if info.Attributes["sandbox.fence.seccomp"] != "true" || info.Attributes["sandbox.fence.network"] != "false" ||
 		!strings.Contains(info.HealthDescription, "network") || strings.Contains(info.HealthDescription, "smt") {
 		t.Errorf("%+v", info)
+	}
+}
+
+func TestTheTableHasTheRowsOfEachRuntime(t *testing.T) {
+	r := newFake()
+	d := sandboxed.New(sandboxed.Config{Runtime: r, Images: r, Classes: map[string]sandboxed.Class{"crun": {Runtime: r}, "runsc": {Runtime: r}}}, sandboxed.Name, sandboxed.NameDocker)
+	var got []string
+	for _, f := range driver.Fences(slices.Values(d)) {
+		got = append(got, fmt.Sprintf("%s/%s %t", f.Wall, f.Name, f.InForce))
+	}
+	want := []string{
+		"/seccomp true", "/network false", "/cpu.smt false",
+		"OCI runtime crun/crun.seccomp true", "OCI runtime crun/crun.network false", "OCI runtime crun/crun.cpu.smt false",
+		"OCI runtime runsc/runsc.seccomp true", "OCI runtime runsc/runsc.network false", "OCI runtime runsc/runsc.cpu.smt false",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q", got)
 	}
 }
