@@ -124,7 +124,7 @@ func (e *Engine) Run(ctx context.Context, at Place, id string, req Request, c Cl
 	select {
 	case r := <-result:
 		stopExec()
-		return e.judge(ctx, at, id, c, r, flow.full())
+		return e.judge(ctx, at, id, c, r, flow)
 	case <-ctx.Done():
 	}
 	cause := context.Cause(ctx)
@@ -166,8 +166,8 @@ func (e *Engine) verdict(cause error) Outcome {
 	return Outcome{Kind: Failed, Err: cause}
 }
 
-// judge turns what the exec returned into an outcome. full says that all came that a program may write: the node then knows whether there was more.
-func (e *Engine) judge(ctx context.Context, at Place, id string, c Client, r ended, full bool) Outcome {
+// judge turns what the exec returned into an outcome. Where all came that a program may write, the node knows whether there was more.
+func (e *Engine) judge(ctx context.Context, at Place, id string, c Client, r ended, flow *flow) Outcome {
 	if r.err != nil && ctx.Err() != nil {
 		return e.verdict(context.Cause(ctx))
 	}
@@ -176,12 +176,13 @@ func (e *Engine) judge(ctx context.Context, at Place, id string, c Client, r end
 		if cause := waitCause(ctx, oomTime/2); cause != nil {
 			return e.verdict(cause)
 		}
-		if res, err := e.result(ctx, at, id); err == nil && !res.Killed && !res.OOMKilled {
+		// A program's code stands for output that is whole: what the broken stream has not brought, nobody will.
+		if res, err := e.result(ctx, at, id); err == nil && !res.Killed && !res.OOMKilled && res.OutputBytes == flow.count() {
 			return Outcome{Kind: Exited, Code: res.ExitCode, Usage: &res}
 		}
 		return Outcome{Kind: Failed, Err: r.err}
 	}
-	out := Outcome{Kind: Exited, Code: r.code & 0xff}
+	out, full := Outcome{Kind: Exited, Code: r.code & 0xff}, flow.full()
 	if r.code != 128 && !c.Usage && !full {
 		return out
 	}
@@ -325,6 +326,13 @@ func (f *flow) take(n int) int {
 		f.over()
 	}
 	return granted
+}
+
+// count is how much was let through.
+func (f *flow) count() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.used
 }
 
 // full says that nothing more may come.

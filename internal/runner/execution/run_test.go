@@ -95,6 +95,7 @@ func TestHowExecutionsEnd(t *testing.T) {
 		{name: "a code beyond a byte", instant: true, code: 256 + 3, want: execution.Exited, wantCode: 3},
 		{name: "a lost code that cannot be read", instant: true, err: broken, failing: broken, want: execution.Failed, verdictAt: 500 * time.Millisecond, endAt: 500 * time.Millisecond},
 		{name: "a lost code that can be read", instant: true, err: broken, result: execution.Result{ExitCode: 4}, want: execution.Exited, wantCode: 4, verdictAt: 500 * time.Millisecond, endAt: 500 * time.Millisecond},
+		{name: "a lost code, and output with it", instant: true, err: broken, result: execution.Result{OutputBytes: 1}, want: execution.Failed, verdictAt: 500 * time.Millisecond, endAt: 500 * time.Millisecond},
 		{name: "a lost code of a killed program", instant: true, err: broken, result: execution.Result{ExitCode: 137, Killed: true}, want: execution.Failed, verdictAt: 500 * time.Millisecond, endAt: 500 * time.Millisecond},
 		{name: "128 and the kernel killed", instant: true, code: 128, result: execution.Result{OOMKilled: true}, want: execution.OutOfMemory},
 		{name: "128 elsewhere, without news", instant: true, code: 128, notNative: true, want: execution.Exited, wantCode: 128, verdictAt: time.Second, endAt: time.Second},
