@@ -41,6 +41,7 @@ type Runtime struct {
 	filterName string
 	groups     func(name string) sandbox.Groups
 	noIDMap    atomic.Bool // the kernel refused to map the files of an image
+	joins      atomic.Bool // it has started a program in a network namespace of the node
 	preparing  sync.Mutex
 	wg         sync.WaitGroup
 

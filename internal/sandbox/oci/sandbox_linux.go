@@ -72,11 +72,33 @@ func (r *Runtime) Create(ctx context.Context, spec sandbox.Spec) (*Sandbox, erro
 	st := state{Spec: spec, Slot: slot, IDBase: r.idBase(slot), BootID: r.bootID}
 	s, err := r.start(ctx, st)
 	if err == nil {
-		return s, nil
+		if err = r.enters(ctx, s); err == nil {
+			return s, nil
+		}
 	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	return nil, errors.Join(fmt.Errorf("create sandbox: %w", err), r.wipe(clean, spec.ID))
+	return nil, errors.Join(fmt.Errorf("create sandbox: %w", err), r.Remove(clean, spec.ID))
+}
+
+// enters finds out, with the first sandbox in a network namespace of the node, whether the runtime can start programs in one. Older ones of runc enter
+// the user namespace first, and may enter no namespace of the node's from there (opencontainers/runc, issue 4390).
+func (r *Runtime) enters(ctx context.Context, s *Sandbox) error {
+	if s.spec.NetNS == "" || !r.kind.userNS || r.joins.Load() {
+		return nil
+	}
+	e, err := s.Exec(ctx, sandbox.ExecSpec{ID: "probe", Argv: []string{insideDir}, Dir: "/", MergeStderr: true})
+	switch {
+	case err == nil:
+		return errors.Join(errors.New("the runtime executed a directory"), e.Kill())
+	case errors.Is(err, sandbox.ErrNotExecutable): // as a directory is; it came as far as that
+		r.joins.Store(true)
+		return nil
+	case !errors.Is(err, sandbox.ErrLost):
+		return err
+	}
+	return fmt.Errorf("%w network namespace: %s (%s) starts no programs in one of the node's: update it, or ask for another runtime: %w",
+		sandbox.ErrInvalid, r.cfg.Name, r.version, err)
 }
 
 func (r *Runtime) start(ctx context.Context, st state) (*Sandbox, error) {
