@@ -194,7 +194,7 @@ func TestAnEngineThatIsAway(t *testing.T) {
 		t.Errorf("start: %v", err)
 	}
 	w.splice(t)
-	if info := later.driver.Fingerprint(t.Context()); !info.Healthy || info.Attributes["driver.docker.version"] == "" || !strings.Contains(info.Attributes["driver.docker.runtimes"], "runc") {
+	if info := later.driver.Fingerprint(t.Context()); !info.Healthy || info.Attributes["driver.docker.version"] == "" || !strings.Contains(info.Attributes["driver.docker.runtimes"], "runc") || !strings.Contains(info.Attributes["runtimes"], "runc") {
 		t.Errorf("%+v", info)
 	}
 	select {

@@ -46,6 +46,7 @@ func (d *Driver) Fingerprint(ctx context.Context) model.DriverInfo {
 		"driver.docker.version":      e.ServerVersion,
 		"driver.docker.os_type":      e.OSType,
 		"driver.docker.runtimes":     strings.Join(slices.Sorted(maps.Keys(e.Runtimes)), ","),
+		"runtimes":                   strings.Join(slices.Sorted(maps.Keys(e.Runtimes)), ","), // a job that asks for another one waits
 		"driver.docker.cgroup":       "v" + e.CgroupVersion,
 		"driver.docker.storage":      e.Driver,
 		"driver.docker.disk_bounded": fmt.Sprint(e.boundsDisk),
