@@ -18,6 +18,9 @@ import (
 // Checked fills in the defaults of a specification and refuses what no sandbox can be made of.
 func Checked(spec Spec) (Spec, error) { return checkedSpec(spec) }
 
+// WithDefaultsFrom adds the image's variables that a request does not set itself.
+func WithDefaultsFrom(env, defaults []string) []string { return withDefaultsFrom(env, defaults) }
+
 // SystemCallFilter is the allow list as a program for seccomp(2), in the machine's byte order, and its name in the table of
 // fences.
 func SystemCallFilter() (program []byte, name string, err error) {

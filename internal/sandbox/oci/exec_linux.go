@@ -46,7 +46,7 @@ func (s *Sandbox) Exec(ctx context.Context, spec sandbox.ExecSpec) (*Execution, 
 	if err != nil {
 		return nil, err
 	}
-	body := request(spec, user, withDefaultsFrom(spec.Env, s.spec.Root.Env), s.runtime.filter)
+	body := request(spec, user, sandbox.WithDefaultsFrom(spec.Env, s.spec.Root.Env), s.runtime.filter)
 	if len(body) > maxRequest {
 		return nil, fmt.Errorf("%w command: arguments and environment exceed %d bytes", sandbox.ErrInvalid, maxRequest)
 	}
@@ -223,20 +223,4 @@ func (e *Execution) next() (report, error) {
 		return report{}, err
 	}
 	return parseReport(b), nil
-}
-
-// withDefaultsFrom adds the image's variables that the request does not set itself.
-func withDefaultsFrom(env, defaults []string) []string {
-	set := make(map[string]bool, len(env))
-	for _, e := range env {
-		name, _, _ := strings.Cut(e, "=")
-		set[name] = true
-	}
-	all := append([]string(nil), env...)
-	for _, d := range defaults {
-		if name, _, _ := strings.Cut(d, "="); !set[name] {
-			all = append(all, d)
-		}
-	}
-	return all
 }
