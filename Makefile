@@ -49,9 +49,10 @@ cross: ## build for every platform that is served
 	CGO_ENABLED=0 GOOS=darwin GOARCH=amd64 $(GO) build -o /dev/null ./cmd/orchestrator
 	CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 $(GO) build -o /dev/null ./cmd/gateway
 
-bench: build ## measure a server by URL: p50, p90, p99 and rates (root)
+bench: build ## measure a server by URL, and the sandbox alone: p50, p90, p99 and rates (root)
 	$(GO) build -o $(BIN)/bench ./tests/bench
 	$(BIN)/bench -gateway $(BIN)/gateway -orchestrator $(BIN)/orchestrator
+	$(GO) test -run '^$$' -bench . -benchtime 400x ./internal/sandbox
 
 fmt: ## format the code
 	gofmt -w cmd internal pkg tests

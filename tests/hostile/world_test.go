@@ -33,10 +33,17 @@ const (
 const inWorld = "HOSTILE_WORLD"
 
 func TestMain(m *testing.M) {
-	if os.Getuid() != 0 || os.Getenv(inWorld) != "" || os.Getenv("HOSTILE_COMPILE") != "" {
-		os.Exit(m.Run())
+	code, err := 0, error(nil)
+	switch {
+	case os.Getuid() != 0 || os.Getenv("HOSTILE_COMPILE") != "":
+		code = m.Run()
+	case os.Getenv(inWorld) == "":
+		code, err = again()
+	default:
+		if err = setUp("lo"); err == nil { // most kernels begin a namespace without
+			code = m.Run()
+		}
 	}
-	code, err := again()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "hostile:", err)
 		code = 1
@@ -87,7 +94,7 @@ type world struct {
 // beyond are the addresses of the world.
 var beyond = []string{publicAddress, "203.0.113.11", "169.254.169.254", "10.1.2.3", "192.168.7.7", "172.16.5.5", "100.64.0.1", "100.100.100.200"}
 
-func makeWorld() (w *world, err error) {
+func makeWorld() (_ *world, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	home, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
@@ -95,10 +102,7 @@ func makeWorld() (w *world, err error) {
 		return nil, err
 	}
 	defer home.Close()
-	if err := setUp("lo"); err != nil {
-		return nil, err
-	}
-	w = &world{reached: map[string]int{}}
+	w := &world{reached: map[string]int{}}
 	defer func() {
 		err = errors.Join(err, unix.Setns(int(home.Fd()), unix.CLONE_NEWNET))
 		if err != nil {

@@ -131,6 +131,9 @@ func parse(console string) ([]result, error) {
 			since.Reset()
 		}
 	}
+	if failed { // a panic is printed after its verdict
+		all[len(all)-1].detail += since.String()
+	}
 	if found[3] != "0" && !failed {
 		return all, fmt.Errorf("exit code %s without a failed test", found[3])
 	}

@@ -79,6 +79,12 @@ type allowList struct {
 }
 
 func newFirewall(ns *os.File, name string, r netip.Prefix, nameserver netip.Addr) (*firewall, error) {
+	// The library does not survive a kernel without this family of sockets. Asking for one also loads the module.
+	probe, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("open nftables: %w", err)
+	}
+	_ = unix.Close(probe)
 	conn, err := nftables.New(nftables.WithNetNSFd(int(ns.Fd())), nftables.AsLasting())
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)

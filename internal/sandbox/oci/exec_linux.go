@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -162,6 +163,10 @@ func (e *Execution) launch(ctx context.Context, theirs []*os.File, body []byte) 
 	args := []string{"exec", "--process", s.runtime.processFile(s.id)}
 	if k.detach {
 		args = append(args, "--detach")
+		if s.runtime.reaps {
+			e.pidFile = filepath.Join(s.runtime.stateDir(s.id), "exec-"+e.spec.ID+".pid")
+			args = append(args, "--pid-file", e.pidFile)
+		}
 	}
 	args = append(args, k.pass(len(theirs))...)
 	call, err := s.runtime.invoke(s.id, theirs, append(args, s.id)...)
@@ -180,13 +185,13 @@ func (e *Execution) launch(ctx context.Context, theirs []*os.File, body []byte) 
 	_, sent := e.commands.Write(body)
 	first, err := e.next()
 	if err == nil && first.kind == reportFailed {
-		_ = call.wait()
+		_ = e.reap(call)
 		return refusal(first)
 	}
 	if err != nil || sent != nil || first.kind != reportStarted || !stop() {
 		_ = e.commands.Close() // whatever runs by now ends with it
 		_ = call.cmd.Process.Kill()
-		said := call.wait()
+		said := e.reap(call)
 		select {
 		case <-s.done:
 			return sandbox.ErrEnded

@@ -8,9 +8,13 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"rockpool/internal/sandbox"
 )
@@ -24,6 +28,7 @@ type Execution struct {
 	stdin    *input
 	stdout   *output
 	stderr   *output // nil when merged
+	pidFile  string  // names the program inside, where the node is to reap it; "" = it is not
 	started  time.Time
 	oomKills int64 // in the sandbox, when it began
 
@@ -156,15 +161,12 @@ func (e *Execution) follow(call *invocation) error {
 		e.timers = append(e.timers, time.AfterFunc(limit, func() { _ = e.end(sandbox.VerdictTime, e.spec.Grace) }))
 		e.mu.Unlock()
 	}
-	r.wg.Go(func() {
-		e.await()
-		_ = call.wait() // of a runtime that stays for as long as the program runs; and nobody else reaps it
-	})
+	r.wg.Go(func() { e.await(call) })
 	return nil
 }
 
 // await takes reports until the program inside has ended, which it does when nothing of the execution is left.
-func (e *Execution) await() {
+func (e *Execution) await(call *invocation) {
 	var last report
 	var wall time.Duration
 	for {
@@ -182,6 +184,7 @@ func (e *Execution) await() {
 			e.mu.Unlock()
 		}
 	}
+	_ = e.reap(call)
 	e.mu.Lock()
 	e.over = true
 	verdict, abandoned := e.verdict, e.abandoned
@@ -201,6 +204,28 @@ func (e *Execution) await() {
 	e.release()
 	e.sandbox.dismiss(e)
 	close(e.done)
+}
+
+// reap takes the dead off the process table: the runtime, which may stay for as long as the program runs, and the program inside, which is the node's own child
+// once its runtime has gone. A container's first process cannot end before that, and process 1 of a machine may take its time.
+func (e *Execution) reap(call *invocation) (said error) {
+	said = call.wait()
+	if e.pidFile == "" {
+		return said
+	}
+	text, err := os.ReadFile(e.pidFile)
+	if err != nil {
+		return said // it was not started
+	}
+	_ = os.Remove(e.pidFile)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || pid <= 0 {
+		return said
+	}
+	// Its number is its own as long as it has a parent who has not done this. Where the node is not the parent this is an error.
+	for errors.Is(unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED, nil), unix.EINTR) {
+	}
+	return said
 }
 
 // judge makes a result of what the kernel said of the main process.

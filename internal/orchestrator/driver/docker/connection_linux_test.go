@@ -156,7 +156,7 @@ func TestALostConnectionIsNeverSuccess(t *testing.T) {
 	n := newNode(t, docker.Config{Endpoint: w.endpoint})
 	task := n.start(n.config(nil))
 	for _, tty := range []bool{false, true} {
-		x := n.begin(task, driver.ExecSpec{Argv: []string{"sh", "-c", "echo ready; cat"}, TTY: tty}) // ends with success when its input ends
+		x := n.begin(task, driver.ExecSpec{Argv: []string{"sh", "-c", "echo ready; cat; sleep 3"}, TTY: tty}) // ends with success when its input ends, and not before the loss is seen
 		if _, err := io.ReadFull(x.Stdout(), make([]byte, len("ready\n"))); err != nil {
 			t.Fatal(err)
 		}
