@@ -14,7 +14,7 @@ const (
 	cpuPeriod = 100_000 // microseconds
 	// helpers is how many processes of ours fit beside the limit of the tenant's: process 1, one for each of some executions, and
 	// the threads of the runtime while it starts one.
-	helpers = 32
+	helpers = 64
 )
 
 // Each is covered: what /proc tells about the host, and what could change it.

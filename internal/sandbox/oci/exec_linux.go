@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -161,13 +160,6 @@ func (e *Execution) launch(ctx context.Context, theirs []*os.File, body []byte) 
 		return context.Cause(ctx)
 	}
 	args := []string{"exec", "--process", s.runtime.processFile(s.id)}
-	if k.detach {
-		args = append(args, "--detach")
-		if s.runtime.reaps {
-			e.pidFile = filepath.Join(s.runtime.stateDir(s.id), "exec-"+e.spec.ID+".pid")
-			args = append(args, "--pid-file", e.pidFile)
-		}
-	}
 	args = append(args, k.pass(len(theirs))...)
 	call, err := s.runtime.invoke(s.id, theirs, append(args, s.id)...)
 	if err != nil {
@@ -185,13 +177,13 @@ func (e *Execution) launch(ctx context.Context, theirs []*os.File, body []byte) 
 	_, sent := e.commands.Write(body)
 	first, err := e.next()
 	if err == nil && first.kind == reportFailed {
-		_ = e.reap(call)
+		_ = call.wait()
 		return refusal(first)
 	}
 	if err != nil || sent != nil || first.kind != reportStarted || !stop() {
 		_ = e.commands.Close() // whatever runs by now ends with it
 		_ = call.cmd.Process.Kill()
-		said := e.reap(call)
+		said := call.wait()
 		select {
 		case <-s.done:
 			return sandbox.ErrEnded

@@ -8,13 +8,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"rockpool/internal/sandbox"
 )
@@ -28,7 +24,6 @@ type Execution struct {
 	stdin    *input
 	stdout   *output
 	stderr   *output // nil when merged
-	pidFile  string  // names the program inside, where the node is to reap it; "" = it is not
 	started  time.Time
 	oomKills int64 // in the sandbox, when it began
 
@@ -184,7 +179,7 @@ func (e *Execution) await(call *invocation) {
 			e.mu.Unlock()
 		}
 	}
-	_ = e.reap(call)
+	_ = call.wait() // the runtime stays for as long as the program inside, its child, and reaps it: a container cannot end before that
 	e.mu.Lock()
 	e.over = true
 	verdict, abandoned := e.verdict, e.abandoned
@@ -204,28 +199,6 @@ func (e *Execution) await(call *invocation) {
 	e.release()
 	e.sandbox.dismiss(e)
 	close(e.done)
-}
-
-// reap takes the dead off the process table: the runtime, which may stay for as long as the program runs, and the program inside, which is the node's own child
-// once its runtime has gone. A container's first process cannot end before that, and process 1 of a machine may take its time.
-func (e *Execution) reap(call *invocation) (said error) {
-	said = call.wait()
-	if e.pidFile == "" {
-		return said
-	}
-	text, err := os.ReadFile(e.pidFile)
-	if err != nil {
-		return said // it was not started
-	}
-	_ = os.Remove(e.pidFile)
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil || pid <= 0 {
-		return said
-	}
-	// Its number is its own as long as it has a parent who has not done this. Where the node is not the parent this is an error.
-	for errors.Is(unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED, nil), unix.EINTR) {
-	}
-	return said
 }
 
 // judge makes a result of what the kernel said of the main process.

@@ -14,7 +14,6 @@ type kind struct {
 	ownKernel        bool                 // system calls of a program reach a kernel of the sandbox and not the node's
 	ownGroups        bool                 // control groups are made by the node, and the runtime is started in them
 	oneCgroupVersion bool                 // refuses to run where two are mounted
-	detach           bool                 // exec returns when the program has started; otherwise it stays for as long as that runs
 	global           []string             // flags before the command
 	alone            []string             // further ones for a sandbox without a network but loopback
 	pass             func(n int) []string // flags of exec that let n descriptors from 3 on be inherited
@@ -33,12 +32,12 @@ func each(n int) []string {
 }
 
 var kinds = map[string]kind{
-	"runc": {userNS: true, detach: true, pass: preserve, wall: "namespaces of the node's kernel"},
-	"crun": {userNS: true, ownGroups: true, oneCgroupVersion: true, global: []string{"--cgroup-manager=disabled"}, detach: true, pass: preserve, wall: "namespaces of the node's kernel"},
+	"runc": {userNS: true, pass: preserve, wall: "namespaces of the node's kernel"},
+	"crun": {userNS: true, ownGroups: true, oneCgroupVersion: true, global: []string{"--cgroup-manager=disabled"}, pass: preserve, wall: "namespaces of the node's kernel"},
 	// The root is written by the node too, so nothing of it may be kept in the sentry's caches or in an overlay of its own.
 	"runsc": {ownKernel: true, ownGroups: true, pass: each, wall: "a kernel of its own in user space (gVisor)",
 		global: []string{"--overlay2=none", "--file-access=shared", "--host-fifo=none", "--host-uds=none", "--ignore-cgroups"}, alone: []string{"--network=none"}},
-	"kata": {ownKernel: true, detach: true, pass: preserve, wall: "a virtual machine (Kata Containers)"},
+	"kata": {ownKernel: true, pass: preserve, wall: "a virtual machine (Kata Containers)"},
 }
 
 // kindOf knows a runtime by its configured name or by that of its program; others are taken for a runc.

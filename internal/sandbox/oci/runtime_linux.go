@@ -42,7 +42,6 @@ type Runtime struct {
 	groups     func(name string) sandbox.Groups
 	noIDMap    atomic.Bool // the kernel refused to map the files of an image
 	joins      atomic.Bool // it has started a program in a network namespace of the node
-	reaps      bool        // the node is the parent of what a runtime leaves behind
 	preparing  sync.Mutex
 	wg         sync.WaitGroup
 
@@ -64,7 +63,6 @@ func New(cfg Config) (*Runtime, error) {
 		return nil, fmt.Errorf("OCI runtime %s: %w configuration: the ids leave the range of user ids", cfg.Name, sandbox.ErrInvalid)
 	}
 	r := &Runtime{cfg: cfg, kind: kindOf(cfg.Name, cfg.Program), sandboxes: map[string]*Sandbox{}}
-	r.reaps = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == nil
 	if err := r.open(); err != nil {
 		return nil, fmt.Errorf("OCI runtime %s: %w", cfg.Name, err)
 	}
