@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -45,6 +46,10 @@ func (s *Sandbox) Exec(ctx context.Context, spec sandbox.ExecSpec) (*Execution, 
 	user, err := s.files.LookUp(spec.User)
 	if err != nil {
 		return nil, err
+	}
+	// The accounts are the tenant's to write. Whoever had this id could stop the program that holds an execution to its limits.
+	if user.UID == helperID || user.GID == helperID || slices.Contains(user.Groups, helperID) {
+		return nil, fmt.Errorf("%w: %q has the id %d, which is kept for the sandbox itself", sandbox.ErrNoUser, spec.User, helperID)
 	}
 	body := request(spec, user, withDefaultsFrom(spec.Env, s.spec.Root.Env), s.runtime.filter)
 	if len(body) > maxRequest {
