@@ -5,6 +5,7 @@ package oci_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -72,6 +73,44 @@ func TestAnImageCannotReplaceTheProgramInside(t *testing.T) {
 		}
 		if o = shell(t, s, "root", "echo alive"); o.stdout != "alive\n" {
 			t.Errorf("another program than ours was run: %+v", o)
+		}
+	})
+}
+
+// What a program did beyond a limit shows in its verdict also when it has ended before the node looked.
+func TestASwiftEndHidesNoLimit(t *testing.T) {
+	everywhere(t, func(t *testing.T, m *machine) {
+		s := m.create(t)
+		for _, c := range []struct {
+			spec sandbox.ExecSpec
+			want sandbox.Verdict
+		}{
+			{sandbox.ExecSpec{Argv: []string{"bash", "-c", "printf '%01000d' 1; exit 0"}, OutputLimit: 100}, sandbox.VerdictOutput},
+			{sandbox.ExecSpec{Argv: []string{"bash", "-c", "printf '%0100d' 1; exit 0"}, OutputLimit: 100}, sandbox.VerdictExit},
+			{sandbox.ExecSpec{Argv: []string{"bash", "-c", "printf '%060d' 1; printf '%060d' 1 >&2; exit 0"}, OutputLimit: 100}, sandbox.VerdictOutput},
+			{sandbox.ExecSpec{Argv: []string{"bash", "-c", "printf '%060d' 1; printf '%060d' 1 >&2; kill -KILL $$"}, OutputLimit: 100}, sandbox.VerdictOutput},
+			{sandbox.ExecSpec{Argv: []string{"bash", "-c", "for ((i = 0; i < 4000; i++)); do :; done; exit 0"}, CPULimit: time.Millisecond}, sandbox.VerdictCPU},
+		} {
+			e := begin(t, s, c.spec)
+			select { // nobody reads before
+			case <-e.Done():
+			case <-time.After(patience):
+				t.Fatalf("%q does not end", c.spec.Argv)
+			}
+			r, err := e.Result()
+			if err != nil || r.Verdict != c.want {
+				t.Errorf("%q: %+v %v", c.spec.Argv, r, err)
+			}
+			text, err := io.ReadAll(io.MultiReader(e.Stdout(), e.Stderr()))
+			if limit := c.spec.OutputLimit; limit > 0 && (err != nil || int64(len(text)) != limit || r.OutputBytes != limit) {
+				t.Errorf("%q: %d bytes, %d counted, %v", c.spec.Argv, len(text), r.OutputBytes, err)
+			}
+		}
+		for _, spec := range []sandbox.ExecSpec{{TimeLimit: -1}, {CPULimit: -1}, {OutputLimit: -1}, {Grace: -1}} {
+			spec.ID, spec.Argv = "negative", []string{"true"}
+			if _, err := s.Exec(t.Context(), spec); !errors.Is(err, sandbox.ErrInvalid) {
+				t.Errorf("%+v: %v", spec, err)
+			}
 		}
 	})
 }

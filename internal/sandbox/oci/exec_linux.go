@@ -37,6 +37,8 @@ func (s *Sandbox) Exec(ctx context.Context, spec sandbox.ExecSpec) (*Execution, 
 		return nil, fmt.Errorf("%w command: it is empty", sandbox.ErrInvalid)
 	case !path.IsAbs(spec.Dir):
 		return nil, fmt.Errorf("%w working directory: it must be absolute", sandbox.ErrInvalid)
+	case spec.TimeLimit < 0 || spec.CPULimit < 0 || spec.OutputLimit < 0 || spec.Grace < 0:
+		return nil, fmt.Errorf("%w limit: it is negative", sandbox.ErrInvalid)
 	}
 	for _, text := range append(append([]string{spec.Dir}, spec.Argv...), spec.Env...) {
 		if strings.ContainsRune(text, 0) {
