@@ -114,3 +114,15 @@ func TestASwiftEndHidesNoLimit(t *testing.T) {
 		}
 	})
 }
+
+// A program that has others work for it, and waits for each, uses their time.
+func TestTimeOfEndedChildrenCounts(t *testing.T) {
+	everywhere(t, func(t *testing.T, m *machine) {
+		s := m.create(t)
+		o := collect(t, begin(t, s, sandbox.ExecSpec{Argv: []string{"bash", "-c", "while :; do (for ((i = 0; i < 5000; i++)); do :; done); done"},
+			CPULimit: 300 * time.Millisecond, TimeLimit: 15 * time.Second}), "")
+		if o.err != nil || o.Verdict != sandbox.VerdictCPU {
+			t.Errorf("%+v", o)
+		}
+	})
+}
