@@ -268,11 +268,16 @@ func TestBoundsOfALayer(t *testing.T) {
 	for i := range many {
 		many[i] = reg(fmt.Sprint(i), "")
 	}
+	long := make([]tar.Header, 20_000) // one directory, again and again: gzip makes five bytes of each
+	for i := range long {
+		long[i] = folder(strings.Repeat("d/", 2000))
+	}
 	for name, c := range map[string]struct {
 		entries []tar.Header
 		limits  Limits
 		says    string
 	}{
+		"long names":  {long, Limits{}, "the names of its directories"},
 		"bytes":       {[]tar.Header{reg("f", sparse)}, Limits{Bytes: 1 << 19}, "bytes unpacked"},
 		"entries":     {many, Limits{Entries: 50}, "entries"},
 		"directories": {[]tar.Header{folder(strings.Repeat("d/", 100))}, Limits{Entries: 50}, "entries"},
