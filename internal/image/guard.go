@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -192,6 +193,7 @@ type watchedBody struct {
 	cancel context.CancelCauseFunc
 	cause  func() error
 	left   int64 // bytes; negative = no bound
+	commas int   // of an answer with a bound
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
@@ -206,6 +208,10 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	b.timer.Stop()
 	if b.left > 0 {
 		b.left -= int64(n)
+		// Here and not only where it is used: the library parses it, too.
+		if b.commas += bytes.Count(p[:n], []byte(",")); b.commas > maxValues {
+			return 0, tooManyValues()
+		}
 	}
 	if err != nil && !errors.Is(err, io.EOF) && b.cause() != nil {
 		err = b.cause()

@@ -329,6 +329,43 @@ func TestBombs(t *testing.T) {
 	}
 }
 
+// A document of four megabytes that is all empty values takes more than a gigabyte once it is parsed.
+func TestDocumentsOfEmptyValuesAreRefused(t *testing.T) {
+	d := newDepot(t, false)
+	small := layer(t, file("f", "x"))
+	ref, _ := d.push(t, "app:1", built(t, nil, small))
+	empty := strings.Repeat("{},", 1_300_000) + "{}"
+	var answer, mediaType string
+	d.behave(func(w http.ResponseWriter, r *http.Request, inner http.Handler) {
+		if !strings.Contains(r.URL.Path, "/manifests/") {
+			inner.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", mediaType)
+		_, _ = io.WriteString(w, answer)
+	})
+	s, _ := newStore(t, d, nil)
+	refused := func(name, ref string) {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := s.Acquire(t.Context(), ref, image.Options{})
+		runtime.ReadMemStats(&after)
+		if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "commas") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if used := after.TotalAlloc - before.TotalAlloc; used > 100<<20 {
+			t.Errorf("%s took %d MiB", name, used>>20)
+		}
+	}
+	mediaType, answer = "application/vnd.oci.image.index.v1+json", `{"schemaVersion":2,"manifests":[`+empty+`]}`
+	refused("a list", ref)
+	mediaType, answer = "application/vnd.oci.image.manifest.v1+json", `{"schemaVersion":2,"layers":[`+empty+`]}`
+	refused("a manifest", ref)
+	d.behave(nil)
+	ref, _ = d.push(t, "history:1", built(t, func(c *v1.ConfigFile) { c.History = make([]v1.History, 60_000) }, small))
+	refused("a configuration", ref)
+}
+
 func TestAFullDiskIsNamedAndLeavesNothing(t *testing.T) {
 	d := newDepot(t, false)
 	noise := make([]byte, 4<<20)

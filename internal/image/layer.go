@@ -38,8 +38,33 @@ func (l Limits) withDefaults() Limits {
 
 // budget is what is left of the limits of one image.
 type budget struct {
-	limits         Limits
-	entries, bytes atomic.Int64
+	limits                 Limits
+	entries, bytes, passed atomic.Int64
+}
+
+// perEntry is what an archive may have for an entry beside its content, on average and in bytes.
+const perEntry = 8 << 10
+
+// pass takes what is read of archives, headers and all: any number of these can stand before one entry.
+func (b *budget) pass(n int) error {
+	if limit := b.limits.Bytes + b.limits.Entries*perEntry; b.passed.Add(int64(n)) > limit {
+		return fault.New(fault.Invalid, "the image has more than %d bytes in its archives", limit)
+	}
+	return nil
+}
+
+// passing reads an archive within its budget.
+type passing struct {
+	inner io.Reader
+	left  *budget
+}
+
+func (p passing) Read(b []byte) (int, error) {
+	n, err := p.inner.Read(b)
+	if over := p.left.pass(n); over != nil {
+		return 0, over
+	}
+	return n, err
 }
 
 func (b *budget) take(entries, bytes int64) error {
@@ -101,7 +126,7 @@ func (b blob) fillOnce(ctx context.Context, dir string, left *budget, arrived fu
 	plain, done, err := decompress(compressed)
 	if err == nil {
 		// Whatever follows the archive's end belongs to what the digests cover.
-		archive := bufio.NewReaderSize(io.TeeReader(plain, sum), 64<<10)
+		archive := bufio.NewReaderSize(io.TeeReader(passing{plain, left}, sum), 64<<10)
 		if size, err = unpack(ctx, dir, archive, left); err == nil {
 			_, err = io.Copy(&counting{left}, archive)
 		}

@@ -21,6 +21,7 @@ import (
 
 const (
 	maxManifest = 4 << 20 // bytes of a manifest, an index or a configuration
+	maxValues   = 50_000  // in one of these: an empty one takes two bytes to send, and hundreds here
 	maxFollowed = 8       // manifests that are read to find the one for this node
 	maxLayers   = 100     // different ones: what an overlay of a sandbox takes
 	maxEnv      = 1000
@@ -57,6 +58,9 @@ func follow(ctx context.Context, text []byte, mediaType types.MediaType, read ma
 	if *left--; *left < 0 {
 		return nil, fault.New(fault.Invalid, "its lists of manifests lead to more than %d others, or in a circle", maxFollowed)
 	}
+	if err := checkValues(text); err != nil {
+		return nil, err
+	}
 	if mediaType == types.DockerManifestSchema1 || mediaType == types.DockerManifestSchema1Signed {
 		return nil, fault.New(fault.Invalid, "its manifest has the format of 2014 (schema 1), which is not supported: push it again with a current tool")
 	}
@@ -92,6 +96,18 @@ func follow(ctx context.Context, text []byte, mediaType types.MediaType, read ma
 		return follow(ctx, text, d.MediaType, read, left)
 	}
 	return nil, fault.New(fault.Invalid, "it is not made for this node, which is linux/%s; it offers %s", runtime.GOARCH, strings.Join(offered, ", "))
+}
+
+// checkValues bounds what a document becomes in memory before it is parsed: a value follows another one after a comma.
+func checkValues(text []byte) error {
+	if bytes.Count(text, []byte(",")) > maxValues {
+		return tooManyValues()
+	}
+	return nil
+}
+
+func tooManyValues() error {
+	return fault.New(fault.Invalid, "a document of it has more than %d commas, which no image needs", maxValues)
 }
 
 func rank(d v1.Descriptor) int {
@@ -183,6 +199,9 @@ func checkDigest(h v1.Hash) error {
 // parseConfig reads an image's configuration and turns it into what a sandbox is told. What runs in the image's own way, ENTRYPOINT and CMD, is
 // left out.
 func parseConfig(text []byte) (*v1.ConfigFile, sandbox.Root, error) {
+	if err := checkValues(text); err != nil {
+		return nil, sandbox.Root{}, err
+	}
 	c, err := v1.ParseConfigFile(bytes.NewReader(text))
 	if err != nil {
 		return nil, sandbox.Root{}, fault.Wrap(fault.Invalid, err, "its configuration cannot be read")

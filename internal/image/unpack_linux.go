@@ -17,11 +17,13 @@ import (
 )
 
 const (
-	maxID      = 65534 // the highest id that an image may give a file: higher ones have no place in a sandbox's range
-	nobody     = 65534
-	maxXattrs  = 64 // of one file
-	blockSize  = 4096
-	opaqueName = "trusted.overlay.opaque"
+	maxID     = 65534 // the highest id that an image may give a file: higher ones have no place in a sandbox's range
+	nobody    = 65534
+	maxXattrs = 64 // of one file
+	// maxDirNames bounds what is remembered of one layer until its end, in bytes. A hundred thousand directories take a tenth of it.
+	maxDirNames = 64 << 20
+	blockSize   = 4096
+	opaqueName  = "trusted.overlay.opaque"
 
 	whiteoutPrefix = ".wh."
 	whiteoutOpaque = ".wh..wh..opq"
@@ -36,6 +38,7 @@ type unpacker struct {
 	left   *budget
 	buffer []byte
 	times  []dirTime
+	names  int   // bytes in times
 	bytes  int64 // on disk
 }
 
@@ -433,7 +436,11 @@ func (u *unpacker) dress(fd int, name string, h *tar.Header) error {
 		return err
 	}
 	if h.Typeflag == tar.TypeDir {
-		u.times = append(u.times, dirTime{name, h.ModTime}) // what is made in it later would change its time
+		// What is made in it later would change its time.
+		if u.names += len(name); u.names > maxDirNames {
+			return bad("the names of its directories have more than %d bytes together", maxDirNames)
+		}
+		u.times = append(u.times, dirTime{name, h.ModTime})
 		return nil
 	}
 	setTime(fd, "", h.ModTime, unix.AT_EMPTY_PATH)

@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"io/fs"
@@ -268,11 +269,16 @@ func TestBoundsOfALayer(t *testing.T) {
 	for i := range many {
 		many[i] = reg(fmt.Sprint(i), "")
 	}
+	long := make([]tar.Header, 20_000) // one directory, again and again: gzip makes five bytes of each
+	for i := range long {
+		long[i] = folder(strings.Repeat("d/", 2000))
+	}
 	for name, c := range map[string]struct {
 		entries []tar.Header
 		limits  Limits
 		says    string
 	}{
+		"long names":  {long, Limits{}, "the names of its directories"},
 		"bytes":       {[]tar.Header{reg("f", sparse)}, Limits{Bytes: 1 << 19}, "bytes unpacked"},
 		"entries":     {many, Limits{Entries: 50}, "entries"},
 		"directories": {[]tar.Header{folder(strings.Repeat("d/", 100))}, Limits{Entries: 50}, "entries"},
@@ -280,6 +286,36 @@ func TestBoundsOfALayer(t *testing.T) {
 		if _, err := unpacked(t, tarOf(t, c.entries...), c.limits); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// repeated is one piece of data again and again.
+type repeated struct {
+	piece []byte
+	at    int64
+}
+
+func (r *repeated) Read(p []byte) (int, error) {
+	n := copy(p, r.piece[int(r.at)%len(r.piece):])
+	r.at += int64(n)
+	return n, nil
+}
+
+// Headers that extend the next one can follow each other for ever, and none of them is an entry.
+func TestHeadersWithoutAnEntryAreBounded(t *testing.T) {
+	needRoot(t)
+	one := tarOf(t, tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("n", 200), PAXRecords: map[string]string{"user.x": "y"}})
+	const extended = 2 * 512 // a header of its own, and its records
+	if one[156] != tar.TypeXHeader || one[extended+156] != tar.TypeReg {
+		t.Fatalf("the archive begins with %q and goes on with %q", one[156], one[extended+156])
+	}
+	const most = 256 << 20
+	left := &budget{limits: Limits{Bytes: 1 << 20, Entries: 100}}
+	endless := &repeated{piece: one[:extended]}
+	b := blob{open: func(context.Context) (io.ReadCloser, error) { return io.NopCloser(io.LimitReader(endless, most)), nil }}
+	_, err := b.fill(t.Context(), func() (string, error) { return t.TempDir(), nil }, left, func(int64) {})
+	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "in its archives") || endless.at >= most {
+		t.Errorf("after %d bytes: %v", endless.at, err)
 	}
 }
 

@@ -5,6 +5,7 @@ package network
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -367,4 +368,63 @@ func TestFloodsAreBounded(t *testing.T) {
 			t.Errorf("of 3000 questions, %d were passed on; at most %d are allowed", got, most)
 		}
 	})
+}
+
+// The name service takes so many connections at once, of all runners.
+func TestOneRunnerCannotTakeTheNameServiceFromOthers(t *testing.T) {
+	w := newWorld(t)
+	m := w.manager()
+	greedy, other := w.attach(m, ident.New(), Request{}), w.attach(m, ident.New(), Request{})
+	in(t, greedy.ns, func() error {
+		var fds []int
+		defer func() {
+			for _, fd := range fds {
+				_ = unix.Close(fd)
+			}
+		}()
+		server := netip.MustParseAddr(greedy.at.Nameservers[0]).As4()
+		for range tcpConnections + 64 { // all at once, and none waits
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			fds = append(fds, fd)
+			if err := unix.Connect(fd, &unix.SockaddrInet4{Port: 53, Addr: server}); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+				return err
+			}
+		}
+		question := new(dns.Msg)
+		question.SetQuestion("pypi.org.", dns.TypeA)
+		text := must[[]byte](t)(question.Pack())
+		text = append(binary.BigEndian.AppendUint16(nil, uint16(len(text))), text...)
+		asked := map[int]bool{}
+		// The kernel tries again after a second, when the rate of new connections allows more. Who has asked may be silent for a while.
+		for limit := time.Now().Add(1500 * time.Millisecond); ; {
+			waiting := make([]unix.PollFd, 0, len(fds))
+			for _, fd := range fds {
+				if _, err := unix.Getpeername(fd); err != nil {
+					waiting = append(waiting, unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT})
+				} else if !asked[fd] {
+					if _, err := unix.Write(fd, text); err != nil {
+						return err
+					}
+					asked[fd] = true
+				}
+			}
+			left := time.Until(limit)
+			if len(fds)-len(waiting) >= tcpConnections || left <= 0 {
+				break
+			}
+			if _, err := unix.Poll(waiting, int(left.Milliseconds())+1); err != nil && !errors.Is(err, unix.EINTR) {
+				return err
+			}
+		}
+		if a, err := other.ask("tcp", "pypi.org", dns.TypeA); err != nil || a.Rcode != dns.RcodeSuccess {
+			t.Errorf("a neighbour is not answered: %v %v", a, err)
+		}
+		return nil
+	})
+	if a, err := greedy.ask("udp", "pypi.org", dns.TypeA); err != nil || a.Rcode != dns.RcodeSuccess {
+		t.Errorf("by datagram it is answered still: %v %v", a, err)
+	}
 }

@@ -23,6 +23,7 @@ const (
 	connectionsAtOnce    = 256
 	packetsPerSecond     = 2000 // that are not TCP
 	packetsBurst         = 4000
+	askingAtOnce         = 16 // of them to the name service, which has room for many runners
 	questionsPerSecond   = 50 // to the name service
 	questionsBurst       = 100
 	learnedPerPolicy     = 4096 // addresses of allowed names
@@ -36,6 +37,7 @@ const (
 	setForbidden  = "forbidden" // what nobody reaches
 	setRates      = "rates"     // new connections by source
 	setAtOnce     = "at_once"   // open connections by source
+	setAsking     = "asking"    // open connections to the name service by source
 	setPackets    = "packets"   // packets that are not TCP, by source
 	setQuestions  = "questions" // packets to the name service, by source
 	chainRunners  = "from_runner"
@@ -195,9 +197,9 @@ func (f *firewall) filter() error {
 	ports := f.set(f.inet, mapPorts, typePort)
 	ports.IsMap, ports.DataType = true, typeTarget
 	meters := map[string]*nftables.Set{}
-	for _, name := range []string{setRates, setAtOnce, setPackets, setQuestions} {
+	for _, name := range []string{setRates, setAtOnce, setAsking, setPackets, setQuestions} {
 		m := f.set(f.inet, name, nftables.TypeIPAddr)
-		m.Dynamic, m.Size, m.HasTimeout = true, 1<<16, name != setAtOnce
+		m.Dynamic, m.Size, m.HasTimeout = true, 1<<16, name != setAtOnce && name != setAsking
 		meters[name] = m
 	}
 	errs := []error{f.conn.AddSet(forbidden, bounds), f.conn.AddSet(policies, nil), f.conn.AddSet(ports, nil)}
@@ -216,6 +218,7 @@ func (f *firewall) filter() error {
 	newConnection := exprs(ctState(expr.CtStateBitNEW)...)
 	rated := meter(meters[setRates], &expr.Limit{Type: expr.LimitTypePkts, Rate: connectionsPerSecond, Unit: expr.LimitTimeSecond, Burst: connectionsBurst, Over: true})
 	counted := meter(meters[setAtOnce], &expr.Connlimit{Count: connectionsAtOnce, Flags: expr.NFT_CONNLIMIT_F_INV})
+	asking := meter(meters[setAsking], &expr.Connlimit{Count: askingAtOnce, Flags: expr.NFT_CONNLIMIT_F_INV})
 
 	out := chain(chainRunners)
 	out.add(metaCmp(expr.MetaKeyNFPROTO, expr.CmpOpNeq, []byte{unix.NFPROTO_IPV4}), verdict(expr.VerdictDrop))
@@ -246,7 +249,7 @@ func (f *firewall) filter() error {
 		meter(meters[setQuestions], &expr.Limit{Type: expr.LimitTypePkts, Rate: questionsPerSecond, Unit: expr.LimitTimeSecond, Burst: questionsBurst, Over: true}), verdict(expr.VerdictDrop))
 	node.add(asked, metaCmp(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{unix.IPPROTO_UDP}), dport(53), verdict(expr.VerdictAccept))
 	node.add(asked, metaCmp(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{unix.IPPROTO_TCP}), dport(53), newConnection, rated, verdict(expr.VerdictDrop))
-	node.add(asked, metaCmp(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{unix.IPPROTO_TCP}), dport(53), newConnection, counted, verdict(expr.VerdictDrop))
+	node.add(asked, metaCmp(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{unix.IPPROTO_TCP}), dport(53), newConnection, asking, verdict(expr.VerdictDrop))
 	node.add(asked, metaCmp(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{unix.IPPROTO_TCP}), dport(53), verdict(expr.VerdictAccept))
 	node.add(reject())
 

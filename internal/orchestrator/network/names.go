@@ -119,7 +119,8 @@ func (r *resolver) answer(ctx context.Context, who asker, q *dns.Msg) *dns.Msg {
 	}
 	var met []egress.Rule
 	if !who.policy.Open() {
-		if met = who.policy.ByName(name); len(met) == 0 {
+		// A dot inside of a label is written with a backslash: what looks like a name below an allowed one may be another's.
+		if met = who.policy.ByName(name); len(met) == 0 || strings.ContainsRune(name, '\\') {
 			return reply(dns.RcodeNameError) // a program learns at once that it cannot go there
 		}
 	}

@@ -154,6 +154,33 @@ func TestOnlyRunnersAreAnswered(t *testing.T) {
 	}
 }
 
+func TestADotInALabelIsNoBorder(t *testing.T) {
+	var got []learned
+	r := testResolver(func(q *dns.Msg) (*dns.Msg, error) {
+		a := new(dns.Msg)
+		a.SetReply(q)
+		a.Answer = []dns.RR{record(t, q.Question[0].Name+" 60 A 203.0.113.66")}
+		return a, nil
+	}, "*.example.org", &got)
+	for name, want := range map[string]int{"x.example.org.": dns.RcodeSuccess, `x\.example.org.`: dns.RcodeNameError, `x\046example.org.`: dns.RcodeNameError} {
+		q := new(dns.Msg)
+		q.SetQuestion(name, dns.TypeA)
+		wire, err := q.Pack()
+		if err == nil {
+			err = q.Unpack(wire)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a := ask(r, "172.30.64.2:53", q); a == nil || a.Rcode != want {
+			t.Errorf("%s: %v", name, a)
+		}
+	}
+	if len(got) != 1 {
+		t.Errorf("learned %v", got)
+	}
+}
+
 func TestAnswersFitADatagram(t *testing.T) {
 	var got []learned
 	r := testResolver(func(q *dns.Msg) (*dns.Msg, error) {

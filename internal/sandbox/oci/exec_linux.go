@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -36,6 +37,8 @@ func (s *Sandbox) Exec(ctx context.Context, spec sandbox.ExecSpec) (*Execution, 
 		return nil, fmt.Errorf("%w command: it is empty", sandbox.ErrInvalid)
 	case !path.IsAbs(spec.Dir):
 		return nil, fmt.Errorf("%w working directory: it must be absolute", sandbox.ErrInvalid)
+	case spec.TimeLimit < 0 || spec.CPULimit < 0 || spec.OutputLimit < 0 || spec.Grace < 0:
+		return nil, fmt.Errorf("%w limit: it is negative", sandbox.ErrInvalid)
 	}
 	for _, text := range append(append([]string{spec.Dir}, spec.Argv...), spec.Env...) {
 		if strings.ContainsRune(text, 0) {
@@ -45,6 +48,10 @@ func (s *Sandbox) Exec(ctx context.Context, spec sandbox.ExecSpec) (*Execution, 
 	user, err := s.files.LookUp(spec.User)
 	if err != nil {
 		return nil, err
+	}
+	// The accounts are the tenant's to write. Whoever had this id could stop the program that holds an execution to its limits.
+	if user.UID == helperID || user.GID == helperID || slices.Contains(user.Groups, helperID) {
+		return nil, fmt.Errorf("%w: %q has the id %d, which is kept for the sandbox itself", sandbox.ErrNoUser, spec.User, helperID)
 	}
 	body := request(spec, user, sandbox.WithDefaultsFrom(spec.Env, s.spec.Root.Env), s.runtime.filter)
 	if len(body) > maxRequest {

@@ -31,7 +31,8 @@ type Execution struct {
 	verdict   sandbox.Verdict // of whoever asked for the end; "" = nobody did
 	abandoned bool            // the runtime is closing
 	over      bool            // the main process has ended
-	written   int64           // bytes that were read
+	written   int64           // bytes that may be read
+	cut       bool            // there were more
 	timers    []*time.Timer
 
 	done   chan struct{}
@@ -134,6 +135,7 @@ func (e *Execution) count(n int) int {
 		allowed = int(min(int64(n), limit-e.written))
 	}
 	e.written += int64(allowed)
+	e.cut = e.cut || allowed < n
 	e.mu.Unlock()
 	if allowed < n {
 		_ = e.end(sandbox.VerdictOutput, e.spec.Grace)
@@ -187,6 +189,7 @@ func (e *Execution) await(call *invocation) {
 		t.Stop()
 	}
 	e.mu.Unlock()
+	e.endStreams() // what is still in them counts, too
 	switch {
 	case abandoned:
 		e.err = fmt.Errorf("%w: the runtime was closed", sandbox.ErrLost)
@@ -204,10 +207,7 @@ func (e *Execution) await(call *invocation) {
 // judge makes a result of what the kernel said of the main process.
 func (e *Execution) judge(last report, asked sandbox.Verdict) sandbox.Result {
 	e.mu.Lock()
-	r := sandbox.Result{CPUTime: last.cpu, PeakMemory: last.peak, OutputBytes: e.written + e.stdout.held() + e.stderr.held()}
-	if limit := e.spec.OutputLimit; limit > 0 {
-		r.OutputBytes = min(r.OutputBytes, limit)
-	}
+	r, cut := sandbox.Result{CPUTime: last.cpu, PeakMemory: last.peak, OutputBytes: e.written}, e.cut
 	e.mu.Unlock()
 	status := syscall.WaitStatus(last.value)
 	r.Verdict, r.ExitCode = sandbox.VerdictExit, status.ExitStatus()
@@ -218,6 +218,10 @@ func (e *Execution) judge(last report, asked sandbox.Verdict) sandbox.Result {
 	switch {
 	case asked != "":
 		r.Verdict = asked
+	case cut: // it ended by itself, but left more than it may write
+		r.Verdict = sandbox.VerdictOutput
+	case e.spec.CPULimit > 0 && r.CPUTime >= e.spec.CPULimit: // between two looks
+		r.Verdict = sandbox.VerdictCPU
 	case r.Signal == int(syscall.SIGKILL) && e.sandbox.groups.Counters().OOMKills > e.oomKills:
 		// The kernel counts for the sandbox. A program that was killed by nobody else while it counted one more is the one.
 		r.Verdict, r.OOMKilled = sandbox.VerdictMemory, true
@@ -241,13 +245,18 @@ func (e *Execution) cutOff() (sandbox.Result, error) {
 	return sandbox.Result{ExitCode: -1}, fmt.Errorf("%w: the sandbox ended", sandbox.ErrLost)
 }
 
-// release gives back the node's ends.
-func (e *Execution) release() {
+// endStreams lets the readers take what the kernel still holds, and no more.
+func (e *Execution) endStreams() {
 	for _, o := range []*output{e.stdout, e.stderr} {
 		if o != nil {
 			o.end()
 		}
 	}
+}
+
+// release gives back the node's ends.
+func (e *Execution) release() {
+	e.endStreams()
 	if e.stdin != nil {
 		_ = e.stdin.Close()
 	}

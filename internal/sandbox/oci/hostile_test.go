@@ -37,7 +37,7 @@ int main(void) {
 	TRY("umount", umount2("/proc", MNT_DETACH));
 	TRY("chroot", chroot("/tmp"));
 	TRY("setns", setns(0, 0));
-	TRY("setuid", setuid(65533));
+	TRY("setuid", setuid(65535));
 	TRY("mknod", mknod("/tmp/disk", S_IFBLK | 0666, 8 << 8));
 	TRY("handle", syscall(SYS_open_by_handle_at, 0, 0, 0));
 	TRY("module", syscall(SYS_init_module, 0, 0, ""));

@@ -441,14 +441,14 @@ static CODE int look_at(int proc, const char *name, struct seen *s) {
 	s->ticks = 0;
 	int field = 3;
 	uint32_t value = 0;
-	for (at += 3; at < got && field <= 15; at++) {
+	for (at += 3; at < got && field <= 17; at++) {
 		if (line[at] >= '0' && line[at] <= '9') {
 			value = value * 10 + (uint32_t)(line[at] - '0');
 			continue;
 		}
 		if (line[at] != ' ' && line[at] != '\n') continue;
 		if (field == 4) s->parent = (int)value;
-		if (field == 14 || field == 15) s->ticks += value;
+		if (field >= 14 && field <= 17) s->ticks += value; // its own, and that of the children that it has waited for
 		value = 0;
 		field++;
 	}

@@ -17,8 +17,9 @@ enum { FLAG_TTY = 1, FLAG_MERGE = 2, FLAG_BACKGROUND = 4 };
 // What could not be done, in REPORT_FAILED.
 enum { STEP_SETUP = 1, STEP_USER = 2, STEP_DIRECTORY = 3, STEP_FILTER = 4, STEP_EXECUTE = 5 };
 
-// HELPER_ID is the user and group of the program itself: no tenant's, and the group that sees all of /proc.
-enum { HELPER_ID = 65533 };
+// HELPER_ID is the user and group of the program itself, and the group that sees all of /proc. It is the last of a sandbox's
+// range: images use those below. The node starts nothing else with it, whatever the accounts inside say.
+enum { HELPER_ID = 65535 };
 
 struct report {
 	uint32_t kind;

@@ -182,6 +182,10 @@ func (r *Runtime) buildRoot(spec sandbox.Spec, st state) (_ []specs.Mount, err e
 			return nil, fmt.Errorf("bind %s: %w", bind.Target, err)
 		}
 	}
+	// A link of the image would have it mounted elsewhere, and a tenant could then put a program of its own in its place.
+	if err := unix.Unlinkat(int(b.top.Fd()), insideDir[1:], 0); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EISDIR) {
+		return nil, fmt.Errorf("make room for the program that runs inside: %w", err)
+	}
 	if err := b.mountOn(filepath.Dir(r.program()), insideDir, true); err != nil {
 		return nil, fmt.Errorf("mount the program that runs inside: %w", err)
 	}

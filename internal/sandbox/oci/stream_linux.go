@@ -21,7 +21,7 @@ type output struct {
 	mu    sync.Mutex // one Read at a time
 	file  *os.File
 	ended bool
-	left  int // bytes still to deliver after the end
+	left  int // bytes still to deliver after the end; they are counted already
 	over  sync.Once
 }
 
@@ -29,6 +29,17 @@ type output struct {
 // another process that was given the other side cannot delay or lengthen that.
 func (o *output) end() {
 	o.over.Do(func() { _ = o.file.SetReadDeadline(time.Unix(1, 0)) })
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.settle()
+}
+
+// settle decides, once, what is still delivered: what the kernel holds now, as far as the limit goes. The caller holds mu.
+func (o *output) settle() {
+	if o.ended {
+		return
+	}
+	o.ended, o.left = true, o.allow(int(o.held()))
 }
 
 func (o *output) Read(p []byte) (int, error) {
@@ -37,31 +48,21 @@ func (o *output) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	n, err := o.take(p)
-	for n > 0 {
-		if n = o.allow(n); n > 0 {
-			return n, nil
-		}
-		n, err = o.take(p) // a program beyond its limit is being ended, and must not be ended by a closed pipe
-	}
-	o.ended, o.left = true, 0
-	_ = o.file.Close()
-	if err == nil || errors.Is(err, os.ErrClosed) || errors.Is(err, syscall.EAGAIN) {
-		err = io.EOF
-	}
-	return 0, err
-}
-
-func (o *output) take(p []byte) (int, error) {
-	if !o.ended {
+	for !o.ended {
 		n, err := o.file.Read(p)
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			return n, err
+		if n > 0 {
+			if n = o.allow(n); n > 0 {
+				return n, nil
+			}
+			continue // a program beyond its limit is being ended, and must not be ended by a closed pipe
 		}
-		o.ended, o.left = true, int(o.held())
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return 0, o.finish(err)
+		}
+		o.settle()
 	}
 	if o.left <= 0 {
-		return 0, io.EOF
+		return 0, o.finish(io.EOF)
 	}
 	// The poller refuses to read after its deadline.
 	n, err := 0, error(io.EOF)
@@ -70,8 +71,21 @@ func (o *output) take(p []byte) (int, error) {
 			n, err = unix.Read(fd, p[:min(len(p), o.left)])
 		}
 	})
+	if n <= 0 {
+		return 0, o.finish(err)
+	}
 	o.left -= n
-	return n, err
+	return n, nil
+}
+
+// finish ends the stream. The caller holds mu.
+func (o *output) finish(err error) error {
+	o.ended, o.left = true, 0
+	_ = o.file.Close()
+	if err == nil || errors.Is(err, os.ErrClosed) || errors.Is(err, syscall.EAGAIN) {
+		return io.EOF
+	}
+	return err
 }
 
 // held is how many bytes wait in the kernel.
