@@ -71,7 +71,7 @@ func (e Environment) Equal(o Environment) bool {
 }
 
 // FixedImage reports whether the same reference always means the same image, so that there is nothing to pull anew: the
-// node's own system, a path, a reference by digest, or one whose digest was learned.
+// node's own system, a directory, a reference by digest, or one whose digest was learned.
 func (e Environment) FixedImage() bool {
-	return e.Pin.Digest != "" || e.Image == "host" || strings.HasPrefix(e.Image, "/") || strings.Contains(e.Image, "@sha256:")
+	return e.Pin.Digest != "" || e.Image == "host" || strings.HasPrefix(e.Image, "dir:") || strings.Contains(e.Image, "@sha256:")
 }

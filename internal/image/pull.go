@@ -22,7 +22,11 @@ func (s *Store) pull(ctx context.Context, r Reference, mark string, c *Credentia
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, done()) }()
+	defer func() { // what was read was verified: a source that closes badly changes nothing about it
+		if closeErr := done(); err != nil {
+			err = errors.Join(err, closeErr)
+		}
+	}()
 	learned := []learnedName{{Key: r.key(), Digest: p.digest, Stamp: mark, Learned: s.cfg.Now()}}
 	if r.kind == kindRegistry && p.digest != r.key() {
 		learned = append(learned, learnedName{Key: p.digest, Digest: p.digest, Learned: s.cfg.Now()})

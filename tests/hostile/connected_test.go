@@ -58,7 +58,7 @@ def gateway():
 hosts, ports = [gateway(), "` + nodeAddress + `", "127.0.0.1", "0.0.0.0"], os.environ["PORTS"].split() + ["` + listenerPort + `", "22", "111"]
 print(knock([h + ":" + p for h in hosts for p in ports]), gateway() is not None)
 `, want: "exit 0", stdout: `\[\] True` + "\n"},
-	{id: "D4", what: "with network: a neighbour's port, and one that poses as another", script: connectedNeighbours, network: true},
+	{id: "D6", what: "with network: a neighbour's port, and one that poses as another", script: connectedNeighbours, network: true},
 	{id: "D5", what: "with network: a scan of 6000 ports, a flood of 50 000 datagrams", language: "py", network: true, limit: 15, program: `
 opened = 0
 for port in range(6000):
