@@ -20,6 +20,7 @@ type config struct {
 	pids          int64
 	openFiles     int64
 	fileSizeBytes int64
+	ioBytes, iops int64 // of each block device below the image, in a second
 	cpuHardLimit  bool
 	offline       bool   // no network although the group has one
 	runtime       string // name of an OCI runtime; "" = the native sandbox
@@ -42,6 +43,8 @@ var keys = map[string]func(c *config, v any) error{
 	},
 	"memory_hard_limit": func(c *config, v any) error { return taskconfig.Positive(&c.memoryHardMB, v) },
 	"pids_limit":        func(c *config, v any) error { return taskconfig.Positive(&c.pids, v) },
+	"io_bytes_limit":    func(c *config, v any) error { return taskconfig.Positive(&c.ioBytes, v) },
+	"io_ops_limit":      func(c *config, v any) error { return taskconfig.Positive(&c.iops, v) },
 	"cpu_hard_limit":    func(c *config, v any) error { return taskconfig.Flag(&c.cpuHardLimit, v) },
 	"ulimit":            ulimits,
 	"force_pull":        func(c *config, v any) error { return taskconfig.Flag(&c.forcePull, v) },
@@ -77,6 +80,8 @@ func (c *config) complete(name string, raw map[string]any) error {
 		return fault.New(fault.Invalid, "driver %s: config key %q is missing: the command of an image itself is not run", name, "command")
 	case !hasCommand && len(c.argv) > 0:
 		return fault.New(fault.Invalid, "driver %s: config key %q needs a %q", name, "args", "command")
+	case c.runtime != "" && c.ioBytes+c.iops > 0:
+		return fault.New(fault.Invalid, "driver %s: config keys io_bytes_limit and io_ops_limit hold in the native sandbox only: leave them or %q out", name, "runtime")
 	case c.image == "" && name == NameDocker:
 		return fault.New(fault.Invalid, "driver %s: config key %q is missing", name, "image")
 	case c.image == "":

@@ -259,7 +259,7 @@ func (d *Driver) limits(c *config, cfg driver.TaskConfig) sandbox.Limits {
 		disk = max(disk, dockerDisk)
 	}
 	l := sandbox.Limits{MemoryBytes: memory << 20, CPUShares: int64(cpu), PIDs: c.pids, DiskBytes: disk,
-		OpenFiles: c.openFiles, FileSizeBytes: c.fileSizeBytes}
+		OpenFiles: c.openFiles, FileSizeBytes: c.fileSizeBytes, IOBytes: c.ioBytes, IOPS: c.iops}
 	if c.cpuHardLimit {
 		l.CPUQuota = float64(cpu) / float64(d.core.cfg.CoreMHz)
 	}

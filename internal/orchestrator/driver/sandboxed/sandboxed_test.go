@@ -156,7 +156,7 @@ func TestConfigurationIsHonouredOrRefusedByName(t *testing.T) {
 	}
 	for key, v := range map[string]any{"network_mode": "host", "entrypoint": []any{"sh"}, "runtime": "runsc", "privileged": true,
 		"colour": "red", "pids_limit": -1.0, "work_dir": "relative", "image": 3.0, "memory_hard_limit": "much", "command": "",
-		"args": "one", "ulimit": map[string]any{"core": "0"}, "force_pull": "perhaps"} {
+		"args": "one", "io_bytes_limit": 0, "io_ops_limit": "few", "ulimit": map[string]any{"core": "0"}, "force_pull": "perhaps"} {
 		t.Run(key, func(t *testing.T) {
 			c := map[string]any{"image": "python", "command": "true"}
 			c[key] = v
@@ -206,9 +206,10 @@ func TestLimitsOfTheSandbox(t *testing.T) {
 		t.Error(diff)
 	}
 	_, got = started(t, newFake(), map[string]any{"image": "python", "command": "sleep", "args": []any{"infinity"}, "work_dir": "/w",
-		"memory_hard_limit": 300.0, "pids_limit": 10, "cpu_hard_limit": true, "ulimit": map[string]any{"nofile": 64, "fsize": "10:20"}})
+		"memory_hard_limit": 300.0, "pids_limit": 10, "cpu_hard_limit": true, "ulimit": map[string]any{"nofile": 64, "fsize": "10:20"}, "io_bytes_limit": 1 << 20, "io_ops_limit": "50"})
 	want.Root.WorkDir = "/w"
-	want.Limits = sandbox.Limits{MemoryBytes: 300 << 20, CPUShares: 500, CPUQuota: 0.25, PIDs: 10, DiskBytes: 512 << 20, OpenFiles: 64, FileSizeBytes: 20}
+	want.Limits = sandbox.Limits{MemoryBytes: 300 << 20, CPUShares: 500, CPUQuota: 0.25, PIDs: 10, DiskBytes: 512 << 20, OpenFiles: 64, FileSizeBytes: 20,
+		IOBytes: 1 << 20, IOPS: 50}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
