@@ -50,6 +50,7 @@ func agent() *cobra.Command {
 		network                   = orchestrator.DefaultNetwork()
 		runtimes                  []string
 		engine                    string
+		engineNetworks            []string
 	)
 	cmd := &cobra.Command{
 		Use: "agent", Short: "Run a server and a node in one process", Args: cobra.NoArgs,
@@ -75,7 +76,7 @@ func agent() *cobra.Command {
 			a, err := orchestrator.NewAgent(orchestrator.AgentConfig{
 				DataDir: dir, Address: net.JoinHostPort(bind, strconv.Itoa(port)), Token: os.Getenv("ROCKPOOL_MANAGEMENT_TOKEN"),
 				RemoveOnStop: onStop == "remove", AllowUnconfined: unconfined, Log: log,
-				Images: images, Network: network, Runtimes: runtimes, DockerEngine: engine,
+				Images: images, Network: network, Runtimes: runtimes, DockerEngine: engine, DockerNetworks: engineNetworks,
 			})
 			if err != nil {
 				return err
@@ -102,6 +103,7 @@ func agent() *cobra.Command {
 	f.StringVar(&network.CNIPlugins, "cni-path", network.CNIPlugins, "directory of CNI plugins")
 	f.StringSliceVar(&runtimes, "runtime", nil, "name=path: an OCI runtime that jobs may ask for")
 	f.StringVar(&engine, "docker-engine", "", "run jobs for Docker in this engine instead, such as unix:///var/run/docker.sock")
+	f.StringSliceVar(&engineNetworks, "docker-network", nil, "a network of that engine that jobs may have: it has to keep programs from this machine and private addresses itself")
 	f.StringVar(&level, "log-level", "info", "error, warn, info, debug or trace")
 	f.StringVar(&logForm, "log-format", logging.Text, logging.Text+" or "+logging.JSON)
 	return cmd

@@ -84,10 +84,11 @@ type Orchestrator struct {
 	OnStop          string `yaml:"onstop"`
 	AllowUnconfined bool   `yaml:"allowunconfined"`
 
-	Images       Images      `yaml:"images"`
-	Network      NodeNetwork `yaml:"network"`
-	Runtimes     []string    `yaml:"runtimes"`     // name=path
-	DockerEngine string      `yaml:"dockerengine"` // "" = jobs for Docker run in the native sandbox
+	Images         Images      `yaml:"images"`
+	Network        NodeNetwork `yaml:"network"`
+	Runtimes       []string    `yaml:"runtimes"` // name=path
+	DockerNetworks []string    `yaml:"dockernetworks"`
+	DockerEngine   string      `yaml:"dockerengine"` // "" = jobs for Docker run in the native sandbox
 }
 
 // Images is where the embedded node gets images and how long it keeps them.

@@ -45,7 +45,7 @@ func NewEmbedded(cfg config.Orchestrator, log logging.Logger) (Embedded, error) 
 		Network: orchestrator.NetworkConfig{
 			Range: cfg.Network.Range, DNS: cfg.Network.DNS, CNIConfigs: cfg.Network.CNIConfigs, CNIPlugins: cfg.Network.CNIPlugins,
 		},
-		Runtimes: cfg.Runtimes, DockerEngine: cfg.DockerEngine,
+		Runtimes: cfg.Runtimes, DockerEngine: cfg.DockerEngine, DockerNetworks: cfg.DockerNetworks,
 	})
 	if err != nil {
 		return nil, err

@@ -40,6 +40,7 @@ type AgentConfig struct {
 	Network         NetworkConfig
 	Runtimes        []string // OCI runtimes by name: name=path
 	DockerEngine    string   // endpoint of an engine that runs the jobs made for Docker; "" = the native sandbox does
+	DockerNetworks  []string // of that engine, that jobs may have; empty = none
 	Log             logging.Logger
 }
 

@@ -15,7 +15,7 @@ func openEngine(cfg AgentConfig, files func(root *os.File, idBase uint32, workDi
 	if err != nil {
 		return nil, err
 	}
-	d, err := docker.New(docker.Config{Endpoint: cfg.DockerEngine, Node: identity.ID, Credentials: cfg.Images.Credentials, Files: files, Log: cfg.Log})
+	d, err := docker.New(docker.Config{Endpoint: cfg.DockerEngine, Networks: cfg.DockerNetworks, Node: identity.ID, Credentials: cfg.Images.Credentials, Files: files, Log: cfg.Log})
 	if err != nil {
 		return nil, err
 	}

@@ -44,11 +44,14 @@ func TestWrongConfigurationIsRefusedByName(t *testing.T) {
 }
 
 func TestNetworkAndPorts(t *testing.T) {
-	d, err := New(Config{Endpoint: "unix:///nowhere", Node: "n"})
+	d, err := New(Config{Endpoint: "unix:///nowhere", Node: "n", Networks: []string{"bridge", "lab"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = d.Detach(t.Context()) }()
+	if _, err := d.container(&config{image: "a", networkMode: "other"}, driver.TaskConfig{ID: "x", Task: &model.Task{}}, &engine{}); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "dockernetworks") {
+		t.Errorf("a network that the operator does not name: %v", err)
+	}
 	group := model.Network{Mode: "bridge", DynamicPorts: []model.Port{{Label: "web-ui", To: 80}}, DNS: &model.DNS{Servers: []string{"192.0.2.1"}}}
 	env := map[string]string{"NOMAD_HOST_PORT_web_ui": "20001", "NOMAD_PORT_web_ui": "80", "NOMAD_IP_web_ui": "192.0.2.9"}
 	for name, c := range map[string]struct {

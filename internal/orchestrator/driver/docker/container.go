@@ -42,6 +42,10 @@ func (d *Driver) container(c *config, cfg driver.TaskConfig, e *engine) (client.
 	if err != nil {
 		return client.ContainerCreateOptions{}, err
 	}
+	if mode != "none" && !slices.Contains(d.cfg.Networks, mode) {
+		return client.ContainerCreateOptions{}, fault.New(fault.Invalid, "driver %s: the engine's network %q keeps programs from neither this machine nor private addresses: "+
+			"leave the network out, or name it in orchestrator.dockernetworks once a firewall does", Name, mode)
+	}
 	reserved := int64(cmp.Or(cfg.Resources.MemoryMB, cfg.Task.Resources.MemoryMB))
 	memory := cmp.Or(c.memoryHardMB, max(reserved, int64(cfg.Resources.MemoryMaxMB), int64(cfg.Task.Resources.MemoryMaxMB)))
 	cpu := int64(cmp.Or(cfg.Resources.CPU, cfg.Task.Resources.CPU))

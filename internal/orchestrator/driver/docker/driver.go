@@ -27,10 +27,11 @@ const removeTimeout = 30 * time.Second
 
 // Config is what the driver is made of.
 type Config struct {
-	Endpoint    string // of the engine: unix:///run/docker.sock, tcp://host:2376 (with DOCKER_CERT_PATH and DOCKER_TLS_VERIFY)
-	Node        string // id of this node: containers of other nodes on the same engine are left alone
-	Credentials string // a Docker config file; "" = that of the user
-	CoreMHz     int    // clock of one core, to turn a task's CPU share into a hard limit; 0 = 1000
+	Endpoint    string   // of the engine: unix:///run/docker.sock, tcp://host:2376 (with DOCKER_CERT_PATH and DOCKER_TLS_VERIFY)
+	Node        string   // id of this node: containers of other nodes on the same engine are left alone
+	Credentials string   // a Docker config file; "" = that of the user
+	Networks    []string // of the engine, that tasks may have: the operator has seen to what is reached from there; empty = none
+	CoreMHz     int      // clock of one core, to turn a task's CPU share into a hard limit; 0 = 1000
 	// Files makes access to the files below a root, which stays the driver's. Root inside is idBase, and relative paths start at
 	// workDir. nil = there is none.
 	Files func(root *os.File, idBase uint32, workDir string) driver.Files
