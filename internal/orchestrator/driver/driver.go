@@ -200,11 +200,12 @@ type Fenced interface {
 
 // Fences is the table of all that are [Fenced], each row once, whoever shares it.
 func Fences(drivers iter.Seq[Driver], others ...any) []Fence {
+	var all []any
 	for d := range drivers {
-		others = append(others, d)
+		all = append(all, d)
 	}
 	var rows []Fence
-	for _, o := range others {
+	for _, o := range append(all, others...) {
 		fenced, ok := o.(Fenced)
 		if !ok {
 			continue
