@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -13,52 +14,21 @@ import (
 	"rockpool/tests/service"
 )
 
+// templateFile is what runners are made of, seen from the project's folder.
+const templateFile = "deploy/jobs/template-environment.nomad.hcl"
+
 // smallTemplate reserves little for each runner, so that memory in use bounds their number and not memory promised.
-const smallTemplate = `job "template-0" {
-  datacenters = ["dc1"]
-  type        = "batch"
-  group "default-group" {
-    count = 1
-    ephemeral_disk { size = 10 }
-    restart { attempts = 0 }
-    reschedule {
-      attempts  = 0
-      unlimited = false
-    }
-    task "default-task" {
-      driver       = "docker"
-      kill_timeout = "0s"
-      kill_signal  = "SIGKILL"
-      config {
-        image        = "host"
-        command      = "sleep"
-        args         = ["infinity"]
-        network_mode = "none"
-      }
-      resources {
-        cpu        = 1
-        memory     = 10
-        memory_max = 64
-      }
-    }
-  }
-  group "config" {
-    count = 0
-    task "config" {
-      driver = "exec"
-      config { command = "true" }
-      resources {
-        cpu    = 1
-        memory = 10
-      }
-    }
-    meta {
-      used               = "false"
-      prewarmingPoolSize = "0"
-    }
-  }
+func smallTemplate() ([]byte, error) {
+	text, err := os.ReadFile(templateFile)
+	if err != nil {
+		return nil, fmt.Errorf("%w: run this in the project's folder, or leave full nodes out with -density 0", err)
+	}
+	reserved := regexp.MustCompile(`(memory +=) 50\n`)
+	if !reserved.Match(text) {
+		return nil, fmt.Errorf("%s reserves other than 50 MB", templateFile)
+	}
+	return reserved.ReplaceAll(text, []byte("$1 10\n")), nil
 }
-`
 
 // density fills a node of its own with idle runners, and measures what they cost and what the service is like meanwhile.
 func (b *bench) density(ctx context.Context, dir string, runners uint) (err error) {
@@ -66,7 +36,11 @@ func (b *bench) density(ctx context.Context, dir string, runners uint) (err erro
 		return nil // somebody else's gateway is not filled up
 	}
 	template := filepath.Join(dir, "small.nomad.hcl")
-	if err := os.WriteFile(template, []byte(smallTemplate), 0o600); err != nil {
+	text, err := smallTemplate()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(template, text, 0o600); err != nil {
 		return err
 	}
 	log, err := os.Create(filepath.Join(dir, "density.log"))
