@@ -195,7 +195,7 @@ func (s *Sandbox) converse(ctx context.Context, control net.Conn, message []byte
 	s.runtime.mu.Lock()
 	s.runtime.features, s.runtime.created = features, true
 	s.runtime.mu.Unlock()
-	started, err := startTime(s.pid)
+	started, err := StartTime(s.pid)
 	if err != nil {
 		return err
 	}

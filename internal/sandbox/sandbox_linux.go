@@ -190,7 +190,7 @@ func (s *Sandbox) pidfdNumber() int {
 func (s *Sandbox) watch() {
 	raw, err := s.pidfd.SyscallConn()
 	if err == nil {
-		err = raw.Read(func(fd uintptr) bool { return ended(int(fd)) })
+		err = raw.Read(func(fd uintptr) bool { return Ended(int(fd)) })
 	}
 	s.mu.Lock()
 	detached, removed := s.detached, s.removed
@@ -206,20 +206,6 @@ func (s *Sandbox) watch() {
 	init := s.group.child("init").counters()
 	s.exit = Exit{OOMKilled: init.oomKills > 0, Removed: removed}
 	close(s.done)
-}
-
-// ended asks without waiting whether the process of a pidfd has ended.
-func ended(pidfd int) bool {
-	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-	for {
-		n, err := unix.Poll(fds, 0)
-		if err == nil {
-			return n > 0
-		}
-		if !errors.Is(err, unix.EINTR) {
-			return true
-		}
-	}
 }
 
 // Destroy kills everything in the sandbox and removes every trace: processes, control groups, mounts, state. It may be

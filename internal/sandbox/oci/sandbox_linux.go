@@ -103,7 +103,7 @@ func (r *Runtime) enters(ctx context.Context, s *Sandbox) error {
 
 func (r *Runtime) start(ctx context.Context, st state) (*Sandbox, error) {
 	id := st.Spec.ID
-	if err := r.writeJSON(id, "state.json", st); err != nil {
+	if err := sandbox.WriteRecord(r.stateDir(id), stateFile, st); err != nil {
 		return nil, errors.Join(err, r.takeDown(st.Slot))
 	}
 	// Only the sandbox's own root passes its place: what is below may be readable for everyone.
@@ -114,7 +114,7 @@ func (r *Runtime) start(ctx context.Context, st state) (*Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(r.writeJSON(id, "config.json", r.bundle(st.Spec, st, mounts)), r.writeJSON(id, "process.json", starter(st.Spec.Limits))); err != nil {
+	if err := errors.Join(sandbox.WriteRecord(r.stateDir(id), "config.json", r.bundle(st.Spec, st, mounts)), sandbox.WriteRecord(r.stateDir(id), "process.json", starter(st.Spec.Limits))); err != nil {
 		return nil, err
 	}
 	if r.kind.ownGroups {
@@ -139,10 +139,10 @@ func (r *Runtime) start(ctx context.Context, st state) (*Sandbox, error) {
 	if st.PID, err = strconv.Atoi(strings.TrimSpace(string(text))); err != nil {
 		return nil, fmt.Errorf("read the process of the container: %w", err)
 	}
-	if st.Started, err = startTime(st.PID); err != nil {
+	if st.Started, err = sandbox.StartTime(st.PID); err != nil {
 		return nil, fmt.Errorf("%w: %w", sandbox.ErrEnded, err)
 	}
-	if err := r.writeJSON(id, "state.json", st); err != nil {
+	if err := sandbox.WriteRecord(r.stateDir(id), stateFile, st); err != nil {
 		return nil, err
 	}
 	return r.take(st)
@@ -228,7 +228,7 @@ func signalPidfd(process *os.File, n syscall.Signal) error {
 func (s *Sandbox) watch() {
 	raw, err := s.process.SyscallConn()
 	if err == nil {
-		err = raw.Read(func(fd uintptr) bool { return ended(int(fd)) })
+		err = raw.Read(func(fd uintptr) bool { return sandbox.Ended(int(fd)) })
 	}
 	s.mu.Lock()
 	detached, removed := s.detached, s.removed
@@ -247,20 +247,6 @@ func (s *Sandbox) watch() {
 	})
 	s.exit = sandbox.Exit{OOMKilled: !removed && s.groups.Counters().OOMKills > 0, Removed: removed}
 	close(s.done)
-}
-
-// ended asks without waiting whether the process of a pidfd has ended.
-func ended(pidfd int) bool {
-	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-	for {
-		n, err := unix.Poll(fds, 0)
-		if err == nil {
-			return n > 0
-		}
-		if !errors.Is(err, unix.EINTR) {
-			return true
-		}
-	}
 }
 
 // Destroy kills everything in the sandbox and removes every trace: processes, control groups, mounts, state. It may be
