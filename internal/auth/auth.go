@@ -51,6 +51,10 @@ func (i Identity) May(s Scope) bool {
 	return i.Management || i.Scopes[s]
 }
 
+// MayIn is May for something that lives in a namespace. A route's own check asks May with the namespace of the request unknown; a handler asks MayIn once
+// it knows where the object lives, and for each object of a list.
+func (i Identity) MayIn(s Scope, namespace string) bool { return i.May(s) }
+
 // Authenticator finds out who sent a request. An error is of kind Unauthenticated or Forbidden, as the wire wants it; a request
 // without a token is an anonymous Identity where that is allowed.
 type Authenticator interface {

@@ -39,7 +39,36 @@ type ServerConfig struct {
 	HeartbeatTTL   time.Duration // default 10 s
 	HeartbeatGrace time.Duration // default 10 s
 	Keep           leader.Keep
+	Cluster        ClusterConfig
 	LogSegment     int // bytes of one file of the Raft log; default 64 MiB
+}
+
+// ClusterConfig makes a server one of several. The zero value is a server alone.
+type ClusterConfig struct {
+	// Expect is how many servers, 1, 3 or 5, must have met before the first election; 0 = alone, or the cluster exists and this one joins it.
+	Expect int
+	Region string // default global
+	// RPCAddress is the host:port at which other servers reach this one: Raft and forwarded requests. "" = alone.
+	RPCAddress string
+	// GossipAddress is the host:port of the membership protocol, TCP and UDP.
+	GossipAddress string
+	// Advertise is the host that others are told; "" = that of the addresses.
+	Advertise string
+	// Join are servers to find at start, host:port of their gossip; names are looked up anew at each attempt, and stand for all their addresses.
+	Join []string
+	// GossipKey encrypts the membership protocol: 16, 24 or 32 bytes. Empty = it is open.
+	GossipKey []byte
+	TLS       TLSConfig
+}
+
+// TLSConfig names the files of mutual TLS between servers, nodes and clients. Files are read again on Reload.
+type TLSConfig struct {
+	CAFile, CertFile, KeyFile string // empty = no TLS
+	// VerifyServerHostname asks that servers' certificates carry the name server.<region>.nomad (or .rockpool), so that a node's certificate cannot speak
+	// as a server.
+	VerifyServerHostname bool
+	// HTTP asks for TLS on the HTTP API; VerifyHTTPSClient also for a certificate of its clients.
+	HTTP, VerifyHTTPSClient bool
 }
 
 // Server is one orchestrator server.

@@ -20,7 +20,8 @@ const (
 	NameCollected       = "Collected"
 )
 
-var table = []row{
+// core are the entries of jobs, evaluations, plans and nodes. Other areas have files and lists of their own; see table.
+var core = []row{
 	define(1, NameJobRegistered, applyJobRegister),
 	define(2, NameJobDeregistered, applyJobDeregister),
 	define(3, NameEvalUpdated, applyEvalUpdate),

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
 
@@ -45,6 +46,9 @@ func define[T any](tag byte, name string, apply func(*state.Tx, *T) (any, error)
 }
 
 func nowOf(e any) int64 { return e.(interface{ at() int64 }).at() }
+
+// table is all entries. Tags are on disk: never renumber, never use one again.
+var table = slices.Concat(core)
 
 var byTag, byType = func() (map[byte]row, map[reflect.Type]row) {
 	tags, types := map[byte]row{}, map[reflect.Type]row{}

@@ -21,7 +21,7 @@ import (
 )
 
 // clientTable is what the node of an allocation answers.
-func (a *API) clientTable(onNode func(auth.Scope, int64) endpoint.Policy) endpoint.Table {
+func (a *API) clientTable() endpoint.Table {
 	const alloc = "/v1/client/allocation/{id}"
 	files := onNode(auth.WriteFS, filesBody)
 	files.Drain = true
@@ -36,13 +36,12 @@ func (a *API) clientTable(onNode func(auth.Scope, int64) endpoint.Policy) endpoi
 		endpoint.Stream("client.files.raw", "GET", alloc+"/files/raw", onNode(auth.ReadFS, 0), a.readFile),
 		endpoint.Call("client.stats", "GET", alloc+"/stats", onNode(auth.ReadJob, 0), a.stats),
 	}
-	for _, m := range []struct{ name, method string }{{"put", "PUT"}, {"post", "POST"}} {
-		t = append(t,
-			endpoint.Call("client.restart."+m.name, m.method, alloc+"/restart", onNode(auth.AllocLife, smallBody), a.restart),
-			endpoint.Call("client.signal."+m.name, m.method, alloc+"/signal", onNode(auth.AllocLife, smallBody), a.signal),
-		)
-	}
-	return t
+	return append(t, putAndPost(func(method, name string) endpoint.Table {
+		return endpoint.Table{
+			endpoint.Call("client.restart"+name, method, alloc+"/restart", onNode(auth.AllocLife, smallBody), a.restart),
+			endpoint.Call("client.signal"+name, method, alloc+"/signal", onNode(auth.AllocLife, smallBody), a.signal),
+		}
+	})...)
 }
 
 // owner is the agent of the node that an allocation is on.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/go-bexpr"
 
+	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/fault"
 	"rockpool/internal/ident"
@@ -184,6 +185,14 @@ func uuid(id string) error {
 func (a *API) written(index uint64, body any) reply {
 	_, id := a.cfg.Log.Leader()
 	return reply{index: index, body: body, leader: id != ""}
+}
+
+// require refuses a caller who may not do s to what is in namespace; "" is for what is in none.
+func require(id auth.Identity, s auth.Scope, namespace string) error {
+	if !id.MayIn(s, namespace) {
+		return fault.New(fault.Forbidden, "Permission denied")
+	}
+	return nil
 }
 
 type indexBody struct{ Index uint64 }

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"net/http"
+	"slices"
 	"time"
 
 	"rockpool/internal/auth"
@@ -16,15 +17,30 @@ const (
 	short     = 30 * time.Second
 )
 
-// table is all routes. A write is listed for PUT and POST, as Nomad has it.
+// read is the policy of what any server answers from its state.
+func read(s auth.Scope) endpoint.Policy { return endpoint.Policy{Scope: s} }
+
+// write is that of what the leader decides. body bounds the request in bytes.
+func write(s auth.Scope, body int64) endpoint.Policy {
+	return endpoint.Policy{Scope: s, Serve: endpoint.Leader, Body: body, Timeout: short}
+}
+
+// onNode is that of what the node of an allocation answers.
+func onNode(s auth.Scope, body int64) endpoint.Policy {
+	return endpoint.Policy{Scope: s, Serve: endpoint.OwningNode, Body: body}
+}
+
+// putAndPost lists the rows of writes for both methods, as Nomad has it. rows gets the method and what to end the names of rows with.
+func putAndPost(rows func(method, name string) endpoint.Table) endpoint.Table {
+	return append(rows("PUT", ".put"), rows("POST", ".post")...)
+}
+
+// table is all routes. Each area lists its own in a file of its own.
 func (a *API) table() endpoint.Table {
-	read := func(s auth.Scope) endpoint.Policy { return endpoint.Policy{Scope: s} }
-	write := func(s auth.Scope, body int64) endpoint.Policy {
-		return endpoint.Policy{Scope: s, Serve: endpoint.Leader, Body: body, Timeout: short}
-	}
-	onNode := func(s auth.Scope, body int64) endpoint.Policy {
-		return endpoint.Policy{Scope: s, Serve: endpoint.OwningNode, Body: body}
-	}
+	return slices.Concat(a.coreTable(), a.clientTable())
+}
+
+func (a *API) coreTable() endpoint.Table {
 	t := endpoint.Table{
 		endpoint.Call("job.list", "GET", "/v1/jobs", read(auth.ListJobs), a.listJobs),
 		endpoint.Call("job.get", "GET", "/v1/job/{id}", read(auth.ReadJob), a.getJob),
@@ -65,21 +81,19 @@ func (a *API) table() endpoint.Table {
 		endpoint.Call("node.watch.allocations", "PUT", "/v1/internal/node/{id}/allocations", write(auth.NodeSelf, nodeBody), a.reportAllocs),
 		endpoint.Stream("node.watch", "GET", "/v1/internal/node/{id}/watch", read(auth.NodeSelf), a.watchNode),
 	}
-	t = append(t, a.clientTable(onNode)...)
-	for _, m := range []struct{ name, method string }{{"put", "PUT"}, {"post", "POST"}} {
-		t = append(t,
-			endpoint.Stream("job.register."+m.name, m.method, "/v1/jobs", write(auth.SubmitJob, jobBody), a.registerJob),
-			endpoint.Stream("job.update."+m.name, m.method, "/v1/job/{id}", write(auth.SubmitJob, jobBody), a.updateJob),
-			endpoint.Call("job.parse."+m.name, m.method, "/v1/jobs/parse", write(auth.ParseJob, jobBody), a.parseJob),
-			endpoint.Call("job.validate."+m.name, m.method, "/v1/validate/job", write(auth.ReadJob, jobBody), a.validateJob),
-			endpoint.Stream("allocation.stop."+m.name, m.method, "/v1/allocation/{id}/stop", write(auth.AllocLife, smallBody), a.stopAlloc),
-			endpoint.Call("node.eligibility."+m.name, m.method, "/v1/node/{id}/eligibility", write(auth.NodeWrite, smallBody), a.setEligibility),
-			endpoint.Call("scheduler.set."+m.name, m.method, "/v1/operator/scheduler/configuration", write(auth.OpWrite, smallBody), a.setSchedulerConfig),
-			endpoint.Call("image.resolve."+m.name, m.method, "/v1/rockpool/image/resolve", write(auth.SubmitJob, smallBody), a.resolveImage),
-			endpoint.Call("system.gc."+m.name, m.method, "/v1/system/gc", write(auth.Management, smallBody), a.collect),
-		)
-	}
-	return t
+	return append(t, putAndPost(func(method, name string) endpoint.Table {
+		return endpoint.Table{
+			endpoint.Stream("job.register"+name, method, "/v1/jobs", write(auth.SubmitJob, jobBody), a.registerJob),
+			endpoint.Stream("job.update"+name, method, "/v1/job/{id}", write(auth.SubmitJob, jobBody), a.updateJob),
+			endpoint.Call("job.parse"+name, method, "/v1/jobs/parse", write(auth.ParseJob, jobBody), a.parseJob),
+			endpoint.Call("job.validate"+name, method, "/v1/validate/job", write(auth.ReadJob, jobBody), a.validateJob),
+			endpoint.Stream("allocation.stop"+name, method, "/v1/allocation/{id}/stop", write(auth.AllocLife, smallBody), a.stopAlloc),
+			endpoint.Call("node.eligibility"+name, method, "/v1/node/{id}/eligibility", write(auth.NodeWrite, smallBody), a.setEligibility),
+			endpoint.Call("scheduler.set"+name, method, "/v1/operator/scheduler/configuration", write(auth.OpWrite, smallBody), a.setSchedulerConfig),
+			endpoint.Call("image.resolve"+name, method, "/v1/rockpool/image/resolve", write(auth.SubmitJob, smallBody), a.resolveImage),
+			endpoint.Call("system.gc"+name, method, "/v1/system/gc", write(auth.Management, smallBody), a.collect),
+		}
+	})...)
 }
 
 // nodeInPath is the node that the path of an internal route names.

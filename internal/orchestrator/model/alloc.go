@@ -35,12 +35,44 @@ type Allocation struct {
 	PreviousAllocation string
 	NextAllocation     string
 	FollowupEvalID     string
+	DeploymentID       string             `codec:",omitempty"`
+	DeploymentStatus   *AllocHealth       `codec:",omitempty"` // nil = nothing is known yet
+	Transition         *DesiredTransition `codec:",omitempty"` // what the servers want to become of it; nil = nothing
+	Reschedules        []Reschedule       `codec:",omitempty"` // the replacements that led to it, oldest first
+	Preempts           []string           `codec:",omitempty"` // allocations that had to go for it
+	PreemptedBy        string             `codec:",omitempty"`
+	UnknownSince       int64              `codec:",omitempty"` // unix ns; its node was cut off then
 	Metrics            *AllocMetric
 	CreateIndex        uint64
 	ModifyIndex        uint64
 	AllocModifyIndex   uint64 // index of the last change by the servers
 	CreateTime         int64
 	ModifyTime         int64
+}
+
+// AllocHealth is whether an allocation does its work, as its node or an operator says.
+type AllocHealth struct {
+	Healthy     *bool // nil = not decided
+	Canary      bool
+	Timestamp   int64
+	ModifyIndex uint64
+}
+
+// DesiredTransition asks the scheduler to move an allocation.
+type DesiredTransition struct {
+	Migrate         bool // its node is drained
+	Reschedule      bool
+	ForceReschedule bool // whatever the policy says
+	NoShutdownDelay bool
+}
+
+// Reschedule is one replacement of a failed allocation.
+type Reschedule struct {
+	Time       int64 // unix ns
+	PrevAlloc  string
+	PrevNode   string
+	Delay      int64 // ns
+	Successful bool
 }
 
 // AllocatedResources is what a placement holds on its node.
@@ -135,6 +167,7 @@ type AllocUpdate struct {
 	ClientDescription string
 	TaskStates        map[string]*TaskState
 	NetworkStatus     *NetworkStatus `codec:",omitempty"` // nil = as it was
+	Health            *AllocHealth   `codec:",omitempty"` // nil = as it was
 	ModifyTime        int64
 	Buried            bool `codec:",omitempty"` // nothing of it is left on the node; nothing else of the update counts then
 }
@@ -158,4 +191,14 @@ type AllocMetric struct {
 	CoalescedFailures  int
 	AllocationTimeNS   int64
 	Scores             map[string]float64 // by node id
+	ScoreMeta          []NodeScore        `codec:",omitempty"` // of the best nodes, best first
+	QuotaExhausted     []string           `codec:",omitempty"` // dimensions
+	NodesInPool        int                `codec:",omitempty"`
+}
+
+// NodeScore explains what a node was given.
+type NodeScore struct {
+	NodeID string
+	Scores map[string]float64 // binpack, job-anti-affinity, node-affinity, allocation-spread, …
+	Norm   float64            // their mean
 }

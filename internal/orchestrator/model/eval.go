@@ -19,6 +19,16 @@ const (
 	TriggerQueuedAllocs  = "queued-allocs"
 	TriggerMaxPlans      = "max-plan-attempts"
 	TriggerFollowUp      = "failed-follow-up"
+	TriggerPeriodic      = "periodic-job"
+	TriggerNodeDrain     = "node-drain"
+	TriggerScheduled     = "scheduled"
+	TriggerRolling       = "rolling-update"
+	TriggerDeployment    = "deployment-watcher"
+	TriggerPreemption    = "preemption"
+	TriggerScaling       = "job-scaling"
+	TriggerDisconnect    = "max-disconnect-timeout"
+	TriggerReconnect     = "reconnect"
+	TriggerReschedule    = "alloc-reschedule"
 )
 
 // Evaluation is one occasion to bring a job's allocations to what the job asks for.
@@ -39,6 +49,10 @@ type Evaluation struct {
 	BlockedEval       string
 	FailedTGAllocs    map[string]*AllocMetric
 	QueuedAllocations map[string]int
+	DeploymentID      string          `codec:",omitempty"`
+	ClassEligibility  map[string]bool `codec:",omitempty"` // of a blocked one: computed node classes that were looked at
+	EscapedClass      bool            `codec:",omitempty"` // a blocked one that any node may help, whatever its class
+	QuotaReached      string          `codec:",omitempty"` // a blocked one that waits for this quota
 	SnapshotIndex     uint64
 	CreateIndex       uint64
 	ModifyIndex       uint64

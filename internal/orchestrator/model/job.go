@@ -37,6 +37,12 @@ type Job struct {
 	Spreads           []Spread
 	TaskGroups        []*TaskGroup
 	Meta              map[string]string
+	Periodic          *Periodic      `codec:",omitempty"` // nil = not periodic
+	Parameterized     *Parameterized `codec:",omitempty"` // nil = it runs as it is
+	Dispatched        bool           `codec:",omitempty"` // it was made of a parameterized job
+	DispatchToken     string         `codec:",omitempty"` // idempotency token of the dispatch
+	Payload           []byte         `codec:",omitempty"` // of a dispatched job; never in events
+	VersionTag        *VersionTag    `codec:",omitempty"`
 	Stop              bool
 	Status            string
 	StatusDescription string
@@ -62,6 +68,14 @@ type TaskGroup struct {
 	EphemeralDisk EphemeralDisk
 	Meta          map[string]string
 	MaxRunTime    time.Duration // 0 = unlimited
+
+	Update        *UpdatePolicy             `codec:",omitempty"` // nil = all at once, without a deployment
+	Migrate       *MigratePolicy            `codec:",omitempty"` // nil = DefaultMigrate
+	Disconnect    *DisconnectPolicy         `codec:",omitempty"` // nil = a node that is away has lost the allocation
+	Services      []*Service                `codec:",omitempty"`
+	Volumes       map[string]*VolumeRequest `codec:",omitempty"`
+	Scaling       *Scaling                  `codec:",omitempty"`
+	ShutdownDelay time.Duration             `codec:",omitempty"` // between the end of the registration and the stop of the tasks
 }
 
 // Task is one process of a group, started by a driver.
@@ -79,6 +93,14 @@ type Task struct {
 	KillSignal  string
 	Leader      bool
 	LogConfig   LogConfig
+
+	Restart         *RestartPolicy `codec:",omitempty"` // nil = the group's
+	Lifecycle       *Lifecycle     `codec:",omitempty"` // nil = a main task
+	Services        []*Service     `codec:",omitempty"`
+	VolumeMounts    []VolumeMount  `codec:",omitempty"`
+	Templates       []Template     `codec:",omitempty"`
+	DispatchPayload string         `codec:",omitempty"` // file in the task's local directory that the payload is written to
+	ShutdownDelay   time.Duration  `codec:",omitempty"`
 }
 
 // Resources is what a task asks for.

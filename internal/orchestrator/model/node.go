@@ -34,13 +34,58 @@ type Node struct {
 	StatusDescription     string
 	StatusUpdatedAt       int64
 	SchedulingEligibility string
+	ComputedClass         string                 `codec:",omitempty"` // equal for nodes that feasibility cannot tell apart
+	Drain                 *Drain                 `codec:",omitempty"` // nil = it is not drained
+	LastDrain             *LastDrain             `codec:",omitempty"`
+	Events                []NodeEvent            `codec:",omitempty"` // the newest 10, oldest first
+	HostVolumes           map[string]*HostVolume `codec:",omitempty"`
+	LastSeen              int64                  `codec:",omitempty"` // unix ns, coarse: it is renewed seldom
 	CreateIndex           uint64
 	ModifyIndex           uint64
 }
 
 // Ready reports whether new allocations may be placed on the node.
 func (n *Node) Ready() bool {
-	return n.Status == NodeReady && n.SchedulingEligibility != NodeIneligible
+	return n.Status == NodeReady && n.SchedulingEligibility != NodeIneligible && n.Drain == nil
+}
+
+// Drain is how a node is to be emptied.
+type Drain struct {
+	Deadline         time.Duration // as asked for: 0 = none, -1 ns = everything goes at once
+	IgnoreSystemJobs bool
+	StartedAt        int64 // unix ns
+	ForceDeadline    int64 // unix ns; 0 = none
+}
+
+// Statuses of LastDrain.
+const (
+	DrainDraining = "draining"
+	DrainComplete = "complete"
+	DrainCanceled = "canceled"
+)
+
+// LastDrain is the newest drain, under way or past.
+type LastDrain struct {
+	StartedAt  int64
+	UpdatedAt  int64
+	Status     string
+	AccessorID string
+	Meta       map[string]string
+}
+
+// NodeEvent is something worth knowing that happened to a node.
+type NodeEvent struct {
+	Message   string
+	Subsystem string
+	Details   map[string]string
+	Timestamp int64 // unix ns
+	Index     uint64
+}
+
+// HostVolume is a directory that the node's operator offers.
+type HostVolume struct {
+	Path     string
+	ReadOnly bool
 }
 
 // NodeResources is what a node has.

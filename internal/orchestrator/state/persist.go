@@ -5,10 +5,8 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"maps"
 	"reflect"
 	"slices"
@@ -28,19 +26,11 @@ var Handle = func() *codec.MsgpackHandle {
 	return h
 }()
 
-// Kinds of records in a snapshot. They are on disk: never renumber.
+// Kinds of records in a snapshot that are no table's. They are on disk: never renumber.
 const (
-	recordHeader    = 1
-	recordNode      = 2
-	recordJob       = 3
-	recordVersion   = 4
-	recordEval      = 5
-	recordSpec      = 6 // a specification that only allocations still have
-	recordAlloc     = 7
-	recordTombstone = 8
-	recordConfig    = 9
-	recordIndex     = 10
-	recordEnd       = 99
+	recordHeader = 1
+	recordSpec   = 6 // a specification that only allocations still have
+	recordEnd    = 99
 
 	formatVersion = 1
 )
@@ -62,51 +52,41 @@ type specKey struct {
 
 func keyOf(j *model.Job) specKey { return specKey{jobKey{j.Namespace, j.ID}, j.JobModifyIndex} }
 
+// writer writes the records of a snapshot.
+type writer struct {
+	enc   *codec.Encoder
+	specs map[specKey]bool // that were written
+	err   error            // the first
+}
+
+func (w *writer) put(kind uint8, v any) {
+	if w.err == nil {
+		w.err = w.enc.Encode(kind)
+	}
+	if w.err == nil {
+		w.err = w.enc.Encode(v)
+	}
+}
+
+// reader reads them.
+type reader struct {
+	dec   *codec.Decoder
+	specs map[specKey]*model.Job
+}
+
 // Persist writes the whole state. Equal states give equal bytes.
 func (s *Snapshot) Persist(w io.Writer) error {
 	b := bufio.NewWriterSize(w, 1<<16)
-	enc := codec.NewEncoder(b, Handle)
-	var errs []error
-	put := func(kind uint8, v any) {
-		if err := enc.Encode(kind); err != nil {
-			errs = append(errs, err)
-		}
-		if err := enc.Encode(v); err != nil {
-			errs = append(errs, err)
-		}
+	out := &writer{enc: codec.NewEncoder(b, Handle), specs: map[specKey]bool{}}
+	out.put(recordHeader, header{formatVersion, s.Index()})
+	for _, t := range tables {
+		t.persist(s, out)
 	}
-	put(recordHeader, header{formatVersion, s.Index()})
-	each(put, recordNode, all[model.Node](s, nil, tableNodes, "id"))
-	each(put, recordJob, all[model.Job](s, nil, tableJobs, "id"))
-	known := map[specKey]bool{}
-	for j := range all[model.Job](s, nil, tableVersions, "id") {
-		put(recordVersion, j)
-		known[keyOf(j)] = true
-	}
-	each(put, recordEval, all[model.Evaluation](s, nil, tableEvals, "id"))
-	for a := range all[model.Allocation](s, nil, tableAllocs, "id") {
-		if k := keyOf(a.Job); !known[k] {
-			known[k] = true
-			put(recordSpec, a.Job)
-		}
-		c := *a
-		c.Job = nil
-		put(recordAlloc, allocRecord{&c, a.Job.JobModifyIndex})
-	}
-	each(put, recordTombstone, all[Tombstone](s, nil, tableTombstones, "id"))
-	each(put, recordConfig, all[SchedulerConfig](s, nil, tableConfig, "id"))
-	each(put, recordIndex, all[tableState](s, nil, tableIndex, "id"))
-	put(recordEnd, nil)
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("write the state: %w", err)
+	out.put(recordEnd, nil)
+	if out.err != nil {
+		return fmt.Errorf("write the state: %w", out.err)
 	}
 	return b.Flush()
-}
-
-func each[T any](put func(uint8, any), kind uint8, seq iter.Seq[*T]) {
-	for v := range seq {
-		put(kind, v)
-	}
 }
 
 // Hash is a digest of the whole state.
@@ -139,7 +119,7 @@ func (s *Store) Restore(r io.Reader) error {
 }
 
 func restore(txn *memdb.Txn, dec *codec.Decoder) error {
-	specs := map[specKey]*model.Job{}
+	r := &reader{dec, map[specKey]*model.Job{}}
 	for {
 		var kind uint8
 		if err := dec.Decode(&kind); err != nil {
@@ -152,51 +132,24 @@ func restore(txn *memdb.Txn, dec *codec.Decoder) error {
 			if err = dec.Decode(&h); err == nil && h.Format != formatVersion {
 				err = fmt.Errorf("format %d is not known, only %d", h.Format, formatVersion)
 			}
-		case recordNode:
-			_, err = load[model.Node](txn, dec, tableNodes)
-		case recordJob:
-			_, err = load[model.Job](txn, dec, tableJobs)
-		case recordVersion:
-			var j *model.Job
-			if j, err = load[model.Job](txn, dec, tableVersions); err == nil {
-				specs[keyOf(j)] = j
-			}
 		case recordSpec:
 			j := new(model.Job)
 			if err = dec.Decode(j); err == nil {
-				specs[keyOf(j)] = j
+				r.specs[keyOf(j)] = j
 			}
-		case recordEval:
-			_, err = load[model.Evaluation](txn, dec, tableEvals)
-		case recordAlloc:
-			var r allocRecord
-			if err = dec.Decode(&r); err == nil {
-				r.Alloc.Job = specs[specKey{jobKey{r.Alloc.Namespace, r.Alloc.JobID}, r.Spec}]
-				err = txn.Insert(tableAllocs, r.Alloc)
-			}
-		case recordTombstone:
-			_, err = load[Tombstone](txn, dec, tableTombstones)
-		case recordConfig:
-			_, err = load[SchedulerConfig](txn, dec, tableConfig)
-		case recordIndex:
-			_, err = load[tableState](txn, dec, tableIndex)
 		case recordEnd:
 			return nil
 		default:
-			err = fmt.Errorf("record kind %d is not known: a newer version wrote this snapshot", kind)
+			t, ok := byKind[kind]
+			if !ok {
+				return fmt.Errorf("record kind %d is not known: a newer version wrote this snapshot", kind)
+			}
+			err = t.restore(txn, r)
 		}
 		if err != nil {
 			return err
 		}
 	}
-}
-
-func load[T any](txn *memdb.Txn, dec *codec.Decoder, table string) (*T, error) {
-	v := new(T)
-	if err := dec.Decode(v); err != nil {
-		return nil, err
-	}
-	return v, txn.Insert(table, v)
 }
 
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }

@@ -24,8 +24,8 @@ type Commit struct {
 	Changes []Change
 }
 
-// Change is one object before and after; nil where there is none. The type is *model.Job, *model.Evaluation,
-// *model.Allocation or *model.Node.
+// Change is one object before and after; nil where there is none. The type is that of a table which is observed, such as
+// *model.Job or *model.Allocation.
 type Change struct {
 	Before, After any
 }
@@ -103,8 +103,7 @@ func (s *Store) Update(index uint64, now int64, kind string, f func(*Tx) error) 
 			seen[c.Table] = true
 			tx.put(tableIndex, &tableState{c.Table, index})
 		}
-		switch c.Table {
-		case tableJobs, tableEvals, tableAllocs, tableNodes:
+		if observed[c.Table] {
 			commit.Changes = append(commit.Changes, Change{c.Before, c.After})
 		}
 	}

@@ -15,6 +15,9 @@ type Placement struct {
 	Update         []string // in place: these get the specification
 	Stop           []Stop
 	FollowUps      map[string]string // allocation id -> evaluation that will replace it later
+
+	Deployment        *model.Deployment  `codec:",omitempty"` // to begin
+	DeploymentUpdates []DeploymentStatus `codec:",omitempty"` // of others
 }
 
 // Stop ends an allocation from the servers' side.
@@ -22,7 +25,9 @@ type Stop struct {
 	AllocID      string
 	Desired      string // stop or evict
 	Description  string
-	ClientStatus string // lost, when the node can no longer say; else empty
+	ClientStatus string // lost or unknown, when the node can no longer say; else empty
+	PreemptedBy  string `codec:",omitempty"` // allocation that it has to make room for
+	FollowUp     string `codec:",omitempty"` // evaluation that looks at it again
 }
 
 // Placed is what became of a Placement.
@@ -66,6 +71,12 @@ func (t *Tx) ApplyPlan(p *Placement) Placed {
 			t.put(tableAllocs, &c)
 		}
 	}
+	if p.Deployment != nil {
+		t.PutDeployment(p.Deployment)
+	}
+	for _, u := range p.DeploymentUpdates {
+		t.SetDeploymentStatus(u)
+	}
 	for _, a := range p.Place {
 		a.Job, a.CreateIndex, a.CreateTime = spec, t.index, t.now
 		t.putAlloc(a)
@@ -77,6 +88,7 @@ func (t *Tx) ApplyPlan(p *Placement) Placed {
 			t.put(tableAllocs, &c)
 		}
 	}
+	t.countPlaced(done.Place)
 	return done
 }
 
@@ -96,6 +108,12 @@ func (t *Tx) stopAlloc(s Stop) *model.Allocation {
 	c.DesiredStatus, c.DesiredDescription = s.Desired, s.Description
 	if s.ClientStatus != "" && !a.ClientTerminal() {
 		c.ClientStatus = s.ClientStatus
+	}
+	if s.PreemptedBy != "" {
+		c.PreemptedBy = s.PreemptedBy
+	}
+	if s.FollowUp != "" {
+		c.FollowupEvalID = s.FollowUp
 	}
 	t.putAlloc(&c)
 	return &c
