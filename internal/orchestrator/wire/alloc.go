@@ -17,6 +17,8 @@ func AllocOut(a *model.Allocation) *api.Allocation {
 		ClientDescription: a.ClientDescription, TaskStates: statesOut(a.TaskStates), FollowupEvalID: a.FollowupEvalID,
 		PreviousAllocation: a.PreviousAllocation, NextAllocation: a.NextAllocation, CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex,
 		AllocModifyIndex: a.AllocModifyIndex, CreateTime: a.CreateTime, ModifyTime: a.ModifyTime, NetworkStatus: networkStatusOut(a.NetworkStatus),
+		DeploymentID: a.DeploymentID, DeploymentStatus: healthOut(a.DeploymentStatus), DesiredTransition: transitionOut(a.Transition),
+		RescheduleTracker: reschedulesOut(a.Reschedules), PreemptedAllocations: a.Preempts, PreemptedByAllocation: a.PreemptedBy,
 	}
 }
 
@@ -38,7 +40,8 @@ func AllocStub(a *model.Allocation, resources, states bool) *api.AllocationListS
 		JobType: a.Job.Type, JobVersion: a.Job.Version, TaskGroup: a.TaskGroup, DesiredStatus: a.DesiredStatus,
 		DesiredDescription: a.DesiredDescription, ClientStatus: a.ClientStatus, ClientDescription: a.ClientDescription,
 		FollowupEvalID: a.FollowupEvalID, NextAllocation: a.NextAllocation, CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex,
-		CreateTime: a.CreateTime, ModifyTime: a.ModifyTime,
+		CreateTime: a.CreateTime, ModifyTime: a.ModifyTime, DeploymentStatus: healthOut(a.DeploymentStatus),
+		RescheduleTracker: reschedulesOut(a.Reschedules), PreemptedAllocations: a.Preempts, PreemptedByAllocation: a.PreemptedBy,
 	}
 	if resources {
 		out.AllocatedResources = resourcesOut(a)
@@ -122,6 +125,10 @@ func metricOut(m *model.AllocMetric) *api.AllocationMetric {
 	for _, n := range m.NodesAvailable {
 		out.NodesInPool += n
 	}
+	for _, s := range m.ScoreMeta {
+		out.ScoreMetaData = append(out.ScoreMetaData, &api.NodeScoreMeta{NodeID: s.NodeID, Scores: s.Scores, NormScore: s.Norm})
+	}
+	out.QuotaExhausted = m.QuotaExhausted
 	for _, id := range sortedKeys(m.Scores) {
 		out.ScoreMetaData = append(out.ScoreMetaData, &api.NodeScoreMeta{
 			NodeID: id, Scores: map[string]float64{}, NormScore: m.Scores[id],
@@ -135,8 +142,8 @@ func EvalOut(e *model.Evaluation) *api.Evaluation {
 	out := &api.Evaluation{
 		ID: e.ID, Priority: e.Priority, Type: e.Type, TriggeredBy: e.TriggeredBy, Namespace: e.Namespace, JobID: e.JobID,
 		JobModifyIndex: e.JobModifyIndex, NodeID: e.NodeID, Status: e.Status, StatusDescription: e.StatusDescription,
-		WaitUntil: unix(e.WaitUntil), NextEval: e.NextEval, PreviousEval: e.PreviousEval, BlockedEval: e.BlockedEval,
-		QueuedAllocations: e.QueuedAllocations, SnapshotIndex: e.SnapshotIndex, CreateIndex: e.CreateIndex, ModifyIndex: e.ModifyIndex,
+		WaitUntil: unix(e.WaitUntil), NextEval: e.NextEval, PreviousEval: e.PreviousEval, BlockedEval: e.BlockedEval, DeploymentID: e.DeploymentID, ClassEligibility: e.ClassEligibility,
+		EscapedComputedClass: e.EscapedClass, QuotaLimitReached: e.QuotaReached, QueuedAllocations: e.QueuedAllocations, SnapshotIndex: e.SnapshotIndex, CreateIndex: e.CreateIndex, ModifyIndex: e.ModifyIndex,
 		CreateTime: e.CreateTime, ModifyTime: e.ModifyTime,
 	}
 	if e.FailedTGAllocs != nil {
@@ -153,7 +160,7 @@ func EvalStub(e *model.Evaluation) *api.EvaluationStub {
 	return &api.EvaluationStub{
 		ID: e.ID, Priority: e.Priority, Type: e.Type, TriggeredBy: e.TriggeredBy, Namespace: e.Namespace, JobID: e.JobID, NodeID: e.NodeID,
 		Status: e.Status, StatusDescription: e.StatusDescription, WaitUntil: unix(e.WaitUntil), NextEval: e.NextEval,
-		PreviousEval: e.PreviousEval, BlockedEval: e.BlockedEval, CreateIndex: e.CreateIndex, ModifyIndex: e.ModifyIndex,
+		PreviousEval: e.PreviousEval, BlockedEval: e.BlockedEval, DeploymentID: e.DeploymentID, CreateIndex: e.CreateIndex, ModifyIndex: e.ModifyIndex,
 		CreateTime: e.CreateTime, ModifyTime: e.ModifyTime,
 	}
 }

@@ -55,6 +55,7 @@ func JobIn(j *api.Job) *model.Job {
 		NodePool: cmp.Or(val(j.NodePool), "default"), Constraints: constraintsIn(j.Constraints), Affinities: affinitiesIn(j.Affinities),
 		Spreads: spreadsIn(j.Spreads), Meta: j.Meta, Stop: val(j.Stop),
 	}
+	policiesIn(j, out)
 	for _, g := range j.TaskGroups {
 		out.TaskGroups = append(out.TaskGroups, groupIn(g))
 	}
@@ -66,6 +67,7 @@ func groupIn(g *api.TaskGroup) *model.TaskGroup {
 		Name: val(g.Name), Count: val(g.Count), Constraints: constraintsIn(g.Constraints), Affinities: affinitiesIn(g.Affinities),
 		Spreads: spreadsIn(g.Spreads), Meta: g.Meta, MaxRunTime: val(g.MaxRunDuration),
 	}
+	groupPoliciesIn(g, out)
 	for _, n := range g.Networks {
 		out.Networks = append(out.Networks, networkIn(n))
 	}
@@ -99,6 +101,7 @@ func taskIn(t *api.Task) *model.Task {
 		Name: t.Name, Driver: t.Driver, User: t.User, Config: t.Config, Env: t.Env, Constraints: constraintsIn(t.Constraints),
 		Affinities: affinitiesIn(t.Affinities), Meta: t.Meta, KillTimeout: val(t.KillTimeout), KillSignal: t.KillSignal, Leader: t.Leader,
 	}
+	taskPoliciesIn(t, out)
 	if r := t.Resources; r != nil {
 		out.Resources = model.Resources{
 			CPU: val(r.CPU), Cores: val(r.Cores), MemoryMB: val(r.MemoryMB), MemoryMaxMB: val(r.MemoryMaxMB), DiskMB: val(r.DiskMB),

@@ -13,7 +13,7 @@ func JobOut(j *model.Job) *api.Job {
 	if j == nil {
 		return nil
 	}
-	return &api.Job{
+	out := &api.Job{
 		Region: new(j.Region), Namespace: new(j.Namespace), ID: new(j.ID), ParentID: new(j.ParentID), Name: new(j.Name), Type: new(j.Type),
 		Priority: new(j.Priority), AllAtOnce: new(j.AllAtOnce), Datacenters: j.Datacenters, NodePool: new(j.NodePool),
 		Constraints: each(j.Constraints, constraintOut), Affinities: each(j.Affinities, affinityOut), Spreads: each(j.Spreads, spreadOut),
@@ -22,6 +22,8 @@ func JobOut(j *model.Job) *api.Job {
 		CreateIndex: new(j.CreateIndex), ModifyIndex: new(j.ModifyIndex), JobModifyIndex: new(j.JobModifyIndex),
 		ConsulNamespace: new(""), VaultNamespace: new(""), NomadTokenID: new(""),
 	}
+	policiesOut(j, out)
+	return out
 }
 
 func groupOut(g *model.TaskGroup) *api.TaskGroup {
@@ -43,11 +45,12 @@ func groupOut(g *model.TaskGroup) *api.TaskGroup {
 	if g.MaxRunTime != 0 {
 		out.MaxRunDuration = new(g.MaxRunTime)
 	}
+	groupPoliciesOut(g, out)
 	return out
 }
 
 func taskOut(t *model.Task) *api.Task {
-	return &api.Task{
+	out := &api.Task{
 		Name: t.Name, Driver: t.Driver, User: t.User, Config: t.Config, Env: t.Env, Constraints: each(t.Constraints, constraintOut),
 		Affinities: each(t.Affinities, affinityOut), Meta: t.Meta, KillTimeout: new(t.KillTimeout), KillSignal: t.KillSignal, Leader: t.Leader,
 		Resources: &api.Resources{
@@ -63,6 +66,8 @@ func taskOut(t *model.Task) *api.Task {
 			MaxFiles: new(t.LogConfig.MaxFiles), MaxFileSizeMB: new(t.LogConfig.MaxFileSizeMB), Disabled: new(t.LogConfig.Disabled),
 		},
 	}
+	taskPoliciesOut(t, out)
+	return out
 }
 
 func networkOut(n model.Network) *api.NetworkResource {
@@ -95,7 +100,7 @@ func spreadOut(s model.Spread) *api.Spread {
 func JobStub(j *model.Job, sum *api.JobSummary, meta bool) *api.JobListStub {
 	out := &api.JobListStub{
 		ID: j.ID, ParentID: j.ParentID, Name: j.Name, Namespace: j.Namespace, Datacenters: j.Datacenters, Type: j.Type, Priority: j.Priority,
-		Stop: j.Stop, Status: j.Status, StatusDescription: j.StatusDescription, JobSummary: sum, CreateIndex: j.CreateIndex,
+		Stop: j.Stop, Status: j.Status, Periodic: j.Periodic != nil, ParameterizedJob: j.Parameterized != nil, StatusDescription: j.StatusDescription, JobSummary: sum, CreateIndex: j.CreateIndex,
 		ModifyIndex: j.ModifyIndex, JobModifyIndex: j.JobModifyIndex, SubmitTime: j.SubmitTime,
 	}
 	if meta {

@@ -21,7 +21,19 @@ func NodeOut(n *model.Node) *api.Node {
 		ReservedResources: reserved(n), Links: map[string]string{}, Meta: n.Meta, NodeClass: n.NodeClass, NodePool: n.NodePool,
 		SchedulingEligibility: n.SchedulingEligibility, Status: n.Status, StatusDescription: n.StatusDescription,
 		StatusUpdatedAt: n.StatusUpdatedAt / 1e9, Drivers: drivers(n), CreateIndex: n.CreateIndex, ModifyIndex: n.ModifyIndex,
+		Drain: n.Drain != nil, DrainStrategy: drainOut(n.Drain), LastDrain: lastDrainOut(n.LastDrain), HostVolumes: hostVolumes(n),
+		Events: each(n.Events, func(e model.NodeEvent) *api.NodeEvent {
+			return &api.NodeEvent{Message: e.Message, Subsystem: e.Subsystem, Details: e.Details, Timestamp: unix(e.Timestamp), CreateIndex: e.Index}
+		}),
 	}
+}
+
+func hostVolumes(n *model.Node) map[string]*api.HostVolumeInfo {
+	out := make(map[string]*api.HostVolumeInfo, len(n.HostVolumes))
+	for name, v := range n.HostVolumes {
+		out[name] = &api.HostVolumeInfo{Path: v.Path, ReadOnly: v.ReadOnly}
+	}
+	return out
 }
 
 // NodeStub is a node's line in a list.
@@ -29,7 +41,8 @@ func NodeStub(n *model.Node, resources, attributes bool) *api.NodeListStub {
 	out := &api.NodeListStub{
 		ID: n.ID, Datacenter: n.Datacenter, Name: n.Name, NodeClass: n.NodeClass, NodePool: n.NodePool,
 		Version: n.Attributes["nomad.version"], SchedulingEligibility: n.SchedulingEligibility, Status: n.Status,
-		StatusDescription: n.StatusDescription, Drivers: drivers(n), CreateIndex: n.CreateIndex, ModifyIndex: n.ModifyIndex,
+		StatusDescription: n.StatusDescription, Drivers: drivers(n), Drain: n.Drain != nil, LastDrain: lastDrainOut(n.LastDrain),
+		CreateIndex: n.CreateIndex, ModifyIndex: n.ModifyIndex,
 	}
 	out.Address = n.HTTPAddr
 	if host, _, err := net.SplitHostPort(n.HTTPAddr); err == nil {
