@@ -20,6 +20,7 @@ import (
 	"rockpool/internal/orchestrator/events"
 	"rockpool/internal/orchestrator/httpapi"
 	"rockpool/internal/orchestrator/leader"
+	"rockpool/internal/orchestrator/propose"
 	"rockpool/internal/orchestrator/state"
 )
 
@@ -78,6 +79,8 @@ type Server struct {
 	leader *leader.Leader
 	events *events.Broker
 	api    *httpapi.API
+	// proposer is between everything that writes and raft.
+	proposer *propose.Proposer
 
 	ready chan struct{}
 	once  sync.Once
@@ -102,7 +105,8 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	s.raft = consensus.New(consensus.Config{
 		Dir: cfg.DataDir, ServerID: cfg.Name, Machine: machine{s.store, s.events}, Log: cfg.Log, SegmentBytes: cfg.LogSegment,
 	})
-	log := entryLog{s.raft}
+	s.proposer = propose.New(s.raft)
+	log := entryLog{s.raft, s.proposer}
 	s.leader = leader.New(leader.Config{
 		Store: s.store, Log: log, Logger: cfg.Log, HeartbeatTTL: cfg.HeartbeatTTL, Grace: cfg.HeartbeatGrace, Keep: cfg.Keep,
 		Leading: func() { s.once.Do(func() { close(s.ready) }) },
@@ -143,21 +147,21 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.events.Close()
 	return lifecycle.Run(ctx,
 		lifecycle.Service{Name: "raft", Run: s.raft.Run},
+		lifecycle.Service{Name: "proposer", Run: s.proposer.Run},
 		lifecycle.Service{Name: "leader", Run: func(ctx context.Context) error { return s.leader.Run(ctx, s.raft.Leadership()) }},
 		lifecycle.Service{Name: "http api", Run: s.api.Run},
 	)
 }
 
 // entryLog brings entries of the command table onto the log.
-type entryLog struct{ *consensus.Raft }
+type entryLog struct {
+	*consensus.Raft
+	proposer *propose.Proposer
+}
 
-// Apply encodes and applies an entry.
+// Apply applies an entry, together with others where many wait.
 func (l entryLog) Apply(ctx context.Context, entry any) (any, uint64, error) {
-	data, err := command.Encode(entry)
-	if err != nil {
-		return nil, 0, err
-	}
-	return l.Raft.Apply(ctx, data)
+	return l.proposer.Apply(ctx, entry)
 }
 
 // machine is the state as consensus sees it.

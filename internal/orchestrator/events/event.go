@@ -1,6 +1,7 @@
 package events
 
 import (
+	"cmp"
 	"reflect"
 	"slices"
 	"sync"
@@ -49,7 +50,7 @@ func newBatch(c state.Commit) *Batch {
 		if !ok || removed && !r.removals {
 			continue
 		}
-		events = append(events, Event{Topic: r.topic, Type: c.Kind, Index: c.Index, Object: object, Deleted: removed})
+		events = append(events, Event{Topic: r.topic, Type: cmp.Or(ch.Kind, c.Kind), Index: c.Index, Object: object, Deleted: removed})
 		e := &events[len(events)-1]
 		weight := 0
 		e.Key, e.Namespace, e.FilterKeys, weight = r.describe(object)

@@ -32,7 +32,7 @@ type Config struct {
 	Store        *state.Store
 	Log          Log
 	Logger       logging.Logger
-	Workers      int           // evaluations in work at a time; default 16
+	Workers      int           // evaluations in work at a time, most of which wait for the log; default 64
 	HeartbeatTTL time.Duration // told to nodes; default 10 s
 	Grace        time.Duration // on top of it before a node counts as down; default 10 s
 	MaxPending   int           // evaluations waiting at which registrations are refused; default 100,000
@@ -55,7 +55,7 @@ func New(cfg Config) *Leader {
 		cfg.Logger = logging.Discard()
 	}
 	if cfg.Workers == 0 {
-		cfg.Workers = 16
+		cfg.Workers = 64
 	}
 	if cfg.HeartbeatTTL == 0 {
 		cfg.HeartbeatTTL = 10 * time.Second

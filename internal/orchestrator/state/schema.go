@@ -101,7 +101,7 @@ type tableDef struct {
 	schema   *memdb.TableSchema
 	kind     uint8 // of its records in a snapshot
 	observed bool  // its changes are told to observers
-	derived  bool  // from other tables: it is in no snapshot, and its changes are no change of the state
+	id       func(any) []any
 	persist  func(*Snapshot, *writer)
 	restore  func(*memdb.Txn, *reader) error
 }
@@ -116,6 +116,14 @@ func define[T any](name string, kind uint8, observed bool, id func(*T) []string,
 		t.Indexes[n] = &memdb.IndexSchema{Name: n, AllowMissing: true, Indexer: key[T](k)}
 	}
 	return tableDef{schema: t, kind: kind, observed: observed,
+		id: func(v any) []any {
+			parts := id(v.(*T))
+			args := make([]any, len(parts))
+			for i, p := range parts {
+				args[i] = p
+			}
+			return args
+		},
 		persist: func(s *Snapshot, w *writer) {
 			for v := range all[T](s, nil, name, "id") {
 				w.put(kind, v)
@@ -154,9 +162,8 @@ func coreTables() []tableDef {
 	}
 }
 
-// derived makes a table one that is filled in from others.
+// derived makes a table one that is filled in from others: it is in no snapshot on disk.
 func derived(t tableDef) tableDef {
-	t.derived = true
 	t.persist = func(*Snapshot, *writer) {}
 	return t
 }
@@ -222,8 +229,12 @@ func schema() *memdb.DBSchema {
 	return s
 }
 
-// byKind finds the table of a snapshot's record; observed are those whose changes are told.
-var byKind, observed = map[uint8]tableDef{}, map[string]bool{}
+// byKind finds the table of a snapshot's record; observed are those whose changes are told; idOf is the primary key of an object.
+var (
+	byKind   = map[uint8]tableDef{}
+	observed = map[string]bool{}
+	idOf     = map[string]func(any) []any{}
+)
 
 func init() {
 	for _, t := range tables {
@@ -231,7 +242,7 @@ func init() {
 			panic(fmt.Sprintf("state: record kind %d is used twice", t.kind))
 		}
 		byKind[t.kind] = t
-		observed[t.schema.Name] = t.observed
+		observed[t.schema.Name], idOf[t.schema.Name] = t.observed, t.id
 	}
 }
 
