@@ -74,8 +74,3 @@ func batchable[T any](r row, key func(*T) string) row {
 func nothing[T any](*T) string { return "" }
 
 func jobName(namespace, id string) string { return "job\x00" + namespace + "\x00" + id }
-
-// PackBatch makes the log's form of a batch of encoded entries.
-func PackBatch(now int64, entries [][]byte) ([]byte, error) {
-	return Encode(&Batch{Now: now, Entries: entries})
-}

@@ -180,7 +180,7 @@ func (p *Proposer) propose(ctx context.Context, batch []*proposal) {
 	for i, w := range there {
 		data[i] = w.data
 	}
-	entry, err := command.PackBatch(time.Now().UnixNano(), data)
+	entry, err := command.Encode(&command.Batch{Now: time.Now().UnixNano(), Entries: data})
 	var result any
 	var index uint64
 	if err == nil {

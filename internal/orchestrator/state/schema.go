@@ -148,14 +148,28 @@ func init() { tables = slices.Concat(coreTables(), deploymentTables(), usageTabl
 func coreTables() []tableDef {
 	return []tableDef{
 		define(tableNodes, 2, true, func(n *model.Node) []string { return []string{n.ID} }, nil),
-		define(tableJobs, 3, true, func(j *model.Job) []string { return []string{j.Namespace, j.ID} }, nil),
+		define(tableJobs, 3, true, func(j *model.Job) []string { return []string{j.Namespace, j.ID} }, map[string]func(*model.Job) []string{
+			"ended": func(j *model.Job) []string {
+				if j.Status != model.JobDead || !j.MeantToRun() {
+					return nil
+				}
+				return []string{hexIndex(j.ModifyIndex)}
+			},
+		}),
 		versionTable(),
 		define(tableEvals, 5, true, func(e *model.Evaluation) []string { return []string{e.ID} }, map[string]func(*model.Evaluation) []string{
 			"job": func(e *model.Evaluation) []string { return []string{e.Namespace, e.JobID} },
+			"ended": func(e *model.Evaluation) []string {
+				if !e.Terminal() {
+					return nil
+				}
+				return []string{hexTime(e.ModifyTime)}
+			},
 		}),
 		allocTable(),
 		define(tableTombstones, 8, false, func(t *Tombstone) []string { return []string{t.AllocID} }, map[string]func(*Tombstone) []string{
-			"node": func(t *Tombstone) []string { return []string{t.NodeID} },
+			"node":  func(t *Tombstone) []string { return []string{t.NodeID} },
+			"ended": func(t *Tombstone) []string { return []string{hexTime(t.Time)} },
 		}),
 		define(tableConfig, 9, false, func(*SchedulerConfig) []string { return []string{"config"} }, nil),
 		define(tableIndex, 10, false, func(t *tableState) []string { return []string{t.Table} }, nil),
@@ -195,6 +209,12 @@ func allocTable() tableDef {
 		// What a node must be told is what the servers changed since the last time: a range of this index.
 		"node": func(a *model.Allocation) []string { return []string{a.NodeID, hexIndex(a.AllocModifyIndex)} },
 		"eval": func(a *model.Allocation) []string { return []string{a.EvalID} },
+		"ended": func(a *model.Allocation) []string {
+			if !a.Terminal() || !a.ClientTerminal() {
+				return nil
+			}
+			return []string{hexTime(a.ModifyTime)}
+		},
 	})
 	t.persist = func(s *Snapshot, w *writer) {
 		for a := range all[model.Allocation](s, nil, tableAllocs, "id") {
@@ -256,6 +276,9 @@ func hexIndex(n uint64) string {
 	}
 	return string(b[:])
 }
+
+// hexTime is hexIndex of a time in unix nanoseconds. What is before 1970 counts as 1970.
+func hexTime(ns int64) string { return hexIndex(uint64(max(ns, 0))) }
 
 // jobKey names a job across namespaces.
 type jobKey struct{ namespace, id string }
