@@ -109,6 +109,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	log := entryLog{s.raft, s.proposer}
 	s.leader = leader.New(leader.Config{
 		Store: s.store, Log: log, Logger: cfg.Log, HeartbeatTTL: cfg.HeartbeatTTL, Grace: cfg.HeartbeatGrace, Keep: cfg.Keep,
+		Crowded: func() bool { n, of := s.proposer.Waiting(); return n > of/4*3 },
 		Leading: func() { s.once.Do(func() { close(s.ready) }) },
 	})
 	s.api = httpapi.New(httpapi.Config{

@@ -216,8 +216,8 @@ func (a *API) admit(j *wire.Job, namespace string, id auth.Identity) (*model.Job
 		return nil, "", answer(http.StatusInternalServerError, "%s", p.Text())
 	} else if conf := a.store.Snapshot().SchedulerConfig(); conf.RejectRegistrations && (a.cfg.Token == "" || !id.Management) {
 		return nil, "", fault.New(fault.Forbidden, "job registration is disabled in the scheduler configuration")
-	} else if a.cfg.Leader.Overloaded() {
-		return nil, "", fault.New(fault.Exhausted, "too many evaluations are waiting")
+	} else if retry, overloaded := a.cfg.Leader.Overloaded(); overloaded {
+		return nil, "", fault.New(fault.Exhausted, "more is registered than can be placed in time: try again in %v", retry)
 	} else {
 		return wire.JobIn(j), p.WarningText(), nil
 	}

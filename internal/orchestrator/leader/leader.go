@@ -37,13 +37,16 @@ type Config struct {
 	Grace        time.Duration // on top of it before a node counts as down; default 10 s
 	MaxPending   int           // evaluations waiting at which registrations are refused; default 100,000
 	Keep         Keep
-	Leading      func() // called when a term's services have what they need; nil = nothing
+	// Crowded reports that the way onto the log is nearly full, so that new work should be refused. nil = it never is.
+	Crowded func() bool
+	Leading func() // called when a term's services have what they need; nil = nothing
 }
 
 // Leader starts and stops terms.
 type Leader struct {
 	cfg         Config
 	completions *completions
+	admission   *admission
 
 	mu   sync.Mutex
 	term *term // guarded by mu; nil = not leading
@@ -67,12 +70,15 @@ func New(cfg Config) *Leader {
 		cfg.MaxPending = 100_000
 	}
 	cfg.Keep.defaults()
-	return &Leader{cfg: cfg, completions: newCompletions()}
+	l := &Leader{cfg: cfg, admission: newAdmission()}
+	l.completions = newCompletions(l.admission.done)
+	return l
 }
 
 // term is one leadership.
 type term struct {
 	cfg         Config
+	admission   *admission
 	completions *completions
 	broker      *broker.Broker
 	plans       *plan.Applier
@@ -115,10 +121,11 @@ func (l *Leader) Run(ctx context.Context, leadership <-chan bool) error {
 // lead runs one term.
 func (l *Leader) lead(ctx context.Context) error {
 	t := &term{
-		cfg: l.cfg, completions: l.completions, broker: broker.New(broker.DefaultLimits), plans: plan.New(l.cfg.Store, l.cfg.Log),
+		cfg: l.cfg, admission: l.admission, completions: l.completions, broker: broker.New(broker.DefaultLimits), plans: plan.New(l.cfg.Store, l.cfg.Log),
 		heartbeats: newHeartbeats(l.cfg.HeartbeatTTL + l.cfg.Grace),
 	}
 	t.collector = newCollector(l.cfg)
+	l.admission.reset()
 	// Observe first, read then: an evaluation that comes in between is seen twice, which does no harm, rather than never.
 	end := l.cfg.Store.Observe(t.observe)
 	defer end()
@@ -201,8 +208,12 @@ func (t *term) observe(c state.Commit) {
 			before, _ := ch.Before.(*model.Evaluation)
 			switch {
 			case after.Terminal():
+				t.admission.done(after.ID)
 				t.broker.Forget(after)
 			case after.Status == model.EvalPending && before == nil:
+				if after.WaitUntil == 0 {
+					t.admission.begin(after.ID, time.Now())
+				}
 				t.broker.Enqueue(after)
 			}
 		case *model.Node:
