@@ -38,6 +38,8 @@ type Config struct {
 	MaxPending   int           // evaluations waiting at which registrations are refused; default 100,000
 	Keep         Keep
 	Leading      func() // called when a term's services have what they need; nil = nothing
+	// Services are more of them, which end with the term.
+	Services []lifecycle.Service
 }
 
 // Leader starts and stops terms.
@@ -140,6 +142,7 @@ func (l *Leader) lead(ctx context.Context) error {
 		{Name: "collection", Run: t.collector.run},
 		{Name: "failed evaluations", Run: t.sweepFailed},
 	}
+	services = append(services, l.cfg.Services...)
 	for i := range l.cfg.Workers {
 		services = append(services, lifecycle.Service{Name: fmt.Sprintf("worker %d", i), Run: t.work})
 	}
