@@ -96,6 +96,10 @@ func (s *Store) Update(index uint64, now int64, kind string, f func(*Tx) error) 
 	}
 	tx.deriveStatuses()
 	changes := txn.Changes()
+	if tx.withdrawServices(changes) {
+		changes = txn.Changes()
+	}
+	tx.countUsage(changes)
 	commit := Commit{Index: index, Time: now, Kind: kind}
 	seen := map[string]bool{}
 	for _, c := range changes {
