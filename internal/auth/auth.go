@@ -33,6 +33,7 @@ const (
 	ScalingPolicy  Scope = "read-scaling-policy"
 	AllocLife      Scope = "alloc-lifecycle"
 	AllocExec      Scope = "alloc-exec"
+	AllocNodeExec  Scope = "alloc-node-exec" // as AllocExec, where a task's driver has no walls
 	ReadLogs       Scope = "read-logs"
 	ReadFS         Scope = "read-fs"
 	WriteFS        Scope = "write-fs" // ours: Nomad has no way to write files

@@ -14,6 +14,13 @@ const (
 	TopicEvaluation = "Evaluation"
 	TopicAllocation = "Allocation"
 	TopicNode       = "Node"
+	TopicNodePool   = "NodePool"
+	TopicService    = "Service"
+	TopicNamespace  = "Namespace"
+	TopicVariable   = "Variable"
+	TopicACLToken   = "ACLToken"
+	TopicACLPolicy  = "ACLPolicy"
+	TopicACLRole    = "ACLRole"
 	TopicAll        = "*"
 )
 
@@ -71,6 +78,17 @@ func newBatch(c state.Commit) *Batch {
 		case *model.Node:
 			e.Topic, e.Key, size = TopicNode, o.ID, nodeBytes
 		default:
+			object, deleted := ch.After, ch.After == nil
+			if deleted {
+				object = ch.Before
+			}
+			if shared(e, object) {
+				e.Object, e.Deleted, size = object, deleted, sharedBytes
+				if e.Topic == TopicService && deleted {
+					e.Type = "ServiceDeregistration" // whatever ended it
+				}
+				break
+			}
 			// Something was removed. Only the end of a job is an event, and only when it was asked for: allocations go with their job.
 			j, ok := ch.Before.(*model.Job)
 			if !ok {
@@ -89,6 +107,7 @@ func newBatch(c state.Commit) *Batch {
 type Filter struct {
 	Topics    map[string][]string // empty = all
 	Namespace string              // "*" = all; events without a namespace are for everybody
+	Allowed   func(*Event) bool   // what the reader may see; nil = everything
 }
 
 func (f *Filter) apply(events []*Event) []*Event {
@@ -103,6 +122,9 @@ func (f *Filter) apply(events []*Event) []*Event {
 
 func (f *Filter) wants(e *Event) bool {
 	if f.Namespace != "*" && e.Namespace != "" && e.Namespace != f.Namespace {
+		return false
+	}
+	if f.Allowed != nil && !f.Allowed(e) {
 		return false
 	}
 	if len(f.Topics) == 0 {

@@ -66,8 +66,10 @@ func (a *API) nodeOf(r *http.Request) string {
 	switch {
 	case n == nil:
 		t := token(r)
-		if a.cfg.Token == "" && a.cfg.JoinToken == "" || a.cfg.Token != "" && auth.TokenEqual(t, a.cfg.Token) ||
-			a.cfg.JoinToken != "" && auth.TokenEqual(t, a.cfg.JoinToken) {
+		if a.cfg.JoinToken != "" && auth.TokenEqual(t, a.cfg.JoinToken) || a.cfg.JoinToken == "" && !a.controlled() {
+			return id
+		}
+		if who, err := a.identify(a.store.Snapshot(), t); err == nil && a.controlled() && who.May(auth.NodeWrite) {
 			return id
 		}
 	case auth.TokenEqual(given, n.SecretID):

@@ -32,13 +32,13 @@ var topics = map[string]bool{}
 
 func init() {
 	for t := range strings.FieldsSeq(`Deployment Evaluation Allocation Job Node NodePool Service ACLPolicy ACLToken ACLRole ACLAuthMethod
-		ACLBindingRule HostVolume CSIVolume CSIPlugin Operator Variable *`) {
+		ACLBindingRule HostVolume CSIVolume CSIPlugin Operator Variable Namespace *`) {
 		topics[t] = true
 	}
 }
 
 // streamEvents writes a line for each log entry with events that the reader wants, and {} while there are none.
-func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, _ auth.Identity, req streamEvents) error {
+func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, id auth.Identity, req streamEvents) error {
 	f := events.Filter{Namespace: req.Namespace, Topics: map[string][]string{}}
 	if f.Namespace == "" {
 		f.Namespace = model.DefaultNamespace
@@ -53,6 +53,10 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, _ auth.Identi
 		}
 		f.Topics[topic] = append(f.Topics[topic], key)
 	}
+	if err := mayStream(id, f); err != nil {
+		return err
+	}
+	f.Allowed = func(e *events.Event) bool { return mayRead(id, e.Topic, e.Namespace) }
 	sub, err := a.cfg.Events.Subscribe(req.Index, f)
 	if err != nil {
 		return fault.New(fault.Gone, "%s", err.Error())
@@ -62,6 +66,8 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, _ auth.Identi
 		return err
 	}
 	defer done()
+	ctx, end := a.whileAllowed(ctx, id, token(r))
+	defer end()
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Cache-Control", "no-cache")
@@ -123,6 +129,8 @@ func encodeEvent(e *events.Event) []byte {
 		payload["Allocation"] = out
 	case *model.Node:
 		payload["Node"] = wire.NodeOut(o)
+	default:
+		sharedPayload(payload, o)
 	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)

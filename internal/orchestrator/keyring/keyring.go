@@ -142,3 +142,8 @@ func create(file string, data []byte) error {
 	}
 	return os.Link(tmp.Name(), file)
 }
+
+// Place binds a variable's ciphertext to where it is.
+func Place(namespace, path, keyID string) string {
+	return "variable\x00" + namespace + "\x00" + path + "\x00" + keyID
+}

@@ -16,6 +16,7 @@ import (
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/broker"
+	"rockpool/internal/orchestrator/keyring"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/plan"
 	"rockpool/internal/orchestrator/state"
@@ -37,7 +38,9 @@ type Config struct {
 	Grace        time.Duration // on top of it before a node counts as down; default 10 s
 	MaxPending   int           // evaluations waiting at which registrations are refused; default 100,000
 	Keep         Keep
-	Leading      func() // called when a term's services have what they need; nil = nothing
+	Namespaces   []string     // made where they are missing before a term's services begin
+	KEK          *keyring.Key // wraps root keys; nil = there are no variables
+	Leading      func()       // called when a term's services have what they need; nil = nothing
 }
 
 // Leader starts and stops terms.
@@ -128,6 +131,9 @@ func (l *Leader) lead(ctx context.Context) error {
 		}
 		return fmt.Errorf("take over leadership: %w", err)
 	}
+	if err := t.ensureNamespaces(ctx); err != nil {
+		l.cfg.Logger.WithField("error", err.Error()).Error("a configured namespace could not be made")
+	}
 	l.set(t)
 	defer l.set(nil)
 	if l.cfg.Leading != nil {
@@ -139,6 +145,7 @@ func (l *Leader) lead(ctx context.Context) error {
 		{Name: "heartbeats", Run: t.watchHeartbeats},
 		{Name: "collection", Run: t.collector.run},
 		{Name: "failed evaluations", Run: t.sweepFailed},
+		{Name: "access", Run: t.keepAccess},
 	}
 	for i := range l.cfg.Workers {
 		services = append(services, lifecycle.Service{Name: fmt.Sprintf("worker %d", i), Run: t.work})

@@ -2,6 +2,7 @@ package state
 
 import (
 	"slices"
+	"strconv"
 
 	"github.com/hashicorp/go-memdb"
 
@@ -284,6 +285,19 @@ type VariableChange struct {
 	AtIndex   uint64              // with CAS: the variable's ModifyIndex; 0 = there must be none
 	LockID    string              // that the caller shows
 	NewLock   *model.VariableLock // with VariableAcquire; Expires is set here
+}
+
+// At takes the values of a query parameter cas, of which there are none or one.
+func (c *VariableChange) At(values []string) error {
+	if len(values) == 0 {
+		return nil
+	}
+	n, err := strconv.ParseUint(values[0], 10, 64)
+	if err != nil || len(values) > 1 {
+		return fault.New(fault.Invalid, "cas must be the variable's ModifyIndex, or 0 where there must be none")
+	}
+	c.CAS, c.AtIndex = true, n
+	return nil
 }
 
 // VariableChanged is what became of it: the variable as it is now, nil after a deletion, or the one that was in the way.
