@@ -50,10 +50,14 @@ func (a *API) aclTable() endpoint.Table {
 		endpoint.Call("acl.role.get", "GET", "/v1/acl/role/{id}", read(auth.AnyRight), a.getRole),
 		endpoint.Call("acl.role.delete", "DELETE", "/v1/acl/role/{id}", write(auth.Management, smallBody), a.deleteRole),
 	}
+	// Whoever bootstraps has no token yet, and the state allows it once. Where there is a configured token, though, nobody else may make one.
+	first := auth.Public
+	if a.cfg.Token != "" {
+		first = auth.Management
+	}
 	return append(t, putAndPost(func(method, name string) endpoint.Table {
 		return endpoint.Table{
-			// Public: whoever bootstraps has no token yet. The state allows it once.
-			endpoint.Call("acl.bootstrap"+name, method, "/v1/acl/bootstrap", write(auth.Public, smallBody), a.bootstrap),
+			endpoint.Call("acl.bootstrap"+name, method, "/v1/acl/bootstrap", write(first, smallBody), a.bootstrap),
 			endpoint.Call("acl.token.create"+name, method, "/v1/acl/token", write(auth.Management, smallBody), a.createToken),
 			endpoint.Stream("acl.onetime.create"+name, method, "/v1/acl/token/onetime", write(auth.AnyToken, smallBody), a.createOneTime),
 			// Public: the one-time secret is what proves the right.
