@@ -30,7 +30,7 @@ func (a *API) agentSelf(context.Context, auth.Identity, endpoint.None) (reply, e
 		"config": map[string]any{
 			"Region": a.cfg.Region, "Datacenter": a.cfg.Datacenter, "NodeName": a.cfg.Name,
 			"Version":  map[string]any{"Version": a.cfg.Version, "VersionPrerelease": "", "VersionMetadata": "", "Revision": ""},
-			"ACL":      map[string]any{"Enabled": a.cfg.Token != ""},
+			"ACL":      map[string]any{"Enabled": a.controlled()},
 			"Server":   map[string]any{"Enabled": true},
 			"Client":   map[string]any{"Enabled": a.local.Load() != nil},
 			"UI":       map[string]any{"Enabled": false},

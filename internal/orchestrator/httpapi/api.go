@@ -8,11 +8,11 @@ import (
 
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
-	"rockpool/internal/fault"
 	"rockpool/internal/image"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/events"
+	"rockpool/internal/orchestrator/keyring"
 	"rockpool/internal/orchestrator/leader"
 	"rockpool/internal/orchestrator/state"
 )
@@ -55,8 +55,17 @@ type Config struct {
 	Name    string // of the server
 	Address string // ip:port that other servers would reach it by
 	Version string
-	// Token is the management token; empty = no access control, everything is allowed.
+	// Token is a management token that no log has: of the gateway beside it, or for a start. It also switches access control on.
 	Token string
+	// ACL asks callers for tokens, which live in the state; the first comes from the route acl/bootstrap. With neither Token nor ACL there is no access
+	// control, and everything is allowed.
+	ACL bool
+	// ACLResetFile may hold the reset index that allows another bootstrap, once all management tokens are lost. "" = it is never allowed.
+	ACLResetFile string
+	// KEK wraps the root keys that seal variables. nil = variables are refused, with a text that says what is missing.
+	KEK *keyring.Key
+	// Audit gets what was asked and by whom. nil = nothing is noted.
+	Audit Auditor
 	// JoinToken is what a node that is not known yet may show instead of Token to register.
 	JoinToken  string
 	Datacenter string
@@ -73,6 +82,9 @@ type API struct {
 	server *endpoint.Server
 	local  atomic.Pointer[LocalNode]
 	images atomic.Pointer[Images]
+
+	compiled compiledACLs
+	roots    rootKeys
 	// closing ends when long answers must end.
 	closing context.Context
 	close   context.CancelFunc
@@ -93,6 +105,7 @@ func New(cfg Config) *API {
 	a.closing, a.close = context.WithCancel(context.Background())
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
 		Auth: auth.Func(a.authenticate), Error: a.writeError, CompressAbove: 1024, Log: cfg.Logger, Lookup: a.settled, Forward: a.forward,
+		Target: a.target, Observe: a.observer(),
 	})
 	a.server.SetFallbacks(http.HandlerFunc(a.notFound), http.HandlerFunc(a.wrongMethod))
 	return a
@@ -111,19 +124,6 @@ func (a *API) Run(ctx context.Context) error {
 	<-ctx.Done()
 	a.close()
 	return a.conns.wait(context.WithoutCancel(ctx))
-}
-
-// authenticate knows one token, and nodes by their secret.
-func (a *API) authenticate(r *http.Request) (auth.Identity, error) {
-	id := auth.Identity{NodeID: a.nodeOf(r)}
-	if a.cfg.Token == "" || auth.TokenEqual(token(r), a.cfg.Token) {
-		id.Name, id.Management = "management", true
-		return id, nil
-	}
-	if id.NodeID != "" {
-		return id, nil
-	}
-	return id, fault.New(fault.Forbidden, "Permission denied")
 }
 
 func token(r *http.Request) string {

@@ -88,7 +88,11 @@ func (a *API) mayJoin(r *http.Request) bool {
 		_, err := a.introduced(t)
 		return err == nil
 	}
-	return a.cfg.Token == "" && a.cfg.JoinToken == "" && !a.cfg.StrictIntroduction
+	if a.controlled() {
+		who, err := a.identify(a.store.Snapshot(), t)
+		return err == nil && who.May(auth.NodeWrite)
+	}
+	return a.cfg.JoinToken == "" && !a.cfg.StrictIntroduction
 }
 
 // introduced reads an introduction token.

@@ -32,6 +32,8 @@ type query struct {
 	PerPage   int           `query:"per_page"`
 	NextToken string        `query:"next_token"`
 	Reverse   endpoint.Flag `query:"reverse"`
+
+	Caller endpoint.Caller `caller:""`
 }
 
 func (q *query) namespace() string {
@@ -41,9 +43,10 @@ func (q *query) namespace() string {
 	return q.Namespace
 }
 
+// sees reports whether a list shows what is in a namespace: it is the one asked about, or all are and the caller has the route's scope in it.
 func (q *query) sees(namespace string) bool {
 	n := q.namespace()
-	return n == "*" || n == namespace
+	return n == namespace || n == auth.Everywhere && q.Caller.MayIn(q.Caller.Scope, namespace)
 }
 
 // reply is an answer with Nomad's headers.

@@ -48,7 +48,7 @@ func putAndPost(rows func(method, name string) endpoint.Table) endpoint.Table {
 
 // table is all routes. Each area lists its own in a file of its own.
 func (a *API) table() endpoint.Table {
-	return slices.Concat(a.coreTable(), a.clientTable(), a.serverTable())
+	return slices.Concat(a.coreTable(), a.clientTable(), a.serverTable(), a.accessTable())
 }
 
 func (a *API) coreTable() endpoint.Table {
@@ -75,12 +75,12 @@ func (a *API) coreTable() endpoint.Table {
 		endpoint.Call("node.get", "GET", "/v1/node/{id}", read(auth.NodeRead), a.getNode),
 		endpoint.Call("node.allocations", "GET", "/v1/node/{id}/allocations", read(auth.NodeRead), a.listNodeAllocs),
 
-		endpoint.Stream("event.stream", "GET", "/v1/event/stream", anywhere(auth.ReadJob), a.streamEvents),
+		endpoint.Stream("event.stream", "GET", "/v1/event/stream", anywhere(auth.AnyRight), a.streamEvents),
 		endpoint.Call("agent.self", "GET", "/v1/agent/self", read(auth.AgentRead), a.agentSelf),
 		endpoint.Call("agent.health", "GET", "/v1/agent/health", read(auth.Public), a.agentHealth),
 		endpoint.Stream("metrics", "GET", "/v1/metrics", read(auth.AgentRead), a.metrics),
 		endpoint.Call("volume.list", "GET", "/v1/volumes", read(auth.ListJobs), a.noCSI),
-		endpoint.Call("plugin.list", "GET", "/v1/plugins", read(auth.ListJobs), a.noCSI),
+		endpoint.Call("plugin.list", "GET", "/v1/plugins", read(auth.PluginList), a.noCSI),
 		endpoint.Call("scheduler.get", "GET", "/v1/operator/scheduler/configuration", read(auth.OpRead), a.getSchedulerConfig),
 
 		endpoint.Call("node.watch.register", "PUT", "/v1/internal/node/{id}/register", write(auth.NodeSelf, nodeBody), a.registerNode),

@@ -16,6 +16,7 @@ import (
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/broker"
+	"rockpool/internal/orchestrator/keyring"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/plan"
 	"rockpool/internal/orchestrator/state"
@@ -39,9 +40,11 @@ type Config struct {
 	Keep         Keep
 	// Crowded reports that the way onto the log is nearly full, so that new work should be refused. nil = it never is.
 	Crowded func() bool
-	Leading func() // called when a term's services have what they need; nil = nothing
 	// Services are more of them, which end with the term.
-	Services []lifecycle.Service
+	Services   []lifecycle.Service
+	Namespaces []string     // made where they are missing before a term's services begin
+	KEK        *keyring.Key // wraps root keys; nil = there are no variables
+	Leading    func()       // called when a term's services have what they need; nil = nothing
 }
 
 // Leader starts and stops terms.
@@ -151,6 +154,9 @@ func (l *Leader) lead(ctx context.Context) error {
 		}
 	}
 	l.completions.reset()
+	if err := t.ensureNamespaces(ctx); err != nil {
+		l.cfg.Logger.WithField("error", err.Error()).Error("a configured namespace could not be made")
+	}
 	l.set(t)
 	defer l.set(nil)
 	if l.cfg.Leading != nil {
@@ -162,6 +168,7 @@ func (l *Leader) lead(ctx context.Context) error {
 		{Name: "heartbeats", Run: t.watchHeartbeats},
 		{Name: "collection", Run: t.collector.run},
 		{Name: "failed evaluations", Run: t.sweepFailed},
+		{Name: "access", Run: t.keepAccess},
 	}
 	services = append(services, l.cfg.Services...)
 	for i := range l.cfg.Workers {
