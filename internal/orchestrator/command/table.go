@@ -48,7 +48,7 @@ func define[T any](tag byte, name string, apply func(*state.Tx, *T) (any, error)
 func nowOf(e any) int64 { return e.(interface{ at() int64 }).at() }
 
 // table is all entries. Tags are on disk: never renumber, never use one again.
-var table = slices.Concat(core)
+var table = slices.Concat(core, life)
 
 var byTag, byType = func() (map[byte]row, map[reflect.Type]row) {
 	tags, types := map[byte]row{}, map[reflect.Type]row{}

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -134,12 +135,12 @@ func define[T any](name string, kind uint8, observed bool, id func(*T) []string,
 // reads the table of tables.
 var tables []tableDef
 
-func init() { tables = slices.Concat(coreTables(), deploymentTables()) }
+func init() { tables = slices.Concat(coreTables(), deploymentTables(), lifeTables()) }
 
 func coreTables() []tableDef {
 	return []tableDef{
 		define(tableNodes, 2, true, func(n *model.Node) []string { return []string{n.ID} }, nil),
-		define(tableJobs, 3, true, func(j *model.Job) []string { return []string{j.Namespace, j.ID} }, nil),
+		define(tableJobs, 3, true, func(j *model.Job) []string { return []string{j.Namespace, j.ID} }, jobIndexes),
 		versionTable(),
 		define(tableEvals, 5, true, func(e *model.Evaluation) []string { return []string{e.ID} }, map[string]func(*model.Evaluation) []string{
 			"job": func(e *model.Evaluation) []string { return []string{e.Namespace, e.JobID} },
@@ -155,7 +156,7 @@ func coreTables() []tableDef {
 
 func versionTable() tableDef {
 	t := define(tableVersions, 4, false, func(j *model.Job) []string {
-		return []string{j.Namespace, j.ID, fmt.Sprintf("%016x", j.Version)}
+		return []string{j.Namespace, j.ID, version(j.Version)}
 	}, nil)
 	t.persist = func(s *Snapshot, w *writer) {
 		for j := range all[model.Job](s, nil, tableVersions, "id") {
@@ -184,7 +185,7 @@ func allocTable() tableDef {
 		for a := range all[model.Allocation](s, nil, tableAllocs, "id") {
 			if k := keyOf(a.Job); !w.specs[k] {
 				w.specs[k] = true
-				w.put(recordSpec, a.Job)
+				w.put(recordSpec, bare(a.Job))
 			}
 			c := *a
 			c.Job = nil
@@ -228,6 +229,10 @@ func init() {
 
 // jobKey names a job across namespaces.
 type jobKey struct{ namespace, id string }
+
+func (k jobKey) compare(o jobKey) int {
+	return cmp.Or(cmp.Compare(k.namespace, o.namespace), cmp.Compare(k.id, o.id))
+}
 
 // ValidKey reports whether s can be part of a key.
 func ValidKey(s string) bool { return !strings.ContainsRune(s, 0) }

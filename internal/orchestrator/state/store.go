@@ -158,14 +158,20 @@ func (t *Tx) deriveStatuses() {
 		if s := t.status(j); s != j.Status {
 			c := *j
 			c.Status, c.ModifyIndex = s, t.index
-			t.put(tableJobs, &c)
+			t.putJob(&c)
 		}
 	}
 }
 
 // status is running while an allocation is alive, else pending while an evaluation is, else dead once there was either. A
-// job of which nothing is known yet is pending.
+// job of which nothing is known yet is pending. A template of other jobs runs until it is stopped.
 func (t *Tx) status(j *model.Job) string {
+	if IsTemplate(j) {
+		if j.Stop {
+			return model.JobDead
+		}
+		return model.JobRunning
+	}
 	known := j.Stop
 	for a := range t.AllocsByJob(nil, j.Namespace, j.ID) {
 		if !a.Terminal() {
@@ -186,4 +192,23 @@ func (t *Tx) status(j *model.Job) string {
 		return model.JobDead
 	}
 	return model.JobPending
+}
+
+// Suppose is the state as it would be after f. The store stays as it is.
+func (s *Store) Suppose(now int64, f func(*Tx) error) (*Snapshot, error) {
+	s.mu.Lock()
+	replaced := s.replaced
+	s.mu.Unlock()
+	db := s.db.Load().Snapshot()
+	txn := db.Txn(true)
+	tx := &Tx{Snapshot: Snapshot{txn: txn, replaced: replaced}, now: now, touched: map[jobKey]bool{}}
+	tx.index = tx.Index() + 1
+	if err := f(tx); err != nil {
+		txn.Abort()
+		return nil, err
+	}
+	tx.deriveStatuses()
+	tx.put(tableIndex, &tableState{"", tx.index})
+	txn.Commit()
+	return &Snapshot{txn: db.Txn(false), replaced: replaced}, nil
 }
