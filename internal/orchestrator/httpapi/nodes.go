@@ -123,7 +123,7 @@ func (a *API) heartbeat(ctx context.Context, _ auth.Identity, r nodePath) (reply
 		return reply{}, notFound("node")
 	}
 	index := snap.Index()
-	if n.Status == model.NodeDown {
+	if n.Status == model.NodeDown || n.Status == model.NodeDisconnected {
 		var err error
 		_, index, err = a.apply(ctx, &command.NodeStatus{
 			Now: time.Now().UnixNano(), NodeID: n.ID, Status: model.NodeReady, Evals: leader.NodeEvals(snap, n.ID),

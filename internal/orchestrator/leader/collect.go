@@ -21,6 +21,9 @@ type Keep struct {
 	AllocCount int           // default 5,000
 	Jobs       time.Duration // dead jobs; default 4 h
 	Tombstones time.Duration // default 10 min
+
+	Nodes       time.Duration // nodes that are down and hold nothing; default 24 h
+	Deployments time.Duration // ended ones but the newest of each job; default 1 h
 }
 
 func (k *Keep) defaults() {
@@ -31,6 +34,8 @@ func (k *Keep) defaults() {
 	k.AllocCount = cmp.Or(k.AllocCount, 5000)
 	k.Jobs = cmp.Or(k.Jobs, 4*time.Hour)
 	k.Tombstones = cmp.Or(k.Tombstones, 10*time.Minute)
+	k.Nodes = cmp.Or(k.Nodes, 24*time.Hour)
+	k.Deployments = cmp.Or(k.Deployments, time.Hour)
 }
 
 const collectStep = 256 // records per log entry, so that nobody waits long behind one
@@ -56,6 +61,9 @@ func (c *collector) run(ctx context.Context) error {
 
 // Collect removes now all that has ended, whatever its age.
 func (l *Leader) Collect(ctx context.Context) error {
+	if err := l.collectLate(ctx, -1); err != nil {
+		return err
+	}
 	c := newCollector(l.cfg)
 	_, err := c.collect(ctx, Garbage(l.cfg.Store.Snapshot(), Keep{Evals: -1, Allocs: -1, Jobs: -1, Tombstones: l.cfg.Keep.Tombstones},
 		time.Now().UnixNano()))

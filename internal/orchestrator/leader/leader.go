@@ -1,4 +1,5 @@
-// Package leader holds the services that only the leading server runs: workers, plan applier, completions, heartbeats, collection.
+// Package leader holds the services that only the leading server runs: workers, plan applier, completions, heartbeats, deployments, drains, periodic jobs,
+// collection.
 //
 // They are one list, started under a context of that leadership and awaited before the next one begins. Leadership is a
 // signal of which only the newest value counts: a true that follows a true means lost and regained, so everything stops, and starts anew.
@@ -33,9 +34,10 @@ type Config struct {
 	Log          Log
 	Logger       logging.Logger
 	Workers      int           // evaluations in work at a time; default 16
-	HeartbeatTTL time.Duration // told to nodes; default 10 s
+	HeartbeatTTL time.Duration // told to nodes of a small cluster, longer in a large one; default 10 s
 	Grace        time.Duration // on top of it before a node counts as down; default 10 s
 	MaxPending   int           // evaluations waiting at which registrations are refused; default 100,000
+	Prober       Prober        // asked before a node is marked down; nil = nobody is
 	Keep         Keep
 	Leading      func() // called when a term's services have what they need; nil = nothing
 }
@@ -116,7 +118,7 @@ func (l *Leader) Run(ctx context.Context, leadership <-chan bool) error {
 func (l *Leader) lead(ctx context.Context) error {
 	t := &term{
 		cfg: l.cfg, completions: l.completions, broker: broker.New(broker.DefaultLimits), plans: plan.New(l.cfg.Store, l.cfg.Log),
-		heartbeats: newHeartbeats(l.cfg.HeartbeatTTL + l.cfg.Grace),
+		heartbeats: newHeartbeats(l.cfg.HeartbeatTTL, l.cfg.Grace),
 	}
 	t.collector = newCollector(l.cfg)
 	// Observe first, read then: an evaluation that comes in between is seen twice, which does no harm, rather than never.
@@ -137,7 +139,11 @@ func (l *Leader) lead(ctx context.Context) error {
 		{Name: "completions", Run: func(ctx context.Context) error { return l.completions.run(ctx, l.cfg.Log, l.cfg.Logger) }},
 		{Name: "plan applier", Run: t.plans.Run},
 		{Name: "heartbeats", Run: t.watchHeartbeats},
+		{Name: "deployments", Run: t.watchDeployments},
+		{Name: "drains", Run: t.drainNodes},
+		{Name: "periodic jobs", Run: t.dispatchPeriodic},
 		{Name: "collection", Run: t.collector.run},
+		{Name: "collection of nodes and deployments", Run: t.collectLate},
 		{Name: "failed evaluations", Run: t.sweepFailed},
 	}
 	for i := range l.cfg.Workers {
@@ -184,11 +190,7 @@ func (t *term) restore(ctx context.Context) error {
 			t.broker.Enqueue(e)
 		}
 	}
-	for n := range snap.Nodes(nil, "") {
-		if n.Status != model.NodeDown {
-			t.heartbeats.beat(n.ID, time.Now())
-		}
-	}
+	t.expect(snap, time.Now())
 	return nil
 }
 
@@ -207,13 +209,16 @@ func (t *term) observe(c state.Commit) {
 			}
 		case *model.Node:
 			room = room || after.Ready()
-			if after.Status != model.NodeDown {
+			if before, ok := ch.Before.(*model.Node); after.Status == model.NodeReady && (!ok || before.Status != after.Status) {
 				t.heartbeats.beat(after.ID, time.Now())
 			}
 		case *model.Allocation:
 			if before, ok := ch.Before.(*model.Allocation); ok {
 				room = room || !before.ClientTerminal() && after.ClientTerminal()
 			}
+		}
+		if before, ok := ch.Before.(*model.Node); ok && ch.After == nil {
+			t.heartbeats.forget(before.ID)
 		}
 		if before, ok := ch.Before.(*model.Allocation); ok && ch.After == nil {
 			room = room || !before.ClientTerminal()

@@ -17,6 +17,12 @@ func deploymentTables() []tableDef {
 		define(tableDeployments, 11, true, func(d *model.Deployment) []string { return []string{d.ID} },
 			map[string]func(*model.Deployment) []string{
 				"job": func(d *model.Deployment) []string { return []string{d.Namespace, d.JobID} },
+				"active": func(d *model.Deployment) []string {
+					if !d.Active() {
+						return nil
+					}
+					return []string{d.ID}
+				},
 			}),
 	}
 }
@@ -32,6 +38,11 @@ func (s *Snapshot) Deployment(w Watch, id string) *model.Deployment {
 // Deployments yields all deployments whose id starts so, by id.
 func (s *Snapshot) Deployments(w Watch, prefix string) iter.Seq[*model.Deployment] {
 	return prefixed[model.Deployment](s, w, tableDeployments, prefix)
+}
+
+// ActiveDeployments yields those that have not ended, by id.
+func (s *Snapshot) ActiveDeployments(w Watch) iter.Seq[*model.Deployment] {
+	return all[model.Deployment](s, w, tableDeployments, "active")
 }
 
 // DeploymentsByJob yields a job's deployments, by id.

@@ -114,6 +114,21 @@ var jobIndexes = map[string]func(*model.Job) []string{
 	},
 }
 
+// nodeIndexes find the nodes that are being emptied.
+var nodeIndexes = map[string]func(*model.Node) []string{
+	"draining": func(n *model.Node) []string {
+		if n.Drain == nil {
+			return nil
+		}
+		return []string{n.ID}
+	},
+}
+
+// DrainingNodes yields the nodes that are being emptied, by id.
+func (s *Snapshot) DrainingNodes(w Watch) iter.Seq[*model.Node] {
+	return all[model.Node](s, w, tableNodes, "draining")
+}
+
 // IsTemplate reports whether a job only stands for those that are made of it, by the clock or by dispatch, and is never placed itself.
 func IsTemplate(j *model.Job) bool {
 	return j.Periodic != nil || j.Parameterized != nil && !j.Dispatched

@@ -139,7 +139,7 @@ func init() { tables = slices.Concat(coreTables(), deploymentTables(), lifeTable
 
 func coreTables() []tableDef {
 	return []tableDef{
-		define(tableNodes, 2, true, func(n *model.Node) []string { return []string{n.ID} }, nil),
+		define(tableNodes, 2, true, func(n *model.Node) []string { return []string{n.ID} }, nodeIndexes),
 		define(tableJobs, 3, true, func(j *model.Job) []string { return []string{j.Namespace, j.ID} }, jobIndexes),
 		versionTable(),
 		define(tableEvals, 5, true, func(e *model.Evaluation) []string { return []string{e.ID} }, map[string]func(*model.Evaluation) []string{
