@@ -38,6 +38,7 @@ type Decision struct {
 	FollowUps []FollowUp
 	Failed    map[string]*model.AllocMetric // groups that could not reach their count, with the reason
 	Queued    map[string]int                // by group: how many are still to be placed
+	Counts    map[string]*Counts            // by group: what becomes of its allocations; see Annotate
 }
 
 // Stop ends an allocation.
