@@ -155,6 +155,7 @@ var homes = map[string][]string{
 	"github.com/docker/go-units":                  {"internal/orchestrator/driver/docker"},
 	"github.com/distribution/reference":           {"internal/orchestrator/driver/docker"},
 	"github.com/docker/cli":                       {"internal/image", "internal/orchestrator/driver/docker"},
+	"github.com/anishathalye/porcupine":           {"internal/orchestrator/sim"},
 	"github.com/containerd/errdefs":               {"internal/orchestrator/driver/docker"},
 }
 

@@ -73,6 +73,8 @@ type API struct {
 	close   context.CancelFunc
 	conns   tracker
 	execs   atomic.Int64 // executions that are carried now
+	pushes  *pushes
+	specs   *specs
 }
 
 // New builds the handler.
@@ -80,7 +82,8 @@ func New(cfg Config) *API {
 	if cfg.Logger == nil {
 		cfg.Logger = logging.Discard()
 	}
-	a := &API{cfg: cfg, store: cfg.Store}
+	a := &API{cfg: cfg, store: cfg.Store, pushes: newPushes(), specs: newSpecs()}
+	cfg.Store.Observe(a.pushes.observe)
 	a.closing, a.close = context.WithCancel(context.Background())
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
 		Auth: auth.Func(a.authenticate), Error: a.writeError, CompressAbove: 1024, Log: cfg.Logger, Lookup: a.settled,

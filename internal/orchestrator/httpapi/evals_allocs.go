@@ -217,7 +217,9 @@ func (a *API) listNodeAllocs(ctx context.Context, _ auth.Identity, r byID) (repl
 		for al := range s.AllocsByNode(w, r.ID) {
 			out = append(out, wire.AllocOut(al))
 		}
-		slices.SortFunc(out, func(x, y *wire.Allocation) int { return cmp.Compare(x.CreateIndex, y.CreateIndex) })
+		slices.SortFunc(out, func(x, y *wire.Allocation) int {
+			return cmp.Or(cmp.Compare(x.CreateIndex, y.CreateIndex), cmp.Compare(x.ID, y.ID))
+		})
 		return found{index: s.AllocsIndex(), body: out}, nil
 	})
 }

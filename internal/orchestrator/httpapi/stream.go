@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -106,23 +108,50 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, _ auth.Identi
 
 var errIdle = errors.New("no event for a while")
 
+// payload is the form on the wire of one type of object that events carry.
+type payload struct {
+	object reflect.Type
+	name   string // its key in Payload
+	out    func(any) any
+}
+
+func payloadOf[T any](name string, out func(*T) any) payload {
+	return payload{reflect.TypeFor[*T](), name, func(o any) any { return out(o.(*T)) }}
+}
+
+// corePayloads belong to the core of events' table of topics. Other areas have lists of their own; see payloads.
+var corePayloads = []payload{
+	payloadOf("Job", func(j *model.Job) any {
+		out := wire.JobOut(j)
+		out.Payload = nil // Nomad's client cannot read an event that has one
+		return out
+	}),
+	payloadOf("Evaluation", func(e *model.Evaluation) any { return wire.EvalOut(e) }),
+	payloadOf("Allocation", func(a *model.Allocation) any {
+		out := wire.AllocOut(a)
+		out.Job = nil
+		return out
+	}),
+	payloadOf("Deployment", func(d *model.Deployment) any { return wire.DeploymentOut(d) }),
+	payloadOf("Node", func(n *model.Node) any { return wire.NodeOut(n) }),
+}
+
+var payloads = func() map[reflect.Type]payload {
+	m := map[reflect.Type]payload{}
+	for _, p := range slices.Concat(corePayloads) {
+		m[p.object] = p
+	}
+	return m
+}()
+
 // encodeEvent makes an event's form on the wire.
 func encodeEvent(e *events.Event) []byte {
-	payload := map[string]any{}
-	switch o := e.Object.(type) {
-	case *model.Job:
-		payload["Job"] = wire.JobOut(o)
-		if e.Deleted {
-			payload["Deleted"] = true
-		}
-	case *model.Evaluation:
-		payload["Evaluation"] = wire.EvalOut(o)
-	case *model.Allocation:
-		out := wire.AllocOut(o)
-		out.Job = nil
-		payload["Allocation"] = out
-	case *model.Node:
-		payload["Node"] = wire.NodeOut(o)
+	body := map[string]any{}
+	if p, ok := payloads[reflect.TypeOf(e.Object)]; ok {
+		body[p.name] = p.out(e.Object)
+	}
+	if e.Deleted {
+		body["Deleted"] = true
 	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -132,7 +161,7 @@ func encodeEvent(e *events.Event) []byte {
 		FilterKeys                  []string
 		Index                       uint64
 		Payload                     map[string]any
-	}{e.Topic, e.Type, e.Key, e.Namespace, e.FilterKeys, e.Index, payload}); err != nil {
+	}{e.Topic, e.Type, e.Key, e.Namespace, e.FilterKeys, e.Index, body}); err != nil {
 		panic("httpapi: an event cannot be encoded: " + err.Error())
 	}
 	return bytes.TrimRight(b.Bytes(), "\n")

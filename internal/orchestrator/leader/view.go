@@ -19,6 +19,7 @@ func (v view) AllocsByJob(namespace, id string) iter.Seq[*model.Allocation] {
 func (v view) AllocsByNode(id string) iter.Seq[*model.Allocation] {
 	return v.snap.AllocsByNode(nil, id)
 }
+func (v view) Usage(id string) *sched.Usage { return v.snap.Usage(id) }
 func (v view) Nodes() iter.Seq[*model.Node] { return v.snap.Nodes(nil, "") }
 func (v view) Node(id string) *model.Node   { return v.snap.Node(nil, id) }
 

@@ -150,12 +150,7 @@ func (c *check) admit(p *state.Placement) (refused bool) {
 func (c *check) usage(nodeID string) *sched.Usage {
 	u := c.used[nodeID]
 	if u == nil {
-		u = &sched.Usage{}
-		for a := range c.snap.AllocsByNode(nil, nodeID) {
-			if sched.Holds(a) {
-				u.Add(&a.Resources)
-			}
-		}
+		u = c.snap.Usage(nodeID).Clone()
 		c.used[nodeID] = u
 	}
 	return u

@@ -59,7 +59,10 @@ func (p *pass) place(g *model.TaskGroup, want []missing) {
 }
 
 func (p *pass) commit(a *model.Allocation) {
-	p.usage(a.NodeID).Add(&a.Resources)
+	if p.used[a.NodeID] == nil {
+		p.used[a.NodeID] = p.state.Usage(a.NodeID).Clone()
+	}
+	p.used[a.NodeID].Add(&a.Resources)
 	p.placed = append(p.placed, a)
 	p.out.Place = append(p.out.Place, a)
 }
@@ -303,10 +306,7 @@ func (p *pass) score(n *model.Node, g *model.TaskGroup, share *model.AllocatedRe
 // fit is near 1 for a node that will be full, or with the spread algorithm for one that will be empty.
 func (p *pass) fit(n *model.Node, share *model.AllocatedResources) float64 {
 	u := p.usage(n.ID)
-	after := Usage{CPU: u.CPU, MemoryMB: u.MemoryMB}
-	sum := *share
-	sum.Ports = nil
-	after.Add(&sum)
+	shareCPU, shareMemory := share.Sum()
 	cpu, mem, _ := Available(n)
 	free := func(used, all int) float64 {
 		if all <= 0 {
@@ -314,7 +314,7 @@ func (p *pass) fit(n *model.Node, share *model.AllocatedResources) float64 {
 		}
 		return 1 - float64(used)/float64(all)
 	}
-	total := math.Pow(10, free(after.CPU, cpu)) + math.Pow(10, free(after.MemoryMB, mem)) // 2 when full, 20 when empty
+	total := math.Pow(10, free(u.CPU+shareCPU, cpu)) + math.Pow(10, free(u.MemoryMB+shareMemory, mem)) // 2 when full, 20 when empty
 	if p.opts.Spread {
 		return (total - 2) / 18
 	}

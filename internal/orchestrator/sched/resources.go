@@ -15,34 +15,7 @@ const (
 )
 
 // Usage is what allocations hold of a node.
-type Usage struct {
-	CPU, MemoryMB, DiskMB int
-	Ports                 map[int]bool
-	Devices               map[string]bool // instance ids
-}
-
-// Add takes an allocation's resources.
-func (u *Usage) Add(r *model.AllocatedResources) {
-	for _, t := range r.Tasks {
-		u.CPU += t.CPU
-		u.MemoryMB += t.MemoryMB
-		for _, d := range t.Devices {
-			for _, id := range d.DeviceIDs {
-				if u.Devices == nil {
-					u.Devices = map[string]bool{}
-				}
-				u.Devices[id] = true
-			}
-		}
-	}
-	u.DiskMB += r.DiskMB
-	for _, p := range r.Ports {
-		if u.Ports == nil {
-			u.Ports = map[int]bool{}
-		}
-		u.Ports[p.Value] = true
-	}
-}
+type Usage = model.Usage
 
 // Available is what a node has for allocations.
 func Available(n *model.Node) (cpu, memoryMB, diskMB int) {
@@ -52,42 +25,30 @@ func Available(n *model.Node) (cpu, memoryMB, diskMB int) {
 // Fits says which dimension does not fit when r is added to what is used; empty = all fit.
 func Fits(n *model.Node, used *Usage, r *model.AllocatedResources) string {
 	cpu, mem, disk := Available(n)
-	need := Usage{CPU: used.CPU, MemoryMB: used.MemoryMB, DiskMB: used.DiskMB}
-	sum := *r
-	sum.Ports = nil
-	need.Add(&sum)
+	needCPU, needMemory := r.Sum()
 	switch {
-	case need.CPU > cpu:
+	case used.CPU+needCPU > cpu:
 		return "cpu"
-	case need.MemoryMB > mem:
+	case used.MemoryMB+needMemory > mem:
 		return "memory"
-	case need.DiskMB > disk:
+	case used.DiskMB+r.DiskMB > disk:
 		return "disk"
 	}
 	for _, p := range r.Ports {
-		if used.Ports[p.Value] {
+		if used.HasPort(p.Value) {
 			return fmt.Sprintf("network: port %d is taken", p.Value)
 		}
 	}
 	for _, t := range r.Tasks {
 		for _, d := range t.Devices {
 			for _, id := range d.DeviceIDs {
-				if used.Devices[id] {
+				if used.HasDevice(id) {
 					return "devices: " + id + " is taken"
 				}
 			}
 		}
 	}
 	return ""
-}
-
-// Holds reports whether an allocation still holds resources of its node.
-func Holds(a *model.Allocation) bool {
-	if a.ClientTerminal() {
-		return false
-	}
-	// What is told to stop holds on to its resources until its node says that it has ended.
-	return true
 }
 
 // allocate gives a group its share of a node: sizes from the specification, ports and device instances that are free. seed
@@ -126,7 +87,7 @@ func allocate(n *model.Node, used *Usage, g *model.TaskGroup, oversubscribe bool
 	}
 	for _, nw := range g.Networks {
 		for _, p := range nw.ReservedPorts {
-			if used.Ports[p.Value] || ports[p.Value] {
+			if used.HasPort(p.Value) || ports[p.Value] {
 				return r, fmt.Sprintf("network: reserved port collision %s=%d", p.Label, p.Value)
 			}
 			add(p, p.Value)
@@ -140,7 +101,7 @@ func allocate(n *model.Node, used *Usage, g *model.TaskGroup, oversubscribe bool
 			for range span {
 				v := MinDynamicPort + next
 				next = (next + 1) % span
-				if !used.Ports[v] && !ports[v] {
+				if !used.HasPort(v) && !ports[v] {
 					add(p, v)
 					found = true
 					break
@@ -166,7 +127,7 @@ func pickDevices(n *model.Node, used *Usage, taken map[string]bool, q *model.Dev
 		reason = "devices: not enough free " + q.Name
 		var ids []string
 		for _, in := range d.Instances {
-			if in.Healthy && !used.Devices[in.ID] && !taken[in.ID] && len(ids) < want {
+			if in.Healthy && !used.HasDevice(in.ID) && !taken[in.ID] && len(ids) < want {
 				ids = append(ids, in.ID)
 			}
 		}

@@ -18,6 +18,7 @@ type State interface {
 	Job(namespace, id string) *model.Job
 	AllocsByJob(namespace, id string) iter.Seq[*model.Allocation]
 	AllocsByNode(nodeID string) iter.Seq[*model.Allocation]
+	Usage(nodeID string) *Usage // what is held of a node; the scheduler does not change it
 	Nodes() iter.Seq[*model.Node]
 	Node(id string) *model.Node
 	Options() Options
@@ -101,7 +102,7 @@ type pass struct {
 	opts   Options
 	job    *model.Job
 	allocs []*model.Allocation
-	used   map[string]*Usage // by node, with what this pass placed
+	used   map[string]*Usage // of the nodes that this pass placed something on, with that
 	nodes  []*model.Node     // ready ones of the job's datacenters and pool; set by candidates
 	placed []*model.Allocation
 	out    *Decision
@@ -119,17 +120,10 @@ func (p *pass) stop(a *model.Allocation, why string) {
 
 // usage is what is held of a node.
 func (p *pass) usage(nodeID string) *Usage {
-	u := p.used[nodeID]
-	if u == nil {
-		u = &Usage{}
-		for a := range p.state.AllocsByNode(nodeID) {
-			if Holds(a) {
-				u.Add(&a.Resources)
-			}
-		}
-		p.used[nodeID] = u
+	if u := p.used[nodeID]; u != nil {
+		return u
 	}
-	return u
+	return p.state.Usage(nodeID)
 }
 
 // newID derives an allocation's id from what it is for, as a UUID. The snapshot is part of it, so that an evaluation that is delivered

@@ -1,7 +1,6 @@
 package state
 
 import (
-	"fmt"
 	"iter"
 	"slices"
 
@@ -78,13 +77,11 @@ func lifeTables() []tableDef {
 	return []tableDef{
 		define(tableLaunches, 30, false, func(l *Launch) []string { return []string{l.Namespace, l.JobID} }, nil),
 		define(tableScaling, 31, false, func(e *ScalingEvents) []string { return []string{e.Namespace, e.JobID} }, nil),
-		define(tableSubmissions, 32, false, func(s *Submission) []string { return []string{s.Namespace, s.JobID, version(s.Version)} }, nil),
+		define(tableSubmissions, 32, false, func(s *Submission) []string { return []string{s.Namespace, s.JobID, hexIndex(s.Version)} }, nil),
 		define(tableChildren, 33, false, func(c *Children) []string { return []string{c.Namespace, c.JobID} }, nil),
 		define(tableSilent, 34, false, func(n *SilentNode) []string { return []string{n.NodeID} }, nil),
 	}
 }
-
-func version(v uint64) string { return fmt.Sprintf("%016x", v) }
 
 // jobIndexes find the jobs that services look for without a walk over all others.
 var jobIndexes = map[string]func(*model.Job) []string{
@@ -159,7 +156,7 @@ func (s *Snapshot) Dispatched(namespace, parent, token string) *model.Job {
 
 // JobVersion is one kept version of a job, or nil.
 func (s *Snapshot) JobVersion(namespace, id string, v uint64) *model.Job {
-	return first[model.Job](s, nil, tableVersions, namespace, id, version(v))
+	return first[model.Job](s, nil, tableVersions, namespace, id, hexIndex(v))
 }
 
 // TaggedVersion is the version of a job that bears a tag, or nil.
@@ -198,7 +195,7 @@ func (s *Snapshot) ScalingEvents(w Watch, namespace, id string) []ScalingEvent {
 
 // Submission is the text of a version of a job, or nil.
 func (s *Snapshot) Submission(w Watch, namespace, id string, v uint64) *Submission {
-	return first[Submission](s, w, tableSubmissions, namespace, id, version(v))
+	return first[Submission](s, w, tableSubmissions, namespace, id, hexIndex(v))
 }
 
 // Children counts a template's jobs.

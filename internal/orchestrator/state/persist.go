@@ -138,7 +138,7 @@ func restore(txn *memdb.Txn, dec *codec.Decoder) error {
 				r.specs[keyOf(j)] = j
 			}
 		case recordEnd:
-			return nil
+			return recount(txn)
 		default:
 			t, ok := byKind[kind]
 			if !ok {

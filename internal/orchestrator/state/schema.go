@@ -102,6 +102,7 @@ type tableDef struct {
 	schema   *memdb.TableSchema
 	kind     uint8 // of its records in a snapshot
 	observed bool  // its changes are told to observers
+	derived  bool  // from other tables: it is in no snapshot, and its changes are no change of the state
 	persist  func(*Snapshot, *writer)
 	restore  func(*memdb.Txn, *reader) error
 }
@@ -115,13 +116,13 @@ func define[T any](name string, kind uint8, observed bool, id func(*T) []string,
 	for n, k := range more {
 		t.Indexes[n] = &memdb.IndexSchema{Name: n, AllowMissing: true, Indexer: key[T](k)}
 	}
-	return tableDef{t, kind, observed,
-		func(s *Snapshot, w *writer) {
+	return tableDef{schema: t, kind: kind, observed: observed,
+		persist: func(s *Snapshot, w *writer) {
 			for v := range all[T](s, nil, name, "id") {
 				w.put(kind, v)
 			}
 		},
-		func(txn *memdb.Txn, r *reader) error {
+		restore: func(txn *memdb.Txn, r *reader) error {
 			v := new(T)
 			if err := r.dec.Decode(v); err != nil {
 				return err
@@ -135,7 +136,9 @@ func define[T any](name string, kind uint8, observed bool, id func(*T) []string,
 // reads the table of tables.
 var tables []tableDef
 
-func init() { tables = slices.Concat(coreTables(), deploymentTables(), lifeTables()) }
+func init() {
+	tables = slices.Concat(coreTables(), deploymentTables(), lifeTables(), usageTables())
+}
 
 func coreTables() []tableDef {
 	return []tableDef{
@@ -154,9 +157,16 @@ func coreTables() []tableDef {
 	}
 }
 
+// derived makes a table one that is filled in from others.
+func derived(t tableDef) tableDef {
+	t.derived = true
+	t.persist = func(*Snapshot, *writer) {}
+	return t
+}
+
 func versionTable() tableDef {
 	t := define(tableVersions, 4, false, func(j *model.Job) []string {
-		return []string{j.Namespace, j.ID, version(j.Version)}
+		return []string{j.Namespace, j.ID, hexIndex(j.Version)}
 	}, nil)
 	t.persist = func(s *Snapshot, w *writer) {
 		for j := range all[model.Job](s, nil, tableVersions, "id") {
@@ -177,8 +187,9 @@ func versionTable() tableDef {
 
 func allocTable() tableDef {
 	t := define(tableAllocs, 7, true, func(a *model.Allocation) []string { return []string{a.ID} }, map[string]func(*model.Allocation) []string{
-		"job":  func(a *model.Allocation) []string { return []string{a.Namespace, a.JobID} },
-		"node": func(a *model.Allocation) []string { return []string{a.NodeID} },
+		"job": func(a *model.Allocation) []string { return []string{a.Namespace, a.JobID} },
+		// What a node must be told is what the servers changed since the last time: a range of this index.
+		"node": func(a *model.Allocation) []string { return []string{a.NodeID, hexIndex(a.AllocModifyIndex)} },
 		"eval": func(a *model.Allocation) []string { return []string{a.EvalID} },
 	})
 	t.persist = func(s *Snapshot, w *writer) {
@@ -225,6 +236,17 @@ func init() {
 		byKind[t.kind] = t
 		observed[t.schema.Name] = t.observed
 	}
+}
+
+// hexIndex writes a number so that the order of texts is that of numbers.
+func hexIndex(n uint64) string {
+	const digits = "0123456789abcdef"
+	var b [16]byte
+	for i := range b {
+		b[15-i] = digits[n&15]
+		n >>= 4
+	}
+	return string(b[:])
 }
 
 // jobKey names a job across namespaces.

@@ -76,10 +76,15 @@ func (s *Store) Observe(f func(Commit)) (end func()) {
 
 // Snapshot is the state as it is now.
 func (s *Store) Snapshot() *Snapshot {
-	s.mu.Lock()
-	replaced := s.replaced
-	s.mu.Unlock()
+	replaced := s.Replaced()
 	return &Snapshot{txn: s.db.Load().Txn(false), replaced: replaced}
+}
+
+// Replaced is closed when a restore replaces the contents. It is asked for anew after each.
+func (s *Store) Replaced() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.replaced
 }
 
 // Index is the index of the newest update.
@@ -96,6 +101,7 @@ func (s *Store) Update(index uint64, now int64, kind string, f func(*Tx) error) 
 	}
 	tx.deriveStatuses()
 	changes := txn.Changes()
+	tx.count(changes)
 	commit := Commit{Index: index, Time: now, Kind: kind}
 	seen := map[string]bool{}
 	for _, c := range changes {
