@@ -13,12 +13,19 @@ type Scope string
 
 // Scopes. Those of the orchestrator are named after Nomad's capabilities.
 const (
-	Public     Scope = "public"     // everybody, also without a token
-	Gateway    Scope = "gateway"    // the gateway's one token
-	ListJobs   Scope = "list-jobs"  // namespace
-	ReadJob    Scope = "read-job"   // namespace
-	SubmitJob  Scope = "submit-job" // namespace
-	ParseJob   Scope = "parse-job"  // namespace
+	Public    Scope = "public"     // everybody, also without a token
+	Gateway   Scope = "gateway"    // the gateway's one token
+	ListJobs  Scope = "list-jobs"  // namespace
+	ReadJob   Scope = "read-job"   // namespace
+	SubmitJob Scope = "submit-job" // namespace
+	ParseJob  Scope = "parse-job"  // namespace
+
+	DispatchJob   Scope = "dispatch-job"          // namespace
+	ScaleJob      Scope = "scale-job"             // namespace
+	ReadScaling   Scope = "read-job-scaling"      // namespace
+	ListScaling   Scope = "list-scaling-policies" // namespace
+	ScalingPolicy Scope = "read-scaling-policy"   // namespace
+
 	AllocLife  Scope = "alloc-lifecycle"
 	AllocExec  Scope = "alloc-exec"
 	ReadFS     Scope = "read-fs"

@@ -32,6 +32,9 @@ func (a *API) setEligibility(ctx context.Context, _ auth.Identity, r setEligibil
 	if snap.Node(nil, r.ID) == nil {
 		return reply{}, notFound("node")
 	}
+	if snap.Node(nil, r.ID).Drain != nil && r.Body.Eligibility == model.NodeEligible {
+		return reply{}, answer(http.StatusInternalServerError, "can not set node's scheduling eligibility to eligible while it is draining")
+	}
 	evals := leader.NodeEvals(snap, r.ID)
 	if r.Body.Eligibility == model.NodeIneligible {
 		evals = nil
