@@ -193,6 +193,13 @@ func (a *API) registerJob(w http.ResponseWriter, r *http.Request, id auth.Identi
 	if err != nil {
 		return err
 	}
+	switch {
+	case job.Dispatched:
+		return answer(http.StatusInternalServerError, "job can't be submitted with 'Dispatched' set to true")
+	case job.DispatchToken != "":
+		return answer(http.StatusInternalServerError, "job can't be submitted with 'DispatchIdempotencyToken' set")
+	}
+	job.VersionTag = nil // versions are tagged by a call of its own
 	if p := req.Body.EvalPriority; p < 0 || p > 100 {
 		return answer(http.StatusBadRequest, "eval priority must be between 1 and 100 inclusively, got %d", p)
 	}
