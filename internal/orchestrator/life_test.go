@@ -161,7 +161,9 @@ func TestScalingKeepsToItsPolicyAndItsHistory(t *testing.T) {
 	first := c.register(j)
 	c.running("10-a", 1)
 	jobs := c.api.Jobs()
-	scale := func(n int) error { return second(jobs.Scale("10-a", "default", &n, "more", false, map[string]any{"by": "x"}, nil)) }
+	scale := func(n int) error {
+		return second(jobs.Scale("10-a", "default", &n, "more", false, map[string]any{"by": "x"}, nil))
+	}
 	if err := scale(3); err != nil {
 		t.Fatal(err)
 	}

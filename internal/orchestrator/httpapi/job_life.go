@@ -443,7 +443,7 @@ func (a *API) planJob(_ context.Context, _ auth.Identity, r planJob) (reply, err
 	}
 	counts := map[string]sched.Counts{}
 	if !state.IsTemplate(j) {
-		d := leader.DryRun(supposed, e, now.UnixNano())
+		d := sched.Schedule(a.cfg.Leader.View(supposed), e, now.UnixNano())
 		counts = sched.Annotate(d)
 		out.FailedTGAllocs = wire.MetricsOut(d.Failed)
 		if len(d.Failed) > 0 {

@@ -80,6 +80,7 @@ type term struct {
 	plans       *plan.Applier
 	heartbeats  *heartbeats
 	collector   *collector
+	ledger      *ledger
 }
 
 // Run follows the signal until ctx ends. It returns an error when a service of a term failed: a server in that state must not go on
@@ -118,7 +119,7 @@ func (l *Leader) Run(ctx context.Context, leadership <-chan bool) error {
 func (l *Leader) lead(ctx context.Context) error {
 	t := &term{
 		cfg: l.cfg, completions: l.completions, broker: broker.New(broker.DefaultLimits), plans: plan.New(l.cfg.Store, l.cfg.Log),
-		heartbeats: newHeartbeats(l.cfg.HeartbeatTTL, l.cfg.Grace),
+		heartbeats: newHeartbeats(l.cfg.HeartbeatTTL, l.cfg.Grace), ledger: &ledger{},
 	}
 	t.collector = newCollector(l.cfg)
 	// Observe first, read then: an evaluation that comes in between is seen twice, which does no harm, rather than never.
@@ -180,23 +181,24 @@ func (t *term) restore(ctx context.Context) error {
 		return err
 	}
 	snap := t.cfg.Store.Snapshot()
+	t.ledger.begin(snap)
 	t.broker.Pause(snap.SchedulerConfig().PauseBroker)
 	for e := range snap.Evals(nil, "") {
 		switch e.Status {
 		case model.EvalPending:
 			t.broker.Enqueue(e)
 		case model.EvalBlocked:
-			// Nobody knows what came free meanwhile: it is tried once.
-			t.broker.Enqueue(e)
+			t.broker.Block(e, 0, broker.Room{})
 		}
 	}
+	t.broker.Sweep(snap.Index()) // nobody knows what came free meanwhile: what is blocked is tried once
 	t.expect(snap, time.Now())
 	return nil
 }
 
 // observe wakes what depends on a change. It runs on the goroutine that applies the log.
 func (t *term) observe(c state.Commit) {
-	room := false
+	offers := t.ledger.observe(c)
 	for _, ch := range c.Changes {
 		switch after := ch.After.(type) {
 		case *model.Evaluation:
@@ -208,27 +210,19 @@ func (t *term) observe(c state.Commit) {
 				t.broker.Enqueue(after)
 			}
 		case *model.Node:
-			room = room || after.Ready()
 			if before, ok := ch.Before.(*model.Node); after.Status == model.NodeReady && (!ok || before.Status != after.Status) {
 				t.heartbeats.beat(after.ID, time.Now())
-			}
-		case *model.Allocation:
-			if before, ok := ch.Before.(*model.Allocation); ok {
-				room = room || !before.ClientTerminal() && after.ClientTerminal()
 			}
 		}
 		if before, ok := ch.Before.(*model.Node); ok && ch.After == nil {
 			t.heartbeats.forget(before.ID)
 		}
-		if before, ok := ch.Before.(*model.Allocation); ok && ch.After == nil {
-			room = room || !before.ClientTerminal()
-		}
 	}
-	if room {
-		t.broker.Unblock(c.Index)
+	if len(offers) > 0 {
+		t.broker.Offer(offers...)
 	}
 	if c.Kind == "SchedulerConfig" {
 		t.broker.Pause(t.cfg.Store.Snapshot().SchedulerConfig().PauseBroker)
-		t.broker.Unblock(c.Index)
+		t.broker.Sweep(c.Index)
 	}
 }

@@ -307,3 +307,28 @@ func (t *Tx) countPlaced(placed []*model.Allocation) {
 		})
 	}
 }
+
+// joinDeployment makes allocations that were updated in place part of the roll-out of what they were updated to. They went on running, so they are well.
+func (t *Tx) joinDeployment(id string, allocs []string) {
+	if id == "" || len(allocs) == 0 {
+		return
+	}
+	t.changeDeployment(id, func(d *model.Deployment) {
+		for _, allocID := range allocs {
+			a := t.Alloc(nil, allocID)
+			if a == nil || a.Terminal() || a.DeploymentID == id {
+				continue
+			}
+			g := d.TaskGroups[a.TaskGroup]
+			if g == nil {
+				continue
+			}
+			c := *a
+			c.DeploymentID = id
+			c.DeploymentStatus = &model.AllocHealth{Healthy: new(true), Timestamp: t.now, ModifyIndex: t.index}
+			t.putAlloc(&c)
+			g.Placed++
+			g.Healthy++
+		}
+	})
+}

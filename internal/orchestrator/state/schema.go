@@ -34,18 +34,39 @@ type Tombstone struct {
 
 // SchedulerConfig is what operators may change of scheduling at run time.
 type SchedulerConfig struct {
-	Algorithm            string // binpack, spread
+	Algorithm            string // AlgorithmBinpack or AlgorithmSpread
 	MemoryOversubscribed bool   // a task may use up to its memory_max; only its memory is reserved
 	RejectRegistrations  bool
 	PauseBroker          bool
-	NodeLimit            int // nodes looked at per placement with spread or affinity; 0 = all
+	NodeLimit            int         // candidates that a placement is chosen from; 0 = as many as the job needs to be placed well
+	Preemption           *Preemption `codec:",omitempty"` // nil = DefaultPreemption
 	CreateIndex          uint64
 	ModifyIndex          uint64
 }
 
+// Algorithms of a SchedulerConfig: full nodes first, or empty ones.
+const (
+	AlgorithmBinpack = "binpack"
+	AlgorithmSpread  = "spread"
+)
+
+// Preemption says which types of jobs may end allocations of lower priority.
+type Preemption struct{ System, Sysbatch, Batch, Service bool }
+
+// DefaultPreemption is Nomad's.
+func DefaultPreemption() Preemption { return Preemption{System: true} }
+
+// Preempts is the preemption in force.
+func (c *SchedulerConfig) Preempts() Preemption {
+	if c.Preemption == nil {
+		return DefaultPreemption()
+	}
+	return *c.Preemption
+}
+
 // DefaultSchedulerConfig is what holds until an operator sets something else.
 func DefaultSchedulerConfig() *SchedulerConfig {
-	return &SchedulerConfig{Algorithm: "binpack", MemoryOversubscribed: true}
+	return &SchedulerConfig{Algorithm: AlgorithmBinpack, MemoryOversubscribed: true}
 }
 
 type tableState struct {
