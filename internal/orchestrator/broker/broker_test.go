@@ -69,29 +69,6 @@ func TestDelaysRefusalsAndFailures(t *testing.T) {
 	}
 }
 
-func TestBlockedOnesWakeWhenThereIsRoom(t *testing.T) {
-	q := broker.NewQueue(limits)
-	if s := q.Block(eval("a", "j", 50), 5, 0); s != nil {
-		t.Errorf("%s was superseded", s.ID)
-	}
-	if s := q.Block(eval("b", "j", 50), 6, 0); s == nil || s.ID != "a" {
-		t.Errorf("superseded is %v", s)
-	}
-	want(t, "without room", dequeue(q, 1), "")
-	q.Unblock(8, 1)
-	want(t, "with room", dequeue(q, 1), "b")
-	q.Ack("b", 1)
-	q.Block(eval("c", "j", 50), 7, 1)
-	want(t, "decided on a state before the room came free", dequeue(q, 1), "c")
-	q.Ack("c", 1)
-	q.Block(eval("d", "j", 50), 9, 1)
-	if e := q.TakeBlocked("", "j"); e == nil || e.ID != "d" {
-		t.Errorf("taken is %v", e)
-	}
-	q.Unblock(10, 1)
-	want(t, "taken away", dequeue(q, 1), "")
-}
-
 func TestNothingIsLostAndNoJobIsInWorkTwice(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		q := broker.NewQueue(broker.Limits{Visible: 50, Attempts: 1000, Retry: 1})

@@ -32,6 +32,9 @@ func (a *API) setEligibility(ctx context.Context, _ auth.Identity, r setEligibil
 	if snap.Node(nil, r.ID) == nil {
 		return reply{}, notFound("node")
 	}
+	if snap.Node(nil, r.ID).Drain != nil && r.Body.Eligibility == model.NodeEligible {
+		return reply{}, answer(http.StatusInternalServerError, "can not set node's scheduling eligibility to eligible while it is draining")
+	}
 	evals := leader.NodeEvals(snap, r.ID)
 	if r.Body.Eligibility == model.NodeIneligible {
 		evals = nil
@@ -130,7 +133,7 @@ func (a *API) heartbeat(ctx context.Context, _ auth.Identity, r nodePath) (reply
 		return reply{}, notFound("node")
 	}
 	index := snap.Index()
-	if n.Status == model.NodeDown {
+	if n.Status == model.NodeDown || n.Status == model.NodeDisconnected {
 		var err error
 		_, index, err = a.apply(ctx, &command.NodeStatus{
 			Now: time.Now().UnixNano(), NodeID: n.ID, Status: model.NodeReady, Evals: leader.NodeEvals(snap, n.ID),

@@ -8,10 +8,12 @@ package plan
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/command"
+	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/sched"
 	"rockpool/internal/orchestrator/state"
 )
@@ -126,37 +128,72 @@ type check struct {
 
 func newCheck(s *state.Snapshot) *check { return &check{s, map[string]*sched.Usage{}, quotas{snap: s}} }
 
-// admit takes out of a plan what does not fit, and reports whether there was such.
+// admit takes out of a plan what does not fit, and reports whether there was such. What the plan itself ends to make room counts as gone, but only if what
+// it makes room for is accepted. A job that wants all or nothing gets nothing unless all fit.
 func (c *check) admit(p *state.Placement) (refused bool) {
+	evicted := map[string][]*model.Allocation{} // by what they make room for
+	for _, s := range p.Stop {
+		if a := c.snap.Alloc(nil, s.AllocID); s.PreemptedBy != "" && a != nil && sched.Holds(a) {
+			evicted[s.PreemptedBy] = append(evicted[s.PreemptedBy], a)
+		}
+	}
 	fits := p.Place[:0:0]
 	c.quotas.stop(p)
 	for _, a := range p.Place {
-		n := c.snap.Node(nil, a.NodeID)
-		if n == nil || !n.Ready() {
+		if !c.fits(p, a, evicted[a.ID]) {
 			refused = true
+			delete(evicted, a.ID)
 			continue
 		}
-		u := c.usage(a.NodeID)
-		if sched.Fits(n, u, &a.Resources) != "" {
-			refused = true
-			continue
-		}
-		if !c.quotas.admit(p, a) {
-			refused = true
-			continue
-		}
-		u.Add(&a.Resources)
 		a.Job = nil // the store has it
 		fits = append(fits, a)
+	}
+	if refused {
+		if j := c.snap.Job(nil, p.Namespace, p.JobID); j != nil && j.AllAtOnce {
+			for _, a := range fits {
+				u := c.usage(a.NodeID)
+				u.Sub(&a.Resources)
+				c.quotas.giveBack(p, a)
+				for _, v := range evicted[a.ID] {
+					u.Add(&v.Resources)
+				}
+			}
+			fits, evicted = nil, nil
+		}
+		p.Stop = slices.DeleteFunc(p.Stop, func(s state.Stop) bool { return s.PreemptedBy != "" && evicted[s.PreemptedBy] == nil })
 	}
 	p.Place = fits
 	return refused
 }
 
+// fits takes an allocation into account, in the room of those that go for it, if it fits.
+func (c *check) fits(p *state.Placement, a *model.Allocation, evicted []*model.Allocation) bool {
+	n := c.snap.Node(nil, a.NodeID)
+	if n == nil || !n.Ready() {
+		return false
+	}
+	u := c.usage(a.NodeID)
+	after := *u
+	for _, v := range evicted {
+		after.Sub(&v.Resources)
+	}
+	if sched.Fits(n, &after, &a.Resources) != "" || !c.quotas.admit(p, a) {
+		return false
+	}
+	after.Add(&a.Resources)
+	*u = after
+	return true
+}
+
 func (c *check) usage(nodeID string) *sched.Usage {
 	u := c.used[nodeID]
 	if u == nil {
-		u = c.snap.Usage(nodeID).Clone()
+		u = &sched.Usage{}
+		for a := range c.snap.AllocsByNode(nil, nodeID) {
+			if sched.Holds(a) {
+				u.Add(&a.Resources)
+			}
+		}
 		c.used[nodeID] = u
 	}
 	return u

@@ -122,9 +122,7 @@ func metricOut(m *model.AllocMetric) *api.AllocationMetric {
 		ConstraintFiltered: m.ConstraintFiltered, NodesExhausted: m.NodesExhausted, DimensionExhausted: m.DimensionExhausted,
 		AllocationTime: time.Duration(m.AllocationTimeNS), CoalescedFailures: m.CoalescedFailures,
 	}
-	for _, n := range m.NodesAvailable {
-		out.NodesInPool += n
-	}
+	out.NodesInPool = m.NodesInPool
 	for _, s := range m.ScoreMeta {
 		out.ScoreMetaData = append(out.ScoreMetaData, &api.NodeScoreMeta{NodeID: s.NodeID, Scores: s.Scores, NormScore: s.Norm})
 	}

@@ -82,12 +82,7 @@ func Validate(j *api.Job) *Problems {
 			p.err("Datacenter %q is not a name or pattern", dc)
 		}
 	}
-	if j.Periodic != nil {
-		p.err("Periodic jobs are not supported by Rockpool")
-	}
-	if j.ParameterizedJob != nil {
-		p.err("Parameterized jobs are not supported by Rockpool")
-	}
+	p.templates(j)
 	if j.Multiregion != nil {
 		p.err("Multiregion jobs are not supported by Rockpool")
 	}
@@ -151,12 +146,7 @@ func (p *Problems) group(g *api.TaskGroup, jobType string) {
 		p.err("%s: volumes are not supported by Rockpool", where)
 	}
 	p.services(where, g.Services)
-	if g.Disconnect != nil {
-		p.ignored("disconnect", where)
-	}
-	if g.Scaling != nil {
-		p.ignored("scaling", where)
-	}
+	p.policies(where, g, jobType)
 	p.networks(where, g.Networks)
 	if len(g.Networks) > 1 {
 		p.err("%s: only one network is allowed, not %d", where, len(g.Networks))
@@ -232,8 +222,8 @@ func (p *Problems) task(group string, t *api.Task) {
 		}
 	}
 	p.services(where, t.Services)
-	if t.ShutdownDelay != 0 {
-		p.ignored("shutdown_delay", where)
+	if t.ShutdownDelay < 0 {
+		p.err("%s: ShutdownDelay must be a positive value", where)
 	}
 	if len(t.Actions) > 0 {
 		p.ignored("action", where)
