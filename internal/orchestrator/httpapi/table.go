@@ -37,7 +37,7 @@ func putAndPost(rows func(method, name string) endpoint.Table) endpoint.Table {
 
 // table is all routes. Each area lists its own in a file of its own.
 func (a *API) table() endpoint.Table {
-	return slices.Concat(a.coreTable(), a.clientTable())
+	return slices.Concat(a.coreTable(), a.clientTable(), a.explainTable())
 }
 
 func (a *API) coreTable() endpoint.Table {

@@ -122,7 +122,8 @@ func (f *Fleet) Namespace(name string) Usage { return f.namespaces[name] }
 type Edit struct {
 	id                    uint64
 	next                  Fleet
-	ready, spaces, blocks bool // these of next are its own
+	ready, spaces, blocks bool           // these of next are its own
+	lists                 map[place]bool // of ready
 }
 
 // Edit begins a change.
@@ -195,11 +196,16 @@ func (e *Edit) list(p place, slot int32, in bool) {
 		if e.next.ready == nil {
 			e.next.ready = map[place][]int32{}
 		}
+		e.lists = map[place]bool{}
+	}
+	if !e.lists[p] {
+		e.lists[p] = true
+		old = slices.Clone(old)
 	}
 	if in {
-		e.next.ready[p] = slices.Insert(slices.Clip(old), i, slot)
+		e.next.ready[p] = slices.Insert(old, i, slot)
 	} else {
-		e.next.ready[p] = slices.Concat(old[:i], old[i+1:])
+		e.next.ready[p] = slices.Delete(old, i, i+1)
 	}
 }
 

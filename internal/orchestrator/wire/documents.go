@@ -11,6 +11,7 @@ type (
 	AllocResourceUsage     = api.AllocResourceUsage
 	Allocation             = api.Allocation
 	AllocationListStub     = api.AllocationListStub
+	AllocationMetric       = api.AllocationMetric
 	CpuStats               = api.CpuStats
 	Deployment             = api.Deployment
 	Evaluation             = api.Evaluation
