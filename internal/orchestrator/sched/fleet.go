@@ -115,6 +115,17 @@ func (s *Seat) Left() Size {
 	return Size{s.cpu - s.Used.CPU, s.mem - s.Used.MemoryMB, s.disk - s.Used.DiskMB}
 }
 
+// Ready counts the nodes that take new allocations, by pool and datacenter.
+func (f *Fleet) Ready() map[[2]string]int {
+	out := map[[2]string]int{}
+	for p, list := range f.ready {
+		if len(list) > 0 {
+			out[[2]string{p.pool, p.datacenter}] = len(list)
+		}
+	}
+	return out
+}
+
 // Namespace is what the allocations of a namespace hold.
 func (f *Fleet) Namespace(name string) Usage { return f.namespaces[name] }
 
