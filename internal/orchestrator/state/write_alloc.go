@@ -168,6 +168,7 @@ func (t *Tx) ReportAlloc(nodeID string, u *model.AllocUpdate) {
 // RegisterNode puts a node. What operators and servers decided about it stays. The store keeps n.
 func (t *Tx) RegisterNode(n *model.Node) *model.Node {
 	n.CreateIndex, n.ModifyIndex, n.StatusUpdatedAt = t.index, t.index, t.now
+	n.ComputedClass = n.ComputeClass()
 	if n.SchedulingEligibility == "" {
 		n.SchedulingEligibility = model.NodeEligible
 	}

@@ -6,6 +6,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/hashicorp/nomad/api"
@@ -153,9 +154,7 @@ func (p *Problems) group(g *api.TaskGroup, jobType string) {
 	if len(g.Services) > 0 {
 		p.ignored("service", where)
 	}
-	if g.Disconnect != nil {
-		p.ignored("disconnect", where)
-	}
+	p.disconnect(where, g.Disconnect)
 	if g.Scaling != nil {
 		p.ignored("scaling", where)
 	}
@@ -187,6 +186,23 @@ func (p *Problems) group(g *api.TaskGroup, jobType string) {
 	}
 	if leaders > 1 {
 		p.err("%s: only one task may be marked as leader", where)
+	}
+}
+
+func (p *Problems) disconnect(where string, d *api.DisconnectStrategy) {
+	if d == nil {
+		return
+	}
+	if val(d.LostAfter) < 0 || val(d.StopOnClientAfter) < 0 {
+		p.err("%s: disconnect lost_after and stop_on_client_after can't be negative", where)
+	}
+	if val(d.LostAfter) > 0 && val(d.StopOnClientAfter) > 0 {
+		p.err("%s: disconnect cannot be configured with both lost_after and stop_on_client_after", where)
+	}
+	switch r := string(val(d.Reconcile)); r {
+	case "", model.ReconcileBestScore, model.ReconcileLongestRunning, model.ReconcileKeepOriginal, model.ReconcileKeepReplacement:
+	default:
+		p.err("%s: disconnect reconcile option %q is none of best_score, longest_running, keep_original, keep_replacement", where, r)
 	}
 }
 
@@ -286,6 +302,12 @@ func (p *Problems) conditions(where string, cs []*api.Constraint, as []*api.Affi
 			p.err("%s: constraint %d is null", where, i+1)
 		case !sched.Operands[c.Operand]:
 			p.err("%s: constraint %d: unknown constraint operator %q", where, i+1, c.Operand)
+		case c.Operand == "distinct_property" && c.RTarget != "":
+			if n, err := strconv.Atoi(c.RTarget); err != nil || n < 1 {
+				p.err("%s: constraint %d: distinct_property needs a count of at least 1, not %q", where, i+1, c.RTarget)
+			}
+		case c.Operand == "semver" && strings.Contains(c.RTarget, "~>"):
+			p.err("%s: constraint %d: semver does not know the operator ~>, version does", where, i+1)
 		case c.Operand == "regexp":
 			if _, err := regexp.Compile(c.RTarget); err != nil {
 				p.err("%s: constraint %d: regular expression failed to compile: %v", where, i+1, err)
