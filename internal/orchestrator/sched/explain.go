@@ -116,7 +116,7 @@ func shortage(j *model.Job, e *model.Evaluation) string {
 	waiting := max(e.QueuedAllocations[names[0]], 1)
 	s := fmt.Sprintf("Group %q waits with %s: %s", names[0], plural(waiting, "allocation"), noRoom(j, m, e.QuotaReached))
 	if more := len(names) - 1; more > 0 {
-		s += fmt.Sprintf("; %s too", plural(more, "more group")+" wait")
+		s += fmt.Sprintf("; and %s without a place", plural(more, "other group"))
 	}
 	return s + "."
 }
@@ -137,7 +137,7 @@ func noRoom(j *model.Job, m *model.AllocMetric, quota string) string {
 	case m.NodesExhausted == 0:
 		return fmt.Sprintf("all %s are ruled out (%s)", plural(m.NodesEvaluated, "node"), reasons(m.ConstraintFiltered))
 	}
-	s := fmt.Sprintf("%s of %s have no room (%s)", plural(m.NodesExhausted, "node"), plural(m.NodesEvaluated, "node"), reasons(m.DimensionExhausted))
+	s := fmt.Sprintf("there is no room on %d of %s (%s)", m.NodesExhausted, plural(m.NodesEvaluated, "node"), reasons(m.DimensionExhausted))
 	if m.NodesFiltered > 0 {
 		s += fmt.Sprintf(", the others are ruled out (%s)", reasons(m.ConstraintFiltered))
 	}
@@ -231,7 +231,7 @@ func (c *Circumstances) fine() string {
 	}
 	switch {
 	case starting > 0:
-		return fmt.Sprintf("Everything is placed: %s on its node, %d run.", plural(starting, "allocation")+" starting", running)
+		return fmt.Sprintf("Everything is placed: %s still to start, %d run.", plural(starting, "allocation"), running)
 	case running > 0:
 		return fmt.Sprintf("Nothing is missing: %s run.", plural(running, "allocation"))
 	case ended > 0:
