@@ -210,10 +210,11 @@ func (c *Circumstances) used() string {
 			spent[a.TaskGroup]++
 		}
 	}
-	for _, g := range sortedKeys(spent) {
-		return fmt.Sprintf("%s of group %q failed, and the reschedule policy allows no more attempts.", plural(spent[g], "allocation"), g)
+	if len(spent) == 0 {
+		return ""
 	}
-	return ""
+	g := sortedKeys(spent)[0]
+	return fmt.Sprintf("%s of group %q failed, and the reschedule policy allows no more attempts.", plural(spent[g], "allocation"), g)
 }
 
 func (c *Circumstances) fine() string {

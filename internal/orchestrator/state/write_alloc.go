@@ -111,7 +111,11 @@ func (t *Tx) stopAlloc(s Stop) *model.Allocation {
 		return nil
 	}
 	c := *a
-	c.DesiredStatus, c.DesiredDescription = s.Desired, s.Description
+	if c.DesiredStatus = s.Desired; s.Desired == model.DesiredRun {
+		c.ClientDescription = s.Description
+	} else {
+		c.DesiredDescription = s.Description
+	}
 	if s.ClientStatus == model.ClientUnknown && a.ClientStatus != model.ClientUnknown {
 		c.UnknownSince = t.now
 	}
