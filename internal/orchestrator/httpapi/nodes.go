@@ -184,13 +184,18 @@ func followUps(snap *state.Snapshot, updates []*model.AllocUpdate) []*model.Eval
 		g := j.Group(al.TaskGroup)
 		failed := u.ClientStatus == model.ClientFailed && g != nil && sched.MayReschedule(g.Reschedule)
 		ended := u.ClientStatus == model.ClientComplete && j.Type == model.JobTypeService
+		back := al.ClientStatus == model.ClientUnknown && u.ClientStatus != model.ClientUnknown
 		k := [2]string{j.Namespace, j.ID}
-		if !failed && !ended || seen[k] {
+		if !failed && !ended && !back || seen[k] {
 			continue
 		}
 		seen[k] = true
+		trigger := model.TriggerAllocFailure
+		if back {
+			trigger = model.TriggerReconnect
+		}
 		out = append(out, &model.Evaluation{
-			ID: ident.New(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: model.TriggerAllocFailure,
+			ID: ident.New(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: trigger,
 			JobID: j.ID, JobModifyIndex: j.JobModifyIndex, Status: model.EvalPending,
 		})
 	}
