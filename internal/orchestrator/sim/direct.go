@@ -29,6 +29,14 @@ func (d *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
 	p.more.L = &p.mu
 	if !d.tasks.Go(func() {
 		defer in.Body.Close()
+		// As in a server of net/http, an aborted handler cuts its connection, and no other panic is taken for that.
+		defer func() {
+			if v := recover(); v == http.ErrAbortHandler { //nolint:errorlint // the value itself is panicked with
+				p.end(io.ErrUnexpectedEOF)
+			} else if v != nil {
+				panic(v)
+			}
+		}()
 		d.Handler.ServeHTTP(p, in)
 		p.end(io.EOF)
 	}) {
