@@ -43,6 +43,7 @@ type AgentConfig struct {
 	DockerEngine    string   // endpoint of an engine that runs the jobs made for Docker; "" = the native sandbox does
 	DockerNetworks  []string // of that engine, that jobs may have; empty = none
 	MockDriver      bool     // offer the driver mock, whose tasks are entries in memory: for measurements and rehearsals
+	Namespaces      []string // made when they are missing
 	Log             logging.Logger
 }
 
@@ -118,7 +119,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	}
 	address := a.listener.Addr().String()
 	a.server, err = NewServer(ServerConfig{
-		DataDir: filepath.Join(cfg.DataDir, "server"), Name: "server", Address: address, Version: Version(), Token: cfg.Token, JoinToken: cfg.Token, Log: cfg.Log,
+		DataDir: filepath.Join(cfg.DataDir, "server"), Name: "server", Address: address, Version: Version(), Token: cfg.Token, JoinToken: cfg.Token, Log: cfg.Log, Namespaces: cfg.Namespaces,
 	})
 	if err != nil {
 		return nil, err

@@ -134,7 +134,7 @@ func TestTheEndOfAnEvaluationNeverOvertakesItsAnswer(t *testing.T) {
 	c := start(t, orchestrator.ServerConfig{DataDir: t.TempDir()})
 	c.join(newModelNode())
 	in := c.stream(t, 0)
-	const jobs = 300
+	const jobs = 1000
 	var mu sync.Mutex
 	known := map[string]bool{}
 	// What counts is that the answer has left the server: when a client among hundreds gets to read it depends on the machine.
@@ -188,7 +188,7 @@ func TestPendingIsPublishedBeforeRunning(t *testing.T) {
 	c := start(t, orchestrator.ServerConfig{})
 	c.join(newModelNode())
 	in := c.stream(t, 0)
-	const jobs = 100
+	const jobs = 1000
 	var wg sync.WaitGroup
 	for i := range jobs {
 		wg.Go(func() { c.register(job(fmt.Sprint("10-", i))) })

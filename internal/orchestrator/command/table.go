@@ -77,7 +77,7 @@ var (
 )
 
 func init() {
-	table = slices.Concat(core, batches)
+	table = slices.Concat(core, batches, servers, access)
 	for _, r := range table {
 		if _, ok := byTag[r.Tag]; ok {
 			panic(fmt.Sprintf("command: tag %d is used twice", r.Tag))
@@ -97,7 +97,7 @@ func Encode(entry any) ([]byte, error) {
 	}
 	var b bytes.Buffer
 	b.WriteByte(r.Tag)
-	b.WriteByte(r.Version)
+	b.WriteByte(versionOf(entry))
 	if err := codec.NewEncoder(&b, state.Handle).Encode(entry); err != nil {
 		return nil, fmt.Errorf("encode %T: %w", entry, err)
 	}
@@ -122,8 +122,8 @@ func rowOf(index uint64, data []byte) (row, error) {
 	if !ok {
 		return row{}, fmt.Errorf("%w: entry %d has tag %d", ErrUnknown, index, data[0])
 	}
-	if data[1] != r.Version {
-		return row{}, fmt.Errorf("%w: entry %d, tag %d, has version %d, known is %d", ErrUnknown, index, data[0], data[1], r.Version)
+	if data[1] == 0 || data[1] > r.Version {
+		return row{}, fmt.Errorf("%w: entry %d, tag %d, has version %d, known are 1 to %d", ErrUnknown, index, data[0], data[1], r.Version)
 	}
 	return r, nil
 }

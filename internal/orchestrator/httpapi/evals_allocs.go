@@ -215,6 +215,9 @@ func (a *API) listNodeAllocs(ctx context.Context, _ auth.Identity, r byID) (repl
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
 		out := []*wire.Allocation{}
 		for al := range s.AllocsByNode(w, r.ID) {
+			if !r.Caller.MayIn(auth.ReadJob, al.Namespace) {
+				continue
+			}
 			out = append(out, wire.AllocOut(al))
 		}
 		slices.SortFunc(out, func(x, y *wire.Allocation) int {

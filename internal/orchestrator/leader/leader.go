@@ -16,6 +16,7 @@ import (
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/broker"
+	"rockpool/internal/orchestrator/keyring"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/plan"
 	"rockpool/internal/orchestrator/state"
@@ -39,7 +40,11 @@ type Config struct {
 	Keep         Keep
 	// Crowded reports that the way onto the log is nearly full, so that new work should be refused. nil = it never is.
 	Crowded func() bool
-	Leading func() // called when a term's services have what they need; nil = nothing
+	// Services are more of them, which end with the term.
+	Services   []lifecycle.Service
+	Namespaces []string     // made where they are missing before a term's services begin
+	KEK        *keyring.Key // wraps root keys; nil = there are no variables
+	Leading    func()       // called when a term's services have what they need; nil = nothing
 }
 
 // Leader starts and stops terms.
@@ -129,11 +134,28 @@ func (l *Leader) lead(ctx context.Context) error {
 	// Observe first, read then: an evaluation that comes in between is seen twice, which does no harm, rather than never.
 	end := l.cfg.Store.Observe(t.observe)
 	defer end()
-	if err := t.restore(ctx); err != nil {
-		if ctx.Err() != nil || fault.Is(err, fault.Unavailable) {
-			return nil // leadership was lost meanwhile
+	// A log that is slow or has no majority for a while is no reason to lead without services: it is tried for as long as the term lasts.
+	for wait := retryLeast; ; wait = min(2*wait, retryMost) {
+		err := t.restore(ctx)
+		if err == nil {
+			break
 		}
-		return fmt.Errorf("take over leadership: %w", err)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // leadership was lost meanwhile
+		}
+		if !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Deadline) {
+			return fmt.Errorf("take over leadership: %w", err)
+		}
+		l.cfg.Logger.WithError(err).Warn("leadership could not be taken over yet, it will be tried again")
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	l.completions.reset()
+	if err := t.ensureNamespaces(ctx); err != nil {
+		l.cfg.Logger.WithField("error", err.Error()).Error("a configured namespace could not be made")
 	}
 	l.set(t)
 	defer l.set(nil)
@@ -146,7 +168,9 @@ func (l *Leader) lead(ctx context.Context) error {
 		{Name: "heartbeats", Run: t.watchHeartbeats},
 		{Name: "collection", Run: t.collector.run},
 		{Name: "failed evaluations", Run: t.sweepFailed},
+		{Name: "access", Run: t.keepAccess},
 	}
+	services = append(services, l.cfg.Services...)
 	for i := range l.cfg.Workers {
 		services = append(services, lifecycle.Service{Name: fmt.Sprintf("worker %d", i), Run: t.work})
 	}
@@ -171,7 +195,11 @@ func (l *Leader) current() *term {
 // Leading reports whether this server's services run.
 func (l *Leader) Leading() bool { return l.current() != nil }
 
-const barrierBound = 30 * time.Second
+const (
+	barrierBound = 30 * time.Second
+	retryLeast   = 20 * time.Millisecond // between two attempts to take over
+	retryMost    = time.Second
+)
 
 // restore fills the queue from the state.
 func (t *term) restore(ctx context.Context) error {

@@ -119,15 +119,17 @@ func (a *Applier) apply(ctx context.Context, batch []submission) {
 
 // check is the state with what a batch has been promised so far.
 type check struct {
-	snap *state.Snapshot
-	used map[string]*sched.Usage
+	snap   *state.Snapshot
+	used   map[string]*sched.Usage
+	quotas quotas
 }
 
-func newCheck(s *state.Snapshot) *check { return &check{s, map[string]*sched.Usage{}} }
+func newCheck(s *state.Snapshot) *check { return &check{s, map[string]*sched.Usage{}, quotas{snap: s}} }
 
 // admit takes out of a plan what does not fit, and reports whether there was such.
 func (c *check) admit(p *state.Placement) (refused bool) {
 	fits := p.Place[:0:0]
+	c.quotas.stop(p)
 	for _, a := range p.Place {
 		n := c.snap.Node(nil, a.NodeID)
 		if n == nil || !n.Ready() {
@@ -136,6 +138,10 @@ func (c *check) admit(p *state.Placement) (refused bool) {
 		}
 		u := c.usage(a.NodeID)
 		if sched.Fits(n, u, &a.Resources) != "" {
+			refused = true
+			continue
+		}
+		if !c.quotas.admit(p, a) {
 			refused = true
 			continue
 		}

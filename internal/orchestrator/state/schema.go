@@ -143,7 +143,9 @@ func define[T any](name string, kind uint8, observed bool, id func(*T) []string,
 // reads the table of tables.
 var tables []tableDef
 
-func init() { tables = slices.Concat(coreTables(), deploymentTables(), usageTables()) }
+func init() {
+	tables = slices.Concat(coreTables(), deploymentTables(), usageTables(), serverTables(), accessTables())
+}
 
 func coreTables() []tableDef {
 	return []tableDef{

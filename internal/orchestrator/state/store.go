@@ -140,12 +140,14 @@ func (s *Store) try(index uint64, steps []Step, failed []error) (tx *Tx, again b
 			continue
 		}
 		tx.deriveStatuses()
+		tx.withdrawServices()
 	}
 	return tx, false
 }
 
 func (s *Store) commit(tx *Tx, c Commit) {
 	tx.count()
+	tx.countNamespaces()
 	for _, table := range sortedKeys(tx.tables) {
 		tx.insert(tableIndex, &tableState{table, tx.index})
 	}
@@ -171,12 +173,13 @@ type Tx struct {
 	now     int64
 	kind    string
 	wrote   bool
+	first   int      // of its changes
 	order   []jobKey // touched, in order
 	touched map[jobKey]bool
 }
 
 func (t *Tx) begin(now int64, kind string) {
-	t.now, t.kind, t.wrote, t.order = now, kind, false, nil
+	t.now, t.kind, t.wrote, t.first, t.order = now, kind, false, len(t.changes), nil
 	clear(t.touched)
 	clear(t.at)
 }

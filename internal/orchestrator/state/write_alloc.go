@@ -166,6 +166,7 @@ func (t *Tx) RegisterNode(n *model.Node) *model.Node {
 		n.CreateIndex, n.SchedulingEligibility = old.CreateIndex, old.SchedulingEligibility
 	}
 	t.put(tableNodes, n)
+	t.ensureNodePool(n.NodePool)
 	return n
 }
 

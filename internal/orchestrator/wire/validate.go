@@ -150,9 +150,7 @@ func (p *Problems) group(g *api.TaskGroup, jobType string) {
 	if len(g.Volumes) > 0 {
 		p.err("%s: volumes are not supported by Rockpool", where)
 	}
-	if len(g.Services) > 0 {
-		p.ignored("service", where)
-	}
+	p.services(where, g.Services)
 	if g.Disconnect != nil {
 		p.ignored("disconnect", where)
 	}
@@ -233,9 +231,7 @@ func (p *Problems) task(group string, t *api.Task) {
 			p.err("%s: %s: not supported by Rockpool", where, f.what)
 		}
 	}
-	if len(t.Services) > 0 {
-		p.ignored("service", where)
-	}
+	p.services(where, t.Services)
 	if t.ShutdownDelay != 0 {
 		p.ignored("shutdown_delay", where)
 	}
