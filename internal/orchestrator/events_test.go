@@ -130,6 +130,8 @@ func TestEventsComeInNomadsOrder(t *testing.T) {
 	}
 }
 
+// Both rules of the stream hold with a thousand registrations at once: an allocation is pending before it runs, and the end of an evaluation never overtakes
+// the answer to the call that made it.
 func TestTheEndOfAnEvaluationNeverOvertakesItsAnswer(t *testing.T) {
 	c := start(t, orchestrator.ServerConfig{DataDir: t.TempDir()})
 	c.join(newModelNode())
@@ -156,9 +158,16 @@ func TestTheEndOfAnEvaluationNeverOvertakesItsAnswer(t *testing.T) {
 	}
 	ended := 0
 	early := 0
+	pending := map[string]bool{}
 	for ended < jobs {
 		e := <-in
 		for _, v := range e.Events {
+			if a, err := v.Allocation(); v.Topic == api.TopicAllocation && err == nil {
+				pending[a.ID] = pending[a.ID] || a.ClientStatus == model.ClientPending
+				if !pending[a.ID] {
+					t.Errorf("%s is %s and was never pending", a.ID, a.ClientStatus)
+				}
+			}
 			if v.Topic != api.TopicEvaluation || v.Type != "EvaluationUpdated" {
 				continue
 			}
@@ -188,7 +197,7 @@ func TestPendingIsPublishedBeforeRunning(t *testing.T) {
 	c := start(t, orchestrator.ServerConfig{})
 	c.join(newModelNode())
 	in := c.stream(t, 0)
-	const jobs = 1000
+	const jobs = 100
 	var wg sync.WaitGroup
 	for i := range jobs {
 		wg.Go(func() { c.register(job(fmt.Sprint("10-", i))) })

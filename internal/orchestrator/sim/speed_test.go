@@ -305,3 +305,39 @@ func processCPU(tb testing.TB) time.Duration {
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
+
+// BenchmarkRestart measures from the start of a server, whose log holds registrations of ROCKPOOL_RESTART_JOBS jobs and no snapshot, until it leads again with
+// all of them applied.
+func BenchmarkRestart(b *testing.B) {
+	jobs := envInt("ROCKPOOL_RESTART_JOBS", 10_000)
+	dir := b.TempDir()
+	w := begin(b, orchestrator.ServerConfig{DataDir: dir}, sim.FleetConfig{Count: 20})
+	var callers errgroup.Group
+	callers.SetLimit(256)
+	for i := range jobs {
+		callers.Go(func() error {
+			for {
+				err := w.put(b.Context(), "/v1/jobs", batchJob(fmt.Sprint("job-", i), 1))
+				if err == nil || !strings.Contains(err.Error(), " 429 ") {
+					return err
+				}
+				time.Sleep(time.Second)
+			}
+		})
+	}
+	if err := callers.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	for w.fleet.Received.Load() < int64(jobs) {
+		time.Sleep(10 * time.Millisecond)
+	}
+	w.stop()
+	for b.Loop() {
+		began := time.Now()
+		w := begin(b, orchestrator.ServerConfig{DataDir: dir}, sim.FleetConfig{})
+		took := time.Since(began)
+		w.stop()
+		b.ReportMetric(float64(took.Milliseconds()), "ms-to-lead")
+	}
+	b.ReportMetric(float64(jobs), "jobs")
+}
