@@ -160,7 +160,7 @@ func (a *API) reportAllocs(ctx context.Context, _ auth.Identity, r reportAllocs)
 }
 
 // followUps are the evaluations that ended allocations ask for: where a failed one may be replaced, and where a service
-// or a job that waits for its old allocations to end has one less.
+// or a job that waits for its old allocations to end has one less, and where one is back that was given up.
 func followUps(snap *state.Snapshot, updates []*model.AllocUpdate) []*model.Evaluation {
 	var out []*model.Evaluation
 	seen := map[[2]string]bool{}
@@ -176,15 +176,17 @@ func followUps(snap *state.Snapshot, updates []*model.AllocUpdate) []*model.Eval
 		g := j.Group(al.TaskGroup)
 		failed := u.ClientStatus == model.ClientFailed && g != nil && sched.MayReschedule(g.Reschedule)
 		ended := u.ClientStatus == model.ClientComplete && j.Type == model.JobTypeService
+		back := al.ClientStatus == model.ClientUnknown && u.ClientStatus == model.ClientRunning
 		k := [2]string{j.Namespace, j.ID}
-		if !failed && !ended || seen[k] {
+		if !failed && !ended && !back || seen[k] {
 			continue
 		}
 		seen[k] = true
-		out = append(out, &model.Evaluation{
-			ID: ident.New(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: model.TriggerAllocFailure,
-			JobID: j.ID, JobModifyIndex: j.JobModifyIndex, Status: model.EvalPending,
-		})
+		trigger := model.TriggerAllocFailure
+		if back {
+			trigger = model.TriggerReconnect
+		}
+		out = append(out, leader.JobEval(j, trigger))
 	}
 	return out
 }
