@@ -139,6 +139,7 @@ var homes = map[string][]string{
 	"github.com/gorilla/websocket":                {"internal/api/session", "internal/orchestrator/httpapi", "internal/client", "internal/nomad/nomadtest", "tests"},
 	"github.com/hashicorp/raft":                   {"internal/orchestrator/consensus", "internal/orchestrator/sim"},
 	"github.com/hashicorp/raft-wal":               {"internal/orchestrator/consensus"},
+	"github.com/hashicorp/cronexpr":               {"internal/orchestrator/cron"},
 	"github.com/hashicorp/go-memdb":               {"internal/orchestrator/state"},
 	"github.com/influxdata/influxdb-client-go/v2": {"internal/metrics/influx"},
 	"github.com/NVIDIA/go-nvml":                   {"internal/orchestrator/device/nvidia"},
