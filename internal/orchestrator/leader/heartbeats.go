@@ -339,7 +339,7 @@ func NodeEvals(snap *state.Snapshot, nodeID string) []*model.Evaluation {
 		}
 	}
 	for j := range snap.Jobs(nil, "*", "") {
-		if !j.Stop && (j.Type == model.JobTypeSystem || j.Type == model.JobTypeSysbatch) {
+		if !j.Stop && !j.IsTemplate() && (j.Type == model.JobTypeSystem || j.Type == model.JobTypeSysbatch) {
 			add(j)
 		}
 	}
