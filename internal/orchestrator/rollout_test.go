@@ -69,7 +69,7 @@ func TestAnUpdateRollsThroughByHealth(t *testing.T) {
 		if a.Job.Version == 0 {
 			return new(true)
 		}
-		if !slices.Contains(held, a.ID) { // it may be pushed again before its node's first word of it has arrived
+		if !slices.Contains(held, a.ID) { // a node is told more than once of an allocation that changes as it starts
 			held = append(held, a.ID)
 		}
 		return nil // until somebody says so

@@ -24,17 +24,17 @@ const (
 
 // core are the entries of jobs, evaluations, plans and nodes. Other areas have files and lists of their own; see table.
 var core = []row{
-	define(1, NameJobRegistered, applyJobRegister),
-	define(2, NameJobDeregistered, applyJobDeregister),
-	define(3, NameEvalUpdated, applyEvalUpdate),
-	define(4, NamePlanResult, applyPlanResults),
-	define(5, NameAllocUpdated, applyAllocUpdates),
+	batchable(define(1, NameJobRegistered, applyJobRegister), func(e *JobRegister) string { return jobName(e.Job.Namespace, e.Job.ID) }),
+	batchable(define(2, NameJobDeregistered, applyJobDeregister), func(e *JobDeregister) string { return jobName(e.Namespace, e.JobID) }),
+	batchable(define(3, NameEvalUpdated, applyEvalUpdate), nothing[EvalUpdate]),
+	batchable(define(4, NamePlanResult, applyPlanResults), nothing[PlanResults]),
+	batchable(define(5, NameAllocUpdated, applyAllocUpdates), nothing[AllocUpdates]),
 	define(6, NameAllocDesired, applyAllocStop),
 	define(7, NameNodeRegistered, applyNodeRegister),
 	define(8, NameNodeStatus, applyNodeStatus),
 	define(9, NameNodeEligibility, applyNodeEligibility),
 	define(10, NameSchedulerConfig, applySchedulerConfig),
-	define(11, NameCollected, applyCollect),
+	batchable(define(11, NameCollected, applyCollect), nothing[Collect]),
 }
 
 // JobRegister puts a job and the evaluation that brings it about. The result is a *Registered, or a conflict when

@@ -1,6 +1,7 @@
 package events
 
 import (
+	"cmp"
 	"reflect"
 	"slices"
 	"sync"
@@ -49,8 +50,11 @@ func newBatch(c state.Commit) *Batch {
 		if !ok || removed && !r.removals {
 			continue
 		}
-		events = append(events, Event{Topic: r.topic, Type: c.Kind, Index: c.Index, Object: object, Deleted: removed})
+		events = append(events, Event{Topic: r.topic, Type: cmp.Or(ch.Kind, c.Kind), Index: c.Index, Object: object, Deleted: removed})
 		e := &events[len(events)-1]
+		if removed && r.removed != "" {
+			e.Type = r.removed
+		}
 		weight := 0
 		e.Key, e.Namespace, e.FilterKeys, weight = r.describe(object)
 		b.bytes += overhead + weight
@@ -66,6 +70,7 @@ const overhead = 256
 type Filter struct {
 	Topics    map[string][]string // empty = all
 	Namespace string              // "*" = all; events without a namespace are for everybody
+	Allowed   func(*Event) bool   // what the reader may see; nil = everything
 }
 
 func (f *Filter) apply(events []*Event) []*Event {
@@ -80,6 +85,9 @@ func (f *Filter) apply(events []*Event) []*Event {
 
 func (f *Filter) wants(e *Event) bool {
 	if f.Namespace != "*" && e.Namespace != "" && e.Namespace != f.Namespace {
+		return false
+	}
+	if f.Allowed != nil && !f.Allowed(e) {
 		return false
 	}
 	if len(f.Topics) == 0 {

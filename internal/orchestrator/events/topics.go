@@ -22,7 +22,8 @@ const (
 type row struct {
 	topic    string
 	object   reflect.Type
-	removals bool // its removal is an event too
+	removals bool   // its removal is an event too
+	removed  string // type of that event; "" = that of the log entry
 	describe func(object any) (key, namespace string, filterKeys []string, weight int)
 }
 
@@ -36,7 +37,7 @@ type about struct {
 
 // define makes a row for objects of type *T, which must be those of a table that is observed.
 func define[T any](topic string, removals bool, describe func(*T) about) row {
-	return row{topic, reflect.TypeFor[*T](), removals, func(object any) (string, string, []string, int) {
+	return row{topic: topic, object: reflect.TypeFor[*T](), removals: removals, describe: func(object any) (string, string, []string, int) {
 		d := describe(object.(*T))
 		return d.key, d.namespace, d.filter, d.weight
 	}}
@@ -63,7 +64,7 @@ var core = []row{
 // topics is all rows by the type of their objects. A type that is not here causes no events.
 var topics = func() map[reflect.Type]row {
 	m := map[reflect.Type]row{}
-	for _, r := range slices.Concat(core) {
+	for _, r := range slices.Concat(core, access) {
 		if _, ok := m[r.object]; ok {
 			panic(fmt.Sprintf("events: %v has two topics", r.object))
 		}

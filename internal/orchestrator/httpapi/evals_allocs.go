@@ -176,6 +176,7 @@ func (a *API) stopAlloc(w http.ResponseWriter, r *http.Request, id auth.Identity
 type deleteEvals struct {
 	Namespace string                 `query:"namespace"`
 	Filter    string                 `query:"filter"`
+	Caller    endpoint.Caller        `caller:""`
 	Body      wire.EvalDeleteRequest `body:"optional"`
 }
 
@@ -203,7 +204,7 @@ func (a *API) deleteEvals(ctx context.Context, id auth.Identity, r deleteEvals) 
 		}
 	}
 	if filter != "" {
-		q := query{Namespace: cmp.Or(r.Namespace, "*"), Filter: filter}
+		q := query{Namespace: cmp.Or(r.Namespace, auth.Everywhere), Filter: filter, Caller: r.Caller}
 		list, _, err := page(mapped(s.Evals(nil, ""), func(e *model.Evaluation) (*wire.Evaluation, bool) {
 			return wire.EvalOut(e), q.sees(e.Namespace)
 		}), &q, func(e *wire.Evaluation) string { return e.ID })
@@ -267,6 +268,9 @@ func (a *API) listNodeAllocs(ctx context.Context, _ auth.Identity, r byID) (repl
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
 		out := []*wire.Allocation{}
 		for al := range s.AllocsByNode(w, r.ID) {
+			if !r.Caller.MayIn(auth.ReadJob, al.Namespace) {
+				continue
+			}
 			out = append(out, wire.AllocOut(al))
 		}
 		slices.SortFunc(out, func(x, y *wire.Allocation) int {

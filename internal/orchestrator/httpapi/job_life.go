@@ -77,8 +77,8 @@ func (a *API) dispatchJob(w http.ResponseWriter, r *http.Request, _ auth.Identit
 	if err := mayDispatch(parent, &b); err != nil {
 		return err
 	}
-	if a.cfg.Leader.Overloaded() {
-		return fault.New(fault.Exhausted, "too many evaluations are waiting")
+	if err := a.room(); err != nil {
+		return err
 	}
 	prefix := cmp.Or(b.IdPrefixTemplate, req.Prefix)
 	if prefix != "" {
@@ -198,8 +198,8 @@ func (a *API) forcePeriodic(w http.ResponseWriter, r *http.Request, _ auth.Ident
 	if j.Periodic == nil {
 		return fault.New(fault.Conflict, "can't periodically launch non-periodic job")
 	}
-	if a.cfg.Leader.Overloaded() {
-		return fault.New(fault.Exhausted, "too many evaluations are waiting")
+	if err := a.room(); err != nil {
+		return err
 	}
 	entry := leader.LaunchPeriodic(j, time.Now(), true)
 	return a.decide(w, r, entry, entry.Eval, jobWrittenBy(entry.Eval, func(result any) uint64 { return result.(*command.Made).Job.JobModifyIndex }))
@@ -401,7 +401,7 @@ type planJob struct {
 }
 
 // planJob shows what a registration would do: it is decided on a state that supposes it was made, and nothing is written.
-func (a *API) planJob(_ context.Context, _ auth.Identity, r planJob) (reply, error) {
+func (a *API) planJob(_ context.Context, id auth.Identity, r planJob) (reply, error) {
 	in := r.Body.Job
 	switch {
 	case in == nil:
@@ -411,7 +411,7 @@ func (a *API) planJob(_ context.Context, _ auth.Identity, r planJob) (reply, err
 	case *in.ID != r.ID:
 		return reply{}, answer(http.StatusBadRequest, "Job ID does not match")
 	}
-	j, warnings, err := a.checked(in, cmp.Or(r.Namespace, r.Body.Namespace))
+	j, warnings, err := a.checked(in, cmp.Or(r.Namespace, r.Body.Namespace), id)
 	if err != nil {
 		return reply{}, err
 	}

@@ -29,6 +29,9 @@ type listJobs struct {
 func (a *API) listJobs(ctx context.Context, _ auth.Identity, r listJobs) (reply, error) {
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
 		stubs := mapped(s.Jobs(w, r.namespace(), r.Prefix), func(j *model.Job) (*wire.JobListStub, bool) {
+			if !r.sees(j.Namespace) {
+				return nil, false
+			}
 			return wire.JobStub(j, summary(s, nil, j), bool(r.Meta)), true
 		})
 		out, next, err := page(stubs, &r.query, func(j *wire.JobListStub) string { return j.Namespace + "." + j.ID })
@@ -263,28 +266,44 @@ func preserve(s *state.Snapshot, j *model.Job, counts, resources bool) {
 
 // admit completes and checks a job.
 func (a *API) admit(j *wire.Job, namespace string, id auth.Identity) (*model.Job, string, error) {
-	job, warnings, err := a.checked(j, namespace)
+	job, warnings, err := a.checked(j, namespace, id)
 	if err != nil {
 		return nil, "", err
-	} else if conf := a.store.Snapshot().SchedulerConfig(); conf.RejectRegistrations && (a.cfg.Token == "" || !id.Management) {
+	} else if conf := a.store.Snapshot().SchedulerConfig(); conf.RejectRegistrations && (!a.controlled() || !id.Management) {
 		return nil, "", fault.New(fault.Forbidden, "job registration is disabled in the scheduler configuration")
-	} else if a.cfg.Leader.Overloaded() {
-		return nil, "", fault.New(fault.Exhausted, "too many evaluations are waiting")
+	} else if err := a.room(); err != nil {
+		return nil, "", err
 	}
 	return job, warnings, nil
 }
 
+// room refuses new work that could not be placed in time.
+func (a *API) room() error {
+	if retry, overloaded := a.cfg.Leader.Overloaded(); overloaded {
+		return fault.New(fault.Exhausted, "more is registered than can be placed in time: try again in %v", retry)
+	}
+	return nil
+}
+
 // checked completes and checks a job, whether or not it may be registered now.
-func (a *API) checked(j *wire.Job, namespace string) (*model.Job, string, error) {
+func (a *API) checked(j *wire.Job, namespace string, id auth.Identity) (*model.Job, string, error) {
 	if namespace != "" {
 		j.Namespace = &namespace
 	}
+	snap := a.store.Snapshot()
+	choosePool(snap, j)
 	if err := wire.Complete(j); err != nil {
 		return nil, "", fault.New(fault.Invalid, "%s", err.Error())
+	}
+	if err := require(id, auth.SubmitJob, *j.Namespace); err != nil {
+		return nil, "", err
 	}
 	p := wire.Validate(j)
 	if len(p.Errors) > 0 {
 		return nil, "", answer(http.StatusInternalServerError, "%s", p.Text())
+	}
+	if problem := misplaced(snap, j); problem != "" {
+		return nil, "", answer(http.StatusInternalServerError, "%s", problem)
 	}
 	job := wire.JobIn(j)
 	nameScaling(job)
@@ -348,7 +367,7 @@ type validateJob struct {
 	Body      wire.JobValidateRequest `body:"json"`
 }
 
-func (a *API) validateJob(_ context.Context, _ auth.Identity, r validateJob) (reply, error) {
+func (a *API) validateJob(_ context.Context, id auth.Identity, r validateJob) (reply, error) {
 	j := r.Body.Job
 	if j == nil {
 		return reply{}, answer(http.StatusBadRequest, "Job must be specified")
@@ -358,6 +377,9 @@ func (a *API) validateJob(_ context.Context, _ auth.Identity, r validateJob) (re
 	}
 	if err := wire.Complete(j); err != nil {
 		return reply{}, fault.New(fault.Invalid, "%s", err.Error())
+	}
+	if err := require(id, auth.ReadJob, *j.Namespace); err != nil {
+		return reply{}, err
 	}
 	p := wire.Validate(j)
 	out := &wire.JobValidateResponse{ValidationErrors: p.Errors, Warnings: p.WarningText()}

@@ -34,13 +34,13 @@ var topics = map[string]bool{}
 
 func init() {
 	for t := range strings.FieldsSeq(`Deployment Evaluation Allocation Job Node NodePool Service ACLPolicy ACLToken ACLRole ACLAuthMethod
-		ACLBindingRule HostVolume CSIVolume CSIPlugin Operator Variable *`) {
+		ACLBindingRule HostVolume CSIVolume CSIPlugin Operator Variable Namespace *`) {
 		topics[t] = true
 	}
 }
 
 // streamEvents writes a line for each log entry with events that the reader wants, and {} while there are none.
-func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, _ auth.Identity, req streamEvents) error {
+func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, id auth.Identity, req streamEvents) error {
 	f := events.Filter{Namespace: req.Namespace, Topics: map[string][]string{}}
 	if f.Namespace == "" {
 		f.Namespace = model.DefaultNamespace
@@ -55,6 +55,10 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, _ auth.Identi
 		}
 		f.Topics[topic] = append(f.Topics[topic], key)
 	}
+	if err := mayStream(id, f); err != nil {
+		return err
+	}
+	f.Allowed = func(e *events.Event) bool { return mayRead(id, e.Topic, e.Namespace) }
 	sub, err := a.cfg.Events.Subscribe(req.Index, f)
 	if err != nil {
 		return fault.New(fault.Gone, "%s", err.Error())
@@ -64,6 +68,8 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, _ auth.Identi
 		return err
 	}
 	defer done()
+	ctx, end := a.whileAllowed(ctx, id, token(r))
+	defer end()
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Cache-Control", "no-cache")
@@ -138,7 +144,7 @@ var corePayloads = []payload{
 
 var payloads = func() map[reflect.Type]payload {
 	m := map[reflect.Type]payload{}
-	for _, p := range slices.Concat(corePayloads) {
+	for _, p := range slices.Concat(corePayloads, accessPayloads) {
 		m[p.object] = p
 	}
 	return m

@@ -357,16 +357,6 @@ func (l *Leader) Heartbeat(nodeID string) time.Duration {
 // Hold keeps back the end of an evaluation until its creator's answer has left; see completions.
 func (l *Leader) Hold(evalID string) (release func(sent bool)) { return l.completions.hold(evalID) }
 
-// Overloaded reports whether new work should be refused for now.
-func (l *Leader) Overloaded() bool {
-	t := l.current()
-	if t == nil {
-		return false
-	}
-	c := t.broker.Counts()
-	return c.Ready+c.Waiting >= l.cfg.MaxPending
-}
-
 // Counts are the queue's figures.
 func (l *Leader) Counts() map[string]int {
 	t := l.current()

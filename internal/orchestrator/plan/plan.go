@@ -121,11 +121,12 @@ func (a *Applier) apply(ctx context.Context, batch []submission) {
 
 // check is the state with what a batch has been promised so far.
 type check struct {
-	snap *state.Snapshot
-	used map[string]*sched.Usage
+	snap   *state.Snapshot
+	used   map[string]*sched.Usage
+	quotas quotas
 }
 
-func newCheck(s *state.Snapshot) *check { return &check{s, map[string]*sched.Usage{}} }
+func newCheck(s *state.Snapshot) *check { return &check{s, map[string]*sched.Usage{}, quotas{snap: s}} }
 
 // admit takes out of a plan what does not fit, and reports whether there was such. What the plan itself ends to make room counts as gone, but only if what
 // it makes room for is accepted. A job that wants all or nothing gets nothing unless all fit.
@@ -137,8 +138,9 @@ func (c *check) admit(p *state.Placement) (refused bool) {
 		}
 	}
 	fits := p.Place[:0:0]
+	c.quotas.stop(p)
 	for _, a := range p.Place {
-		if !c.fits(a, evicted[a.ID]) {
+		if !c.fits(p, a, evicted[a.ID]) {
 			refused = true
 			delete(evicted, a.ID)
 			continue
@@ -151,6 +153,7 @@ func (c *check) admit(p *state.Placement) (refused bool) {
 			for _, a := range fits {
 				u := c.usage(a.NodeID)
 				u.Sub(&a.Resources)
+				c.quotas.giveBack(p, a)
 				for _, v := range evicted[a.ID] {
 					u.Add(&v.Resources)
 				}
@@ -164,7 +167,7 @@ func (c *check) admit(p *state.Placement) (refused bool) {
 }
 
 // fits takes an allocation into account, in the room of those that go for it, if it fits.
-func (c *check) fits(a *model.Allocation, evicted []*model.Allocation) bool {
+func (c *check) fits(p *state.Placement, a *model.Allocation, evicted []*model.Allocation) bool {
 	n := c.snap.Node(nil, a.NodeID)
 	if n == nil || !n.Ready() {
 		return false
@@ -174,7 +177,7 @@ func (c *check) fits(a *model.Allocation, evicted []*model.Allocation) bool {
 	for _, v := range evicted {
 		after.Sub(&v.Resources)
 	}
-	if sched.Fits(n, &after, &a.Resources) != "" {
+	if sched.Fits(n, &after, &a.Resources) != "" || !c.quotas.admit(p, a) {
 		return false
 	}
 	after.Add(&a.Resources)

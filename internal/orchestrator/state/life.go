@@ -103,6 +103,12 @@ var jobIndexes = map[string]func(*model.Job) []string{
 		}
 		return []string{j.Namespace, j.ParentID, j.ID}
 	},
+	"ended": func(j *model.Job) []string {
+		if j.Status != model.JobDead || !j.MeantToRun() {
+			return nil
+		}
+		return []string{hexIndex(j.ModifyIndex)}
+	},
 	"dispatch": func(j *model.Job) []string {
 		if j.DispatchToken == "" || !j.Dispatched {
 			return nil

@@ -109,6 +109,7 @@ func (s *Store) Restore(r io.Reader) error {
 		txn.Abort()
 		return fmt.Errorf("restore the state: %w", err)
 	}
+	restoreUsage(txn)
 	txn.Commit()
 	s.db.Store(db)
 	s.mu.Lock()

@@ -179,11 +179,6 @@ func (s *Snapshot) Tombstones(w Watch, nodeID string) iter.Seq[*Tombstone] {
 	return all[Tombstone](s, w, tableTombstones, "node", nodeID)
 }
 
-// AllTombstones yields those of all nodes.
-func (s *Snapshot) AllTombstones() iter.Seq[*Tombstone] {
-	return all[Tombstone](s, nil, tableTombstones, "id")
-}
-
 // SchedulerConfig is the one in force.
 func (s *Snapshot) SchedulerConfig() *SchedulerConfig {
 	if c := first[SchedulerConfig](s, nil, tableConfig, "config"); c != nil {

@@ -123,7 +123,7 @@ type tableDef struct {
 	schema   *memdb.TableSchema
 	kind     uint8 // of its records in a snapshot
 	observed bool  // its changes are told to observers
-	derived  bool  // from other tables: it is in no snapshot, and its changes are no change of the state
+	id       func(any) []any
 	persist  func(*Snapshot, *writer)
 	restore  func(*memdb.Txn, *reader) error
 }
@@ -138,6 +138,14 @@ func define[T any](name string, kind uint8, observed bool, id func(*T) []string,
 		t.Indexes[n] = &memdb.IndexSchema{Name: n, AllowMissing: true, Indexer: key[T](k)}
 	}
 	return tableDef{schema: t, kind: kind, observed: observed,
+		id: func(v any) []any {
+			parts := id(v.(*T))
+			args := make([]any, len(parts))
+			for i, p := range parts {
+				args[i] = p
+			}
+			return args
+		},
 		persist: func(s *Snapshot, w *writer) {
 			for v := range all[T](s, nil, name, "id") {
 				w.put(kind, v)
@@ -158,7 +166,7 @@ func define[T any](name string, kind uint8, observed bool, id func(*T) []string,
 var tables []tableDef
 
 func init() {
-	tables = slices.Concat(coreTables(), deploymentTables(), lifeTables(), usageTables())
+	tables = slices.Concat(coreTables(), deploymentTables(), usageTables(), serverTables(), accessTables(), lifeTables())
 }
 
 func coreTables() []tableDef {
@@ -168,19 +176,25 @@ func coreTables() []tableDef {
 		versionTable(),
 		define(tableEvals, 5, true, func(e *model.Evaluation) []string { return []string{e.ID} }, map[string]func(*model.Evaluation) []string{
 			"job": func(e *model.Evaluation) []string { return []string{e.Namespace, e.JobID} },
+			"ended": func(e *model.Evaluation) []string {
+				if !e.Terminal() {
+					return nil
+				}
+				return []string{hexTime(e.ModifyTime)}
+			},
 		}),
 		allocTable(),
 		define(tableTombstones, 8, false, func(t *Tombstone) []string { return []string{t.AllocID} }, map[string]func(*Tombstone) []string{
-			"node": func(t *Tombstone) []string { return []string{t.NodeID} },
+			"node":  func(t *Tombstone) []string { return []string{t.NodeID} },
+			"ended": func(t *Tombstone) []string { return []string{hexTime(t.Time)} },
 		}),
 		define(tableConfig, 9, false, func(*SchedulerConfig) []string { return []string{"config"} }, nil),
 		define(tableIndex, 10, false, func(t *tableState) []string { return []string{t.Table} }, nil),
 	}
 }
 
-// derived makes a table one that is filled in from others.
+// derived makes a table one that is filled in from others: it is in no snapshot on disk.
 func derived(t tableDef) tableDef {
-	t.derived = true
 	t.persist = func(*Snapshot, *writer) {}
 	return t
 }
@@ -212,6 +226,12 @@ func allocTable() tableDef {
 		// What a node must be told is what the servers changed since the last time: a range of this index.
 		"node": func(a *model.Allocation) []string { return []string{a.NodeID, hexIndex(a.AllocModifyIndex)} },
 		"eval": func(a *model.Allocation) []string { return []string{a.EvalID} },
+		"ended": func(a *model.Allocation) []string {
+			if !a.Terminal() || !a.ClientTerminal() {
+				return nil
+			}
+			return []string{hexTime(a.ModifyTime)}
+		},
 	})
 	t.persist = func(s *Snapshot, w *writer) {
 		for a := range all[model.Allocation](s, nil, tableAllocs, "id") {
@@ -246,8 +266,12 @@ func schema() *memdb.DBSchema {
 	return s
 }
 
-// byKind finds the table of a snapshot's record; observed are those whose changes are told.
-var byKind, observed = map[uint8]tableDef{}, map[string]bool{}
+// byKind finds the table of a snapshot's record; observed are those whose changes are told; idOf is the primary key of an object.
+var (
+	byKind   = map[uint8]tableDef{}
+	observed = map[string]bool{}
+	idOf     = map[string]func(any) []any{}
+)
 
 func init() {
 	for _, t := range tables {
@@ -255,7 +279,7 @@ func init() {
 			panic(fmt.Sprintf("state: record kind %d is used twice", t.kind))
 		}
 		byKind[t.kind] = t
-		observed[t.schema.Name] = t.observed
+		observed[t.schema.Name], idOf[t.schema.Name] = t.observed, t.id
 	}
 }
 
@@ -269,6 +293,9 @@ func hexIndex(n uint64) string {
 	}
 	return string(b[:])
 }
+
+// hexTime is hexIndex of a time in unix nanoseconds. What is before 1970 counts as 1970.
+func hexTime(ns int64) string { return hexIndex(uint64(max(ns, 0))) }
 
 // jobKey names a job across namespaces.
 type jobKey struct{ namespace, id string }

@@ -33,8 +33,8 @@ func (s *Snapshot) Usage(nodeID string) *model.Usage {
 	return noUsage
 }
 
-// count brings the usage up to date with changes of allocations.
-func (t *Tx) count(changes memdb.Changes) {
+// count brings the usage up to date with the update's changes of allocations.
+func (t *Tx) count() {
 	var changed map[string]*nodeUsage
 	of := func(node string) *model.Usage {
 		u := changed[node]
@@ -47,10 +47,7 @@ func (t *Tx) count(changes memdb.Changes) {
 		}
 		return &u.Usage
 	}
-	for _, c := range changes {
-		if c.Table != tableAllocs {
-			continue
-		}
+	for _, c := range t.changes {
 		before, _ := c.Before.(*model.Allocation)
 		after, _ := c.After.(*model.Allocation)
 		held, holds := before != nil && before.Holds(), after != nil && after.Holds()
@@ -65,10 +62,11 @@ func (t *Tx) count(changes memdb.Changes) {
 		}
 	}
 	for _, node := range sortedKeys(changed) {
-		if u := changed[node]; u.Empty() {
-			t.delete(tableUsage, u)
-		} else {
-			t.put(tableUsage, u)
+		u := changed[node]
+		if !u.Empty() {
+			t.insert(tableUsage, u)
+		} else if _, err := t.txn.DeleteAll(tableUsage, "id", node); err != nil {
+			panic("state: delete usage: " + err.Error())
 		}
 	}
 }

@@ -2,6 +2,7 @@ package state_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -137,5 +138,34 @@ func TestChangesOfANodeSinceAnIndex(t *testing.T) {
 	}
 	if want := []string{"a16", "a18", "a20"}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// A step that fails after it has written leaves nothing behind, whatever ran before it in the same update.
+func TestAFailedStepIsUndone(t *testing.T) {
+	s := state.New()
+	put := func(id string) func(*state.Tx) error {
+		return func(tx *state.Tx) error {
+			tx.PutEval(&model.Evaluation{ID: id, Namespace: "default", JobID: "j", Status: model.EvalPending})
+			return nil
+		}
+	}
+	changes := 0
+	s.Observe(func(c state.Commit) { changes += len(c.Changes) })
+	refused := errors.New("no")
+	errs := s.UpdateAll(7, 1, "Test", []state.Step{
+		{Kind: "a", Do: put("a")},
+		{Kind: "b", Do: func(tx *state.Tx) error { _ = put("b")(tx); return refused }},
+		{Kind: "c", Do: put("c")},
+	})
+	if errs[0] != nil || !errors.Is(errs[1], refused) || errs[2] != nil {
+		t.Errorf("the steps came to %v", errs)
+	}
+	if snap := s.Snapshot(); snap.Eval(nil, "a") == nil || snap.Eval(nil, "b") != nil || snap.Eval(nil, "c") == nil || changes != 2 {
+		t.Errorf("the failed step is still there, or another is not; %d changes", changes)
+	}
+	s.UpdateAll(8, 1, "Test", []state.Step{{Do: func(*state.Tx) error { return refused }}})
+	if s.Index() != 7 {
+		t.Errorf("an update that failed moved the index to %d", s.Index())
 	}
 }

@@ -189,6 +189,7 @@ func (t *Tx) RegisterNode(n *model.Node) *model.Node {
 		t.nodeEvent(n, "Cluster", "Node registered")
 	}
 	t.put(tableNodes, n)
+	t.ensureNodePool(n.NodePool)
 	return n
 }
 

@@ -11,6 +11,7 @@ type (
 	AllocResourceUsage           = api.AllocResourceUsage
 	Allocation                   = api.Allocation
 	AllocationListStub           = api.AllocationListStub
+	AutopilotConfiguration       = api.AutopilotConfiguration
 	CpuStats                     = api.CpuStats
 	Deployment                   = api.Deployment
 	Evaluation                   = api.Evaluation
@@ -23,10 +24,15 @@ type (
 	JobValidateRequest           = api.JobValidateRequest
 	JobValidateResponse          = api.JobValidateResponse
 	JobsParseRequest             = api.JobsParseRequest
+	LeadershipTransferResponse   = api.LeadershipTransferResponse
 	MemoryStats                  = api.MemoryStats
 	NodeListStub                 = api.NodeListStub
+	OperatorHealthReply          = api.OperatorHealthReply
+	RaftConfiguration            = api.RaftConfiguration
+	RaftServer                   = api.RaftServer
 	ResourceUsage                = api.ResourceUsage
 	SchedulerConfiguration       = api.SchedulerConfiguration
+	ServerHealth                 = api.ServerHealth
 	ServerMembers                = api.ServerMembers
 	TaskResourceUsage            = api.TaskResourceUsage
 	DeploymentAllocHealthRequest = api.DeploymentAllocHealthRequest

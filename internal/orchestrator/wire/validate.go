@@ -145,9 +145,7 @@ func (p *Problems) group(g *api.TaskGroup, jobType string) {
 	if len(g.Volumes) > 0 {
 		p.err("%s: volumes are not supported by Rockpool", where)
 	}
-	if len(g.Services) > 0 {
-		p.ignored("service", where)
-	}
+	p.services(where, g.Services)
 	p.policies(where, g, jobType)
 	p.networks(where, g.Networks)
 	if len(g.Networks) > 1 {
@@ -223,9 +221,7 @@ func (p *Problems) task(group string, t *api.Task) {
 			p.err("%s: %s: not supported by Rockpool", where, f.what)
 		}
 	}
-	if len(t.Services) > 0 {
-		p.ignored("service", where)
-	}
+	p.services(where, t.Services)
 	if t.ShutdownDelay < 0 {
 		p.err("%s: ShutdownDelay must be a positive value", where)
 	}

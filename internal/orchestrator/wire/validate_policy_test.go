@@ -17,15 +17,25 @@ func TestPoliciesOfJobsAreChecked(t *testing.T) {
 		f    func(*api.Job, *api.TaskGroup)
 		want string // "" = it is accepted
 	}{
-		{"periodic", "batch", func(j *api.Job, _ *api.TaskGroup) { j.Periodic = &api.PeriodicConfig{Spec: new("@daily"), TimeZone: new("Europe/Berlin")} }, ""},
-		{"several crons", "sysbatch", func(j *api.Job, _ *api.TaskGroup) { j.Periodic = &api.PeriodicConfig{Specs: []string{"* * * * *", "@hourly"}} }, ""},
+		{"periodic", "batch", func(j *api.Job, _ *api.TaskGroup) {
+			j.Periodic = &api.PeriodicConfig{Spec: new("@daily"), TimeZone: new("Europe/Berlin")}
+		}, ""},
+		{"several crons", "sysbatch", func(j *api.Job, _ *api.TaskGroup) {
+			j.Periodic = &api.PeriodicConfig{Specs: []string{"* * * * *", "@hourly"}}
+		}, ""},
 		{"a periodic service", "service", func(j *api.Job, _ *api.TaskGroup) { j.Periodic = &api.PeriodicConfig{Spec: new("@daily")} },
 			`Periodic can only be used with "batch" or "sysbatch" scheduler`},
 		{"a broken cron", "batch", func(j *api.Job, _ *api.TaskGroup) { j.Periodic = &api.PeriodicConfig{Spec: new("never")} }, `Invalid cron spec "never"`},
-		{"a broken zone", "batch", func(j *api.Job, _ *api.TaskGroup) { j.Periodic = &api.PeriodicConfig{Spec: new("@daily"), TimeZone: new("Moon")} }, `Invalid time zone "Moon"`},
+		{"a broken zone", "batch", func(j *api.Job, _ *api.TaskGroup) {
+			j.Periodic = &api.PeriodicConfig{Spec: new("@daily"), TimeZone: new("Moon")}
+		}, `Invalid time zone "Moon"`},
 		{"no cron", "batch", func(j *api.Job, _ *api.TaskGroup) { j.Periodic = &api.PeriodicConfig{} }, "Must specify a spec"},
-		{"cron and crons", "batch", func(j *api.Job, _ *api.TaskGroup) { j.Periodic = &api.PeriodicConfig{Spec: new("@daily"), Specs: []string{"@hourly"}} }, "Only one of cron and crons"},
-		{"parameterized", "batch", func(j *api.Job, _ *api.TaskGroup) { j.ParameterizedJob = &api.ParameterizedJobConfig{Payload: "required"} }, ""},
+		{"cron and crons", "batch", func(j *api.Job, _ *api.TaskGroup) {
+			j.Periodic = &api.PeriodicConfig{Spec: new("@daily"), Specs: []string{"@hourly"}}
+		}, "Only one of cron and crons"},
+		{"parameterized", "batch", func(j *api.Job, _ *api.TaskGroup) {
+			j.ParameterizedJob = &api.ParameterizedJobConfig{Payload: "required"}
+		}, ""},
 		{"an unknown payload", "batch", func(j *api.Job, _ *api.TaskGroup) { j.ParameterizedJob = &api.ParameterizedJobConfig{Payload: "some"} }, `Unknown payload requirement: "some"`},
 		{"meta twice", "batch", func(j *api.Job, _ *api.TaskGroup) {
 			j.ParameterizedJob = &api.ParameterizedJobConfig{MetaRequired: []string{"a", "b"}, MetaOptional: []string{"b"}}
@@ -49,11 +59,15 @@ func TestPoliciesOfJobsAreChecked(t *testing.T) {
 		{"disconnect both ways", "service", func(_ *api.Job, g *api.TaskGroup) {
 			g.Disconnect = &api.DisconnectStrategy{LostAfter: new(time.Hour), StopOnClientAfter: new(time.Hour)}
 		}, "Disconnect can only have one of lost_after and stop_on_client_after"},
-		{"an unknown reconcile", "service", func(_ *api.Job, g *api.TaskGroup) { g.Disconnect = &api.DisconnectStrategy{Reconcile: new(api.ReconcileOption("dice"))} },
+		{"an unknown reconcile", "service", func(_ *api.Job, g *api.TaskGroup) {
+			g.Disconnect = &api.DisconnectStrategy{Reconcile: new(api.ReconcileOption("dice"))}
+		},
 			`reconcile option "dice" is invalid`},
 		{"scaling", "service", func(_ *api.Job, g *api.TaskGroup) { g.Scaling = &api.ScalingPolicy{Max: new(int64(3))} }, ""},
 		{"scaling without bounds", "service", func(_ *api.Job, g *api.TaskGroup) { g.Scaling = &api.ScalingPolicy{} }, "maximum count must be specified"},
-		{"scaling below the count", "service", func(_ *api.Job, g *api.TaskGroup) { g.Scaling = &api.ScalingPolicy{Min: new(int64(0)), Max: new(int64(0))} },
+		{"scaling below the count", "service", func(_ *api.Job, g *api.TaskGroup) {
+			g.Scaling = &api.ScalingPolicy{Min: new(int64(0)), Max: new(int64(0))}
+		},
 			"task group count must not be greater than maximum count"},
 		{"a negative delay", "service", func(_ *api.Job, g *api.TaskGroup) { g.ShutdownDelay = new(-time.Second) }, "ShutdownDelay must be a positive value"},
 	} {
