@@ -38,6 +38,11 @@ func well(a *model.Allocation) *bool {
 func (c *cluster) deployment(id, status string) *api.Deployment {
 	c.tb.Helper()
 	var d *api.Deployment
+	c.tb.Cleanup(func() {
+		if c.tb.Failed() && d != nil {
+			c.tb.Logf("the newest deployment of %s is %+v with %+v", id, d, d.TaskGroups["default"])
+		}
+	})
 	eventually(c.tb, fmt.Sprintf("the newest deployment of %s is %s", id, status), func() bool {
 		var err error
 		if d, _, err = c.api.Jobs().LatestDeployment(id, nil); err != nil {

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/state"
 )
@@ -49,7 +50,7 @@ func putEvals(tx *state.Tx, evals ...*model.Evaluation) {
 }
 
 // DeploymentStatus changes a deployment's status, and registers an earlier version of its job when it is to be rolled back. The result is a *Made with the
-// job of the rollback, or nil when the deployment has ended already: then nothing was done.
+// job of the rollback, or a conflict when the deployment has ended already: then nothing was done.
 type DeploymentStatus struct {
 	Now      int64
 	Update   state.DeploymentStatus
@@ -61,8 +62,11 @@ func (e *DeploymentStatus) at() int64 { return e.Now }
 
 func applyDeploymentStatus(tx *state.Tx, e *DeploymentStatus) (any, error) {
 	d := tx.Deployment(nil, e.Update.DeploymentID)
-	if d == nil || !tx.SetDeploymentStatus(e.Update) {
-		return nil, nil
+	if d == nil {
+		return nil, fault.New(fault.NotFound, "deployment not found")
+	}
+	if !tx.SetDeploymentStatus(e.Update) {
+		return nil, fault.New(fault.Conflict, "the deployment has ended: it is %s", d.Status)
 	}
 	made := &Made{}
 	if j := tx.Job(nil, d.Namespace, d.JobID); e.Rollback != nil && j != nil && j.CreateIndex == d.JobCreateIndex && j.Version == d.JobVersion {
@@ -266,7 +270,7 @@ func made(tx *state.Tx, j *model.Job, isNew bool, e *model.Evaluation, err error
 	if err != nil {
 		return nil, err
 	}
-	if isNew && e != nil && !state.IsTemplate(j) {
+	if isNew && e != nil && !j.IsTemplate() {
 		e.JobID, e.Type, e.Priority, e.JobModifyIndex = j.ID, j.Type, j.Priority, j.JobModifyIndex
 		tx.PutEval(e)
 	}

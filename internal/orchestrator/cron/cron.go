@@ -1,7 +1,7 @@
 // Package cron finds out when a periodic job is due: cron expressions, any of several, in a time zone.
 //
-// Times follow the clock on the wall of that zone. An occasion that a change to summer time leaves out is made up for at the first moment after the gap
-// or skipped, as the expression says; one that comes twice when the clock is set back is taken each time. Due times always grow.
+// Times follow the clock on the wall of that zone, also when it is set. Due times always grow, whatever becomes of an occasion that such a change leaves out or
+// lets come twice.
 package cron
 
 import (
@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/cronexpr"
 
+	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/model"
 )
 
@@ -23,22 +24,22 @@ type Schedule struct {
 func Parse(p *model.Periodic) (*Schedule, error) {
 	s := &Schedule{zone: time.UTC}
 	if len(p.Specs) == 0 {
-		return nil, fmt.Errorf("Must specify a spec") //nolint:staticcheck // as Nomad has it
+		return nil, fault.New(fault.Invalid, "Must specify a spec")
 	}
 	if p.TimeZone != "" {
 		if p.TimeZone == "Local" {
-			return nil, fmt.Errorf("Invalid time zone %q: it differs from server to server", p.TimeZone) //nolint:staticcheck // as above
+			return nil, fault.New(fault.Invalid, "Invalid time zone %q: it differs from server to server", p.TimeZone)
 		}
 		zone, err := time.LoadLocation(p.TimeZone)
 		if err != nil {
-			return nil, fmt.Errorf("Invalid time zone %q: %w", p.TimeZone, err) //nolint:staticcheck // as above
+			return nil, fault.New(fault.Invalid, "Invalid time zone %q: %v", p.TimeZone, err)
 		}
 		s.zone = zone
 	}
 	for _, text := range p.Specs {
 		e, err := parse(text)
 		if err != nil {
-			return nil, fmt.Errorf("Invalid cron spec %q: %w", text, err) //nolint:staticcheck // as above
+			return nil, fault.New(fault.Invalid, "Invalid cron spec %q: %v", text, err)
 		}
 		s.specs = append(s.specs, e)
 	}

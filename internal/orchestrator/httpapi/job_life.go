@@ -97,7 +97,7 @@ func (a *API) dispatchJob(w http.ResponseWriter, r *http.Request, _ auth.Identit
 			JobCreateIndex  uint64
 			Index           uint64
 		}{DispatchedJobID: made.Job.ID, JobCreateIndex: made.Job.CreateIndex, Index: index}
-		if made.New && !state.IsTemplate(made.Job) {
+		if made.New && !made.Job.IsTemplate() {
 			out.EvalID, out.EvalCreateIndex = e.ID, index
 		}
 		return out, nil
@@ -159,7 +159,7 @@ func (a *API) evaluateJob(w http.ResponseWriter, r *http.Request, _ auth.Identit
 	switch {
 	case j.Periodic != nil:
 		return fault.New(fault.Conflict, "can't evaluate periodic job")
-	case state.IsTemplate(j):
+	case j.IsTemplate():
 		return fault.New(fault.Conflict, "can't evaluate parameterized job")
 	}
 	e := leader.JobEval(j, model.TriggerJobRegister)
@@ -229,7 +229,7 @@ func (a *API) revertJob(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	c := *old
 	c.Stop, c.Stable, c.VersionTag = false, false, nil
 	entry := &command.JobRegister{Now: time.Now().UnixNano(), Job: &c, EnforceIndex: true, AtIndex: j.JobModifyIndex}
-	if !state.IsTemplate(&c) {
+	if !c.IsTemplate() {
 		entry.Eval = leader.JobEval(j, model.TriggerJobRegister)
 	}
 	if sub := s.Submission(nil, j.Namespace, j.ID, old.Version); sub != nil {
@@ -442,7 +442,7 @@ func (a *API) planJob(_ context.Context, id auth.Identity, r planJob) (reply, er
 		out.NextPeriodicLaunch = leader.NextLaunch(j.Periodic, now)
 	}
 	counts := map[string]sched.Counts{}
-	if !state.IsTemplate(j) {
+	if !j.IsTemplate() {
 		d := sched.Schedule(a.cfg.Leader.View(supposed), e, now.UnixNano())
 		counts = sched.Annotate(d)
 		out.FailedTGAllocs = wire.MetricsOut(d.Failed)

@@ -216,7 +216,7 @@ func (a *API) registerJob(w http.ResponseWriter, r *http.Request, id auth.Identi
 	if entry.Submission, text = submission(job, req.Body.Submission); text != "" {
 		warnings = strings.TrimLeft(warnings+"\n"+text, "\n")
 	}
-	if !state.IsTemplate(job) { // which is not placed, but what is made of it
+	if !job.IsTemplate() { // which is not placed, but what is made of it
 		entry.Eval = leader.JobEval(job, model.TriggerJobRegister)
 		entry.Eval.Priority = cmp.Or(req.Body.EvalPriority, job.Priority)
 	}
@@ -346,7 +346,7 @@ func (a *API) deleteJob(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	entry := &command.JobDeregister{
 		Now: time.Now().UnixNano(), Namespace: namespace, JobID: j.ID, Purge: bool(req.Purge), NoShutdownDelay: bool(req.NoShutdownDelay),
 	}
-	if !state.IsTemplate(j) {
+	if !j.IsTemplate() {
 		entry.Eval = leader.JobEval(j, model.TriggerJobDeregister)
 		entry.Eval.Priority = cmp.Or(req.EvalPriority, j.Priority)
 	}

@@ -168,7 +168,7 @@ func (a *API) reportAllocs(ctx context.Context, _ auth.Identity, r reportAllocs)
 }
 
 // followUps are the evaluations that ended allocations ask for: where a failed one may be replaced, and where a service
-// or a job that waits for its old allocations to end has one less.
+// or a job that waits for its old allocations to end has one less, and where one is back that was given up.
 func followUps(snap *state.Snapshot, updates []*model.AllocUpdate) []*model.Evaluation {
 	var out []*model.Evaluation
 	seen := map[[2]string]bool{}
@@ -194,10 +194,7 @@ func followUps(snap *state.Snapshot, updates []*model.AllocUpdate) []*model.Eval
 		if back {
 			trigger = model.TriggerReconnect
 		}
-		out = append(out, &model.Evaluation{
-			ID: ident.New(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: trigger,
-			JobID: j.ID, JobModifyIndex: j.JobModifyIndex, Status: model.EvalPending,
-		})
+		out = append(out, leader.JobEval(j, trigger))
 	}
 	return out
 }

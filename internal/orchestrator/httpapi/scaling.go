@@ -78,7 +78,7 @@ func (a *API) scaleJob(w http.ResponseWriter, r *http.Request, _ auth.Identity, 
 		if entry.AtIndex == 0 {
 			entry.AtIndex = j.JobModifyIndex // what was checked is what is scaled
 		}
-		if !state.IsTemplate(j) {
+		if !j.IsTemplate() {
 			entry.Eval = leader.JobEval(j, model.TriggerScaling)
 		}
 	}

@@ -267,13 +267,13 @@ func (t *term) markDown(ctx context.Context, id string, now time.Time) error {
 		return nil
 	}
 	e := &command.NodeStatus{Now: now.UnixNano(), NodeID: id, Status: model.NodeDown, Description: "heartbeat missed", Evals: NodeEvals(snap, id)}
-	until, later := waitedFor(snap, n, now)
+	until := waitedFor(snap, n, now)
 	if until.After(now) {
 		if n.Status == model.NodeDisconnected {
 			t.heartbeats.disconnect(id, until)
 			return nil
 		}
-		e.Status, e.Evals = model.NodeDisconnected, append(e.Evals, later...)
+		e.Status = model.NodeDisconnected
 	}
 	t.cfg.Logger.WithFields(logging.Fields{"node_id": id, "status": e.Status}).Warn("node was not heard of in time")
 	ctx, cancel := context.WithTimeout(ctx, logBound)
@@ -289,34 +289,23 @@ func (t *term) markDown(ctx context.Context, id string, now time.Time) error {
 	return nil
 }
 
-// waitedFor is until when anything on a node that is cut off may come back, as the disconnect policies of its groups say, and an evaluation of each job for the
-// moment at which a group's time is over. The time counts from when the node was cut off; before now = not at all.
-func waitedFor(snap *state.Snapshot, n *model.Node, now time.Time) (until time.Time, evals []*model.Evaluation) {
+// waitedFor is until when anything on a node that is cut off may come back, as the disconnect policies of its groups say; before now = not at all. The time counts
+// from when the node was cut off. The scheduler looks at each allocation when its own time is over.
+func waitedFor(snap *state.Snapshot, n *model.Node, now time.Time) (until time.Time) {
 	since := now
 	if n.Status == model.NodeDisconnected {
 		since = time.Unix(0, n.StatusUpdatedAt)
 	}
-	seen := map[groupOf]bool{}
 	for a := range snap.AllocsByNode(nil, n.ID) {
 		g := a.Job.Group(a.TaskGroup)
-		if a.Terminal() || g == nil || g.Disconnect == nil || g.Disconnect.LostAfter <= 0 {
+		if a.Terminal() || g == nil || g.Disconnect == nil || a.ClientStatus != model.ClientRunning && a.ClientStatus != model.ClientUnknown {
 			continue
 		}
-		if a.ClientStatus != model.ClientRunning && a.ClientStatus != model.ClientUnknown {
-			continue
-		}
-		at := since.Add(g.Disconnect.LostAfter)
-		if at.After(until) {
+		if at := since.Add(g.Disconnect.LostAfter); g.Disconnect.LostAfter > 0 && at.After(until) {
 			until = at
 		}
-		if k := (groupOf{a.Namespace, a.JobID, a.TaskGroup}); !seen[k] {
-			seen[k] = true
-			e := JobEval(a.Job, model.TriggerDisconnect)
-			e.NodeID, e.WaitUntil = n.ID, at.UnixNano()
-			evals = append(evals, e)
-		}
 	}
-	return until, evals
+	return until
 }
 
 // note tells the state who is silent. It costs an entry only when that has changed.
@@ -350,7 +339,7 @@ func NodeEvals(snap *state.Snapshot, nodeID string) []*model.Evaluation {
 		}
 	}
 	for j := range snap.Jobs(nil, "*", "") {
-		if !j.Stop && (j.Type == model.JobTypeSystem || j.Type == model.JobTypeSysbatch) {
+		if !j.Stop && !j.IsTemplate() && (j.Type == model.JobTypeSystem || j.Type == model.JobTypeSysbatch) {
 			add(j)
 		}
 	}
@@ -388,8 +377,7 @@ func (t *term) expect(snap *state.Snapshot, now time.Time) {
 		switch n.Status {
 		case model.NodeDown:
 		case model.NodeDisconnected:
-			until, _ := waitedFor(snap, n, now)
-			t.heartbeats.disconnect(n.ID, until)
+			t.heartbeats.disconnect(n.ID, waitedFor(snap, n, now))
 		default:
 			t.heartbeats.grant(n.ID, silent[n.ID], now)
 		}

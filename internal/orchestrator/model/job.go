@@ -248,3 +248,6 @@ func (g *TaskGroup) Task(name string) *Task {
 	}
 	return nil
 }
+
+// IsTemplate reports whether a job only stands for those that are made of it, by the clock or by dispatch, and is never placed itself.
+func (j *Job) IsTemplate() bool { return j.Periodic != nil || j.Parameterized != nil && !j.Dispatched }

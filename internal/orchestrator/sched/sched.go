@@ -135,6 +135,9 @@ func Schedule(s State, e *model.Evaluation, now int64) *Decision {
 		}
 		return p.out
 	}
+	if p.job.IsTemplate() {
+		return p.out // what is made of it is placed
+	}
 	p.opts = s.Options(p.job.NodePool)
 	p.quota, p.held = s.NamespaceQuota(e.Namespace)
 	groups := map[string][]*model.Allocation{}

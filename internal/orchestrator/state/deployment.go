@@ -201,6 +201,11 @@ func (t *Tx) SetHealth(id string, healthy, unhealthy []string) error {
 			}
 		}
 	}
+	for _, allocID := range healthy {
+		if a := t.Alloc(nil, allocID); a.ClientTerminal() {
+			return fault.New(fault.Conflict, "alloc %q is %s and cannot be healthy", allocID, a.ClientStatus)
+		}
+	}
 	for i, list := range [][]string{healthy, unhealthy} {
 		for _, allocID := range list {
 			c := *t.Alloc(nil, allocID)

@@ -132,11 +132,6 @@ func (s *Snapshot) DrainingNodes(w Watch) iter.Seq[*model.Node] {
 	return all[model.Node](s, w, tableNodes, "draining")
 }
 
-// IsTemplate reports whether a job only stands for those that are made of it, by the clock or by dispatch, and is never placed itself.
-func IsTemplate(j *model.Job) bool {
-	return j.Periodic != nil || j.Parameterized != nil && !j.Dispatched
-}
-
 // PeriodicJobs yields the jobs that are started by the clock, enabled or not.
 func (s *Snapshot) PeriodicJobs(w Watch) iter.Seq[*model.Job] {
 	return all[model.Job](s, w, tableJobs, "periodic")

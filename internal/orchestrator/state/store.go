@@ -272,7 +272,7 @@ func (t *Tx) deriveStatuses() {
 // status is running while an allocation is alive, else pending while an evaluation is, else dead once there was either. A
 // job of which nothing is known yet is pending. A template of other jobs runs until it is stopped.
 func (t *Tx) status(j *model.Job) string {
-	if IsTemplate(j) {
+	if j.IsTemplate() {
 		if j.Stop {
 			return model.JobDead
 		}

@@ -38,6 +38,7 @@ func Diff(before, after *model.Job) *api.JobDiff {
 	}
 	changed := len(d.Fields)+len(d.Objects) > 0 || slices.ContainsFunc(d.TaskGroups, func(g *api.TaskGroupDiff) bool { return g.Type != diffNone })
 	d.Type = kindOf(before == nil, after == nil, changed)
+	whole(d.Type, d.Fields, d.Objects)
 	return d
 }
 
@@ -56,6 +57,7 @@ func diffGroups(name string, x, y *api.TaskGroup) *api.TaskGroupDiff {
 	}
 	changed := len(d.Fields)+len(d.Objects) > 0 || slices.ContainsFunc(d.Tasks, func(t *api.TaskDiff) bool { return t.Type != diffNone })
 	d.Type = kindOf(none[0], none[1], changed)
+	whole(d.Type, d.Fields, d.Objects)
 	return d
 }
 
@@ -70,6 +72,7 @@ func diffTasks(name string, x, y *api.Task) *api.TaskDiff {
 	}
 	d.Fields, d.Objects = structs(reflect.ValueOf(*x), reflect.ValueOf(*y))
 	d.Type = kindOf(none[0], none[1], len(d.Fields)+len(d.Objects) > 0)
+	whole(d.Type, d.Fields, d.Objects)
 	return d
 }
 
@@ -213,7 +216,27 @@ func diffObjects(name string, x, y reflect.Value) *api.ObjectDiff {
 	if d.Type == diffEdited && len(d.Fields)+len(d.Objects) == 0 {
 		return nil
 	}
+	whole(d.Type, d.Fields, d.Objects)
 	return d
+}
+
+// whole makes all differences of something that is only on one side those of that side: the zeros of the other are no values.
+func whole(kind string, fields []*api.FieldDiff, objects []*api.ObjectDiff) {
+	if kind != diffAdded && kind != diffDeleted {
+		return
+	}
+	for _, f := range fields {
+		f.Type = kind
+		if kind == diffAdded {
+			f.Old = ""
+		} else {
+			f.New = ""
+		}
+	}
+	for _, o := range objects {
+		o.Type = kind
+		whole(kind, o.Fields, o.Objects)
+	}
 }
 
 // diffLists compares lists of objects: those with a name by it, others as a set.

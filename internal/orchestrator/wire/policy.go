@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"time"
+
 	"github.com/hashicorp/nomad/api"
 
 	"rockpool/internal/orchestrator/model"
@@ -66,9 +68,9 @@ func groupPoliciesIn(g *api.TaskGroup, out *model.TaskGroup) {
 			LostAfter: val(d.LostAfter), StopOnClientAfter: val(d.StopOnClientAfter), Replace: d.Replace == nil || *d.Replace,
 			Reconcile: string(val(d.Reconcile)),
 		}
-	case g.MaxClientDisconnect != nil || g.StopAfterClientDisconnect != nil: //nolint:staticcheck // older job files say it so
-		out.Disconnect = &model.DisconnectPolicy{
-			LostAfter: val(g.MaxClientDisconnect), StopOnClientAfter: val(g.StopAfterClientDisconnect), Replace: true, //nolint:staticcheck // as above
+	default:
+		if lost, stop := olderDisconnect(g); lost != nil || stop != nil {
+			out.Disconnect = &model.DisconnectPolicy{LostAfter: val(lost), StopOnClientAfter: val(stop), Replace: true}
 		}
 	}
 	out.Services = each(g.Services, serviceIn)
@@ -85,6 +87,12 @@ func groupPoliciesIn(g *api.TaskGroup, out *model.TaskGroup) {
 		out.Scaling = &model.Scaling{ID: s.ID, Enabled: s.Enabled == nil || *s.Enabled, Min: val(s.Min), Max: val(s.Max), Policy: s.Policy}
 	}
 	out.ShutdownDelay = val(g.ShutdownDelay)
+}
+
+// olderDisconnect is what a disconnect block says now, as job files said it before there was one.
+func olderDisconnect(g *api.TaskGroup) (lost, stop *time.Duration) {
+	//lint:ignore SA1019 they are read for the sake of those files
+	return g.MaxClientDisconnect, g.StopAfterClientDisconnect
 }
 
 func groupPoliciesOut(g *model.TaskGroup, out *api.TaskGroup) {

@@ -139,7 +139,7 @@ func (p *Problems) migrate(where string, m *api.MigrateStrategy, jobType string)
 
 // disconnect takes both spellings, of which a job may use one.
 func (p *Problems) disconnect(where string, g *api.TaskGroup, jobType string) {
-	lost, stop := g.MaxClientDisconnect, g.StopAfterClientDisconnect //nolint:staticcheck // older job files say it so
+	lost, stop := olderDisconnect(g)
 	if d := g.Disconnect; d != nil {
 		if lost != nil || stop != nil {
 			p.err("%s: disconnect cannot be used together with max_client_disconnect or stop_after_client_disconnect, which say the same", where)
