@@ -196,7 +196,12 @@ func (r *Raft) follow(ctx context.Context, node *raft.Raft, m *machine) error {
 		case err := <-r.fatal:
 			return err
 		case <-ctx.Done():
-			return nil
+			select {
+			case err := <-r.fatal: // why it ends matters more than that it was told to
+				return err
+			default:
+				return nil
+			}
 		}
 		r.changes.tell()
 	}
