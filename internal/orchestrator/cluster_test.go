@@ -87,7 +87,7 @@ func (p *pki) server(t *testing.T, name string, expect int, join ...string) *fel
 		Cluster: orchestrator.ClusterConfig{
 			Expect: expect, RPCAddress: freePort(t), GossipAddress: freePort(t), Join: join, GossipKey: gossipKey,
 			TLS:            orchestrator.TLSConfig{CAFile: f.CA, CertFile: f.Cert, KeyFile: f.Key, VerifyServerHostname: true},
-			GossipInterval: 100 * time.Millisecond, AutopilotInterval: 100 * time.Millisecond,
+			GossipInterval: 100 * time.Millisecond, AutopilotInterval: 50 * time.Millisecond,
 		},
 	}}
 	return c
@@ -255,6 +255,30 @@ func TestThreeServers(t *testing.T) {
 		return err == nil && h.Healthy && h.FailureTolerance == 1 && len(h.Voters) == 3
 	})
 
+	// What the first program did not know is proposed, since all servers here know it; and a follower passes on more than it would keep.
+	follower := all[slices.IndexFunc(all, func(s *fellow) bool { return s != first })]
+	pilot := &api.AutopilotConfiguration{CleanupDeadServers: true, LastContactThreshold: time.Second, MaxTrailingLogs: 250, ServerStabilizationTime: 100 * time.Millisecond}
+	if _, err := follower.client(t).Operator().AutopilotSetConfiguration(pilot, nil); err != nil {
+		t.Fatal(err)
+	}
+	events, err := follower.client(t).EventStream().Stream(t.Context(), map[api.Topic][]string{api.TopicJob: {"large"}}, 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	large := clusterJob("large")
+	large.Meta = map[string]string{"large": strings.Repeat("x", 1<<20)}
+	if _, _, err := follower.client(t).Jobs().Register(large, nil); err != nil {
+		t.Fatalf("a large job by way of a follower: %v", err)
+	}
+	for e := range events {
+		if e.Err != nil {
+			t.Fatal(e.Err)
+		}
+		if len(e.Events) > 0 {
+			break
+		}
+	}
+
 	// The leader dies: whoever holds a request until there is another one loses nothing.
 	var archive bytes.Buffer
 	snap, err := b.client(t).Operator().Snapshot(nil)
@@ -289,10 +313,25 @@ func TestThreeServers(t *testing.T) {
 		return err != nil && strings.Contains(err.Error(), "429")
 	})
 
-	// It comes back with what it had, and catches up.
+	voting := func(s *fellow) (n int) {
+		conf, err := s.client(t).Operator().RaftGetConfiguration(nil)
+		if err != nil {
+			return 0
+		}
+		for _, p := range conf.Servers {
+			if p.Voter {
+				n++
+			}
+		}
+		return n
+	}
+	until(t, "the dead one is taken out", func() bool { return voting(left[0]) == 2 })
+
+	// It comes back with what it had, catches up, and gets its vote again.
 	dead.start(t)
 	leaderOf(t, all)
 	sameState(t, all)
+	until(t, "it votes again", func() bool { return voting(left[0]) == 3 })
 
 	// Leadership is handed on.
 	now := leaderOf(t, all)
