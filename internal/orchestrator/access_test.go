@@ -708,3 +708,53 @@ func TestSearch(t *testing.T) {
 	_, _, err = c.api.Search().PrefixSearch("x", "odd", nil)
 	refused(t, "an unknown context", err, "context must be one of")
 }
+
+// A terminal ends with the right to it, and not with a change that leaves the right.
+func TestATerminalEndsWithItsRight(t *testing.T) {
+	c, _, alloc := withAgent(t, func(e *execution) {
+		in := make([]byte, 1)
+		for {
+			if _, err := e.inR.Read(in); err != nil {
+				return
+			}
+			if _, err := e.out.Write(in); err != nil {
+				return
+			}
+		}
+	})
+	c.policy("writer", `namespace "default" { policy = "write" }`)
+	tok := c.tokenOf("writer")
+	conn := c.dial(t, alloc.ID, command("cat"), tok.SecretID)
+	echo := func(text string) error {
+		if err := conn.WriteJSON(map[string]any{"stdin": map[string]any{"data": []byte(text)}}); err != nil {
+			return err
+		}
+		for {
+			var frame struct{ Stdout *struct{ Data []byte } }
+			if err := conn.ReadJSON(&frame); err != nil {
+				return err
+			}
+			if frame.Stdout != nil && string(frame.Stdout.Data) == text {
+				return nil
+			}
+		}
+	}
+	if err := echo("a"); err != nil {
+		t.Fatal(err)
+	}
+	c.policy("writer", `namespace "de*" { policy = "write" }`)
+	if err := echo("b"); err != nil {
+		t.Fatalf("after a change that leaves the right: %v", err)
+	}
+	if _, err := c.api.ACLTokens().Delete(tok.AccessorID, nil); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, _, err := conn.ReadMessage(); err != nil {
+			if strings.Contains(err.Error(), "timeout") {
+				t.Error("the terminal is open after the token's end")
+			}
+			break
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -432,5 +433,38 @@ func TestOwnedRoutesNameTheirObject(t *testing.T) {
 				t.Errorf("route %s must call its object {id}, so that its namespace is found", r.Name)
 			}
 		}
+	}
+}
+
+// A request that waits is not answered to a token that has been removed meanwhile.
+func TestAWaitingRequestLosesItsAnswerWithItsToken(t *testing.T) {
+	w := newWorld(t)
+	token := w.token(t, "namespace \"a\" {\npolicy = \"read\"\n}")
+	accessor := w.store.Snapshot().ACLTokenBySecret(hashOf(token)).AccessorID
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if rec := w.ask("GET", "/v1/jobs?namespace=a&wait=30s&index="+strconv.FormatUint(w.store.Index(), 10), token, ""); rec.Code != http.StatusForbidden {
+			t.Errorf("%d %s", rec.Code, rec.Body)
+		}
+	})
+	w.must(t, &command.ACLTokenDelete{Accessor: accessor})
+	w.must(t, &command.JobRegister{Job: &model.Job{Namespace: "a", ID: "new", Type: "batch", TaskGroups: []*model.TaskGroup{}}})
+	wg.Wait()
+}
+
+// Of wrong tokens none is found quicker or slower for what it shares with a right one: the lookup is by a hash.
+func TestSecretsAreLookedUpByTheirHash(t *testing.T) {
+	w := newWorld(t)
+	secret := w.token(t, "node {\npolicy = \"read\"\n}")
+	for tok := range w.store.Snapshot().ACLTokens(nil, "") {
+		if strings.Contains(tok.SecretHash, secret) || len(tok.SecretHash) != 64 {
+			t.Errorf("kept is %q", tok.SecretHash)
+		}
+	}
+	if w.store.Snapshot().ACLTokenBySecret(secret) != nil || w.store.Snapshot().ACLTokenBySecret("") != nil {
+		t.Error("something that is no hash finds a token")
+	}
+	if rec := w.ask("GET", "/v1/nodes", hashOf(secret), ""); rec.Code != http.StatusForbidden {
+		t.Errorf("the hash itself is taken for a secret: %d", rec.Code)
 	}
 }
