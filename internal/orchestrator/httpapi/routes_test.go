@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/ident"
 	"rockpool/internal/orchestrator/acl"
@@ -466,5 +467,22 @@ func TestSecretsAreLookedUpByTheirHash(t *testing.T) {
 	}
 	if rec := w.ask("GET", "/v1/nodes", hashOf(secret), ""); rec.Code != http.StatusForbidden {
 		t.Errorf("the hash itself is taken for a secret: %d", rec.Code)
+	}
+}
+
+// Whoever has no token cannot fill the log.
+func TestNobodyWritesEntriesByAsking(t *testing.T) {
+	w := newWorld(t)
+	if rec := w.ask("PUT", "/v1/acl/bootstrap", "", ""); rec.Code != http.StatusOK {
+		t.Fatalf("%d %s", rec.Code, rec.Body)
+	}
+	before := w.store.Index()
+	for _, r := range w.table() {
+		if r.Policy.Scope == auth.Public || r.Method != "GET" {
+			w.ask(r.Method, w.path(r), "", cmp.Or(bodies[strings.TrimSuffix(r.Name, ".put")], `{"OneTimeSecretID":"x"}`))
+		}
+	}
+	if after := w.store.Index(); after != before {
+		t.Errorf("%d entries were written", after-before)
 	}
 }
