@@ -758,3 +758,54 @@ func TestATerminalEndsWithItsRight(t *testing.T) {
 		}
 	}
 }
+
+func TestTheAuditLogSaysWhoAskedAndNothingSecret(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	c := bootstrapped(t, orchestrator.ServerConfig{AuditFile: path})
+	c.policy("none", `node { policy = "read" }`)
+	tok := c.tokenOf("none")
+	_, _, err := c.client(tok.SecretID).Jobs().List(nil)
+	refused(t, "a list", err, "Permission denied")
+	v := api.NewVariable("app/db")
+	v.Items["password"] = shibboleth
+	if _, _, err := c.api.Variables().Create(v, nil); err != nil {
+		t.Fatal(err)
+	}
+	c.stop()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"route":"variable.put.put"`, `"path":"/v1/var/app/db"`, `"route":"job.list"`, `"status":403`, `"accessor":"` + tok.AccessorID + `"`} {
+		if !bytes.Contains(data, []byte(want)) {
+			t.Errorf("%s is not in it", want)
+		}
+	}
+	for _, secret := range []string{shibboleth, tok.SecretID, c.token} {
+		if bytes.Contains(data, []byte(secret)) {
+			t.Error("it holds a secret")
+		}
+	}
+}
+
+func TestAKeyFileMustBeThereAndLongEnough(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "kek")
+	if _, err := orchestrator.NewServer(orchestrator.ServerConfig{Name: "one", KeyFile: file}); err == nil {
+		t.Error("a key file that is missing was taken")
+	}
+	if err := os.WriteFile(file, []byte("short"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := orchestrator.NewServer(orchestrator.ServerConfig{Name: "one", KeyFile: file}); err == nil || !strings.Contains(err.Error(), "at least 16") {
+		t.Errorf("a short key gave %v", err)
+	}
+	if err := os.WriteFile(file, bytes.Repeat([]byte("k3"), 32), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := start(t, orchestrator.ServerConfig{KeyFile: file})
+	v := api.NewVariable("a")
+	v.Items["k"] = "v"
+	if _, _, err := c.api.Variables().Create(v, nil); err != nil {
+		t.Error(err)
+	}
+}

@@ -486,3 +486,27 @@ func TestNobodyWritesEntriesByAsking(t *testing.T) {
 		t.Errorf("%d entries were written", after-before)
 	}
 }
+
+// Without a key variables are refused with what is missing, also those that another server sealed.
+func TestWithoutAKeyFileThereAreNoVariables(t *testing.T) {
+	w := newWorld(t)
+	token := w.management(t)
+	if rec := w.ask("PUT", "/v1/var/x", token, `{"Items":{"k":"v"}}`); rec.Code != http.StatusOK {
+		t.Fatalf("%d %s", rec.Code, rec.Body)
+	}
+	w.cfg.KEK = nil
+	for method, body := range map[string]string{"GET": "", "PUT": `{"Items":{"k":"v"}}`} {
+		if rec := w.ask(method, "/v1/var/x", token, body); rec.Code != http.StatusNotImplemented || !strings.Contains(rec.Body.String(), "key_file") {
+			t.Errorf("%s: %d %s", method, rec.Code, rec.Body)
+		}
+	}
+	other, err := keyring.Ephemeral()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.cfg.KEK = other
+	w.Restored()
+	if rec := w.ask("GET", "/v1/var/x", token, ""); rec.Code != http.StatusInternalServerError || !strings.Contains(rec.Body.String(), "all servers need the same one") {
+		t.Errorf("with another server's key: %d %s", rec.Code, rec.Body)
+	}
+}
