@@ -23,7 +23,7 @@ type led struct {
 	evals int
 }
 
-func lead(t *testing.T, f func(l *led)) {
+func bubble(t *testing.T, f func(l *led)) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &led{t: t, log: newLog()}
 		l.Leader = leader.New(leader.Config{Store: l.store, Log: l.log, HeartbeatTTL: 1000 * time.Hour})
@@ -94,7 +94,7 @@ func asking(id string, cpu, priority int) *model.Job {
 }
 
 func TestABlockedEvaluationIsWokenByRoom(t *testing.T) {
-	lead(t, func(l *led) {
+	bubble(t, func(l *led) {
 		l.do(&command.NodeRegister{Node: smallNode("n1", 100)})
 		l.register(asking("first", 80, 50))
 		l.register(asking("second", 60, 50))
@@ -130,7 +130,7 @@ func TestABlockedEvaluationIsWokenByRoom(t *testing.T) {
 }
 
 func TestPreemptionEndsAndReplaces(t *testing.T) {
-	lead(t, func(l *led) {
+	bubble(t, func(l *led) {
 		l.do(&command.SchedulerConfig{Config: &state.SchedulerConfig{Preemption: &state.Preemption{Batch: true}}})
 		l.do(&command.NodeRegister{Node: smallNode("n1", 100)})
 		l.register(asking("low", 80, 20))
@@ -151,7 +151,7 @@ func TestPreemptionEndsAndReplaces(t *testing.T) {
 }
 
 func TestACutOffNodeIsWaitedFor(t *testing.T) {
-	lead(t, func(l *led) {
+	bubble(t, func(l *led) {
 		l.do(&command.NodeRegister{Node: smallNode("n1", 100)})
 		j := asking("j", 80, 50)
 		j.TaskGroups[0].Disconnect = &model.DisconnectPolicy{LostAfter: time.Hour, Replace: true}
@@ -184,7 +184,7 @@ func TestACutOffNodeIsWaitedFor(t *testing.T) {
 }
 
 func TestAServiceIsRolledOut(t *testing.T) {
-	lead(t, func(l *led) {
+	bubble(t, func(l *led) {
 		l.do(&command.NodeRegister{Node: smallNode("n1", 1000)})
 		j := asking("web", 10, 50)
 		j.Type = model.JobTypeService
