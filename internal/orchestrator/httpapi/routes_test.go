@@ -83,7 +83,7 @@ func newWorld(t *testing.T) *world {
 	w.must(t, &command.JobRegister{Job: func() *model.Job { j := *job; j.Stop = false; return &j }()})
 	at := store.Snapshot().Job(nil, "a", "j")
 	w.must(t, &command.PlanResults{Plans: []*state.Placement{{EvalID: w.eval, Namespace: "a", JobID: "j", JobCreateIndex: at.CreateIndex, JobModifyIndex: at.JobModifyIndex,
-		Place:      []*model.Allocation{{ID: w.alloc, Namespace: "a", EvalID: w.eval, NodeID: w.node, JobID: "j", TaskGroup: "g", DesiredStatus: "run", ClientStatus: "running"}},
+		Place: []*model.Allocation{{ID: w.alloc, Namespace: "a", EvalID: w.eval, NodeID: w.node, JobID: "j", TaskGroup: "g", DesiredStatus: "run", ClientStatus: "running"}},
 		// Paused, so that nothing becomes of it by itself.
 		Deployment: &model.Deployment{ID: w.deploy, Namespace: "a", JobID: "j", JobCreateIndex: at.CreateIndex, JobVersion: at.Version, Status: model.DeploymentPaused}}}})
 	ctx, cancel := context.WithCancel(context.Background())
