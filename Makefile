@@ -8,10 +8,10 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.1
 PACKAGES    := ./cmd/... ./internal/... ./pkg/... ./tests/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e hostile vm check lint cross bench fmt clean
+.PHONY: help build demo test unit e2e hostile vm check lint cross bench bench-control fmt clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/gateway and bin/orchestrator
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/gateway ./cmd/orchestrator
@@ -53,6 +53,11 @@ bench: build ## measure a server by URL, and the sandbox alone: p50, p90, p99 an
 	$(GO) build -o $(BIN)/bench ./tests/bench
 	$(BIN)/bench -gateway $(BIN)/gateway -orchestrator $(BIN)/orchestrator
 	$(GO) test -run '^$$' -bench . -benchtime 400x ./internal/sandbox
+
+bench-control: build ## measure the control plane alone: one-task jobs at a rate, bulk placement, many idle nodes (root; minutes)
+	$(GO) build -o $(BIN)/bench ./tests/bench
+	$(BIN)/bench -orchestrator $(BIN)/orchestrator -control 500,1000,2000
+	$(GO) test -run '^$$' -bench 'Bulk|Idle' -benchtime 1x -timeout 20m ./internal/orchestrator/sim
 
 fmt: ## format the code
 	gofmt -w cmd internal pkg tests

@@ -51,6 +51,7 @@ func agent() *cobra.Command {
 		runtimes                  []string
 		engine                    string
 		engineNetworks            []string
+		mock                      bool
 	)
 	cmd := &cobra.Command{
 		Use: "agent", Short: "Run a server and a node in one process", Args: cobra.NoArgs,
@@ -77,6 +78,7 @@ func agent() *cobra.Command {
 				DataDir: dir, Address: net.JoinHostPort(bind, strconv.Itoa(port)), Token: os.Getenv("ROCKPOOL_MANAGEMENT_TOKEN"),
 				RemoveOnStop: onStop == "remove", AllowUnconfined: unconfined, Log: log,
 				Images: images, Network: network, Runtimes: runtimes, DockerEngine: engine, DockerNetworks: engineNetworks,
+				MockDriver: mock,
 			})
 			if err != nil {
 				return err
@@ -104,6 +106,7 @@ func agent() *cobra.Command {
 	f.StringSliceVar(&runtimes, "runtime", nil, "name=path: an OCI runtime that jobs may ask for")
 	f.StringVar(&engine, "docker-engine", "", "run jobs for Docker in this engine instead, such as unix:///var/run/docker.sock")
 	f.StringSliceVar(&engineNetworks, "docker-network", nil, "a network of that engine that jobs may have: it has to keep programs from this machine and private addresses itself")
+	f.BoolVar(&mock, "enable-mock", false, "offer the driver mock, whose tasks are entries in memory: for measurements")
 	f.StringVar(&level, "log-level", "info", "error, warn, info, debug or trace")
 	f.StringVar(&logForm, "log-format", logging.Text, logging.Text+" or "+logging.JSON)
 	return cmd

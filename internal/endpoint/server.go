@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"bufio"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"encoding/json"
@@ -10,7 +11,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,6 +78,11 @@ func NewServer(t Table, o Options) *Server {
 	}
 	s := &Server{opts: o, router: mux.NewRouter().UseEncodedPath().SkipClean(true)}
 	names := map[string]bool{}
+	// A path that is spelled out goes before one with a variable in its place, in whatever order areas list theirs.
+	t = slices.Clone(t)
+	slices.SortStableFunc(t, func(x, y Route) int {
+		return cmp.Compare(variable.ReplaceAllString(x.Path, "\xff"), variable.ReplaceAllString(y.Path, "\xff"))
+	})
 	for _, route := range t {
 		if names[route.Name] {
 			panic("endpoint: two rows are called " + route.Name)
@@ -86,6 +94,9 @@ func NewServer(t Table, o Options) *Server {
 	s.router.MethodNotAllowedHandler = empty(http.StatusMethodNotAllowed)
 	return s
 }
+
+// variable is one of a path.
+var variable = regexp.MustCompile(`\{[^/]*\}`)
 
 func empty(status int) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

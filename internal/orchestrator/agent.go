@@ -14,6 +14,7 @@ import (
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/consensus"
 	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/driver/mock"
 	"rockpool/internal/orchestrator/httpapi"
 	"rockpool/internal/orchestrator/node"
 )
@@ -41,6 +42,7 @@ type AgentConfig struct {
 	Runtimes        []string // OCI runtimes by name: name=path
 	DockerEngine    string   // endpoint of an engine that runs the jobs made for Docker; "" = the native sandbox does
 	DockerNetworks  []string // of that engine, that jobs may have; empty = none
+	MockDriver      bool     // offer the driver mock, whose tasks are entries in memory: for measurements and rehearsals
 	Namespaces      []string // made when they are missing
 	Log             logging.Logger
 }
@@ -108,6 +110,9 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	}
 	if a.walls, err = openWalls(cfg); err != nil {
 		return nil, err
+	}
+	if cfg.MockDriver {
+		a.walls.drivers = append(a.walls.drivers, mock.New())
 	}
 	if a.listener, err = net.Listen("tcp", cfg.Address); err != nil {
 		return nil, fmt.Errorf("orchestrator: %w", err)

@@ -130,11 +130,13 @@ func TestEventsComeInNomadsOrder(t *testing.T) {
 	}
 }
 
+// Both rules of the stream hold with a thousand registrations at once: an allocation is pending before it runs, and the end of an evaluation never overtakes
+// the answer to the call that made it.
 func TestTheEndOfAnEvaluationNeverOvertakesItsAnswer(t *testing.T) {
 	c := start(t, orchestrator.ServerConfig{DataDir: t.TempDir()})
 	c.join(newModelNode())
 	in := c.stream(t, 0)
-	const jobs = 300
+	const jobs = 1000
 	var mu sync.Mutex
 	known := map[string]bool{}
 	// What counts is that the answer has left the server: when a client among hundreds gets to read it depends on the machine.
@@ -156,9 +158,16 @@ func TestTheEndOfAnEvaluationNeverOvertakesItsAnswer(t *testing.T) {
 	}
 	ended := 0
 	early := 0
+	pending := map[string]bool{}
 	for ended < jobs {
 		e := <-in
 		for _, v := range e.Events {
+			if a, err := v.Allocation(); v.Topic == api.TopicAllocation && err == nil {
+				pending[a.ID] = pending[a.ID] || a.ClientStatus == model.ClientPending
+				if !pending[a.ID] {
+					t.Errorf("%s is %s and was never pending", a.ID, a.ClientStatus)
+				}
+			}
 			if v.Topic != api.TopicEvaluation || v.Type != "EvaluationUpdated" {
 				continue
 			}

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -28,9 +29,18 @@ func main() {
 	flag.IntVar(&b.n, "n", 100, "samples of each figure")
 	flag.DurationVar(&b.churn, "churn", 5*time.Second, "how long runners are claimed and destroyed in a row")
 	density := flag.Uint("density", 2000, "idle runners on one node; 0 = leave that out")
+	rates := flag.String("control", "", "measure the orchestrator's control plane alone, at these rates of jobs a second, such as 500,2000")
+	during := flag.Duration("for", 10*time.Second, "how long each rate of -control is held")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if *rates != "" {
+		if err := b.control(ctx, *rates, *during); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := b.main(ctx, *url, *token, *density); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -92,6 +102,21 @@ func (b *bench) main(ctx context.Context, url, token string, density uint) error
 	}
 	b.print()
 	return nil
+}
+
+// control is a run of -control.
+func (b *bench) control(ctx context.Context, rates string, during time.Duration) error {
+	var list []float64
+	for r := range strings.SplitSeq(rates, ",") {
+		rate, err := strconv.ParseFloat(r, 64)
+		if err != nil || rate <= 0 {
+			return fmt.Errorf("-control: %q is no rate", r)
+		}
+		list = append(list, rate)
+	}
+	err := control(ctx, b, list, during)
+	b.print()
+	return err
 }
 
 // figure is one row of the table.

@@ -5,8 +5,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os/exec"
 	"strings"
@@ -14,9 +14,22 @@ import (
 	"time"
 )
 
-// registerToRunning measures the orchestrator alone: from sending a job to the event that its allocation runs.
-func registerToRunning(ctx context.Context, b *bench) error {
-	cmd := exec.Command(b.orchestrator, "agent", "-dev", "-port", "0")
+// orchestrator is a server and a node in a process of their own, and the stream of what becomes of its allocations.
+type orchestrator struct {
+	url     string
+	running <-chan ran // closed when the stream ends
+	pid     int
+}
+
+// ran is a job of which an allocation runs, or has run already.
+type ran struct {
+	job string
+	at  time.Time // it was read from the stream
+}
+
+// withOrchestrator starts the binary with further arguments, calls f, and stops it.
+func withOrchestrator(ctx context.Context, b *bench, f func(*orchestrator) error, args ...string) error {
+	cmd := exec.Command(b.orchestrator, append([]string{"agent", "-dev", "-port", "0"}, args...)...)
 	errs, err := cmd.StderrPipe()
 	if err != nil {
 		return err
@@ -25,10 +38,12 @@ func registerToRunning(ctx context.Context, b *bench) error {
 		return err
 	}
 	lines := bufio.NewScanner(errs)
-	url := ""
-	for url == "" && lines.Scan() {
+	o := &orchestrator{pid: cmd.Process.Pid}
+	var said strings.Builder
+	for o.url == "" && lines.Scan() {
+		said.WriteString(lines.Text() + "\n")
 		if _, after, ok := strings.Cut(lines.Text(), "http://"); ok {
-			url = "http://" + strings.FieldsFunc(after, func(r rune) bool { return strings.ContainsRune(" \"", r) })[0]
+			o.url = "http://" + strings.FieldsFunc(after, func(r rune) bool { return strings.ContainsRune(" \"", r) })[0]
 		}
 	}
 	drained := make(chan struct{})
@@ -42,11 +57,12 @@ func registerToRunning(ctx context.Context, b *bench) error {
 		<-drained
 		_ = cmd.Wait()
 	}()
-	if url == "" {
-		return errors.New("the orchestrator did not say where it listens")
+	if o.url == "" {
+		return fmt.Errorf("the orchestrator did not say where it listens:\n%s", said.String())
 	}
-
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/v1/event/stream?topic=Allocation", nil)
+	sctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	req, err := http.NewRequestWithContext(sctx, http.MethodGet, o.url+"/v1/event/stream?topic=Allocation", nil)
 	if err != nil {
 		return err
 	}
@@ -55,31 +71,44 @@ func registerToRunning(ctx context.Context, b *bench) error {
 		return err
 	}
 	defer resp.Body.Close()
-	running := make(chan string, 64)
-	go func() {
-		defer close(running)
-		d := json.NewDecoder(resp.Body)
-		seen := map[string]bool{}
-		for {
-			var frame struct {
-				Events []struct {
-					Payload struct {
-						Allocation struct{ JobID, ClientStatus string }
-					}
-				}
-			}
-			if d.Decode(&frame) != nil {
-				return
-			}
-			for _, e := range frame.Events {
-				if a := e.Payload.Allocation; a.ClientStatus == "running" && !seen[a.JobID] {
-					seen[a.JobID] = true
-					running <- a.JobID
+	running := make(chan ran, 1<<16)
+	o.running = running
+	go readRunning(resp.Body, running)
+	return f(o)
+}
+
+// readRunning tells each job once.
+func readRunning(stream io.Reader, running chan<- ran) {
+	defer close(running)
+	d := json.NewDecoder(bufio.NewReaderSize(stream, 1<<20))
+	seen := map[string]bool{}
+	for {
+		var frame struct {
+			Events []struct {
+				Payload struct {
+					Allocation struct{ JobID, ClientStatus string }
 				}
 			}
 		}
-	}()
+		if d.Decode(&frame) != nil {
+			return
+		}
+		now := time.Now()
+		for _, e := range frame.Events {
+			if a := e.Payload.Allocation; a.ClientStatus != "pending" && a.ClientStatus != "" && !seen[a.JobID] {
+				seen[a.JobID] = true
+				running <- ran{a.JobID, now}
+			}
+		}
+	}
+}
 
+// registerToRunning measures the orchestrator alone: from sending a job to the event that its allocation runs.
+func registerToRunning(ctx context.Context, b *bench) error {
+	return withOrchestrator(ctx, b, func(o *orchestrator) error { return oneByOne(ctx, b, o) })
+}
+
+func oneByOne(ctx context.Context, b *bench, o *orchestrator) error {
 	f := figure{name: "register to running, orchestrator alone", budget: 20 * time.Millisecond}
 	begin := time.Now()
 	for i := range b.n {
@@ -92,19 +121,19 @@ func registerToRunning(ctx context.Context, b *bench) error {
 			}}}},
 		}}
 		start := time.Now()
-		if err := send(ctx, http.MethodPut, url+"/v1/jobs", job); err != nil {
+		if err := send(ctx, http.MethodPut, o.url+"/v1/jobs", job); err != nil {
 			return err
 		}
 		select {
-		case got, ok := <-running:
-			if !ok || got != id {
-				return fmt.Errorf("waited for %s, got %q", id, got)
+		case got, ok := <-o.running:
+			if !ok || got.job != id {
+				return fmt.Errorf("waited for %s, got %q", id, got.job)
 			}
 		case <-time.After(10 * time.Second):
 			return fmt.Errorf("job %s does not run after 10 s", id)
 		}
 		f.samples = append(f.samples, time.Since(start))
-		if err := send(ctx, http.MethodDelete, url+"/v1/job/"+id+"?purge=true", nil); err != nil {
+		if err := send(ctx, http.MethodDelete, o.url+"/v1/job/"+id+"?purge=true", nil); err != nil {
 			return err
 		}
 	}
@@ -132,7 +161,15 @@ func send(ctx context.Context, method, url string, body any) error {
 		return err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s %s: %d %s", method, url, resp.StatusCode, text.String())
+		return &statusError{resp.StatusCode, fmt.Sprintf("%s %s: %d %s", method, url, resp.StatusCode, text.String())}
 	}
 	return nil
 }
+
+// statusError is an answer other than 200.
+type statusError struct {
+	code int
+	text string
+}
+
+func (e *statusError) Error() string { return e.text }

@@ -100,6 +100,13 @@ func (b *Broker) Failures() []*model.Evaluation {
 	return b.queue.Failures()
 }
 
+// Duplicates hands out the evaluations that newer ones of their jobs stand for.
+func (b *Broker) Duplicates() []*model.Evaluation {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.queue.Duplicates()
+}
+
 // Dequeue waits for an evaluation.
 func (b *Broker) Dequeue(ctx context.Context) (*model.Evaluation, error) {
 	for {

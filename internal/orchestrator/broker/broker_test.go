@@ -49,6 +49,26 @@ func TestOrderAndOnePerJob(t *testing.T) {
 	want(t, "a second delivery of one enqueued twice", dequeue(q, 2), "")
 }
 
+func TestTheNewestOfAJobStandsForTheOthers(t *testing.T) {
+	q := broker.NewQueue(limits)
+	for i, id := range []string{"a", "b", "c"} {
+		e := eval(id, "j", 50)
+		e.CreateIndex, e.NodeID = uint64(i), "node of "+id
+		q.Enqueue(e, 0)
+	}
+	want(t, "the first", dequeue(q, 0), "a")
+	q.Ack("a", 0)
+	e := q.Dequeue(0)
+	if e == nil || e.ID != "c" || e.NodeID != "" {
+		t.Errorf("then comes %+v", e)
+	}
+	if d := q.Duplicates(); len(d) != 1 || d[0].ID != "b" || len(q.Duplicates()) != 0 {
+		t.Errorf("the duplicates are %v", d)
+	}
+	q.Ack("c", 0)
+	want(t, "nothing is left", dequeue(q, 0), "")
+}
+
 func TestDelaysRefusalsAndFailures(t *testing.T) {
 	q := broker.NewQueue(limits)
 	later := eval("later", "j", 50)
@@ -107,6 +127,9 @@ func TestNothingIsLostAndNoJobIsInWorkTwice(t *testing.T) {
 			}
 		}
 		for range 10_000 {
+			for _, e := range q.Duplicates() {
+				delete(open, e.ID)
+			}
 			if len(open) == 0 {
 				return
 			}

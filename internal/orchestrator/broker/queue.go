@@ -8,6 +8,7 @@ package broker
 import (
 	"cmp"
 	"container/heap"
+	"slices"
 
 	"rockpool/internal/orchestrator/model"
 )
@@ -43,6 +44,8 @@ type Queue struct {
 	waiting  map[job][]*item // for the one in work
 	blocked  backlog
 	failures []*model.Evaluation
+
+	duplicates []*model.Evaluation
 }
 
 // NewQueue makes an empty one.
@@ -129,17 +132,38 @@ func (q *Queue) Nack(id string, now int64) {
 	q.release(jobOf(it.eval), now)
 }
 
-// release lets the job's next evaluation through.
+// release lets the job's newest evaluation through. It is decided on a state that has all that the earlier ones are about, so those are not needed.
 func (q *Queue) release(k job, now int64) {
 	delete(q.busy, k)
 	w := q.waiting[k]
 	if len(w) == 0 {
 		return
 	}
-	if q.waiting[k] = w[1:]; len(w) == 1 {
-		delete(q.waiting, k)
+	delete(q.waiting, k)
+	newest := slices.MaxFunc(w, func(a, b *item) int {
+		return cmp.Or(cmp.Compare(a.eval.CreateIndex, b.eval.CreateIndex), cmp.Compare(a.eval.ID, b.eval.ID))
+	})
+	for _, it := range w {
+		if it == newest {
+			continue
+		}
+		delete(q.known, it.eval.ID)
+		q.duplicates = append(q.duplicates, it.eval)
+		q.tried(it.eval, true, now)
+		if it.eval.NodeID != newest.eval.NodeID && newest.eval.NodeID != "" {
+			all := *newest.eval // each is about a node of its own: together they are about all
+			all.NodeID = ""
+			newest.eval = &all
+		}
 	}
-	q.add(w[0], now)
+	q.add(newest, now)
+}
+
+// Duplicates hands out the evaluations that newer ones of their jobs stand for.
+func (q *Queue) Duplicates() []*model.Evaluation {
+	d := q.duplicates
+	q.duplicates = nil
+	return d
 }
 
 func (q *Queue) tick(now int64) {

@@ -127,6 +127,9 @@ func (a *API) bootstrap(ctx context.Context, _ auth.Identity, r bootstrapRequest
 	if err != nil {
 		return reply{}, err
 	}
+	if done := a.store.Snapshot().ACLBootstrapIndex(); done != 0 && done != reset {
+		return reply{}, state.Bootstrapped(done) // without an entry in the log, since everybody may ask
+	}
 	result, index, err := a.apply(ctx, &command.ACLBootstrap{Now: time.Now().UnixNano(), Reset: reset, Token: &model.ACLToken{
 		AccessorID: ident.New(), SecretHash: hashOf(secret), Name: "Bootstrap Token", Type: model.TokenManagement, Global: true,
 	}})

@@ -210,3 +210,29 @@ func (a *API) target(r *http.Request, route endpoint.Route) string {
 func sameRights(x, y auth.Identity) bool {
 	return x.Accessor == y.Accessor && x.Management == y.Management && x.Rights == y.Rights && maps.Equal(x.Scopes, y.Scopes)
 }
+
+// still reports whether a caller whose request has waited has its token yet, and with it the scope of the route for anything. Tokens of the configuration and of
+// nodes do not change.
+func (a *API) still(c endpoint.Caller) bool {
+	if !a.controlled() || c.Accessor == "" && c.Rights == nil {
+		return true
+	}
+	s := a.store.Snapshot()
+	var policies []*model.ACLPolicy
+	if c.Accessor == "" {
+		if p := s.ACLPolicy(nil, model.AnonymousPolicy); p != nil {
+			policies = append(policies, p)
+		}
+	} else {
+		t := s.ACLToken(nil, c.Accessor)
+		if t == nil || t.Expires != 0 && t.Expires <= time.Now().UnixNano() {
+			return false
+		}
+		if t.Type == model.TokenManagement {
+			return true
+		}
+		policies = policiesOf(s, t)
+	}
+	now := auth.Identity{Accessor: c.Accessor, NodeID: c.NodeID, Rights: a.compiled.of(policies)}
+	return now.May(c.Scope)
+}

@@ -124,20 +124,24 @@ func (a *API) exec(w http.ResponseWriter, r *http.Request, _ auth.Identity, req 
 	conn.SetReadLimit(execFrame)
 	unhook := context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends reads and writes
 	defer unhook()
-	run, err := a.startExec(ctx, conn, r, req)
+	run, allowed, err := a.startExec(ctx, conn, r, req)
 	if err != nil {
 		goodbye(conn, closeCode(err), fault.Public(err))
 		return nil
 	}
 	a.execs.Add(1)
 	defer a.execs.Add(-1)
+	// Whoever loses the right loses the terminal that it opened.
+	ctx, end := a.whileAllowed(ctx, 0, allowed)
+	defer end()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	s := &execSession{conn: conn, run: run, out: make(chan []byte), alone: func() bool { return a.execs.Load() <= 1 }}
 	s.serve(ctx)
 	return nil
 }
 
-// startExec checks who is there and what is asked for, and starts it.
-func (a *API) startExec(ctx context.Context, conn *websocket.Conn, r *http.Request, req execRequest) (driver.Execution, error) {
+// startExec checks who is there and what is asked for, and starts it. allowed asks again whether the caller may.
+func (a *API) startExec(ctx context.Context, conn *websocket.Conn, r *http.Request, req execRequest) (run driver.Execution, allowed func() bool, err error) {
 	if req.Handshake {
 		var hello struct {
 			Version   int    `json:"version"`
@@ -145,44 +149,44 @@ func (a *API) startExec(ctx context.Context, conn *websocket.Conn, r *http.Reque
 		}
 		_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 		if err := conn.ReadJSON(&hello); err != nil || hello.Version != 1 {
-			return nil, fault.New(fault.Invalid, "failed to decode the handshake message")
+			return nil, nil, fault.New(fault.Invalid, "failed to decode the handshake message")
 		}
 		_ = conn.SetReadDeadline(time.Time{})
 		r = r.Clone(ctx)
 		r.Header.Set("X-Nomad-Token", hello.AuthToken)
 	}
 	if err := a.mayExec(r, req.taskPath); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	spec := driver.ExecSpec{TTY: bool(req.TTY)}
 	if err := json.Unmarshal([]byte(req.Command), &spec.Argv); err != nil || len(spec.Argv) == 0 {
-		return nil, fault.New(fault.Invalid, "command is not present, or not a JSON array of strings")
+		return nil, nil, fault.New(fault.Invalid, "command is not present, or not a JSON array of strings")
 	}
 	if req.Task == "" {
-		return nil, fault.New(fault.Invalid, "task name is not present")
+		return nil, nil, fault.New(fault.Invalid, "task name is not present")
 	}
 	if req.ExecID != "" {
 		if err := execID(req.ExecID); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		spec.ID, spec.Dir, spec.User, spec.SplitStderr = req.ExecID, req.Dir, req.User, bool(req.Split)
 		var err error
 		if spec.Env, err = req.environ(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if err := req.into(&spec); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	n, _, err := a.owner(req.ID)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	run, err := n.Exec(ctx, req.ID, req.Task, spec)
+	run, err = n.Exec(ctx, req.ID, req.Task, spec)
 	if errors.Is(err, driver.ErrNoCommand) {
-		return nil, fault.Wrap(fault.Internal, err, "command not found: %s", spec.Argv[0])
+		return nil, nil, fault.Wrap(fault.Internal, err, "command not found: %s", spec.Argv[0])
 	}
-	return run, taskError(err, req.Task)
+	return run, func() bool { return a.mayExec(r, req.taskPath) == nil }, taskError(err, req.Task)
 }
 
 // mayExec asks for the right to run something in a task. In one whose driver has no walls that is the right to run it on the node.

@@ -22,7 +22,7 @@ import (
 // namespaceTable is how a cluster is parted: namespaces, quotas and node pools.
 func (a *API) namespaceTable() endpoint.Table {
 	t := endpoint.Table{
-		endpoint.Call("namespace.list", "GET", "/v1/namespaces", read(auth.AnyInNamespace), a.listNamespaces),
+		endpoint.Call("namespace.list", "GET", "/v1/namespaces", read(auth.AnyRight), a.listNamespaces),
 		endpoint.Call("namespace.get", "GET", "/v1/namespace/{name}", read(auth.AnyInNamespace), a.getNamespace),
 		endpoint.Call("namespace.delete", "DELETE", "/v1/namespace/{name}", write(auth.Management, smallBody), a.deleteNamespace),
 		endpoint.Call("quota.list", "GET", "/v1/quotas", read(auth.QuotaRead), a.listQuotas),

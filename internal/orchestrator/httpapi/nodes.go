@@ -184,7 +184,7 @@ func followUps(snap *state.Snapshot, updates []*model.AllocUpdate) []*model.Eval
 		g := j.Group(al.TaskGroup)
 		failed := u.ClientStatus == model.ClientFailed && g != nil && sched.MayReschedule(g.Reschedule)
 		ended := u.ClientStatus == model.ClientComplete && j.Type == model.JobTypeService
-		back := al.ClientStatus == model.ClientUnknown && u.ClientStatus == model.ClientRunning
+		back := al.ClientStatus == model.ClientUnknown && u.ClientStatus != model.ClientUnknown
 		k := [2]string{j.Namespace, j.ID}
 		if !failed && !ended && !back || seen[k] {
 			continue

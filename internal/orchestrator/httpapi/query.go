@@ -99,6 +99,9 @@ func (a *API) read(ctx context.Context, q query, f func(*state.Snapshot, state.W
 			w = state.NewWatch()
 		}
 		r, err := f(a.store.Snapshot(), w)
+		if q.Index > 0 && !a.still(q.Caller) {
+			return reply{}, denied() // it was taken away while the answer was waited for
+		}
 		if q.Index == 0 || r.index > q.Index || w.WatchCtx(ctx) != nil {
 			return a.contact(reply{index: r.index, body: r.body, next: r.next}), err
 		}

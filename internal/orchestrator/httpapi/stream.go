@@ -68,7 +68,10 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, id auth.Ident
 		return err
 	}
 	defer done()
-	ctx, end := a.whileAllowed(ctx, id, token(r))
+	ctx, end := a.whileAllowed(ctx, id.Expires, func() bool {
+		now, err := a.identify(a.store.Snapshot(), token(r))
+		return err == nil && sameRights(now, id)
+	})
 	defer end()
 	h := w.Header()
 	h.Set("Content-Type", "application/json")

@@ -43,25 +43,25 @@ func mayStream(id auth.Identity, f events.Filter) error {
 
 var errRevoked = errors.New("what the token allows has changed")
 
-// whileAllowed makes a context that ends when a caller's token ends, or allows something else than it did. end stops watching and waits for that.
-func (a *API) whileAllowed(ctx context.Context, id auth.Identity, secret string) (_ context.Context, end func()) {
+// whileAllowed makes a context that ends when allowed, which is asked after each change to tokens, policies and roles, says no, or at expires (unix ns;
+// 0 = never). end stops watching and waits for that.
+func (a *API) whileAllowed(ctx context.Context, expires int64, allowed func() bool) (_ context.Context, end func()) {
 	if !a.controlled() {
 		return ctx, func() {}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := func() { cancel(context.Canceled) }
-	if id.Expires != 0 {
+	if expires != 0 {
 		var unset context.CancelFunc
-		ctx, unset = context.WithDeadlineCause(ctx, time.Unix(0, id.Expires), errRevoked)
+		ctx, unset = context.WithDeadlineCause(ctx, time.Unix(0, expires), errRevoked)
 		stop = func() { unset(); cancel(context.Canceled) }
 	}
 	var watcher sync.WaitGroup
 	watcher.Go(func() {
 		for {
 			w := state.NewWatch()
-			s := a.store.Snapshot()
-			s.WatchACL(w)
-			if now, err := a.identify(s, secret); err != nil || !sameRights(now, id) {
+			a.store.Snapshot().WatchACL(w)
+			if !allowed() {
 				cancel(errRevoked)
 				return
 			}

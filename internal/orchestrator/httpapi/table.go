@@ -49,7 +49,7 @@ func putAndPost(rows func(method, name string) endpoint.Table) endpoint.Table {
 // table is all routes. Each area lists its own in a file of its own.
 func (a *API) table() endpoint.Table {
 	return slices.Concat(a.coreTable(), a.clientTable(), a.serverTable(), a.accessTable(), a.jobLifeTable(), a.deploymentTable(), a.scalingTable(),
-		a.nodeLifeTable())
+		a.nodeLifeTable(), a.explainTable())
 }
 
 func (a *API) coreTable() endpoint.Table {

@@ -21,7 +21,7 @@ type admission struct {
 
 const (
 	lateAfter   = time.Second
-	fewWaiting  = 256
+	fewWaiting  = 1024 // a thousand at once are a burst, on however slow a machine
 	maxRetry    = 30 * time.Second
 	minRetry    = time.Second
 	mostTracked = 1 << 20 // evaluations; beyond that the queue's own bound refuses

@@ -23,8 +23,10 @@ type completions struct {
 }
 
 const (
-	holdBound    = 2 * time.Second // a handler that is stuck does not hold an evaluation for ever
-	maxCompleted = 512             // in one entry
+	// A handler that is stuck does not hold an evaluation for ever. One that only waits for its turn on a busy log does, so this is as long as a
+	// registration may take.
+	holdBound    = 30 * time.Second
+	maxCompleted = 512 // in one entry
 
 	// From the answer's last byte written here to its being read there. Who registers many at once reads their answers more slowly.
 	// Nobody waits for it: an allocation runs meanwhile, and its node is told of it at once.

@@ -155,7 +155,7 @@ func TestTheEndOfAnEvaluationWaitsForItsHolder(t *testing.T) {
 		if !ended("sent") || ended("abandoned") {
 			t.Error("release did nothing, or too much")
 		}
-		time.Sleep(2 * time.Second)
+		time.Sleep(30 * time.Second)
 		synctest.Wait()
 		if !ended("abandoned") {
 			t.Error("an evaluation is held for ever")

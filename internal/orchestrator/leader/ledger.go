@@ -84,7 +84,7 @@ func (l *ledger) take(c state.Commit) (roomier []string) {
 		case *model.Allocation:
 			before, _ := ch.Before.(*model.Allocation)
 			after, _ := ch.After.(*model.Allocation)
-			was, is := before != nil && sched.Holds(before), after != nil && sched.Holds(after)
+			was, is := before != nil && before.Holds(), after != nil && after.Holds()
 			if was == is {
 				continue
 			}

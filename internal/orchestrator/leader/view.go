@@ -38,15 +38,35 @@ func (v view) LatestDeployment(namespace, job string) *model.Deployment {
 	return v.snap.LatestDeployment(nil, namespace, job)
 }
 
-// Options are the cluster's: no pool has its own as long as the state has no pools.
-func (v view) Options(string) sched.Options {
+// Options are the cluster's, but for what a pool has decided for itself.
+func (v view) Options(pool string) sched.Options {
 	c := v.snap.SchedulerConfig()
 	p := c.Preempts()
-	return sched.Options{
+	o := sched.Options{
 		Spread: c.Algorithm == state.AlgorithmSpread, Oversubscribe: c.MemoryOversubscribed, NodeLimit: c.NodeLimit,
 		Preempt: sched.Preemption{System: p.System, Sysbatch: p.Sysbatch, Batch: p.Batch, Service: p.Service},
 	}
+	if n := v.snap.NodePool(nil, pool); n != nil && n.Scheduler != nil {
+		if n.Scheduler.Algorithm != "" {
+			o.Spread = n.Scheduler.Algorithm == state.AlgorithmSpread
+		}
+		if n.Scheduler.MemoryOversubscribed != nil {
+			o.Oversubscribe = *n.Scheduler.MemoryOversubscribed
+		}
+	}
+	return o
 }
 
-// NamespaceQuota is none as long as the state has no quotas. What the allocations of a namespace hold is Fleet().Namespace.
-func (v view) NamespaceQuota(string) (*model.Quota, sched.Usage) { return nil, sched.Usage{} }
+// NamespaceQuota sums up what the namespaces of one quota hold.
+func (v view) NamespaceQuota(namespace string) (*model.Quota, sched.Usage) {
+	var used sched.Usage
+	quota := v.snap.QuotaOf(namespace)
+	if quota == nil {
+		return nil, used
+	}
+	for n := range v.snap.NamespacesOfQuota(quota.Name) {
+		held := v.fleet.Namespace(n.Name)
+		used.Merge(&held)
+	}
+	return quota, used
+}

@@ -22,6 +22,9 @@ const planAttempts = 10
 // work takes evaluations until ctx ends.
 func (t *term) work(ctx context.Context) error {
 	for {
+		for _, d := range t.broker.Duplicates() {
+			t.supersede(d)
+		}
 		e, err := t.broker.Dequeue(ctx)
 		if err != nil {
 			return nil
@@ -224,11 +227,11 @@ func waits(b *model.Evaluation, d *sched.Decision) {
 	b.ClassEligibility, b.EscapedClass, b.QuotaReached = d.Classes, d.Escaped, d.Quota
 }
 
-// supersede cancels a blocked evaluation that a newer one of its job stands for.
+// supersede cancels an evaluation that a newer one of its job stands for.
 func (t *term) supersede(e *model.Evaluation) {
 	if e != nil {
 		c := *e
-		c.Status, c.StatusDescription = model.EvalCanceled, "a newer evaluation of the job waits for room"
+		c.Status, c.StatusDescription = model.EvalCanceled, "a newer evaluation of the job stands for it"
 		t.completions.finish(&c)
 	}
 }

@@ -64,6 +64,11 @@ func (u *QuotaUsage) Add(o QuotaUsage, sign int) {
 	}
 }
 
+// Zero reports whether nothing is held.
+func (u *QuotaUsage) Zero() bool {
+	return u.CPU == 0 && u.Cores == 0 && u.MemoryMB == 0 && u.MemoryMaxMB == 0 && u.VariableBytes == 0 && len(u.Devices) == 0
+}
+
 // QuotaUsage is what the allocation of job j counts for its namespace's quota: what it holds until it has ended or is to stop.
 func (a *Allocation) QuotaUsage(j *Job) QuotaUsage {
 	var u QuotaUsage

@@ -10,6 +10,7 @@ import (
 type quotas struct {
 	snap *state.Snapshot
 	held map[string]*model.QuotaUsage // by quota
+	gone map[string]bool              // allocations that gave back
 }
 
 // of is the quota that a namespace names and what is held of it; nil where there is none.
@@ -30,7 +31,11 @@ func (q *quotas) of(namespace string) (*model.Quota, *model.QuotaUsage) {
 // stop gives back what a plan's stops held.
 func (q *quotas) stop(p *state.Placement) {
 	for _, s := range p.Stop {
-		if a := q.snap.Alloc(nil, s.AllocID); a != nil {
+		if a := q.snap.Alloc(nil, s.AllocID); a != nil && !q.gone[a.ID] {
+			if q.gone == nil {
+				q.gone = map[string]bool{}
+			}
+			q.gone[a.ID] = true
 			if quota, held := q.of(a.Namespace); quota != nil {
 				held.Add(a.QuotaUsage(a.Job), -1)
 			}

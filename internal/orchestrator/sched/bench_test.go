@@ -17,6 +17,9 @@ type standing struct {
 }
 
 func (s standing) Fleet() *sched.Fleet { return s.fleet }
+func (s standing) NamespaceQuota(ns string) (*model.Quota, sched.Usage) {
+	return nil, s.fleet.Namespace(ns)
+}
 func (s standing) AllocsByJob(_, _ string) iter.Seq[*model.Allocation] {
 	return slices.Values(s.allocs)
 }

@@ -129,5 +129,7 @@ func (p *pass) cover(g *model.TaskGroup, covered map[string]bool, updates []miss
 		}
 		p.countPlaced(w, a)
 	}
-	f.eligibility()
+	if p.out.Failed[g.Name] != nil {
+		f.eligibility()
+	}
 }

@@ -299,9 +299,6 @@ func (f *field) finish() {
 
 // eligibility notes which classes of nodes may help.
 func (f *field) eligibility() {
-	if len(f.out.Failed) == 0 {
-		return
-	}
 	f.out.Escaped = f.out.Escaped || f.ownWay
 	if f.out.Classes == nil {
 		f.out.Classes = map[string]bool{}
@@ -309,7 +306,16 @@ func (f *field) eligibility() {
 	for class, why := range f.verdicts {
 		f.out.Classes[class] = f.out.Classes[class] || why == ""
 	}
+	if len(f.out.Classes) > mostClasses {
+		f.out.Escaped = true
+	}
+	if f.out.Escaped { // then the classes say nothing
+		f.out.Classes = nil
+	}
 }
+
+// mostClasses bounds what a blocked evaluation carries. Nodes that all differ are no classes.
+const mostClasses = 64
 
 // metric counts why nodes drop out.
 type metric model.AllocMetric

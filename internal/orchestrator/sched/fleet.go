@@ -115,6 +115,17 @@ func (s *Seat) Left() Size {
 	return Size{s.cpu - s.Used.CPU, s.mem - s.Used.MemoryMB, s.disk - s.Used.DiskMB}
 }
 
+// Ready counts the nodes that take new allocations, by pool and datacenter.
+func (f *Fleet) Ready() map[[2]string]int {
+	out := map[[2]string]int{}
+	for p, list := range f.ready {
+		if len(list) > 0 {
+			out[[2]string{p.pool, p.datacenter}] = len(list)
+		}
+	}
+	return out
+}
+
 // Namespace is what the allocations of a namespace hold.
 func (f *Fleet) Namespace(name string) Usage { return f.namespaces[name] }
 
@@ -122,7 +133,8 @@ func (f *Fleet) Namespace(name string) Usage { return f.namespaces[name] }
 type Edit struct {
 	id                    uint64
 	next                  Fleet
-	ready, spaces, blocks bool // these of next are its own
+	ready, spaces, blocks bool           // these of next are its own
+	lists                 map[place]bool // of ready
 }
 
 // Edit begins a change.
@@ -195,17 +207,22 @@ func (e *Edit) list(p place, slot int32, in bool) {
 		if e.next.ready == nil {
 			e.next.ready = map[place][]int32{}
 		}
+		e.lists = map[place]bool{}
+	}
+	if !e.lists[p] {
+		e.lists[p] = true
+		old = slices.Clone(old)
 	}
 	if in {
-		e.next.ready[p] = slices.Insert(slices.Clip(old), i, slot)
+		e.next.ready[p] = slices.Insert(old, i, slot)
 	} else {
-		e.next.ready[p] = slices.Concat(old[:i], old[i+1:])
+		e.next.ready[p] = slices.Delete(old, i, i+1)
 	}
 }
 
 // Alloc replaces an allocation by what it is now; nil = it was or is not there. What an allocation holds never changes, only whether it does.
 func (e *Edit) Alloc(before, after *model.Allocation) {
-	was, is := before != nil && Holds(before), after != nil && Holds(after)
+	was, is := before != nil && before.Holds(), after != nil && after.Holds()
 	if was == is {
 		return
 	}

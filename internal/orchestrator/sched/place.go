@@ -191,8 +191,8 @@ func (p *pass) overQuota(ask share) []string {
 
 // Exceeds names the dimensions of a quota that r would exceed on top of what is held. wanted are devices that r does not name yet, by the name of the
 // request; nil where it does.
-func Exceeds(q *model.Quota, held *Usage, r *model.AllocatedResources, wanted map[string]int) []string {
-	after := *held
+func Exceeds(q *model.Quota, before *Usage, r *model.AllocatedResources, wanted map[string]int) []string {
+	after := *before
 	after.Add(&model.AllocatedResources{Tasks: r.Tasks, DiskMB: r.DiskMB})
 	var dims []string
 	over := func(limit, n int, dim string) {
@@ -210,7 +210,7 @@ func Exceeds(q *model.Quota, held *Usage, r *model.AllocatedResources, wanted ma
 				asked += wanted[want]
 			}
 		}
-		over(q.Devices[name], after.Devices(name)+asked, "devices: "+name)
+		over(q.Devices[name], held(&after, name)+asked, "devices: "+name)
 	}
 	return dims
 }

@@ -64,7 +64,7 @@ func groupOf(a *model.Allocation) string {
 func (f *field) victims(s *Seat, seed uint64) *victims {
 	var may []*model.Allocation
 	for a := range f.state.AllocsByNode(s.Node.ID) {
-		if Holds(a) && a.DesiredStatus == model.DesiredRun && !f.stopping[a] && a.Job.Priority+preemptBy <= f.job.Priority {
+		if a.Holds() && a.DesiredStatus == model.DesiredRun && !f.stopping[a] && a.Job.Priority+preemptBy <= f.job.Priority {
 			may = append(may, a)
 		}
 	}

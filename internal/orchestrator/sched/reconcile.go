@@ -104,7 +104,7 @@ func (s *slotting) lose(a *model.Allocation) {
 
 // failed replaces what failed, when its policy allows it.
 func (s *slotting) failed(a *model.Allocation) {
-	asked := a.Transition != nil && (a.Transition.ForceReschedule || a.Transition.Migrate)
+	asked := a.Transition != nil && a.Transition.ForceReschedule
 	at, ok := reschedule(a, s.g.Reschedule, s.now)
 	if a.Transition != nil && a.Transition.Reschedule {
 		at = 0

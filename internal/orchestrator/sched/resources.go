@@ -44,7 +44,7 @@ const (
 // Fits says which dimension does not fit when r is added to what is used; empty = all fit.
 func Fits(n *model.Node, used *Usage, r *model.AllocatedResources) string {
 	cpu, mem, disk := Available(n)
-	if why := room(n, cpu, mem, disk, used, sizeOf(r)); why != "" {
+	if why := room(n, cpu, mem, disk, used, r.Sum()); why != "" {
 		return why
 	}
 	for _, p := range r.Ports {
@@ -52,19 +52,12 @@ func Fits(n *model.Node, used *Usage, r *model.AllocatedResources) string {
 			return fmt.Sprintf("network: port %d is taken", p.Value)
 		}
 	}
-	why := ""
-	each(r, func(_ *model.AllocatedDevice, id string) {
+	for _, id := range r.Instances {
 		if used.Device(id) {
-			why = "devices: " + id + " is taken"
+			return "devices: " + id + " is taken"
 		}
-	})
-	return why
-}
-
-func sizeOf(r *model.AllocatedResources) Usage {
-	var u Usage
-	u.sum(r, 1)
-	return u
+	}
+	return ""
 }
 
 // room is Fits for the dimensions that are sums.
@@ -112,7 +105,7 @@ func shareOf(g *model.TaskGroup, oversubscribe bool) share {
 	for i := range g.Networks {
 		s.ports += len(g.Networks[i].ReservedPorts) + len(g.Networks[i].DynamicPorts)
 	}
-	s.size = sizeOf(&model.AllocatedResources{Tasks: s.tasks, DiskMB: g.EphemeralDisk.SizeMB})
+	s.size = (&model.AllocatedResources{Tasks: s.tasks, DiskMB: g.EphemeralDisk.SizeMB}).Sum()
 	return s
 }
 

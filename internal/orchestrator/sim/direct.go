@@ -29,6 +29,14 @@ func (d *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
 	p.more.L = &p.mu
 	if !d.tasks.Go(func() {
 		defer in.Body.Close()
+		// As in a server of net/http, an aborted handler cuts its connection, and no other panic is taken for that.
+		defer func() {
+			if v := recover(); v == http.ErrAbortHandler { //nolint:errorlint // the value itself is panicked with
+				p.cut(io.ErrUnexpectedEOF)
+			} else if v != nil {
+				panic(v)
+			}
+		}()
 		d.Handler.ServeHTTP(p, in)
 		p.end(io.EOF)
 	}) {
@@ -37,14 +45,14 @@ func (d *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
 	select {
 	case <-p.begun:
 	case <-r.Context().Done():
-		p.end(r.Context().Err())
+		p.cut(r.Context().Err())
 		return nil, r.Context().Err()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return &http.Response{
 		Status: http.StatusText(p.status), StatusCode: p.status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: p.sent,
-		Body: &pipeReader{p: p, stop: context.AfterFunc(r.Context(), func() { p.end(r.Context().Err()) })}, ContentLength: -1, Request: r,
+		Body: &pipeReader{p: p, stop: context.AfterFunc(r.Context(), func() { p.cut(r.Context().Err()) })}, ContentLength: -1, Request: r,
 	}, nil
 }
 
@@ -94,10 +102,20 @@ func (p *pipe) Write(b []byte) (int, error) {
 // FlushError has nothing to do: what is written can be read at once.
 func (p *pipe) FlushError() error { p.WriteHeader(http.StatusOK); return nil }
 
+// end is the handler's.
 func (p *pipe) end(err error) {
 	p.WriteHeader(http.StatusOK)
+	p.cut(err)
+}
+
+// cut is either side's. It leaves the handler's header alone, which the handler may be writing.
+func (p *pipe) cut(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.status == 0 {
+		p.status, p.sent = http.StatusServiceUnavailable, http.Header{}
+		close(p.begun)
+	}
 	if p.err == nil {
 		p.err = err
 	}
@@ -125,6 +143,6 @@ func (r *pipeReader) Read(b []byte) (int, error) {
 
 func (r *pipeReader) Close() error {
 	r.stop()
-	r.p.end(io.ErrClosedPipe)
+	r.p.cut(io.ErrClosedPipe)
 	return nil
 }

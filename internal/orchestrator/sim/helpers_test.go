@@ -5,9 +5,12 @@ import (
 	"time"
 
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/node"
 )
 
 // lifetime lets everything run for d and end well.
 func lifetime(d time.Duration) func(*rand.Rand, *model.Allocation) (time.Duration, bool) {
 	return func(*rand.Rand, *model.Allocation) (time.Duration, bool) { return d, true }
 }
+
+func noConnection(node.Identity) (node.ServerConn, error) { return nil, nil }

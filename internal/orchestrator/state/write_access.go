@@ -13,13 +13,18 @@ import (
 // Bootstrap makes the first management token, or another one when reset is the index of the last. The store keeps tok.
 func (t *Tx) Bootstrap(tok *model.ACLToken, reset uint64) error {
 	if done := t.ACLBootstrapIndex(); done != 0 && done != reset {
-		return fault.New(fault.Invalid, "ACL bootstrap already done (reset index: %d)", done)
+		return Bootstrapped(done)
 	}
 	if err := t.PutACLToken(tok, true); err != nil {
 		return err
 	}
 	t.put(tableACLBootstrap, &model.ACLBootstrap{Index: t.index})
 	return nil
+}
+
+// Bootstrapped is the error of a second bootstrap; the index is what an operator writes into the reset file.
+func Bootstrapped(index uint64) error {
+	return fault.New(fault.Invalid, "ACL bootstrap already done (reset index: %d)", index)
 }
 
 // PutACLToken puts a token; fresh says that there must be none of its accessor. What may not change stays. The store keeps tok.
@@ -520,6 +525,9 @@ func (t *Tx) countNamespaces() {
 		sums.count(c.After, 1)
 	}
 	for _, name := range sortedKeys(sums) {
+		if sums[name].Zero() {
+			continue
+		}
 		u := &namespaceUsage{Namespace: name, Used: t.NamespaceUsage(nil, name)}
 		u.Used.Add(*sums[name], 1)
 		t.put(tableNamespaceUsage, u)

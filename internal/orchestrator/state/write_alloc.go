@@ -111,7 +111,11 @@ func (t *Tx) stopAlloc(s Stop) *model.Allocation {
 		return nil
 	}
 	c := *a
-	c.DesiredStatus, c.DesiredDescription = s.Desired, s.Description
+	if c.DesiredStatus = s.Desired; s.Desired == model.DesiredRun {
+		c.ClientDescription = s.Description
+	} else {
+		c.DesiredDescription = s.Description
+	}
 	if s.ClientStatus == model.ClientUnknown && a.ClientStatus != model.ClientUnknown {
 		c.UnknownSince = t.now
 	}
@@ -173,6 +177,7 @@ func (t *Tx) ReportAlloc(nodeID string, u *model.AllocUpdate) {
 // RegisterNode puts a node. What operators and servers decided about it stays. The store keeps n.
 func (t *Tx) RegisterNode(n *model.Node) *model.Node {
 	n.CreateIndex, n.ModifyIndex, n.StatusUpdatedAt = t.index, t.index, t.now
+	n.ComputedClass = n.ComputeClass()
 	if n.SchedulingEligibility == "" {
 		n.SchedulingEligibility = model.NodeEligible
 	}

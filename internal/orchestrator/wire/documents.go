@@ -56,4 +56,5 @@ type (
 	ScalingRequest               = api.ScalingRequest
 	TagVersionRequest            = api.TagVersionRequest
 	TaskGroupScaleStatus         = api.TaskGroupScaleStatus
+	AllocationMetric             = api.AllocationMetric
 )

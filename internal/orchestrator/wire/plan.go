@@ -85,7 +85,7 @@ func MetricsOut(in map[string]*model.AllocMetric) map[string]*api.AllocationMetr
 	}
 	out := make(map[string]*api.AllocationMetric, len(in))
 	for g, m := range in {
-		out[g] = metricOut(m)
+		out[g] = MetricOut(m)
 	}
 	return out
 }

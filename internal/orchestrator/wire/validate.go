@@ -6,6 +6,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/hashicorp/nomad/api"
@@ -272,6 +273,12 @@ func (p *Problems) conditions(where string, cs []*api.Constraint, as []*api.Affi
 			p.err("%s: constraint %d is null", where, i+1)
 		case !sched.Operands[c.Operand]:
 			p.err("%s: constraint %d: unknown constraint operator %q", where, i+1, c.Operand)
+		case c.Operand == "distinct_property" && c.RTarget != "":
+			if n, err := strconv.Atoi(c.RTarget); err != nil || n < 1 {
+				p.err("%s: constraint %d: distinct_property needs a count of at least 1, not %q", where, i+1, c.RTarget)
+			}
+		case c.Operand == "semver" && strings.Contains(c.RTarget, "~>"):
+			p.err("%s: constraint %d: semver does not know the operator ~>, version does", where, i+1)
 		case c.Operand == "regexp":
 			if _, err := regexp.Compile(c.RTarget); err != nil {
 				p.err("%s: constraint %d: regular expression failed to compile: %v", where, i+1, err)

@@ -1,0 +1,52 @@
+package load_test
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"rockpool/tests/load"
+)
+
+// A server that stalls does not slow down the calls, and the time of each counts from when it was due.
+func TestTheLoadIsOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var most, under atomic.Int64
+		begin := time.Now()
+		n, err := load.Run(t.Context(), load.Options{Rate: 100, For: time.Second}, func(_ context.Context, i int, due time.Time) error {
+			if want := begin.Add(time.Duration(i) * 10 * time.Millisecond); !due.Equal(want) || time.Now().Before(due) {
+				t.Errorf("call %d was due at %v and made at %v", i, due.Sub(begin), time.Since(begin))
+			}
+			most.Store(max(most.Load(), under.Add(1)))
+			time.Sleep(500 * time.Millisecond)
+			under.Add(-1)
+			return nil
+		})
+		if n != 100 || err != nil || most.Load() < 49 {
+			t.Errorf("%d calls, %d at a time, %v", n, most.Load(), err)
+		}
+	})
+}
+
+func TestAnErrorEndsTheLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		broken := errors.New("broken")
+		n, err := load.Run(t.Context(), load.Options{Rate: 100, For: time.Hour}, func(context.Context, int, time.Time) error { return broken })
+		if !errors.Is(err, broken) || n > 3 {
+			t.Errorf("after %d calls: %v", n, err)
+		}
+	})
+}
+
+func TestPercentiles(t *testing.T) {
+	var s []time.Duration
+	for i := range 200 {
+		s = append(s, time.Duration(200-i))
+	}
+	if load.Percentile(s, 50) != 100 || load.Percentile(s, 99) != 198 || load.Percentile(s, 100) != 200 || load.Percentile(nil, 50) != 0 {
+		t.Error("percentiles are wrong")
+	}
+}
