@@ -146,6 +146,11 @@ func TestAParameterizedJobIsDispatched(t *testing.T) {
 		t.Errorf("counted anew they are %+v", sum.Children)
 	}
 	says(t, second(jobs.Register(child, nil)), "can't be submitted with 'Dispatched'")
+	if _, _, err := c.api.Operator().SchedulerSetConfiguration(&api.SchedulerConfiguration{RejectJobRegistration: true}, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, err = dispatch(good, nil)
+	says(t, err, "job registration is disabled")
 	if _, _, err := jobs.Deregister("grade", false, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -157,6 +157,14 @@ var owned = []struct {
 		}
 		return ""
 	}},
+	{"/v1/scaling/policy/", func(s *state.Snapshot, id string) string {
+		for p := range policies(s, nil) {
+			if p.ID == id {
+				return p.Namespace
+			}
+		}
+		return ""
+	}},
 }
 
 func allocNamespace(s *state.Snapshot, id string) string {

@@ -68,7 +68,7 @@ type dispatchJob struct {
 	Body   wire.JobDispatchRequest `body:"optional"`
 }
 
-func (a *API) dispatchJob(w http.ResponseWriter, r *http.Request, _ auth.Identity, req dispatchJob) error {
+func (a *API) dispatchJob(w http.ResponseWriter, r *http.Request, id auth.Identity, req dispatchJob) error {
 	parent := a.store.Snapshot().Job(nil, cmp.Or(req.Namespace, model.DefaultNamespace), req.ID)
 	if parent == nil {
 		return notFound("parameterized job")
@@ -77,7 +77,7 @@ func (a *API) dispatchJob(w http.ResponseWriter, r *http.Request, _ auth.Identit
 	if err := mayDispatch(parent, &b); err != nil {
 		return err
 	}
-	if err := a.room(); err != nil {
+	if err := a.room(id); err != nil {
 		return err
 	}
 	prefix := cmp.Or(b.IdPrefixTemplate, req.Prefix)
@@ -190,7 +190,7 @@ type forcePeriodic struct {
 	Body indexBody `body:"optional"`
 }
 
-func (a *API) forcePeriodic(w http.ResponseWriter, r *http.Request, _ auth.Identity, req forcePeriodic) error {
+func (a *API) forcePeriodic(w http.ResponseWriter, r *http.Request, id auth.Identity, req forcePeriodic) error {
 	j, err := req.find(a.store.Snapshot())
 	if err != nil {
 		return err
@@ -198,7 +198,7 @@ func (a *API) forcePeriodic(w http.ResponseWriter, r *http.Request, _ auth.Ident
 	if j.Periodic == nil {
 		return fault.New(fault.Conflict, "can't periodically launch non-periodic job")
 	}
-	if err := a.room(); err != nil {
+	if err := a.room(id); err != nil {
 		return err
 	}
 	entry := leader.LaunchPeriodic(j, time.Now(), true)

@@ -269,16 +269,15 @@ func (a *API) admit(j *wire.Job, namespace string, id auth.Identity) (*model.Job
 	job, warnings, err := a.checked(j, namespace, id)
 	if err != nil {
 		return nil, "", err
-	} else if conf := a.store.Snapshot().SchedulerConfig(); conf.RejectRegistrations && (!a.controlled() || !id.Management) {
-		return nil, "", fault.New(fault.Forbidden, "job registration is disabled in the scheduler configuration")
-	} else if err := a.room(); err != nil {
-		return nil, "", err
 	}
-	return job, warnings, nil
+	return job, warnings, a.room(id)
 }
 
-// room refuses new work that could not be placed in time.
-func (a *API) room() error {
+// room refuses new work while an operator wants none, and what could not be placed in time.
+func (a *API) room(id auth.Identity) error {
+	if a.store.Snapshot().SchedulerConfig().RejectRegistrations && (!a.controlled() || !id.Management) {
+		return fault.New(fault.Forbidden, "job registration is disabled in the scheduler configuration")
+	}
 	if retry, overloaded := a.cfg.Leader.Overloaded(); overloaded {
 		return fault.New(fault.Exhausted, "more is registered than can be placed in time: try again in %v", retry)
 	}

@@ -70,7 +70,7 @@ func (a *API) drainNode(ctx context.Context, id auth.Identity, r drainNode) (rep
 	if r.Body.NodeID != "" && r.Body.NodeID != n.ID {
 		return reply{}, answer(http.StatusBadRequest, "Node ID does not match")
 	}
-	u := state.DrainUpdate{NodeID: n.ID, MarkEligible: r.Body.MarkEligible, AccessorID: id.Name, Meta: r.Body.Meta}
+	u := state.DrainUpdate{NodeID: n.ID, MarkEligible: r.Body.MarkEligible, AccessorID: id.Accessor, Meta: r.Body.Meta}
 	var evals []*model.Evaluation
 	if spec := r.Body.DrainSpec; spec != nil {
 		if r.Body.MarkEligible {

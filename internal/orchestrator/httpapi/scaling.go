@@ -48,7 +48,7 @@ type scaleJob struct {
 }
 
 // scaleJob sets the count of a group, or without a count only keeps a message about it.
-func (a *API) scaleJob(w http.ResponseWriter, r *http.Request, _ auth.Identity, req scaleJob) error {
+func (a *API) scaleJob(w http.ResponseWriter, r *http.Request, id auth.Identity, req scaleJob) error {
 	s := a.store.Snapshot()
 	j, err := req.find(s)
 	if err != nil {
@@ -73,6 +73,9 @@ func (a *API) scaleJob(w http.ResponseWriter, r *http.Request, _ auth.Identity, 
 	}
 	if b.Count != nil {
 		if err := mayScale(s, j, g, *b.Count); err != nil {
+			return err
+		}
+		if err := a.room(id); err != nil {
 			return err
 		}
 		if entry.AtIndex == 0 {
@@ -168,7 +171,7 @@ type listScaling struct {
 func (a *API) listScaling(ctx context.Context, id auth.Identity, r listScaling) (reply, error) {
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
 		stubs := func(yield func(*wire.ScalingPolicyListStub) bool) {
-			for p := range a.policies(s, w) {
+			for p := range policies(s, w) {
 				wanted := r.sees(p.Namespace) && id.MayIn(auth.ListScaling, p.Namespace) && (r.Job == "" || r.Job == p.Target["Job"]) && (r.Type == "" || r.Type == p.Type)
 				if wanted && !yield(&wire.ScalingPolicyListStub{
 					ID: p.ID, Enabled: *p.Enabled, Type: p.Type, Target: p.Target, CreateIndex: p.CreateIndex, ModifyIndex: p.ModifyIndex,
@@ -182,7 +185,8 @@ func (a *API) listScaling(ctx context.Context, id auth.Identity, r listScaling) 
 	})
 }
 
-func (a *API) policies(s *state.Snapshot, w state.Watch) func(func(*wire.ScalingPolicy) bool) {
+// policies yields the scaling policies of all jobs.
+func policies(s *state.Snapshot, w state.Watch) func(func(*wire.ScalingPolicy) bool) {
 	return func(yield func(*wire.ScalingPolicy) bool) {
 		for j := range s.ScalableJobs(w) {
 			for _, g := range j.TaskGroups {
@@ -196,7 +200,7 @@ func (a *API) policies(s *state.Snapshot, w state.Watch) func(func(*wire.Scaling
 
 func (a *API) getScaling(ctx context.Context, id auth.Identity, r byID) (reply, error) {
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
-		for p := range a.policies(s, w) {
+		for p := range policies(s, w) {
 			if p.ID == r.ID {
 				return found{index: p.ModifyIndex, body: p}, require(id, auth.ScalingPolicy, p.Namespace)
 			}

@@ -14,8 +14,8 @@ import (
 	"rockpool/internal/orchestrator/model"
 )
 
-// lead runs a leader in a bubble until stop.
-func lead(t *testing.T, cfg leader.Config) (ld *leader.Leader, stop func()) {
+// elect runs a leader in a bubble until stop.
+func elect(t *testing.T, cfg leader.Config) (ld *leader.Leader, stop func()) {
 	t.Helper()
 	ld = leader.New(cfg)
 	signal := make(chan bool, 1)
@@ -62,7 +62,7 @@ func (l *log) count(status string) int {
 func TestTheTTLFollowsTheSizeOfTheCluster(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLog()
-		ld, stop := lead(t, leader.Config{Store: l.store, Log: l})
+		ld, stop := elect(t, leader.Config{Store: l.store, Log: l})
 		defer stop()
 		l.join(t, 1)
 		if ttl := ld.Heartbeat("n000"); ttl < 10*time.Second || ttl > 15*time.Second {
@@ -83,7 +83,7 @@ func TestTheTTLFollowsTheSizeOfTheCluster(t *testing.T) {
 func TestManyNodesAreNotLostAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLog()
-		_, stop := lead(t, leader.Config{Store: l.store, Log: l})
+		_, stop := elect(t, leader.Config{Store: l.store, Log: l})
 		defer stop()
 		l.join(t, 200)
 		time.Sleep(40 * time.Second) // all of them have been silent for too long since about 15 s
@@ -120,7 +120,7 @@ func TestANodeThatAnswersIsNotDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLog()
 		p := &prober{alive: map[string]bool{"n000": true}}
-		_, stop := lead(t, leader.Config{Store: l.store, Log: l, Prober: p})
+		_, stop := elect(t, leader.Config{Store: l.store, Log: l, Prober: p})
 		defer stop()
 		l.join(t, 2)
 		time.Sleep(time.Minute)
@@ -142,7 +142,7 @@ func (l *log) run(t *testing.T, j *model.Job, node, id string) {
 func TestANodeThatIsCutOffIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLog()
-		ld, stop := lead(t, leader.Config{Store: l.store, Log: l})
+		ld, stop := elect(t, leader.Config{Store: l.store, Log: l})
 		defer stop()
 		l.join(t, 1)
 		j := batch("patient")
@@ -183,7 +183,7 @@ func TestANewLeaderKnowsWhoWasSilentBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLog()
 		cfg := leader.Config{Store: l.store, Log: l, HeartbeatTTL: time.Minute, Grace: time.Minute}
-		ld, stop := lead(t, cfg)
+		ld, stop := elect(t, cfg)
 		l.join(t, 2)
 		for range 4 {
 			time.Sleep(28 * time.Second)
@@ -200,7 +200,7 @@ func TestANewLeaderKnowsWhoWasSilentBefore(t *testing.T) {
 			t.Fatalf("%d nodes are known to be silent", silent)
 		}
 		stop()
-		ld, stop = lead(t, cfg)
+		ld, stop = elect(t, cfg)
 		defer stop()
 		time.Sleep(62 * time.Second) // the grace alone
 		ld.Heartbeat("n001")

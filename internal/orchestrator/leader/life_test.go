@@ -57,7 +57,7 @@ func paused(t *testing.T, cfg leader.Config) (l *log, stop func()) {
 	l = newLog()
 	l.do(t, &command.SchedulerConfig{Config: &state.SchedulerConfig{PauseBroker: true}})
 	cfg.Store, cfg.Log, cfg.HeartbeatTTL = l.store, l, 1000*time.Hour
-	_, stop = lead(t, cfg)
+	_, stop = elect(t, cfg)
 	return l, stop
 }
 
@@ -158,7 +158,7 @@ func TestADrainSurvivesAFailoverAndKeepsItsDeadline(t *testing.T) {
 			t.Errorf("%v leave, want one at a time", got)
 		}
 		stop()
-		_, stop = lead(t, leader.Config{Store: l.store, Log: l, HeartbeatTTL: 1000 * time.Hour})
+		_, stop = elect(t, leader.Config{Store: l.store, Log: l, HeartbeatTTL: 1000 * time.Hour})
 		defer stop()
 		time.Sleep(time.Minute)
 		synctest.Wait()
@@ -205,13 +205,13 @@ func TestWhatWasMissedIsMadeUpForOnce(t *testing.T) {
 		}
 		stop()
 		time.Sleep(3*time.Hour + 4*time.Minute) // nobody leads
-		_, stop = lead(t, leader.Config{Store: l.store, Log: l})
+		_, stop = elect(t, leader.Config{Store: l.store, Log: l})
 		synctest.Wait()
 		if children() != 4 {
 			t.Errorf("%d starts after the pause, want one more", children())
 		}
 		stop()
-		_, stop = lead(t, leader.Config{Store: l.store, Log: l})
+		_, stop = elect(t, leader.Config{Store: l.store, Log: l})
 		defer stop()
 		synctest.Wait()
 		if children() != 4 {
