@@ -16,8 +16,10 @@ import (
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/broker"
+	"rockpool/internal/orchestrator/command"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/plan"
+	"rockpool/internal/orchestrator/sched"
 	"rockpool/internal/orchestrator/state"
 )
 
@@ -120,6 +122,9 @@ func (l *Leader) lead(ctx context.Context) error {
 		heartbeats: newHeartbeats(l.cfg.HeartbeatTTL + l.cfg.Grace), ledger: &ledger{},
 	}
 	t.collector = newCollector(l.cfg)
+	t.plans.Quotas = func(snap *state.Snapshot, ns string) (*model.Quota, sched.Usage) {
+		return t.view(snap).NamespaceQuota(ns)
+	}
 	// Observe first, read then: an evaluation that comes in between is seen twice, which does no harm, rather than never.
 	end := l.cfg.Store.Observe(t.observe)
 	defer end()
@@ -196,7 +201,8 @@ func (t *term) restore(ctx context.Context) error {
 
 // observe wakes what depends on a change. It runs on the goroutine that applies the log.
 func (t *term) observe(c state.Commit) {
-	offers := t.ledger.observe(c)
+	offers, namespaces := t.ledger.observe(c)
+	changed := c.Kind == command.NameSchedulerConfig // what everybody may try again after
 	for _, ch := range c.Changes {
 		switch after := ch.After.(type) {
 		case *model.Evaluation:
@@ -207,6 +213,8 @@ func (t *term) observe(c state.Commit) {
 			case after.Status == model.EvalPending && before == nil:
 				t.broker.Enqueue(after)
 			}
+		case *model.Quota, *model.Namespace, *model.NodePool:
+			changed = true
 		case *model.Node:
 			if after.Status != model.NodeDown {
 				t.heartbeats.beat(after.ID, time.Now())
@@ -216,7 +224,12 @@ func (t *term) observe(c state.Commit) {
 	if len(offers) > 0 {
 		t.broker.Offer(offers...)
 	}
-	if c.Kind == "SchedulerConfig" {
+	for _, ns := range namespaces {
+		if q, _ := t.view(t.cfg.Store.Snapshot()).NamespaceQuota(ns); q != nil {
+			t.broker.OfferQuota(q.Name, c.Index)
+		}
+	}
+	if changed {
 		t.broker.Pause(t.cfg.Store.Snapshot().SchedulerConfig().PauseBroker)
 		t.broker.Sweep(c.Index)
 	}

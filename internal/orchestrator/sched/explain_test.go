@@ -49,7 +49,9 @@ func TestTheSentence(t *testing.T) {
 			c.Evaluations = blockedBy(&model.AllocMetric{NodesInPool: 5, NodesAvailable: map[string]int{"dc1": 5}, NodesEvaluated: 5, NodesFiltered: 1,
 				ConstraintFiltered: map[string]int{"missing drivers": 1}, NodesExhausted: 4, DimensionExhausted: map[string]int{"memory": 3, "cpu": 1}})
 		}, `Group "g" waits with 2 allocations: there is no room on 4 of 5 nodes (memory on 3, cpu on 1), the others are ruled out (missing drivers on 1).`},
-		{"a quota", func(c *sched.Circumstances) { c.Evaluations = blockedBy(&model.AllocMetric{QuotaExhausted: []string{"cpu", "memory"}}) },
+		{"a quota", func(c *sched.Circumstances) {
+			c.Evaluations = blockedBy(&model.AllocMetric{QuotaExhausted: []string{"cpu", "memory"}})
+		},
 			`Group "g" waits with 2 allocations: the quota "course" of its namespace is used up (cpu, memory).`},
 		{"canaries", func(c *sched.Circumstances) {
 			c.Deployment = dep(model.DeploymentRunning, model.DeploymentGroup{DesiredCanaries: 1, Healthy: 1, DesiredTotal: 3})

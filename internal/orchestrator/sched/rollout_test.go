@@ -36,7 +36,9 @@ func (w *world) register(change func(*model.TaskGroup, *model.Task)) {
 }
 
 func newImage(w *world) {
-	w.register(func(_ *model.TaskGroup, t *model.Task) { t.Env = map[string]string{"version": fmt.Sprint(w.job.Version + 1)} })
+	w.register(func(_ *model.TaskGroup, t *model.Task) {
+		t.Env = map[string]string{"version": fmt.Sprint(w.job.Version + 1)}
+	})
 }
 
 // settle has nodes do what they were told: what is to stop ends, what is to run runs, and is healthy if well says so.
