@@ -375,6 +375,23 @@ func TestASpreadIsEven(t *testing.T) {
 	})
 }
 
+func TestASystemJobSaysWhereItFindsNoRoom(t *testing.T) {
+	w := &world{job: job(1), nodes: []*model.Node{node("n1", 1000, 1000), node("n2", 50, 1000), node("n3", 50, 1000), node("n4", 1000, 1000)}}
+	w.job.Type = model.JobTypeSystem
+	w.nodes[3].Drivers = nil
+	d := w.schedule(1)
+	m := d.Failed["g"]
+	if len(d.Place) != 1 || m == nil || m.NodesEvaluated != 4 || m.NodesExhausted != 2 || m.NodesFiltered != 1 || m.CoalescedFailures != 1 || d.Queued["g"] != 2 {
+		t.Errorf("%d placed: %+v", len(d.Place), m)
+	}
+	// What concerns another node only does not look at these.
+	w.allocs = nil
+	d = sched.Schedule(w, &model.Evaluation{ID: "e", Namespace: "default", JobID: "j", NodeID: "n4", TriggeredBy: model.TriggerNodeUpdate}, 2)
+	if !d.Empty() || len(d.Failed) != 0 {
+		t.Errorf("an evaluation for one node: %+v", d)
+	}
+}
+
 func TestDistinctProperties(t *testing.T) {
 	w := &world{job: job(10)}
 	for i := range 9 {
