@@ -56,6 +56,19 @@ func TestADisconnectedNode(t *testing.T) {
 			t.Errorf("when its time is over it is %s, %d were placed", a.ClientStatus, len(d.Place))
 		}
 	})
+	t.Run("what is heard of before its node is back is not noted again, and is when the node is cut off again", func(t *testing.T) {
+		w, a := setup(&model.DisconnectPolicy{LostAfter: time.Hour})
+		w.setNode(a.NodeID, func(n *model.Node) { n.StatusUpdatedAt = minute })
+		w.schedule(minute)
+		a.ClientStatus = model.ClientRunning
+		if d := w.schedule(2 * minute); !d.Empty() {
+			t.Errorf("reported: %+v", d)
+		}
+		w.setNode(a.NodeID, func(n *model.Node) { n.StatusUpdatedAt = 3 * minute })
+		if w.schedule(3 * minute); a.ClientStatus != model.ClientUnknown || a.UnknownSince != 3*minute {
+			t.Errorf("cut off again it is %s since %d", a.ClientStatus, a.UnknownSince)
+		}
+	})
 	for name, c := range map[string]struct {
 		strategy string
 		original bool
