@@ -19,7 +19,6 @@ import (
 	"rockpool/internal/orchestrator/command"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/plan"
-	"rockpool/internal/orchestrator/sched"
 	"rockpool/internal/orchestrator/state"
 )
 

@@ -89,26 +89,6 @@ func TestWhatGoesMakesRoomInTheSamePlan(t *testing.T) {
 	}
 }
 
-func TestPlansTogetherKeepAQuota(t *testing.T) {
-	s := world(t, ready("n1"), ready("n2"))
-	check := newCheck(s.Snapshot())
-	check.quotas = func(_ *state.Snapshot, ns string) (*model.Quota, sched.Usage) {
-		if ns != "default" {
-			t.Errorf("asked for namespace %q", ns)
-		}
-		return &model.Quota{Name: "q", CPU: 100}, sched.Usage{CPU: 30}
-	}
-	accepted := 0
-	for i := range 4 {
-		p := &state.Placement{Namespace: "default", JobID: "j", Place: []*model.Allocation{placed("j", fmt.Sprint(i), fmt.Sprint("n", i%2+1), 30)}}
-		check.admit(p)
-		accepted += len(p.Place)
-	}
-	if accepted != 2 {
-		t.Errorf("%d of 30 MHz were accepted beside 30 under a quota of 100", accepted)
-	}
-}
-
 func TestNodesThatTakeNothing(t *testing.T) {
 	for name, n := range map[string]*model.Node{
 		"cut off":    {ID: "n1", Status: model.NodeDisconnected},

@@ -47,9 +47,6 @@ const (
 
 // Applier is the one place where plans become state.
 type Applier struct {
-	// Quotas gives the quota of a namespace and what is held under it; nil = there are none. It is set before Run.
-	Quotas func(snap *state.Snapshot, namespace string) (*model.Quota, sched.Usage)
-
 	store *state.Store
 	log   Log
 	queue chan submission
@@ -100,7 +97,6 @@ func (a *Applier) Run(ctx context.Context) error {
 
 func (a *Applier) apply(ctx context.Context, batch []submission) {
 	check := newCheck(a.store.Snapshot())
-	check.quotas = a.Quotas
 	entry := &command.PlanResults{Now: time.Now().UnixNano()}
 	partial := make([]bool, len(batch))
 	for i, s := range batch {
@@ -128,13 +124,10 @@ type check struct {
 	snap *state.Snapshot
 	used map[string]*sched.Usage
 	gone map[string]bool // allocations that make room for accepted ones
-
-	quotas func(*state.Snapshot, string) (*model.Quota, sched.Usage) // nil = there are none
-	held   map[string]*sched.Usage                                   // under each quota, with what was accepted
 }
 
 func newCheck(s *state.Snapshot) *check {
-	return &check{snap: s, used: map[string]*sched.Usage{}, gone: map[string]bool{}, held: map[string]*sched.Usage{}}
+	return &check{snap: s, used: map[string]*sched.Usage{}, gone: map[string]bool{}}
 }
 
 // admit takes out of a plan what does not fit, and reports whether there was such. What the plan itself ends to make room counts as gone, but only if what
@@ -197,13 +190,6 @@ func (c *check) fits(a *model.Allocation, evicted []*model.Allocation) (took []*
 	if sched.Fits(n, &after, &a.Resources) != "" {
 		return nil, false
 	}
-	q, held := c.quota(a.Namespace)
-	if q != nil {
-		if len(sched.Exceeds(q, held, &a.Resources, nil)) > 0 {
-			return nil, false
-		}
-		held.Add(&a.Resources)
-	}
 	after.Add(&a.Resources)
 	*u = after
 	for _, v := range took {
@@ -216,30 +202,10 @@ func (c *check) fits(a *model.Allocation, evicted []*model.Allocation) (took []*
 func (c *check) takeBack(a *model.Allocation, took []*model.Allocation) {
 	u := c.usage(a.NodeID)
 	u.Sub(&a.Resources)
-	if q, held := c.quota(a.Namespace); q != nil {
-		held.Sub(&a.Resources)
-	}
 	for _, v := range took {
 		u.Add(&v.Resources)
 		delete(c.gone, v.ID)
 	}
-}
-
-// quota is what bounds a namespace and what is held under it; nil = nothing does.
-func (c *check) quota(namespace string) (*model.Quota, *sched.Usage) {
-	if c.quotas == nil {
-		return nil, nil
-	}
-	q, used := c.quotas(c.snap, namespace)
-	if q == nil {
-		return nil, nil
-	}
-	held := c.held[q.Name]
-	if held == nil {
-		held = &used
-		c.held[q.Name] = held
-	}
-	return q, held
 }
 
 func (c *check) usage(nodeID string) *sched.Usage {
