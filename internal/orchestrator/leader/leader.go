@@ -121,9 +121,6 @@ func (l *Leader) lead(ctx context.Context) error {
 		heartbeats: newHeartbeats(l.cfg.HeartbeatTTL + l.cfg.Grace), ledger: &ledger{},
 	}
 	t.collector = newCollector(l.cfg)
-	t.plans.Quotas = func(snap *state.Snapshot, ns string) (*model.Quota, sched.Usage) {
-		return t.view(snap).NamespaceQuota(ns)
-	}
 	// Observe first, read then: an evaluation that comes in between is seen twice, which does no harm, rather than never.
 	end := l.cfg.Store.Observe(t.observe)
 	defer end()
