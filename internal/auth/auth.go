@@ -15,45 +15,105 @@ type Scope string
 const (
 	Public     Scope = "public"     // everybody, also without a token
 	Gateway    Scope = "gateway"    // the gateway's one token
-	ListJobs   Scope = "list-jobs"  // namespace
-	ReadJob    Scope = "read-job"   // namespace
-	SubmitJob  Scope = "submit-job" // namespace
-	ParseJob   Scope = "parse-job"  // namespace
-	AllocLife  Scope = "alloc-lifecycle"
-	AllocExec  Scope = "alloc-exec"
-	ReadFS     Scope = "read-fs"
-	WriteFS    Scope = "write-fs" // ours: Nomad has no way to write files
+	AnyToken   Scope = "any-token"  // whoever showed a token that is valid
+	AnyRight   Scope = "any-right"  // whoever may do anything at all; the handler looks at each object
+	NodeSelf   Scope = "node-self"  // a node's own agent, proved by its secret
+	Management Scope = "management" // everything
+
+	// In a namespace.
+	AnyInNamespace Scope = "namespace-any" // whoever may do anything in the namespace
+	ListJobs       Scope = "list-jobs"
+	ReadJob        Scope = "read-job"
+	SubmitJob      Scope = "submit-job"
+	DispatchJob    Scope = "dispatch-job"
+	ParseJob       Scope = "parse-job"
+	ScaleJob       Scope = "scale-job"
+	ReadScaling    Scope = "read-job-scaling"
+	ListScaling    Scope = "list-scaling-policies"
+	ScalingPolicy  Scope = "read-scaling-policy"
+	AllocLife      Scope = "alloc-lifecycle"
+	AllocExec      Scope = "alloc-exec"
+	AllocNodeExec  Scope = "alloc-node-exec" // as AllocExec, where a task's driver has no walls
+	ReadLogs       Scope = "read-logs"
+	ReadFS         Scope = "read-fs"
+	WriteFS        Scope = "write-fs" // ours: Nomad has no way to write files
+
+	// On the path of a variable in a namespace; see MayVariable.
+	VariablesList    Scope = "variables-list"
+	VariablesRead    Scope = "variables-read"
+	VariablesWrite   Scope = "variables-write"
+	VariablesDestroy Scope = "variables-destroy"
+
+	// On a node pool or a host volume.
+	PoolRead   Scope = "node-pool-read"
+	PoolWrite  Scope = "node-pool-write"
+	PoolDelete Scope = "node-pool-delete"
+	VolumeRead Scope = "host-volume-read"
+
+	// On the cluster.
 	NodeRead   Scope = "node-read"
 	NodeWrite  Scope = "node-write"
 	AgentRead  Scope = "agent-read"
+	AgentWrite Scope = "agent-write"
 	OpRead     Scope = "operator-read"
 	OpWrite    Scope = "operator-write"
-	NodeSelf   Scope = "node-self" // a node's own agent, proved by its secret
-	Management Scope = "management"
+	QuotaRead  Scope = "quota-read"
+	QuotaWrite Scope = "quota-write"
+	PluginList Scope = "plugin-list"
+	PluginRead Scope = "plugin-read"
 )
+
+// Rights is what its policies give a caller. The language of policies is not known here.
+type Rights interface {
+	// May reports whether s holds for what is called target: a namespace, a node pool or a host volume, as s asks for. Scopes on the cluster ignore it.
+	May(s Scope, target string) bool
+	// MaySomewhere reports whether s holds for any target at all.
+	MaySomewhere(s Scope) bool
+	// MayVariable reports whether s, one of the scopes on variables, holds for a path.
+	MayVariable(s Scope, namespace, path string) bool
+}
 
 // Identity is a caller.
 type Identity struct {
 	Name       string
+	Accessor   string         // public id of the token that was shown; "" = none, or the configured one
 	Management bool           // may do everything but speak for a node
 	Scopes     map[Scope]bool // nil = none
+	Rights     Rights         // nil = none
 	NodeID     string         // the node that proved to be itself, if any
+	Expires    int64          // unix ns at which the token ends; 0 = never
 }
 
-// May reports whether the caller has scope s.
-func (i Identity) May(s Scope) bool {
-	switch s {
-	case Public:
+// Everywhere is the target of requests that ask about all namespaces.
+const Everywhere = "*"
+
+// May reports whether the caller has scope s for anything at all.
+func (i Identity) May(s Scope) bool { return i.MayIn(s, Everywhere) }
+
+// MayIn reports whether the caller has scope s in a namespace, or for the node pool or host volume of that name; with [Everywhere] whether there is any for
+// which the caller has it. The pipeline asks it of the namespace that a request names, or that its object lives in; a handler of each object of a list.
+func (i Identity) MayIn(s Scope, target string) bool {
+	switch {
+	case s == Public:
 		return true
-	case NodeSelf:
+	case s == NodeSelf:
 		return i.NodeID != ""
+	case i.Management || i.Scopes[s]:
+		return true
+	case s == AnyToken:
+		return i.Accessor != ""
+	case i.Rights == nil || s == Management || s == Gateway:
+		return false
+	case target == Everywhere:
+		return i.Rights.MaySomewhere(s)
 	}
-	return i.Management || i.Scopes[s]
+	return i.Rights.May(s, target)
 }
 
-// MayIn is May for something that lives in a namespace. A route's own check asks May with the namespace of the request unknown; a handler asks MayIn once
-// it knows where the object lives, and for each object of a list.
-func (i Identity) MayIn(s Scope, namespace string) bool { return i.May(s) }
+// MayVariable is MayIn for a variable's path.
+func (i Identity) MayVariable(s Scope, namespace, path string) bool {
+	return i.Management || i.Rights != nil && i.Rights.MayVariable(s, namespace, path)
+}
 
 // Authenticator finds out who sent a request. An error is of kind Unauthenticated or Forbidden, as the wire wants it; a request
 // without a token is an anonymous Identity where that is allowed.

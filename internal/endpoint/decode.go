@@ -14,10 +14,11 @@ import (
 
 	"github.com/gorilla/mux"
 
+	"rockpool/internal/auth"
 	"rockpool/internal/fault"
 )
 
-var durationType = reflect.TypeFor[time.Duration]()
+var durationType, callerType = reflect.TypeFor[time.Duration](), reflect.TypeFor[Caller]()
 
 // checkTags panics when a request type cannot be decoded, so that the mistake shows when the table is built.
 func checkTags[Req any](name string) {
@@ -37,6 +38,9 @@ func checkFields(name string, t reflect.Type) {
 		if _, ok := f.Tag.Lookup("body"); ok {
 			continue
 		}
+		if _, ok := f.Tag.Lookup("caller"); ok && f.Type == callerType {
+			continue
+		}
 		_, p := f.Tag.Lookup("path")
 		_, q := f.Tag.Lookup("query")
 		if !p && !q {
@@ -48,18 +52,20 @@ func checkFields(name string, t reflect.Type) {
 	}
 }
 
-func decode[Req any](r *http.Request, p Policy) (Req, error) {
+func decode[Req any](r *http.Request, p Policy, id auth.Identity) (Req, error) {
 	var req Req
-	return req, decodeFields(r, p, reflect.ValueOf(&req).Elem(), mux.Vars(r), r.URL.Query())
+	return req, decodeFields(r, p, Caller{id, p.Scope}, reflect.ValueOf(&req).Elem(), mux.Vars(r), r.URL.Query())
 }
 
-func decodeFields(r *http.Request, p Policy, v reflect.Value, vars map[string]string, query url.Values) error {
+func decodeFields(r *http.Request, p Policy, c Caller, v reflect.Value, vars map[string]string, query url.Values) error {
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
 		if f.Anonymous && f.Type.Kind() == reflect.Struct {
-			if err := decodeFields(r, p, v.Field(i), vars, query); err != nil {
+			if err := decodeFields(r, p, c, v.Field(i), vars, query); err != nil {
 				return err
 			}
+		} else if _, ok := f.Tag.Lookup("caller"); ok {
+			v.Field(i).Set(reflect.ValueOf(c))
 		} else if name, ok := f.Tag.Lookup("path"); ok {
 			s, err := url.PathUnescape(vars[name])
 			if err == nil {
@@ -74,12 +80,15 @@ func decodeFields(r *http.Request, p Policy, v reflect.Value, vars map[string]st
 			}
 		} else if kind := f.Tag.Get("body"); kind == "raw" {
 			v.Field(i).Set(reflect.ValueOf(r.Body))
-		} else if err := decodeJSON(r, p, v.Field(i).Addr().Interface()); err != nil {
+		} else if err := decodeJSON(r, p, v.Field(i).Addr().Interface()); err != nil && !(kind == "optional" && errors.Is(err, errNoBody)) {
 			return err
 		}
 	}
 	return nil
 }
+
+// errNoBody is the cause where there is nothing at all; a field tagged body:"optional" is left as it is then.
+var errNoBody = errors.New("empty body")
 
 // decodeJSON reads the first JSON value of the body. Content types are not looked at: clients send what they like.
 func decodeJSON(r *http.Request, p Policy, into any) error {
@@ -96,7 +105,7 @@ func decodeJSON(r *http.Request, p Policy, into any) error {
 	}
 	if err := d.Decode(into); err != nil {
 		if errors.Is(err, io.EOF) {
-			return fault.New(fault.Invalid, "the request body is empty, but a JSON object is needed")
+			return fault.Wrap(fault.Invalid, errNoBody, "the request body is empty, but a JSON object is needed")
 		}
 		return fault.New(fault.Invalid, "%s", err.Error())
 	}

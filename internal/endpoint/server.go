@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -31,12 +32,17 @@ type Observation struct {
 	Duration time.Duration
 	Agent    string
 	Vars     map[string]string
-	Request  int64 // declared body size in bytes, -1 unknown
+	Request  int64         // declared body size in bytes, -1 unknown
+	Caller   auth.Identity // zero when the request did not come so far
+	Remote   string        // ip:port of the client
 }
 
 // Options are what differs between the servers.
 type Options struct {
 	Auth auth.Authenticator
+	// Target names what a row's scope must hold for in this request, such as the namespace that it asks about or that its object lives in;
+	// [auth.Everywhere] = it is enough that there is any. nil = always that.
+	Target func(r *http.Request, route Route) string
 	// Error writes an error in the wire's form. Nothing has been written yet.
 	Error func(w http.ResponseWriter, r *http.Request, err error)
 	// Forward hands a request to the server or node that must serve it, and reports whether it did. nil = all is served here.
@@ -105,7 +111,8 @@ func (s *Server) pipeline(route Route) http.Handler {
 		rec := &recorder{ResponseWriter: w}
 		log := s.opts.Log.WithField("request_id", ident.New())
 		r = r.WithContext(logging.With(r.Context(), log))
-		err := s.guarded(rec, r, route)
+		var caller auth.Identity
+		err := s.guarded(rec, r, route, &caller)
 		if err != nil {
 			if fault.KindOf(err) == fault.Internal && !refusal(err) {
 				log.WithFields(logging.Fields{"route": route.Name, "error": err.Error()}).Error("request failed")
@@ -124,7 +131,7 @@ func (s *Server) pipeline(route Route) http.Handler {
 		if s.opts.Observe != nil {
 			s.opts.Observe(Observation{
 				Route: route.Name, Method: r.Method, Path: r.URL.Path, Status: rec.status, Duration: time.Since(start),
-				Agent: r.UserAgent(), Vars: mux.Vars(r), Request: r.ContentLength,
+				Agent: r.UserAgent(), Vars: mux.Vars(r), Request: r.ContentLength, Caller: caller, Remote: r.RemoteAddr,
 			})
 		}
 	})
@@ -136,7 +143,7 @@ func refusal(err error) bool {
 	return errors.As(err, &v) && v.HTTPStatus() < http.StatusInternalServerError
 }
 
-func (s *Server) guarded(w *recorder, r *http.Request, route Route) (err error) {
+func (s *Server) guarded(w *recorder, r *http.Request, route Route, caller *auth.Identity) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			if p == http.ErrAbortHandler { //nolint:errorlint // net/http compares it so too
@@ -148,7 +155,7 @@ func (s *Server) guarded(w *recorder, r *http.Request, route Route) (err error) 
 		}
 	}()
 	body := r.Body // without the limit that serve puts around it
-	err = s.serve(w, r, route)
+	err = s.serve(w, r, route, caller)
 	if err != nil && route.Policy.Drain && !w.hijacked && w.status == 0 {
 		// Some clients fail when the answer comes before they have sent everything.
 		_, _ = io.Copy(io.Discard, io.LimitReader(body, drainLimit))
@@ -158,7 +165,7 @@ func (s *Server) guarded(w *recorder, r *http.Request, route Route) (err error) 
 
 const drainLimit = 1 << 30 // bytes read and dropped before an error is answered
 
-func (s *Server) serve(w *recorder, r *http.Request, route Route) error {
+func (s *Server) serve(w *recorder, r *http.Request, route Route, caller *auth.Identity) error {
 	p := route.Policy
 	if s.opts.Forward != nil {
 		if done, err := s.opts.Forward(w, r, route); done || err != nil {
@@ -171,7 +178,12 @@ func (s *Server) serve(w *recorder, r *http.Request, route Route) error {
 		if id, err = s.opts.Auth.Authenticate(r); err != nil {
 			return err
 		}
-		if !id.May(p.Scope) {
+		*caller = id
+		target := auth.Everywhere
+		if s.opts.Target != nil {
+			target = s.opts.Target(r, route)
+		}
+		if !id.MayIn(p.Scope, target) {
 			return fault.New(fault.Forbidden, "Permission denied")
 		}
 	}
@@ -236,8 +248,14 @@ func (w *compressor) Write(p []byte) (int, error) {
 	return n, errors.Join(err, z.Close())
 }
 
-// PathVar is a variable of the matched row's path, for what runs before decoding.
-func PathVar(r *http.Request, name string) string { return mux.Vars(r)[name] }
+// PathVar is a variable of the matched row's path as a handler gets it, for what runs before decoding; "" when it cannot be decoded.
+func PathVar(r *http.Request, name string) string {
+	s, err := url.PathUnescape(mux.Vars(r)[name])
+	if err != nil {
+		return ""
+	}
+	return s
+}
 
 // WriteJSON writes v compactly, without escaping HTML, or indented when the query says pretty.
 func WriteJSON(w http.ResponseWriter, r *http.Request, contentType string, status int, v any) error {

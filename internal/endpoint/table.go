@@ -17,6 +17,7 @@ const (
 	AnyServer Serve = iota
 	Leader
 	OwningNode
+	LeaderUnlessStale // any server where the caller asks for a stale answer, else the leader
 )
 
 // Policy is what a row says besides its handler. Scope has no default.
@@ -52,7 +53,7 @@ type Table []Route
 func Call[Req, Resp any](name, method, path string, p Policy, h Handler[Req, Resp]) Route {
 	check[Req](name, p)
 	return Route{name, method, path, p, func(s *Server, w http.ResponseWriter, r *http.Request, id auth.Identity) error {
-		req, err := decode[Req](r, p)
+		req, err := decode[Req](r, p, id)
 		if err != nil {
 			return err
 		}
@@ -75,7 +76,7 @@ func Call[Req, Resp any](name, method, path string, p Policy, h Handler[Req, Res
 func Stream[Req any](name, method, path string, p Policy, h StreamHandler[Req]) Route {
 	check[Req](name, p)
 	return Route{name, method, path, p, func(s *Server, w http.ResponseWriter, r *http.Request, id auth.Identity) error {
-		req, err := decode[Req](r, p)
+		req, err := decode[Req](r, p, id)
 		if err != nil {
 			return err
 		}
@@ -106,6 +107,12 @@ type NoContent struct{}
 
 // HTTPStatus is 204.
 func (NoContent) HTTPStatus() int { return http.StatusNoContent }
+
+// Caller is who sent a request and the scope of its row. A field of a request that is tagged caller gets it, so that what filters a list need not be told.
+type Caller struct {
+	auth.Identity
+	Scope auth.Scope
+}
 
 // None is the request type of rows that take nothing.
 type None struct{}

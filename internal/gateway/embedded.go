@@ -31,7 +31,8 @@ func (e embedded) Token() string { return e.token }
 
 // NewEmbedded prepares the embedded orchestrator. Its token is made anew at each start and known to this process only, so that other users of the
 // machine cannot use its API.
-func NewEmbedded(cfg config.Orchestrator, log logging.Logger) (Embedded, error) {
+// The namespace, which the gateway's jobs are in, is made where it is missing.
+func NewEmbedded(cfg config.Orchestrator, namespace string, log logging.Logger) (Embedded, error) {
 	secret := make([]byte, 32)
 	_, _ = rand.Read(secret) // never fails, by its documentation
 	token := base64.RawURLEncoding.EncodeToString(secret)
@@ -45,7 +46,7 @@ func NewEmbedded(cfg config.Orchestrator, log logging.Logger) (Embedded, error) 
 		Network: orchestrator.NetworkConfig{
 			Range: cfg.Network.Range, DNS: cfg.Network.DNS, CNIConfigs: cfg.Network.CNIConfigs, CNIPlugins: cfg.Network.CNIPlugins,
 		},
-		Runtimes: cfg.Runtimes, DockerEngine: cfg.DockerEngine, DockerNetworks: cfg.DockerNetworks,
+		Runtimes: cfg.Runtimes, DockerEngine: cfg.DockerEngine, DockerNetworks: cfg.DockerNetworks, Namespaces: []string{namespace},
 	})
 	if err != nil {
 		return nil, err

@@ -41,6 +41,7 @@ type AgentConfig struct {
 	Runtimes        []string // OCI runtimes by name: name=path
 	DockerEngine    string   // endpoint of an engine that runs the jobs made for Docker; "" = the native sandbox does
 	DockerNetworks  []string // of that engine, that jobs may have; empty = none
+	Namespaces      []string // made when they are missing
 	Log             logging.Logger
 }
 
@@ -113,7 +114,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	}
 	address := a.listener.Addr().String()
 	a.server, err = NewServer(ServerConfig{
-		DataDir: filepath.Join(cfg.DataDir, "server"), Name: "server", Address: address, Version: Version(), Token: cfg.Token, JoinToken: cfg.Token, Log: cfg.Log,
+		DataDir: filepath.Join(cfg.DataDir, "server"), Name: "server", Address: address, Version: Version(), Token: cfg.Token, JoinToken: cfg.Token, Log: cfg.Log, Namespaces: cfg.Namespaces,
 	})
 	if err != nil {
 		return nil, err

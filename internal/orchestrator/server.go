@@ -8,18 +8,25 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
 
+	"rockpool/internal/certs"
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/audit"
 	"rockpool/internal/orchestrator/command"
 	"rockpool/internal/orchestrator/consensus"
 	"rockpool/internal/orchestrator/events"
 	"rockpool/internal/orchestrator/httpapi"
+	"rockpool/internal/orchestrator/keyring"
 	"rockpool/internal/orchestrator/leader"
+	"rockpool/internal/orchestrator/membership"
+	"rockpool/internal/orchestrator/propose"
 	"rockpool/internal/orchestrator/state"
 )
 
@@ -34,7 +41,17 @@ type ServerConfig struct {
 	Token string
 	// JoinToken is what a node that is not known yet may send in X-Nomad-Token instead of Token. With neither, any node may join.
 	JoinToken string
-	Log       logrus.FieldLogger
+	// ACL asks callers for tokens also where Token is not set. The first one comes from the route acl/bootstrap. Nomad's key is acl.enabled.
+	ACL bool
+	// KeyFile holds the secret, at least 32 random bytes, that the root keys of variables are wrapped by. It is in no log and no snapshot, and must be the
+	// same on all servers of a cluster. "" = keyring/kek in DataDir, made at the first start, for a server that is alone; a server of a cluster then has no
+	// variables. Whoever loses the file loses the variables.
+	KeyFile string
+	// AuditFile gets a line of JSON for each request: who asked what, with what outcome, and no contents. "" = none is written.
+	AuditFile string
+	// Namespaces are made when they are missing and this server leads.
+	Namespaces []string
+	Log        logrus.FieldLogger
 
 	HeartbeatTTL   time.Duration // default 10 s
 	HeartbeatGrace time.Duration // default 10 s
@@ -59,6 +76,12 @@ type ClusterConfig struct {
 	// GossipKey encrypts the membership protocol: 16, 24 or 32 bytes. Empty = it is open.
 	GossipKey []byte
 	TLS       TLSConfig
+	// StrictIntroduction lets only those nodes join that show an introduction token, JoinToken or Token.
+	StrictIntroduction bool
+	// RaftTimeout is how long a server hears nothing of the leader before it wants to be one; 0 = 500 ms.
+	RaftTimeout time.Duration
+	// GossipInterval is the time between two probes of another server, AutopilotInterval that between two looks at the servers' health; 0 = 1 s and 2 s.
+	GossipInterval, AutopilotInterval time.Duration
 }
 
 // TLSConfig names the files of mutual TLS between servers, nodes and clients. Files are read again on Reload.
@@ -78,6 +101,13 @@ type Server struct {
 	leader *leader.Leader
 	events *events.Broker
 	api    *httpapi.API
+	// proposer is between everything that writes and raft.
+	proposer *propose.Proposer
+
+	cluster *cluster
+	certs   *certs.Store // nil = no TLS
+	tls     TLSConfig
+	audit   *audit.Log // nil = none is kept
 
 	ready chan struct{}
 	once  sync.Once
@@ -96,21 +126,54 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		cfg.Name = host
 	}
 	cfg.Datacenter = cmp.Or(cfg.Datacenter, "dc1")
-	s := &Server{store: state.New(), ready: make(chan struct{})}
+	cfg.Address = cmp.Or(cfg.Address, "127.0.0.1:4646")
+	s := &Server{store: state.New(), ready: make(chan struct{}), tls: cfg.Cluster.TLS}
+	s.cluster = &cluster{store: s.store}
+	id, err := s.connect(cfg)
+	if err != nil {
+		return nil, err
+	}
 	s.events = events.New(events.DefaultLimits, 0)
 	s.store.Observe(s.events.Publish)
 	s.raft = consensus.New(consensus.Config{
-		Dir: cfg.DataDir, ServerID: cfg.Name, Machine: machine{s.store, s.events}, Log: cfg.Log, SegmentBytes: cfg.LogSegment,
+		Dir: cfg.DataDir, ServerID: id, Machine: machine{s.store, s.events, func() { s.api.Restored() }}, Log: cfg.Log, SegmentBytes: cfg.LogSegment,
+		Network: s.cluster.network, Timeout: cfg.Cluster.RaftTimeout,
 	})
-	log := entryLog{s.raft}
+	s.cluster.Raft = s.raft
+	if s.cluster.members != nil {
+		s.cluster.founder = membership.NewFounder(s.cluster.members, s.raft, s.cluster.transport)
+	}
+	s.cluster.pilot = consensus.NewAutopilot(s.raft, fellows{s.cluster}, cfg.Cluster.AutopilotInterval)
+	s.proposer = propose.New(s.raft)
+	log := entryLog{s.raft, s.proposer, s.cluster.allows}
+	kek, err := keyEncryptionKey(cfg)
+	if err != nil {
+		return nil, err
+	}
+	var auditor httpapi.Auditor
+	if cfg.AuditFile != "" {
+		s.audit = audit.New(cfg.AuditFile, cfg.Log)
+		auditor = s.audit
+	}
+	resetFile := ""
+	if cfg.DataDir != "" {
+		resetFile = filepath.Join(cfg.DataDir, "acl-bootstrap-reset")
+	}
 	s.leader = leader.New(leader.Config{
 		Store: s.store, Log: log, Logger: cfg.Log, HeartbeatTTL: cfg.HeartbeatTTL, Grace: cfg.HeartbeatGrace, Keep: cfg.Keep,
-		Leading: func() { s.once.Do(func() { close(s.ready) }) },
+		Crowded: func() bool { n, of := s.proposer.Waiting(); return n > of/4*3 },
+		Leading: func() {
+			s.once.Do(func() { close(s.ready) })
+			s.raft.Tell()
+		},
+		Namespaces: cfg.Namespaces, KEK: kek,
+		Services: []lifecycle.Service{{Name: "autopilot", Run: s.cluster.pilot.Run}, {Name: "configuration of Raft", Run: s.reconcile}},
 	})
 	s.api = httpapi.New(httpapi.Config{
 		Store: s.store, Log: log, Leader: s.leader, Events: s.events, Logger: cfg.Log, Name: cfg.Name, Token: cfg.Token,
-		JoinToken: cfg.JoinToken, Datacenter: cfg.Datacenter, Address: cmp.Or(cfg.Address, "127.0.0.1:4646"),
-		Version: cmp.Or(cfg.Version, "0.0.0"),
+		JoinToken: cfg.JoinToken, Datacenter: cfg.Datacenter, Address: cfg.Address,
+		Version: cmp.Or(cfg.Version, "0.0.0"), Region: cfg.Cluster.Region, Cluster: s.cluster, StrictIntroduction: cfg.Cluster.StrictIntroduction,
+		ACL: cfg.ACL, ACLResetFile: resetFile, KEK: kek, Audit: auditor,
 	})
 	return s, nil
 }
@@ -141,29 +204,50 @@ func (s *Server) WaitLeader(ctx context.Context) error {
 // everything has.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.events.Close()
-	return lifecycle.Run(ctx,
-		lifecycle.Service{Name: "raft", Run: s.raft.Run},
-		lifecycle.Service{Name: "leader", Run: func(ctx context.Context) error { return s.leader.Run(ctx, s.raft.Leadership()) }},
-		lifecycle.Service{Name: "http api", Run: s.api.Run},
-	)
+	below, above := s.clusterServices()
+	if s.audit != nil {
+		below = append([]lifecycle.Service{{Name: "audit", Run: s.audit.Run}}, below...) // first, so that it ends last
+	}
+	return lifecycle.Run(ctx, slices.Concat(below, []lifecycle.Service{
+		{Name: "raft", Run: s.raft.Run},
+		{Name: "proposer", Run: s.proposer.Run},
+		{Name: "leader", Run: func(ctx context.Context) error { return s.leader.Run(ctx, s.raft.Leadership()) }},
+	}, above, []lifecycle.Service{{Name: "http api", Run: s.api.Run}})...)
+}
+
+// keyEncryptionKey is the key that wraps root keys; nil where a server of a cluster was given none.
+func keyEncryptionKey(cfg ServerConfig) (*keyring.Key, error) {
+	switch {
+	case cfg.KeyFile != "":
+		return keyring.Load(cfg.KeyFile)
+	case cfg.Cluster.RPCAddress != "" || cfg.Cluster.Expect > 1 || len(cfg.Cluster.Join) > 0:
+		return nil, nil
+	case cfg.DataDir == "":
+		return keyring.Ephemeral()
+	}
+	return keyring.LoadOrCreate(filepath.Join(cfg.DataDir, "keyring", "kek"))
 }
 
 // entryLog brings entries of the command table onto the log.
-type entryLog struct{ *consensus.Raft }
+type entryLog struct {
+	*consensus.Raft
+	proposer *propose.Proposer
+	allows   func(entry any) error
+}
 
-// Apply encodes and applies an entry.
+// Apply applies an entry, together with others where many wait.
 func (l entryLog) Apply(ctx context.Context, entry any) (any, uint64, error) {
-	data, err := command.Encode(entry)
-	if err != nil {
+	if err := l.allows(entry); err != nil {
 		return nil, 0, err
 	}
-	return l.Raft.Apply(ctx, data)
+	return l.proposer.Apply(ctx, entry)
 }
 
 // machine is the state as consensus sees it.
 type machine struct {
-	store  *state.Store
-	events *events.Broker
+	store    *state.Store
+	events   *events.Broker
+	restored func()
 }
 
 func (m machine) Apply(index uint64, entry []byte) (any, error) {
@@ -176,6 +260,7 @@ func (m machine) Restore(r io.Reader) error {
 	err := m.store.Restore(r)
 	if err == nil {
 		m.events.Reset(m.store.Index())
+		m.restored()
 	}
 	return err
 }

@@ -357,7 +357,7 @@ func TestAnswersHaveNomadsWords(t *testing.T) {
 		{"a job with a null in it", "PUT", "/v1/jobs", "secret", `{"Job":{"ID":"x","TaskGroups":[null]}}`, 400, "null"},
 		{"a wrong method", "POST", "/v1/nodes", "secret", "", 405, "Invalid method"},
 		{"an unknown path", "GET", "/v1/nothing", "secret", "", 404, ""},
-		{"what Nomad has and we do not", "GET", "/v1/acl/tokens", "secret", "", 501, "not supported by Rockpool"},
+		{"what Nomad has and we do not", "GET", "/v1/sentinel/policies", "secret", "", 501, "not supported by Rockpool"},
 		{"CSI volumes", "GET", "/v1/volumes?type=csi", "secret", "", 200, "[]"},
 		{"exec that is no WebSocket", "GET", "/v1/client/allocation/" + id + "/exec", "secret", "", 500, "websocket"},
 		{"restart of an unknown allocation", "PUT", "/v1/client/allocation/" + id + "/restart", "secret", "{}", 404, `Unknown allocation "` + id + `"`},

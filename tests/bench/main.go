@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"rockpool/tests/load"
 	"rockpool/tests/platform"
 	"rockpool/tests/service"
 )
@@ -110,7 +111,7 @@ func (b *bench) print() {
 	fmt.Println("| --- | --- | --- | --- | --- | --- | --- | --- |")
 	for _, f := range b.table {
 		budget, held, rate := "", "", ""
-		p50, p90, p99 := percentile(f.samples, 50), percentile(f.samples, 90), percentile(f.samples, 99)
+		p50, p90, p99 := load.Percentile(f.samples, 50), load.Percentile(f.samples, 90), load.Percentile(f.samples, 99)
 		if f.budget > 0 {
 			budget, held = ms(f.budget), "yes"
 			if p50 > f.budget {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,14 +26,6 @@ var scenarios = []func(context.Context, *bench) error{
 }
 
 // percentile p of samples, by nearest rank.
-func percentile(samples []time.Duration, p int) time.Duration {
-	if len(samples) == 0 {
-		return 0
-	}
-	s := slices.Sorted(slices.Values(samples))
-	return s[min(len(s)-1, (len(s)*p+99)/100-1)]
-}
-
 func provision(ctx context.Context, b *bench) error {
 	start := time.Now()
 	if err := b.PutEnvironment(ctx, env, platform.Environment{PrewarmingPoolSize: pool, CPULimit: 100, MemoryLimit: 128, Image: "host"}); err != nil {

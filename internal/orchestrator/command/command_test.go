@@ -51,7 +51,20 @@ func log() []any {
 		&command.JobRegister{Now: 100, Job: testJob("j2"), Eval: eval("e2", "j2")},
 		&command.JobDeregister{Now: 110, Namespace: "default", JobID: "j1", Purge: true, Eval: eval("e3", "j1")},
 		&command.Collect{Now: 120, Evals: []string{"e1"}},
+		batchOf(&command.EvalUpdate{Now: 130, Create: []*model.Evaluation{eval("e4", "j2")}}, &command.Collect{Now: 131, Evals: []string{"e3"}}),
 	}
+}
+
+func batchOf(entries ...any) *command.Batch {
+	b := &command.Batch{Now: 130}
+	for _, e := range entries {
+		data, err := command.Encode(e)
+		if err != nil {
+			panic(err)
+		}
+		b.Entries = append(b.Entries, data)
+	}
+	return b
 }
 
 func apply(t *testing.T, s *state.Store, index uint64, entry any) any {

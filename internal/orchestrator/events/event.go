@@ -1,20 +1,12 @@
 package events
 
 import (
+	"cmp"
+	"reflect"
 	"slices"
 	"sync"
 
-	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/state"
-)
-
-// Topics that this server has events of.
-const (
-	TopicJob        = "Job"
-	TopicEvaluation = "Evaluation"
-	TopicAllocation = "Allocation"
-	TopicNode       = "Node"
-	TopicAll        = "*"
 )
 
 // Event is one object that changed.
@@ -25,8 +17,8 @@ type Event struct {
 	Namespace  string
 	FilterKeys []string
 	Index      uint64
-	Object     any  // *model.Job, *model.Evaluation, *model.Allocation or *model.Node
-	Deleted    bool // of a job: it was purged
+	Object     any  // of a type that the table of topics has, such as *model.Job
+	Deleted    bool // it was removed, such as a job that was purged
 
 	once sync.Once
 	line []byte
@@ -46,49 +38,39 @@ type Batch struct {
 	bytes  int
 }
 
-// Estimated sizes of what an event keeps alive.
-const (
-	jobBytes   = 6 << 10
-	allocBytes = 5 << 10
-	evalBytes  = 1 << 10
-	nodeBytes  = 8 << 10
-)
-
 func newBatch(c state.Commit) *Batch {
 	b := &Batch{Index: c.Index, time: c.Time}
+	events := make([]Event, 0, len(c.Changes)) // of one piece: a batch lives and goes as a whole
 	for _, ch := range c.Changes {
-		e := &Event{Type: c.Kind, Index: c.Index, Object: ch.After}
-		size := 0
-		switch o := ch.After.(type) {
-		case *model.Job:
-			e.Topic, e.Key, e.Namespace, size = TopicJob, o.ID, o.Namespace, jobBytes
-		case *model.Evaluation:
-			e.Topic, e.Key, e.Namespace, size = TopicEvaluation, o.ID, o.Namespace, evalBytes
-			e.FilterKeys = []string{o.JobID}
-		case *model.Allocation:
-			e.Topic, e.Key, e.Namespace, size = TopicAllocation, o.ID, o.Namespace, allocBytes
-			e.FilterKeys = []string{o.JobID}
-		case *model.Node:
-			e.Topic, e.Key, size = TopicNode, o.ID, nodeBytes
-		default:
-			// Something was removed. Only the end of a job is an event, and only when it was asked for: allocations go with their job.
-			j, ok := ch.Before.(*model.Job)
-			if !ok {
-				continue
-			}
-			e.Topic, e.Key, e.Namespace, size = TopicJob, j.ID, j.Namespace, jobBytes
-			e.Object, e.Deleted = j, true
+		object, removed := ch.After, ch.After == nil
+		if removed {
+			object = ch.Before
 		}
+		r, ok := topics[reflect.TypeOf(object)]
+		if !ok || removed && !r.removals {
+			continue
+		}
+		events = append(events, Event{Topic: r.topic, Type: cmp.Or(ch.Kind, c.Kind), Index: c.Index, Object: object, Deleted: removed})
+		e := &events[len(events)-1]
+		if removed && r.removed != "" {
+			e.Type = r.removed
+		}
+		weight := 0
+		e.Key, e.Namespace, e.FilterKeys, weight = r.describe(object)
+		b.bytes += overhead + weight
 		b.Events = append(b.Events, e)
-		b.bytes += size
 	}
 	return b
 }
+
+// overhead of an event itself, in bytes.
+const overhead = 256
 
 // Filter is what a subscription wants to see: keys by topic, "*" standing for all keys and all topics.
 type Filter struct {
 	Topics    map[string][]string // empty = all
 	Namespace string              // "*" = all; events without a namespace are for everybody
+	Allowed   func(*Event) bool   // what the reader may see; nil = everything
 }
 
 func (f *Filter) apply(events []*Event) []*Event {
@@ -103,6 +85,9 @@ func (f *Filter) apply(events []*Event) []*Event {
 
 func (f *Filter) wants(e *Event) bool {
 	if f.Namespace != "*" && e.Namespace != "" && e.Namespace != f.Namespace {
+		return false
+	}
+	if f.Allowed != nil && !f.Allowed(e) {
 		return false
 	}
 	if len(f.Topics) == 0 {

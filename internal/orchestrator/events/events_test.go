@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"rockpool/internal/orchestrator/events"
@@ -103,6 +104,7 @@ func TestFilters(t *testing.T) {
 		{After: &model.Allocation{ID: "a", JobID: "j", Namespace: "default"}},
 		{After: &model.Evaluation{ID: "e", JobID: "k", Namespace: "other"}},
 		{After: &model.Node{ID: "n"}},
+		{After: &model.Deployment{ID: "d", JobID: "j", Namespace: "default"}},
 		{Before: &model.Allocation{ID: "gone", JobID: "j", Namespace: "default"}},
 		{Before: &model.Job{ID: "purged", Namespace: "default"}},
 	}})
@@ -111,12 +113,12 @@ func TestFilters(t *testing.T) {
 		f    events.Filter
 		want string
 	}{
-		{"everything", all, "1 j a e n purged"},
-		{"a namespace", events.Filter{Namespace: "default"}, "1 j a n purged"},
+		{"everything", all, "1 j a e n d purged"},
+		{"a namespace", events.Filter{Namespace: "default"}, "1 j a n d purged"},
 		{"a topic", events.Filter{Namespace: "*", Topics: map[string][]string{"Allocation": {"*"}}}, "1 a"},
 		{"a key", events.Filter{Namespace: "*", Topics: map[string][]string{"Job": {"j"}}}, "1 j"},
 		{"a filter key", events.Filter{Namespace: "*", Topics: map[string][]string{"Allocation": {"j"}, "Evaluation": {"j"}}}, "1 a"},
-		{"all topics of a key", events.Filter{Namespace: "*", Topics: map[string][]string{"*": {"j"}}}, "1 j a"},
+		{"all topics of a key", events.Filter{Namespace: "*", Topics: map[string][]string{"*": {"j"}}}, "1 j a d"},
 		{"nothing", events.Filter{Namespace: "*", Topics: map[string][]string{"Service": {"*"}}}, context.Canceled.Error()},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -128,5 +130,23 @@ func TestFilters(t *testing.T) {
 				t.Errorf("got %s, want %s", got, c.want)
 			}
 		})
+	}
+}
+
+// What one user may write is not bounded by a count: a ring of large jobs is as long as its bytes allow.
+func TestTheRingIsBoundedByWhatItHolds(t *testing.T) {
+	const size = 100 << 10
+	b := events.New(events.Limits{Batches: 1000, Bytes: 10 * size, Age: 1 << 40}, 0)
+	large := strings.Repeat("x", size)
+	for i := uint64(1); i <= 100; i++ {
+		b.Publish(state.Commit{Index: i, Changes: []state.Change{{After: &model.Job{ID: "j", Namespace: "default", TaskGroups: []*model.TaskGroup{{
+			Name: "g", Tasks: []*model.Task{{Name: "t", Config: map[string]any{"args": []any{large}}}},
+		}}}}}})
+	}
+	if _, err := b.Subscribe(90, all); !errors.Is(err, events.ErrGap) {
+		t.Errorf("more is held than allowed: %v", err)
+	}
+	if _, err := b.Subscribe(98, all); err != nil {
+		t.Errorf("less is held than allowed: %v", err)
 	}
 }

@@ -1,17 +1,18 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"sync/atomic"
 
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
-	"rockpool/internal/fault"
 	"rockpool/internal/image"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/events"
+	"rockpool/internal/orchestrator/keyring"
 	"rockpool/internal/orchestrator/leader"
 	"rockpool/internal/orchestrator/state"
 )
@@ -54,11 +55,24 @@ type Config struct {
 	Name    string // of the server
 	Address string // ip:port that other servers would reach it by
 	Version string
-	// Token is the management token; empty = no access control, everything is allowed.
+	// Token is a management token that no log has: of the gateway beside it, or for a start. It also switches access control on.
 	Token string
+	// ACL asks callers for tokens, which live in the state; the first comes from the route acl/bootstrap. With neither Token nor ACL there is no access
+	// control, and everything is allowed.
+	ACL bool
+	// ACLResetFile may hold the reset index that allows another bootstrap, once all management tokens are lost. "" = it is never allowed.
+	ACLResetFile string
+	// KEK wraps the root keys that seal variables. nil = variables are refused, with a text that says what is missing.
+	KEK *keyring.Key
+	// Audit gets what was asked and by whom. nil = nothing is noted.
+	Audit Auditor
 	// JoinToken is what a node that is not known yet may show instead of Token to register.
 	JoinToken  string
 	Datacenter string
+	Region     string // default global
+	Cluster    Cluster
+	// StrictIntroduction asks each node that is not known for an introduction token, JoinToken or Token, also where there is no Token.
+	StrictIntroduction bool
 }
 
 // API is the handler.
@@ -68,11 +82,16 @@ type API struct {
 	server *endpoint.Server
 	local  atomic.Pointer[LocalNode]
 	images atomic.Pointer[Images]
+
+	compiled compiledACLs
+	roots    rootKeys
 	// closing ends when long answers must end.
 	closing context.Context
 	close   context.CancelFunc
 	conns   tracker
 	execs   atomic.Int64 // executions that are carried now
+	pushes  *pushes
+	specs   *specs
 }
 
 // New builds the handler.
@@ -80,10 +99,13 @@ func New(cfg Config) *API {
 	if cfg.Logger == nil {
 		cfg.Logger = logging.Discard()
 	}
-	a := &API{cfg: cfg, store: cfg.Store}
+	cfg.Region = cmp.Or(cfg.Region, "global")
+	a := &API{cfg: cfg, store: cfg.Store, pushes: newPushes(), specs: newSpecs()}
+	cfg.Store.Observe(a.pushes.observe)
 	a.closing, a.close = context.WithCancel(context.Background())
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
-		Auth: auth.Func(a.authenticate), Error: a.writeError, CompressAbove: 1024, Log: cfg.Logger, Lookup: a.settled,
+		Auth: auth.Func(a.authenticate), Error: a.writeError, CompressAbove: 1024, Log: cfg.Logger, Lookup: a.settled, Forward: a.forward,
+		Target: a.target, Observe: a.observer(),
 	})
 	a.server.SetFallbacks(http.HandlerFunc(a.notFound), http.HandlerFunc(a.wrongMethod))
 	return a
@@ -102,29 +124,6 @@ func (a *API) Run(ctx context.Context) error {
 	<-ctx.Done()
 	a.close()
 	return a.conns.wait(context.WithoutCancel(ctx))
-}
-
-// settled refuses what would be decided on a state that is behind. After a start the log is applied anew: until then what exists looks as if it did
-// not, and a client that believed it would give up what it has. As in Nomad a client may ask for a stale answer.
-func (a *API) settled(r *http.Request, route endpoint.Route) (context.Context, error) {
-	aboutServer := route.Policy.Scope == auth.Public || route.Policy.Scope == auth.AgentRead
-	if aboutServer || a.cfg.Leader.Leading() || r.URL.Query().Has("stale") {
-		return r.Context(), nil
-	}
-	return nil, fault.New(fault.Unavailable, "No cluster leader")
-}
-
-// authenticate knows one token, and nodes by their secret.
-func (a *API) authenticate(r *http.Request) (auth.Identity, error) {
-	id := auth.Identity{NodeID: a.nodeOf(r)}
-	if a.cfg.Token == "" || auth.TokenEqual(token(r), a.cfg.Token) {
-		id.Name, id.Management = "management", true
-		return id, nil
-	}
-	if id.NodeID != "" {
-		return id, nil
-	}
-	return id, fault.New(fault.Forbidden, "Permission denied")
 }
 
 func token(r *http.Request) string {

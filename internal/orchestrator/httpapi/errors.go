@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"rockpool/internal/fault"
 )
@@ -41,7 +42,8 @@ func (a *API) writeError(w http.ResponseWriter, r *http.Request, err error) {
 		case fault.Conflict:
 			status = http.StatusInternalServerError // as Nomad answers a lost compare-and-set
 		case fault.Exhausted:
-			w.Header().Set("Retry-After", "1")
+			retry, _ := a.cfg.Leader.Overloaded()
+			w.Header().Set("Retry-After", strconv.Itoa(max(int(retry/time.Second), 1)))
 		case fault.Unavailable:
 			status = http.StatusInternalServerError
 			if text == "No cluster leader" {

@@ -21,6 +21,7 @@ import (
 	"rockpool/internal/endpoint"
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/model"
 )
 
 type execRequest struct {
@@ -150,8 +151,8 @@ func (a *API) startExec(ctx context.Context, conn *websocket.Conn, r *http.Reque
 		r = r.Clone(ctx)
 		r.Header.Set("X-Nomad-Token", hello.AuthToken)
 	}
-	if id, err := a.authenticate(r); err != nil || !id.May(auth.AllocExec) {
-		return nil, fault.New(fault.Forbidden, "Permission denied")
+	if err := a.mayExec(r, req.taskPath); err != nil {
+		return nil, err
 	}
 	spec := driver.ExecSpec{TTY: bool(req.TTY)}
 	if err := json.Unmarshal([]byte(req.Command), &spec.Argv); err != nil || len(spec.Argv) == 0 {
@@ -182,6 +183,27 @@ func (a *API) startExec(ctx context.Context, conn *websocket.Conn, r *http.Reque
 		return nil, fault.Wrap(fault.Internal, err, "command not found: %s", spec.Argv[0])
 	}
 	return run, taskError(err, req.Task)
+}
+
+// mayExec asks for the right to run something in a task. In one whose driver has no walls that is the right to run it on the node.
+func (a *API) mayExec(r *http.Request, p taskPath) error {
+	id, err := a.authenticate(r)
+	if err != nil {
+		return denied()
+	}
+	al := a.store.Snapshot().Alloc(nil, p.ID)
+	if al == nil {
+		return require(id, auth.AllocExec, cmp.Or(r.URL.Query().Get("namespace"), model.DefaultNamespace))
+	}
+	if err := require(id, auth.AllocExec, al.Namespace); err != nil {
+		return err
+	}
+	if g := al.Job.Group(al.TaskGroup); g != nil {
+		if t := g.Task(p.Task); t != nil && t.Driver == "raw_exec" {
+			return require(id, auth.AllocNodeExec, al.Namespace)
+		}
+	}
+	return nil
 }
 
 // closeCode is 1008 for what the caller can mend and 1011 for the rest, among which Nomad counts a missing right.

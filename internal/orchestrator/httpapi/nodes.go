@@ -3,7 +3,6 @@ package httpapi
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"net/http"
 	"time"
 
@@ -32,6 +31,9 @@ func (a *API) setEligibility(ctx context.Context, _ auth.Identity, r setEligibil
 	snap := a.store.Snapshot()
 	if snap.Node(nil, r.ID) == nil {
 		return reply{}, notFound("node")
+	}
+	if snap.Node(nil, r.ID).Drain != nil && r.Body.Eligibility == model.NodeEligible {
+		return reply{}, answer(http.StatusInternalServerError, "can not set node's scheduling eligibility to eligible while it is draining")
 	}
 	evals := leader.NodeEvals(snap, r.ID)
 	if r.Body.Eligibility == model.NodeIneligible {
@@ -65,9 +67,7 @@ func (a *API) nodeOf(r *http.Request) string {
 	n := a.store.Snapshot().Node(nil, id)
 	switch {
 	case n == nil:
-		t := token(r)
-		if a.cfg.Token == "" && a.cfg.JoinToken == "" || a.cfg.Token != "" && auth.TokenEqual(t, a.cfg.Token) ||
-			a.cfg.JoinToken != "" && auth.TokenEqual(t, a.cfg.JoinToken) {
+		if a.mayJoin(r) {
 			return id
 		}
 	case auth.TokenEqual(given, n.SecretID):
@@ -103,7 +103,17 @@ func (a *API) registerNode(ctx context.Context, who auth.Identity, r registerNod
 	if old == nil || old.Status != n.Status {
 		evals = leader.NodeEvals(snap, n.ID)
 	}
-	_, index, err := a.apply(ctx, &command.NodeRegister{Now: time.Now().UnixNano(), Node: &n, Evals: evals})
+	var entry any = &command.NodeRegister{Now: time.Now().UnixNano(), Node: &n, Evals: evals}
+	if old == nil {
+		by, err := a.introduce(shownToken(ctx), &n, evals)
+		if err != nil {
+			return reply{}, err
+		}
+		if by != nil {
+			entry = by
+		}
+	}
+	_, index, err := a.apply(ctx, entry)
 	if err != nil {
 		return reply{}, err
 	}
@@ -123,7 +133,7 @@ func (a *API) heartbeat(ctx context.Context, _ auth.Identity, r nodePath) (reply
 		return reply{}, notFound("node")
 	}
 	index := snap.Index()
-	if n.Status == model.NodeDown {
+	if n.Status == model.NodeDown || n.Status == model.NodeDisconnected {
 		var err error
 		_, index, err = a.apply(ctx, &command.NodeStatus{
 			Now: time.Now().UnixNano(), NodeID: n.ID, Status: model.NodeReady, Evals: leader.NodeEvals(snap, n.ID),
@@ -212,57 +222,46 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-cache")
 	rc := http.NewResponseController(w)
-	send := func(v any) error {
-		line, err := json.Marshal(v)
-		if err != nil {
-			return err
-		}
+	send := func(line []byte) error {
 		_ = rc.SetWriteDeadline(time.Now().Add(pushBound))
 		if _, err := w.Write(append(line, '\n')); err != nil {
 			return err
 		}
 		return rc.Flush()
 	}
+	wake, unwatch := a.pushes.watch(req.ID)
+	defer unwatch()
+	idle := time.NewTimer(pushIdle)
+	defer idle.Stop()
 	sent := uint64(0)
 	for {
-		watch := state.NewWatch()
-		msg := pushSince(a.store.Snapshot(), watch, req.ID, sent)
+		replaced := a.store.Replaced()
+		msg := pushSince(a.store.Snapshot(), req.ID, sent)
 		if msg.Full || len(msg.Allocs)+len(msg.Purged) > 0 {
-			if err := send(msg); err != nil {
+			line, err := a.encodePush(msg)
+			if err != nil {
+				return err
+			}
+			if err := send(line); err != nil {
 				return err
 			}
 			sent = msg.Generation
+			idle.Reset(pushIdle)
 		}
-		for idle := false; !idle; {
-			wctx, cancel := context.WithTimeout(ctx, pushIdle)
-			err := watch.WatchCtx(wctx)
-			cancel()
-			switch {
-			case ctx.Err() != nil:
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
 				return nil
-			case err == nil:
-				idle = true
-			default:
-				if err := send(struct{}{}); err != nil {
+			case <-wake:
+				waiting = false
+			case <-replaced:
+				waiting = false
+			case <-idle.C:
+				if err := send([]byte("{}")); err != nil {
 					return err
 				}
+				idle.Reset(pushIdle)
 			}
 		}
 	}
-}
-
-// pushSince is what a node must know that has the state at index since; 0 = everything.
-func pushSince(s *state.Snapshot, w state.Watch, nodeID string, since uint64) *model.AllocPush {
-	msg := &model.AllocPush{Generation: max(s.Index(), 1), Full: since == 0, Allocs: []*model.Allocation{}}
-	for al := range s.AllocsByNode(w, nodeID) {
-		if al.AllocModifyIndex > since {
-			msg.Allocs = append(msg.Allocs, al)
-		}
-	}
-	for t := range s.Tombstones(w, nodeID) {
-		if t.Index > since && !msg.Full {
-			msg.Purged = append(msg.Purged, t.AllocID)
-		}
-	}
-	return msg
 }

@@ -32,6 +32,8 @@ type query struct {
 	PerPage   int           `query:"per_page"`
 	NextToken string        `query:"next_token"`
 	Reverse   endpoint.Flag `query:"reverse"`
+
+	Caller endpoint.Caller `caller:""`
 }
 
 func (q *query) namespace() string {
@@ -41,9 +43,10 @@ func (q *query) namespace() string {
 	return q.Namespace
 }
 
+// sees reports whether a list shows what is in a namespace: it is the one asked about, or all are and the caller has the route's scope in it.
 func (q *query) sees(namespace string) bool {
 	n := q.namespace()
-	return n == "*" || n == namespace
+	return n == namespace || n == auth.Everywhere && q.Caller.MayIn(q.Caller.Scope, namespace)
 }
 
 // reply is an answer with Nomad's headers.
@@ -52,12 +55,13 @@ type reply struct {
 	body   any
 	next   string
 	leader bool
+	age    time.Duration // since this server heard of the leader
 }
 
 func (r reply) HTTPHeader(h http.Header) {
 	h.Set("X-Nomad-Index", strconv.FormatUint(max(r.index, 1), 10))
 	h.Set("X-Nomad-KnownLeader", strconv.FormatBool(r.leader))
-	h.Set("X-Nomad-LastContact", "0")
+	h.Set("X-Nomad-LastContact", strconv.FormatInt(r.age.Milliseconds(), 10))
 	h.Set("Vary", "Origin")
 	if r.next != "" {
 		h.Set("X-Nomad-NextToken", r.next)
@@ -96,8 +100,7 @@ func (a *API) read(ctx context.Context, q query, f func(*state.Snapshot, state.W
 		}
 		r, err := f(a.store.Snapshot(), w)
 		if q.Index == 0 || r.index > q.Index || w.WatchCtx(ctx) != nil {
-			_, id := a.cfg.Log.Leader()
-			return reply{r.index, r.body, r.next, id != ""}, err
+			return a.contact(reply{index: r.index, body: r.body, next: r.next}), err
 		}
 	}
 }
@@ -183,8 +186,7 @@ func uuid(id string) error {
 
 // written is the answer to a write whose body also carries the index.
 func (a *API) written(index uint64, body any) reply {
-	_, id := a.cfg.Log.Leader()
-	return reply{index: index, body: body, leader: id != ""}
+	return a.contact(reply{index: index, body: body})
 }
 
 // require refuses a caller who may not do s to what is in namespace; "" is for what is in none.

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,13 +34,13 @@ var topics = map[string]bool{}
 
 func init() {
 	for t := range strings.FieldsSeq(`Deployment Evaluation Allocation Job Node NodePool Service ACLPolicy ACLToken ACLRole ACLAuthMethod
-		ACLBindingRule HostVolume CSIVolume CSIPlugin Operator Variable *`) {
+		ACLBindingRule HostVolume CSIVolume CSIPlugin Operator Variable Namespace *`) {
 		topics[t] = true
 	}
 }
 
 // streamEvents writes a line for each log entry with events that the reader wants, and {} while there are none.
-func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, _ auth.Identity, req streamEvents) error {
+func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, id auth.Identity, req streamEvents) error {
 	f := events.Filter{Namespace: req.Namespace, Topics: map[string][]string{}}
 	if f.Namespace == "" {
 		f.Namespace = model.DefaultNamespace
@@ -53,6 +55,10 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, _ auth.Identi
 		}
 		f.Topics[topic] = append(f.Topics[topic], key)
 	}
+	if err := mayStream(id, f); err != nil {
+		return err
+	}
+	f.Allowed = func(e *events.Event) bool { return mayRead(id, e.Topic, e.Namespace) }
 	sub, err := a.cfg.Events.Subscribe(req.Index, f)
 	if err != nil {
 		return fault.New(fault.Gone, "%s", err.Error())
@@ -62,6 +68,8 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, _ auth.Identi
 		return err
 	}
 	defer done()
+	ctx, end := a.whileAllowed(ctx, id, token(r))
+	defer end()
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Cache-Control", "no-cache")
@@ -106,23 +114,50 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, _ auth.Identi
 
 var errIdle = errors.New("no event for a while")
 
+// payload is the form on the wire of one type of object that events carry.
+type payload struct {
+	object reflect.Type
+	name   string // its key in Payload
+	out    func(any) any
+}
+
+func payloadOf[T any](name string, out func(*T) any) payload {
+	return payload{reflect.TypeFor[*T](), name, func(o any) any { return out(o.(*T)) }}
+}
+
+// corePayloads belong to the core of events' table of topics. Other areas have lists of their own; see payloads.
+var corePayloads = []payload{
+	payloadOf("Job", func(j *model.Job) any {
+		out := wire.JobOut(j)
+		out.Payload = nil // Nomad's client cannot read an event that has one
+		return out
+	}),
+	payloadOf("Evaluation", func(e *model.Evaluation) any { return wire.EvalOut(e) }),
+	payloadOf("Allocation", func(a *model.Allocation) any {
+		out := wire.AllocOut(a)
+		out.Job = nil
+		return out
+	}),
+	payloadOf("Deployment", func(d *model.Deployment) any { return wire.DeploymentOut(d) }),
+	payloadOf("Node", func(n *model.Node) any { return wire.NodeOut(n) }),
+}
+
+var payloads = func() map[reflect.Type]payload {
+	m := map[reflect.Type]payload{}
+	for _, p := range slices.Concat(corePayloads, accessPayloads) {
+		m[p.object] = p
+	}
+	return m
+}()
+
 // encodeEvent makes an event's form on the wire.
 func encodeEvent(e *events.Event) []byte {
-	payload := map[string]any{}
-	switch o := e.Object.(type) {
-	case *model.Job:
-		payload["Job"] = wire.JobOut(o)
-		if e.Deleted {
-			payload["Deleted"] = true
-		}
-	case *model.Evaluation:
-		payload["Evaluation"] = wire.EvalOut(o)
-	case *model.Allocation:
-		out := wire.AllocOut(o)
-		out.Job = nil
-		payload["Allocation"] = out
-	case *model.Node:
-		payload["Node"] = wire.NodeOut(o)
+	body := map[string]any{}
+	if p, ok := payloads[reflect.TypeOf(e.Object)]; ok {
+		body[p.name] = p.out(e.Object)
+	}
+	if e.Deleted {
+		body["Deleted"] = true
 	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -132,7 +167,7 @@ func encodeEvent(e *events.Event) []byte {
 		FilterKeys                  []string
 		Index                       uint64
 		Payload                     map[string]any
-	}{e.Topic, e.Type, e.Key, e.Namespace, e.FilterKeys, e.Index, payload}); err != nil {
+	}{e.Topic, e.Type, e.Key, e.Namespace, e.FilterKeys, e.Index, body}); err != nil {
 		panic("httpapi: an event cannot be encoded: " + err.Error())
 	}
 	return bytes.TrimRight(b.Bytes(), "\n")

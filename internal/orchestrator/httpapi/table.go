@@ -17,8 +17,19 @@ const (
 	short     = 30 * time.Second
 )
 
-// read is the policy of what any server answers from its state.
-func read(s auth.Scope) endpoint.Policy { return endpoint.Policy{Scope: s} }
+// read is the policy of what is answered from the state: by the leader, or by any server that is asked for a stale answer. What is about the server itself,
+// public or for those who may read agents, is always answered by the one that is asked.
+func read(s auth.Scope) endpoint.Policy {
+	if s == auth.Public || s == auth.AgentRead {
+		return anywhere(s)
+	}
+	return endpoint.Policy{Scope: s, Serve: endpoint.LeaderUnlessStale}
+}
+
+// anywhere is that of what any server answers, however far behind the leader it is: streams of changes.
+func anywhere(s auth.Scope) endpoint.Policy {
+	return endpoint.Policy{Scope: s, Serve: endpoint.AnyServer}
+}
 
 // write is that of what the leader decides. body bounds the request in bytes.
 func write(s auth.Scope, body int64) endpoint.Policy {
@@ -37,7 +48,8 @@ func putAndPost(rows func(method, name string) endpoint.Table) endpoint.Table {
 
 // table is all routes. Each area lists its own in a file of its own.
 func (a *API) table() endpoint.Table {
-	return slices.Concat(a.coreTable(), a.clientTable(), a.explainTable())
+	return slices.Concat(a.coreTable(), a.clientTable(), a.serverTable(), a.accessTable(), a.jobLifeTable(), a.deploymentTable(), a.scalingTable(),
+		a.nodeLifeTable(), a.explainTable())
 }
 
 func (a *API) coreTable() endpoint.Table {
@@ -54,6 +66,7 @@ func (a *API) coreTable() endpoint.Table {
 
 		endpoint.Call("evaluation.list", "GET", "/v1/evaluations", read(auth.ReadJob), a.listEvals),
 		endpoint.Call("evaluation.count", "GET", "/v1/evaluations/count", read(auth.ReadJob), a.countEvals),
+		endpoint.Call("evaluation.delete", "DELETE", "/v1/evaluations", write(auth.Management, nodeBody), a.deleteEvals),
 		endpoint.Call("evaluation.get", "GET", "/v1/evaluation/{id}", read(auth.ReadJob), a.getEval),
 		endpoint.Call("evaluation.allocations", "GET", "/v1/evaluation/{id}/allocations", read(auth.ReadJob), a.listEvalAllocs),
 		endpoint.Call("allocation.list", "GET", "/v1/allocations", read(auth.ReadJob), a.listAllocs),
@@ -64,22 +77,18 @@ func (a *API) coreTable() endpoint.Table {
 		endpoint.Call("node.get", "GET", "/v1/node/{id}", read(auth.NodeRead), a.getNode),
 		endpoint.Call("node.allocations", "GET", "/v1/node/{id}/allocations", read(auth.NodeRead), a.listNodeAllocs),
 
-		endpoint.Stream("event.stream", "GET", "/v1/event/stream", read(auth.ReadJob), a.streamEvents),
+		endpoint.Stream("event.stream", "GET", "/v1/event/stream", anywhere(auth.AnyRight), a.streamEvents),
 		endpoint.Call("agent.self", "GET", "/v1/agent/self", read(auth.AgentRead), a.agentSelf),
-		endpoint.Call("agent.members", "GET", "/v1/agent/members", read(auth.AgentRead), a.agentMembers),
 		endpoint.Call("agent.health", "GET", "/v1/agent/health", read(auth.Public), a.agentHealth),
-		endpoint.Call("status.leader", "GET", "/v1/status/leader", read(auth.Public), a.statusLeader),
-		endpoint.Call("status.peers", "GET", "/v1/status/peers", read(auth.Public), a.statusPeers),
-		endpoint.Call("regions", "GET", "/v1/regions", read(auth.Public), a.regions),
 		endpoint.Stream("metrics", "GET", "/v1/metrics", read(auth.AgentRead), a.metrics),
 		endpoint.Call("volume.list", "GET", "/v1/volumes", read(auth.ListJobs), a.noCSI),
-		endpoint.Call("plugin.list", "GET", "/v1/plugins", read(auth.ListJobs), a.noCSI),
+		endpoint.Call("plugin.list", "GET", "/v1/plugins", read(auth.PluginList), a.noCSI),
 		endpoint.Call("scheduler.get", "GET", "/v1/operator/scheduler/configuration", read(auth.OpRead), a.getSchedulerConfig),
 
 		endpoint.Call("node.watch.register", "PUT", "/v1/internal/node/{id}/register", write(auth.NodeSelf, nodeBody), a.registerNode),
 		endpoint.Call("node.watch.heartbeat", "PUT", "/v1/internal/node/{id}/heartbeat", write(auth.NodeSelf, smallBody), a.heartbeat),
 		endpoint.Call("node.watch.allocations", "PUT", "/v1/internal/node/{id}/allocations", write(auth.NodeSelf, nodeBody), a.reportAllocs),
-		endpoint.Stream("node.watch", "GET", "/v1/internal/node/{id}/watch", read(auth.NodeSelf), a.watchNode),
+		endpoint.Stream("node.watch", "GET", "/v1/internal/node/{id}/watch", anywhere(auth.NodeSelf), a.watchNode),
 	}
 	return append(t, putAndPost(func(method, name string) endpoint.Table {
 		return endpoint.Table{

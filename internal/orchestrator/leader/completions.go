@@ -13,7 +13,8 @@ import (
 // completions writes the ends of evaluations, many per log entry, and never before the answer to the call that created the
 // evaluation has left: a client learns an evaluation's id from that answer, and its end from the event stream.
 type completions struct {
-	wake chan struct{} // of 1
+	wake chan struct{}   // of 1
+	done func(id string) // called when a worker has finished an evaluation
 
 	mu    sync.Mutex
 	held  map[string]*model.Evaluation // guarded by mu; value nil = not finished yet
@@ -32,8 +33,8 @@ const (
 	settleMost = 500 * time.Millisecond
 )
 
-func newCompletions() *completions {
-	return &completions{wake: make(chan struct{}, 1), held: map[string]*model.Evaluation{}}
+func newCompletions(done func(id string)) *completions {
+	return &completions{done: done, wake: make(chan struct{}, 1), held: map[string]*model.Evaluation{}}
 }
 
 // hold keeps back the end of an evaluation. release lets it go, a moment later when the answer was sent.
@@ -101,6 +102,7 @@ func (c *completions) signal() {
 
 // finish takes an evaluation that has ended.
 func (c *completions) finish(e *model.Evaluation) {
+	c.done(e.ID)
 	c.mu.Lock()
 	if _, ok := c.held[e.ID]; ok {
 		c.held[e.ID] = e
@@ -120,11 +122,15 @@ func (c *completions) take() []*model.Evaluation {
 	return batch
 }
 
+// reset forgets what an earlier term has left. It is called before any worker of a new one has begun, whose results must not be lost.
+func (c *completions) reset() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ready = nil
+}
+
 // run writes until ctx ends. What a lost leadership leaves unwritten the next term finds pending and finishes again.
 func (c *completions) run(ctx context.Context, log Log, logger logging.Logger) error {
-	c.mu.Lock()
-	c.ready = nil // of an earlier term
-	c.mu.Unlock()
 	for {
 		batch := c.take()
 		if len(batch) == 0 {

@@ -1,4 +1,5 @@
-// Package leader holds the services that only the leading server runs: workers, plan applier, completions, heartbeats, collection.
+// Package leader holds the services that only the leading server runs: workers, plan applier, completions, heartbeats, deployments, drains, periodic jobs,
+// collection.
 //
 // They are one list, started under a context of that leadership and awaited before the next one begins. Leadership is a
 // signal of which only the newest value counts: a true that follows a true means lost and regained, so everything stops, and starts anew.
@@ -17,6 +18,7 @@ import (
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/broker"
 	"rockpool/internal/orchestrator/command"
+	"rockpool/internal/orchestrator/keyring"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/plan"
 	"rockpool/internal/orchestrator/state"
@@ -33,18 +35,26 @@ type Config struct {
 	Store        *state.Store
 	Log          Log
 	Logger       logging.Logger
-	Workers      int           // evaluations in work at a time; default 16
-	HeartbeatTTL time.Duration // told to nodes; default 10 s
+	Workers      int           // evaluations in work at a time, most of which wait for the log; default 64
+	HeartbeatTTL time.Duration // told to nodes of a small cluster, longer in a large one; default 10 s
 	Grace        time.Duration // on top of it before a node counts as down; default 10 s
 	MaxPending   int           // evaluations waiting at which registrations are refused; default 100,000
+	Prober       Prober        // asked before a node is marked down; nil = nobody is
 	Keep         Keep
-	Leading      func() // called when a term's services have what they need; nil = nothing
+	// Crowded reports that the way onto the log is nearly full, so that new work should be refused. nil = it never is.
+	Crowded func() bool
+	// Services are more of them, which end with the term.
+	Services   []lifecycle.Service
+	Namespaces []string     // made where they are missing before a term's services begin
+	KEK        *keyring.Key // wraps root keys; nil = there are no variables
+	Leading    func()       // called when a term's services have what they need; nil = nothing
 }
 
 // Leader starts and stops terms.
 type Leader struct {
 	cfg         Config
 	completions *completions
+	admission   *admission
 
 	mu   sync.Mutex
 	term *term // guarded by mu; nil = not leading
@@ -56,7 +66,7 @@ func New(cfg Config) *Leader {
 		cfg.Logger = logging.Discard()
 	}
 	if cfg.Workers == 0 {
-		cfg.Workers = 16
+		cfg.Workers = 64
 	}
 	if cfg.HeartbeatTTL == 0 {
 		cfg.HeartbeatTTL = 10 * time.Second
@@ -68,12 +78,15 @@ func New(cfg Config) *Leader {
 		cfg.MaxPending = 100_000
 	}
 	cfg.Keep.defaults()
-	return &Leader{cfg: cfg, completions: newCompletions()}
+	l := &Leader{cfg: cfg, admission: newAdmission()}
+	l.completions = newCompletions(l.admission.done)
+	return l
 }
 
 // term is one leadership.
 type term struct {
 	cfg         Config
+	admission   *admission
 	completions *completions
 	broker      *broker.Broker
 	plans       *plan.Applier
@@ -117,18 +130,36 @@ func (l *Leader) Run(ctx context.Context, leadership <-chan bool) error {
 // lead runs one term.
 func (l *Leader) lead(ctx context.Context) error {
 	t := &term{
-		cfg: l.cfg, completions: l.completions, broker: broker.New(broker.DefaultLimits), plans: plan.New(l.cfg.Store, l.cfg.Log),
-		heartbeats: newHeartbeats(l.cfg.HeartbeatTTL + l.cfg.Grace), ledger: &ledger{},
+		cfg: l.cfg, admission: l.admission, completions: l.completions, broker: broker.New(broker.DefaultLimits), plans: plan.New(l.cfg.Store, l.cfg.Log),
+		heartbeats: newHeartbeats(l.cfg.HeartbeatTTL, l.cfg.Grace), ledger: &ledger{},
 	}
 	t.collector = newCollector(l.cfg)
+	l.admission.reset()
 	// Observe first, read then: an evaluation that comes in between is seen twice, which does no harm, rather than never.
 	end := l.cfg.Store.Observe(t.observe)
 	defer end()
-	if err := t.restore(ctx); err != nil {
-		if ctx.Err() != nil || fault.Is(err, fault.Unavailable) {
-			return nil // leadership was lost meanwhile
+	// A log that is slow or has no majority for a while is no reason to lead without services: it is tried for as long as the term lasts.
+	for wait := retryLeast; ; wait = min(2*wait, retryMost) {
+		err := t.restore(ctx)
+		if err == nil {
+			break
 		}
-		return fmt.Errorf("take over leadership: %w", err)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // leadership was lost meanwhile
+		}
+		if !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Deadline) {
+			return fmt.Errorf("take over leadership: %w", err)
+		}
+		l.cfg.Logger.WithError(err).Warn("leadership could not be taken over yet, it will be tried again")
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	l.completions.reset()
+	if err := t.ensureNamespaces(ctx); err != nil {
+		l.cfg.Logger.WithField("error", err.Error()).Error("a configured namespace could not be made")
 	}
 	l.set(t)
 	defer l.set(nil)
@@ -139,9 +170,15 @@ func (l *Leader) lead(ctx context.Context) error {
 		{Name: "completions", Run: func(ctx context.Context) error { return l.completions.run(ctx, l.cfg.Log, l.cfg.Logger) }},
 		{Name: "plan applier", Run: t.plans.Run},
 		{Name: "heartbeats", Run: t.watchHeartbeats},
+		{Name: "deployments", Run: t.watchDeployments},
+		{Name: "drains", Run: t.drainNodes},
+		{Name: "periodic jobs", Run: t.dispatchPeriodic},
 		{Name: "collection", Run: t.collector.run},
+		{Name: "collection of nodes and deployments", Run: t.collectLate},
 		{Name: "failed evaluations", Run: t.sweepFailed},
+		{Name: "access", Run: t.keepAccess},
 	}
+	services = append(services, l.cfg.Services...)
 	for i := range l.cfg.Workers {
 		services = append(services, lifecycle.Service{Name: fmt.Sprintf("worker %d", i), Run: t.work})
 	}
@@ -166,7 +203,11 @@ func (l *Leader) current() *term {
 // Leading reports whether this server's services run.
 func (l *Leader) Leading() bool { return l.current() != nil }
 
-const barrierBound = 30 * time.Second
+const (
+	barrierBound = 30 * time.Second
+	retryLeast   = 20 * time.Millisecond // between two attempts to take over
+	retryMost    = time.Second
+)
 
 // restore fills the queue from the state.
 func (t *term) restore(ctx context.Context) error {
@@ -187,11 +228,7 @@ func (t *term) restore(ctx context.Context) error {
 		}
 	}
 	t.broker.Sweep(snap.Index()) // nobody knows what came free meanwhile: what is blocked is tried once
-	for n := range snap.Nodes(nil, "") {
-		if n.Status != model.NodeDown {
-			t.heartbeats.beat(n.ID, time.Now())
-		}
-	}
+	t.expect(snap, time.Now())
 	return nil
 }
 
@@ -205,16 +242,23 @@ func (t *term) observe(c state.Commit) {
 			before, _ := ch.Before.(*model.Evaluation)
 			switch {
 			case after.Terminal():
+				t.admission.done(after.ID)
 				t.broker.Forget(after)
 			case after.Status == model.EvalPending && before == nil:
+				if after.WaitUntil == 0 {
+					t.admission.begin(after.ID, time.Now())
+				}
 				t.broker.Enqueue(after)
 			}
 		case *model.Quota, *model.Namespace, *model.NodePool:
 			changed = true
 		case *model.Node:
-			if after.Status != model.NodeDown {
+			if before, ok := ch.Before.(*model.Node); after.Status == model.NodeReady && (!ok || before.Status != after.Status) {
 				t.heartbeats.beat(after.ID, time.Now())
 			}
+		}
+		if before, ok := ch.Before.(*model.Node); ok && ch.After == nil {
+			t.heartbeats.forget(before.ID)
 		}
 	}
 	if len(offers) > 0 {

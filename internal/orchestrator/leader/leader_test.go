@@ -196,13 +196,13 @@ func TestCollectionKeepsWhatIsNeeded(t *testing.T) {
 	do(&command.JobRegister{Now: now, Job: batch("done"), Eval: ended("done")})
 	do(&command.JobRegister{Now: now, Job: batch("young"), Eval: ended("young")})
 	do(&command.EvalUpdate{Now: int64(5 * time.Hour), Create: []*model.Evaluation{ended("young")}})
-	keep := leader.Keep{Evals: time.Hour, EvalCount: 100, Allocs: time.Hour, AllocCount: 100, Jobs: 4 * time.Hour, Tombstones: time.Hour}
-	g := leader.Garbage(l.store.Snapshot(), keep, int64(5*time.Hour))
+	keep := leader.Keep{Evals: time.Hour, EvalCount: 100, Allocs: time.Hour, AllocCount: 100, Jobs: 4 * time.Hour, JobCount: 100, Tombstones: time.Hour}
+	g, _, _ := (&leader.Sweep{Keep: keep}).Next(l.store.Snapshot(), int64(5*time.Hour))
 	if len(g.Jobs) != 1 || g.Jobs[0][1] != "done" || len(g.Evals) != 2 {
 		t.Errorf("collected would be %+v", g)
 	}
 	keep.EvalCount = 0
-	if g := leader.Garbage(l.store.Snapshot(), keep, 1); len(g.Evals) != 3 || len(g.Jobs) != 0 {
+	if g, _, _ := (&leader.Sweep{Keep: keep}).Next(l.store.Snapshot(), 1); len(g.Evals) != 3 || len(g.Jobs) != 0 {
 		t.Errorf("by count, collected would be %+v", g)
 	}
 }

@@ -38,15 +38,41 @@ func (v view) LatestDeployment(namespace, job string) *model.Deployment {
 	return v.snap.LatestDeployment(nil, namespace, job)
 }
 
-// Options are the cluster's: no pool has its own as long as the state has no pools.
-func (v view) Options(string) sched.Options {
+// Options are the cluster's, and where the pool has its own, those.
+func (v view) Options(pool string) sched.Options {
 	c := v.snap.SchedulerConfig()
 	p := c.Preempts()
-	return sched.Options{
+	o := sched.Options{
 		Spread: c.Algorithm == state.AlgorithmSpread, Oversubscribe: c.MemoryOversubscribed, NodeLimit: c.NodeLimit,
 		Preempt: sched.Preemption{System: p.System, Sysbatch: p.Sysbatch, Batch: p.Batch, Service: p.Service},
 	}
+	if np := v.snap.NodePool(nil, pool); np != nil && np.Scheduler != nil {
+		if np.Scheduler.Algorithm != "" {
+			o.Spread = np.Scheduler.Algorithm == state.AlgorithmSpread
+		}
+		if np.Scheduler.MemoryOversubscribed != nil {
+			o.Oversubscribe = *np.Scheduler.MemoryOversubscribed
+		}
+	}
+	return o
 }
 
-// NamespaceQuota is none as long as the state has no quotas. What the allocations of a namespace hold is Fleet().Namespace.
-func (v view) NamespaceQuota(string) (*model.Quota, sched.Usage) { return nil, sched.Usage{} }
+// NamespaceQuota is the quota that a namespace names. What allocations hold under it is counted until their nodes say that they have ended.
+func (v view) NamespaceQuota(namespace string) (*model.Quota, sched.Usage) {
+	var held sched.Usage
+	n := v.snap.Namespace(nil, namespace)
+	if n == nil || n.Quota == "" {
+		return nil, held
+	}
+	q := v.snap.Quota(nil, n.Quota)
+	if q == nil {
+		return nil, held
+	}
+	for o := range v.snap.Namespaces(nil, "") {
+		if o.Quota == q.Name {
+			used := v.fleet.Namespace(o.Name)
+			held.Merge(&used)
+		}
+	}
+	return q, held
+}

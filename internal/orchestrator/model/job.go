@@ -212,6 +212,23 @@ type LogConfig struct {
 	Disabled      bool
 }
 
+// MeantToRun reports whether a job is more than a store of its specification: that is one which was not stopped and all of whose groups have count 0, or
+// one from which others are made.
+func (j *Job) MeantToRun() bool {
+	if j.Stop {
+		return true
+	}
+	if j.Periodic != nil || j.Parameterized != nil && !j.Dispatched {
+		return false
+	}
+	for _, g := range j.TaskGroups {
+		if g.Count > 0 {
+			return true
+		}
+	}
+	return j.Type == JobTypeSystem || j.Type == JobTypeSysbatch
+}
+
 // Group returns the task group of that name, or nil.
 func (j *Job) Group(name string) *TaskGroup {
 	for _, g := range j.TaskGroups {

@@ -121,13 +121,14 @@ func (a *Applier) apply(ctx context.Context, batch []submission) {
 
 // check is the state with what a batch has been promised so far.
 type check struct {
-	snap *state.Snapshot
-	used map[string]*sched.Usage
-	gone map[string]bool // allocations that make room for accepted ones
+	snap   *state.Snapshot
+	used   map[string]*sched.Usage
+	gone   map[string]bool // allocations that make room for accepted ones
+	quotas quotas
 }
 
 func newCheck(s *state.Snapshot) *check {
-	return &check{snap: s, used: map[string]*sched.Usage{}, gone: map[string]bool{}}
+	return &check{snap: s, used: map[string]*sched.Usage{}, gone: map[string]bool{}, quotas: quotas{snap: s}}
 }
 
 // admit takes out of a plan what does not fit, and reports whether there was such. What the plan itself ends to make room counts as gone, but only if what
@@ -144,8 +145,9 @@ func (c *check) admit(p *state.Placement) (refused bool) {
 	if slices.ContainsFunc(p.Stop, func(s state.Stop) bool { return s.PreemptedBy != "" }) {
 		took = map[string][]*model.Allocation{}
 	}
+	c.quotas.stop(p)
 	for _, a := range p.Place {
-		room, ok := c.fits(a, evicted[a.ID])
+		room, ok := c.fits(p, a, evicted[a.ID])
 		if !ok {
 			refused = true
 			continue
@@ -159,7 +161,7 @@ func (c *check) admit(p *state.Placement) (refused bool) {
 	if refused {
 		if j := c.snap.Job(nil, p.Namespace, p.JobID); j != nil && j.AllAtOnce {
 			for _, a := range fits {
-				c.takeBack(a, took[a.ID])
+				c.takeBack(p, a, took[a.ID])
 			}
 			fits = nil
 			clear(took)
@@ -174,7 +176,7 @@ func (c *check) admit(p *state.Placement) (refused bool) {
 }
 
 // fits takes an allocation into account, if it fits, in the room of those of its node that go for it; it returns those.
-func (c *check) fits(a *model.Allocation, evicted []*model.Allocation) (took []*model.Allocation, ok bool) {
+func (c *check) fits(p *state.Placement, a *model.Allocation, evicted []*model.Allocation) (took []*model.Allocation, ok bool) {
 	n := c.snap.Node(nil, a.NodeID)
 	if n == nil || !n.Ready() {
 		return nil, false
@@ -187,7 +189,7 @@ func (c *check) fits(a *model.Allocation, evicted []*model.Allocation) (took []*
 			took = append(took, v)
 		}
 	}
-	if sched.Fits(n, &after, &a.Resources) != "" {
+	if sched.Fits(n, &after, &a.Resources) != "" || !c.quotas.admit(p, a) {
 		return nil, false
 	}
 	after.Add(&a.Resources)
@@ -199,9 +201,10 @@ func (c *check) fits(a *model.Allocation, evicted []*model.Allocation) (took []*
 }
 
 // takeBack undoes fits.
-func (c *check) takeBack(a *model.Allocation, took []*model.Allocation) {
+func (c *check) takeBack(p *state.Placement, a *model.Allocation, took []*model.Allocation) {
 	u := c.usage(a.NodeID)
 	u.Sub(&a.Resources)
+	c.quotas.giveBack(p, a)
 	for _, v := range took {
 		u.Add(&v.Resources)
 		delete(c.gone, v.ID)

@@ -60,6 +60,15 @@ func (w *world) AllocsByJob(_, id string) iter.Seq[*model.Allocation] {
 func (w *world) AllocsByNode(id string) iter.Seq[*model.Allocation] {
 	return w.where(func(a *model.Allocation) bool { return a.NodeID == id })
 }
+func (w *world) Usage(id string) *sched.Usage {
+	u := &sched.Usage{}
+	for a := range w.AllocsByNode(id) {
+		if a.Holds() {
+			u.Add(&a.Resources)
+		}
+	}
+	return u
+}
 func (w *world) where(f func(*model.Allocation) bool) iter.Seq[*model.Allocation] {
 	return func(yield func(*model.Allocation) bool) {
 		for _, a := range w.allocs {

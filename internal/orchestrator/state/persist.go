@@ -109,6 +109,7 @@ func (s *Store) Restore(r io.Reader) error {
 		txn.Abort()
 		return fmt.Errorf("restore the state: %w", err)
 	}
+	restoreUsage(txn)
 	txn.Commit()
 	s.db.Store(db)
 	s.mu.Lock()
@@ -138,7 +139,7 @@ func restore(txn *memdb.Txn, dec *codec.Decoder) error {
 				r.specs[keyOf(j)] = j
 			}
 		case recordEnd:
-			return nil
+			return recount(txn)
 		default:
 			t, ok := byKind[kind]
 			if !ok {

@@ -139,9 +139,24 @@ func (s *Snapshot) AllocsByJob(w Watch, namespace, id string) iter.Seq[*model.Al
 	return all[model.Allocation](s, w, tableAllocs, "job", namespace, id)
 }
 
-// AllocsByNode yields a node's allocations, by id.
+// AllocsByNode yields a node's allocations, by the index of the servers' last change to each.
 func (s *Snapshot) AllocsByNode(w Watch, id string) iter.Seq[*model.Allocation] {
-	return all[model.Allocation](s, w, tableAllocs, "node", id)
+	return all[model.Allocation](s, w, tableAllocs, "node_prefix", id, "")
+}
+
+// AllocsByNodeSince yields those of a node's allocations that the servers changed after index, in the order of the changes.
+func (s *Snapshot) AllocsByNodeSince(id string, index uint64) iter.Seq[*model.Allocation] {
+	return func(yield func(*model.Allocation) bool) {
+		it, err := s.txn.LowerBound(tableAllocs, "node", id, hexIndex(index+1))
+		if err != nil {
+			panic("state: " + err.Error())
+		}
+		for v := it.Next(); v != nil; v = it.Next() {
+			if a := v.(*model.Allocation); a.NodeID != id || !yield(a) {
+				return
+			}
+		}
+	}
 }
 
 // AllocsByEval yields the allocations that an evaluation placed, by id.
@@ -162,11 +177,6 @@ func (s *Snapshot) Nodes(w Watch, prefix string) iter.Seq[*model.Node] {
 // Tombstones yields what a node must still learn to be gone, by allocation id.
 func (s *Snapshot) Tombstones(w Watch, nodeID string) iter.Seq[*Tombstone] {
 	return all[Tombstone](s, w, tableTombstones, "node", nodeID)
-}
-
-// AllTombstones yields those of all nodes.
-func (s *Snapshot) AllTombstones() iter.Seq[*Tombstone] {
-	return all[Tombstone](s, nil, tableTombstones, "id")
 }
 
 // SchedulerConfig is the one in force.

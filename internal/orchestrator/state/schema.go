@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -122,6 +123,7 @@ type tableDef struct {
 	schema   *memdb.TableSchema
 	kind     uint8 // of its records in a snapshot
 	observed bool  // its changes are told to observers
+	id       func(any) []any
 	persist  func(*Snapshot, *writer)
 	restore  func(*memdb.Txn, *reader) error
 }
@@ -135,13 +137,21 @@ func define[T any](name string, kind uint8, observed bool, id func(*T) []string,
 	for n, k := range more {
 		t.Indexes[n] = &memdb.IndexSchema{Name: n, AllowMissing: true, Indexer: key[T](k)}
 	}
-	return tableDef{t, kind, observed,
-		func(s *Snapshot, w *writer) {
+	return tableDef{schema: t, kind: kind, observed: observed,
+		id: func(v any) []any {
+			parts := id(v.(*T))
+			args := make([]any, len(parts))
+			for i, p := range parts {
+				args[i] = p
+			}
+			return args
+		},
+		persist: func(s *Snapshot, w *writer) {
 			for v := range all[T](s, nil, name, "id") {
 				w.put(kind, v)
 			}
 		},
-		func(txn *memdb.Txn, r *reader) error {
+		restore: func(txn *memdb.Txn, r *reader) error {
 			v := new(T)
 			if err := r.dec.Decode(v); err != nil {
 				return err
@@ -155,28 +165,43 @@ func define[T any](name string, kind uint8, observed bool, id func(*T) []string,
 // reads the table of tables.
 var tables []tableDef
 
-func init() { tables = slices.Concat(coreTables(), deploymentTables()) }
+func init() {
+	tables = slices.Concat(coreTables(), deploymentTables(), usageTables(), serverTables(), accessTables(), lifeTables())
+}
 
 func coreTables() []tableDef {
 	return []tableDef{
-		define(tableNodes, 2, true, func(n *model.Node) []string { return []string{n.ID} }, nil),
-		define(tableJobs, 3, true, func(j *model.Job) []string { return []string{j.Namespace, j.ID} }, nil),
+		define(tableNodes, 2, true, func(n *model.Node) []string { return []string{n.ID} }, nodeIndexes),
+		define(tableJobs, 3, true, func(j *model.Job) []string { return []string{j.Namespace, j.ID} }, jobIndexes),
 		versionTable(),
 		define(tableEvals, 5, true, func(e *model.Evaluation) []string { return []string{e.ID} }, map[string]func(*model.Evaluation) []string{
 			"job": func(e *model.Evaluation) []string { return []string{e.Namespace, e.JobID} },
+			"ended": func(e *model.Evaluation) []string {
+				if !e.Terminal() {
+					return nil
+				}
+				return []string{hexTime(e.ModifyTime)}
+			},
 		}),
 		allocTable(),
 		define(tableTombstones, 8, false, func(t *Tombstone) []string { return []string{t.AllocID} }, map[string]func(*Tombstone) []string{
-			"node": func(t *Tombstone) []string { return []string{t.NodeID} },
+			"node":  func(t *Tombstone) []string { return []string{t.NodeID} },
+			"ended": func(t *Tombstone) []string { return []string{hexTime(t.Time)} },
 		}),
 		define(tableConfig, 9, false, func(*SchedulerConfig) []string { return []string{"config"} }, nil),
 		define(tableIndex, 10, false, func(t *tableState) []string { return []string{t.Table} }, nil),
 	}
 }
 
+// derived makes a table one that is filled in from others: it is in no snapshot on disk.
+func derived(t tableDef) tableDef {
+	t.persist = func(*Snapshot, *writer) {}
+	return t
+}
+
 func versionTable() tableDef {
 	t := define(tableVersions, 4, false, func(j *model.Job) []string {
-		return []string{j.Namespace, j.ID, fmt.Sprintf("%016x", j.Version)}
+		return []string{j.Namespace, j.ID, hexIndex(j.Version)}
 	}, nil)
 	t.persist = func(s *Snapshot, w *writer) {
 		for j := range all[model.Job](s, nil, tableVersions, "id") {
@@ -197,15 +222,22 @@ func versionTable() tableDef {
 
 func allocTable() tableDef {
 	t := define(tableAllocs, 7, true, func(a *model.Allocation) []string { return []string{a.ID} }, map[string]func(*model.Allocation) []string{
-		"job":  func(a *model.Allocation) []string { return []string{a.Namespace, a.JobID} },
-		"node": func(a *model.Allocation) []string { return []string{a.NodeID} },
+		"job": func(a *model.Allocation) []string { return []string{a.Namespace, a.JobID} },
+		// What a node must be told is what the servers changed since the last time: a range of this index.
+		"node": func(a *model.Allocation) []string { return []string{a.NodeID, hexIndex(a.AllocModifyIndex)} },
 		"eval": func(a *model.Allocation) []string { return []string{a.EvalID} },
+		"ended": func(a *model.Allocation) []string {
+			if !a.Terminal() || !a.ClientTerminal() {
+				return nil
+			}
+			return []string{hexTime(a.ModifyTime)}
+		},
 	})
 	t.persist = func(s *Snapshot, w *writer) {
 		for a := range all[model.Allocation](s, nil, tableAllocs, "id") {
 			if k := keyOf(a.Job); !w.specs[k] {
 				w.specs[k] = true
-				w.put(recordSpec, a.Job)
+				w.put(recordSpec, bare(a.Job))
 			}
 			c := *a
 			c.Job = nil
@@ -234,8 +266,12 @@ func schema() *memdb.DBSchema {
 	return s
 }
 
-// byKind finds the table of a snapshot's record; observed are those whose changes are told.
-var byKind, observed = map[uint8]tableDef{}, map[string]bool{}
+// byKind finds the table of a snapshot's record; observed are those whose changes are told; idOf is the primary key of an object.
+var (
+	byKind   = map[uint8]tableDef{}
+	observed = map[string]bool{}
+	idOf     = map[string]func(any) []any{}
+)
 
 func init() {
 	for _, t := range tables {
@@ -243,12 +279,30 @@ func init() {
 			panic(fmt.Sprintf("state: record kind %d is used twice", t.kind))
 		}
 		byKind[t.kind] = t
-		observed[t.schema.Name] = t.observed
+		observed[t.schema.Name], idOf[t.schema.Name] = t.observed, t.id
 	}
 }
 
+// hexIndex writes a number so that the order of texts is that of numbers.
+func hexIndex(n uint64) string {
+	const digits = "0123456789abcdef"
+	var b [16]byte
+	for i := range b {
+		b[15-i] = digits[n&15]
+		n >>= 4
+	}
+	return string(b[:])
+}
+
+// hexTime is hexIndex of a time in unix nanoseconds. What is before 1970 counts as 1970.
+func hexTime(ns int64) string { return hexIndex(uint64(max(ns, 0))) }
+
 // jobKey names a job across namespaces.
 type jobKey struct{ namespace, id string }
+
+func (k jobKey) compare(o jobKey) int {
+	return cmp.Or(cmp.Compare(k.namespace, o.namespace), cmp.Compare(k.id, o.id))
+}
 
 // ValidKey reports whether s can be part of a key.
 func ValidKey(s string) bool { return !strings.ContainsRune(s, 0) }

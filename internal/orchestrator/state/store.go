@@ -2,6 +2,7 @@ package state
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -20,7 +21,7 @@ func NewWatch() Watch { return memdb.NewWatchSet() }
 type Commit struct {
 	Index   uint64
 	Time    int64
-	Kind    string // Nomad's name of the log entry, which is the type of its events
+	Kind    string // Nomad's name of the log entry, which is the type of its events; that of an entry of many is its own
 	Changes []Change
 }
 
@@ -28,6 +29,7 @@ type Commit struct {
 // *model.Job or *model.Allocation.
 type Change struct {
 	Before, After any
+	Kind          string // of the entry, or of the one among many, that changed it
 }
 
 // Store holds the state. Only one goroutine may update or restore it.
@@ -76,10 +78,15 @@ func (s *Store) Observe(f func(Commit)) (end func()) {
 
 // Snapshot is the state as it is now.
 func (s *Store) Snapshot() *Snapshot {
-	s.mu.Lock()
-	replaced := s.replaced
-	s.mu.Unlock()
+	replaced := s.Replaced()
 	return &Snapshot{txn: s.db.Load().Txn(false), replaced: replaced}
+}
+
+// Replaced is closed when a restore replaces the contents. It is asked for anew after each.
+func (s *Store) Replaced() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.replaced
 }
 
 // Index is the index of the newest update.
@@ -87,57 +94,156 @@ func (s *Store) Index() uint64 { return s.Snapshot().Index() }
 
 // Update runs f in one transaction. An error of f leaves the store as it was.
 func (s *Store) Update(index uint64, now int64, kind string, f func(*Tx) error) error {
-	txn := s.db.Load().Txn(true)
-	txn.TrackChanges()
-	tx := &Tx{Snapshot: Snapshot{txn: txn}, index: index, now: now, touched: map[jobKey]bool{}}
-	if err := f(tx); err != nil {
-		txn.Abort()
-		return err
-	}
-	tx.deriveStatuses()
-	changes := txn.Changes()
-	commit := Commit{Index: index, Time: now, Kind: kind}
-	seen := map[string]bool{}
-	for _, c := range changes {
-		if !seen[c.Table] {
-			seen[c.Table] = true
-			tx.put(tableIndex, &tableState{c.Table, index})
+	return s.UpdateAll(index, now, kind, []Step{{now, kind, f}})[0]
+}
+
+// Step is one part of an update.
+type Step struct {
+	Now  int64
+	Kind string
+	// Do may be called again from the beginning, after all that it wrote has been undone.
+	Do func(*Tx) error
+}
+
+// UpdateAll runs steps one after the other in one transaction, each as if it were an update of its own: its statuses are derived when it has run, and
+// one that fails changes nothing. It returns what each came to. An update in which all failed leaves the store as it was, its index too.
+func (s *Store) UpdateAll(index uint64, now int64, kind string, steps []Step) []error {
+	failed := make([]error, len(steps))
+	for {
+		tx, again := s.try(index, steps, failed)
+		if again {
+			continue
 		}
-		if observed[c.Table] {
-			commit.Changes = append(commit.Changes, Change{c.Before, c.After})
+		if !slices.Contains(failed, nil) {
+			tx.txn.Abort()
+			return failed
 		}
+		s.commit(tx, Commit{Index: index, Time: now, Kind: kind, Changes: tx.left()})
+		return failed
 	}
-	tx.put(tableIndex, &tableState{"", index})
-	txn.Commit()
+}
+
+// try runs the steps that have not failed. One that fails after it has written something spoils the transaction: it is undone, and tried again without.
+func (s *Store) try(index uint64, steps []Step, failed []error) (tx *Tx, again bool) {
+	tx = newTx(Snapshot{txn: s.db.Load().Txn(true)}, index)
+	for i, step := range steps {
+		if failed[i] != nil {
+			continue
+		}
+		tx.begin(step.Now, step.Kind)
+		if err := step.Do(tx); err != nil {
+			failed[i] = err
+			if tx.wrote {
+				tx.txn.Abort()
+				return nil, true
+			}
+			continue
+		}
+		tx.deriveStatuses()
+		tx.withdrawServices()
+	}
+	return tx, false
+}
+
+func (s *Store) commit(tx *Tx, c Commit) {
+	tx.count()
+	tx.countNamespaces()
+	for _, table := range sortedKeys(tx.tables) {
+		tx.insert(tableIndex, &tableState{table, tx.index})
+	}
+	tx.insert(tableIndex, &tableState{"", tx.index})
+	tx.txn.Commit()
 	s.mu.Lock()
 	observers := s.observers
 	s.mu.Unlock()
 	for _, o := range observers {
-		(*o)(commit)
+		(*o)(c)
 	}
-	return nil
 }
 
 // Tx is an update under way. It reads what it has written.
 type Tx struct {
 	Snapshot
 	index   uint64
+	changes []Change        // of observed tables
+	at      map[any]int     // where in changes an object is that this step has written
+	tables  map[string]bool // written
+
+	// Of the step under way.
 	now     int64
+	kind    string
+	wrote   bool
+	first   int      // of its changes
 	order   []jobKey // touched, in order
 	touched map[jobKey]bool
 }
 
-// put inserts into a table of the schema, which can only fail when the schema and the types do not fit.
+func newTx(s Snapshot, index uint64) *Tx {
+	return &Tx{Snapshot: s, index: index, touched: map[jobKey]bool{}, tables: map[string]bool{}, at: map[any]int{}}
+}
+
+func (t *Tx) begin(now int64, kind string) {
+	t.now, t.kind, t.wrote, t.first, t.order = now, kind, false, len(t.changes), nil
+	clear(t.touched)
+	clear(t.at)
+}
+
+// put inserts into a table of the schema.
 func (t *Tx) put(table string, v any) {
+	if observed[table] {
+		// The lookup is by the primary key, as that of the insertion.
+		before, err := t.txn.First(table, "id", idOf[table](v)...)
+		if err != nil {
+			panic(fmt.Sprintf("state: look into %s: %v", table, err))
+		}
+		t.changed(before, v)
+	}
+	t.note(table)
+	t.insert(table, v)
+}
+
+// insert can only fail when the schema and the types do not fit.
+func (t *Tx) insert(table string, v any) {
 	if err := t.txn.Insert(table, v); err != nil {
 		panic(fmt.Sprintf("state: insert into %s: %v", table, err))
 	}
 }
 
 func (t *Tx) delete(table string, v any) {
+	if observed[table] {
+		t.changed(v, nil)
+	}
+	t.note(table)
 	if err := t.txn.Delete(table, v); err != nil {
 		panic(fmt.Sprintf("state: delete from %s: %v", table, err))
 	}
+}
+
+func (t *Tx) note(table string) {
+	t.wrote = true
+	t.tables[table] = true
+}
+
+// left is the changes without the places that were left empty.
+func (t *Tx) left() []Change {
+	return slices.DeleteFunc(t.changes, func(c Change) bool { return c.Before == nil && c.After == nil })
+}
+
+// changed keeps one change of each object and step: from what there was before the step to what there is after it, at the place of its last change.
+func (t *Tx) changed(before, after any) {
+	c := Change{Before: before, After: after, Kind: t.kind}
+	if i, ok := t.at[before]; ok && before != nil {
+		c.Before = t.changes[i].Before
+		t.changes[i] = Change{} // see left
+		delete(t.at, before)
+		if c.Before == nil && after == nil {
+			return
+		}
+	}
+	if after != nil {
+		t.at[after] = len(t.changes)
+	}
+	t.changes = append(t.changes, c)
 }
 
 func (t *Tx) touch(namespace, id string) {
@@ -158,14 +264,20 @@ func (t *Tx) deriveStatuses() {
 		if s := t.status(j); s != j.Status {
 			c := *j
 			c.Status, c.ModifyIndex = s, t.index
-			t.put(tableJobs, &c)
+			t.putJob(&c)
 		}
 	}
 }
 
 // status is running while an allocation is alive, else pending while an evaluation is, else dead once there was either. A
-// job of which nothing is known yet is pending.
+// job of which nothing is known yet is pending. A template of other jobs runs until it is stopped.
 func (t *Tx) status(j *model.Job) string {
+	if IsTemplate(j) {
+		if j.Stop {
+			return model.JobDead
+		}
+		return model.JobRunning
+	}
 	known := j.Stop
 	for a := range t.AllocsByJob(nil, j.Namespace, j.ID) {
 		if !a.Terminal() {
@@ -186,4 +298,24 @@ func (t *Tx) status(j *model.Job) string {
 		return model.JobDead
 	}
 	return model.JobPending
+}
+
+// Suppose is the state as it would be after f. The store stays as it is.
+func (s *Store) Suppose(now int64, f func(*Tx) error) (*Snapshot, error) {
+	s.mu.Lock()
+	replaced := s.replaced
+	s.mu.Unlock()
+	db := s.db.Load().Snapshot()
+	txn := db.Txn(true)
+	tx := newTx(Snapshot{txn: txn, replaced: replaced}, 0)
+	tx.index = tx.Index() + 1
+	tx.begin(now, "")
+	if err := f(tx); err != nil {
+		txn.Abort()
+		return nil, err
+	}
+	tx.deriveStatuses()
+	tx.insert(tableIndex, &tableState{"", tx.index})
+	txn.Commit()
+	return &Snapshot{txn: db.Txn(false), replaced: replaced}, nil
 }

@@ -164,6 +164,11 @@ func (t *Tx) ReportAlloc(nodeID string, u *model.AllocUpdate) {
 	if u.NetworkStatus != nil {
 		c.NetworkStatus = u.NetworkStatus
 	}
+	health := u.Health
+	if c.DeploymentID != "" && c.ClientStatus == model.ClientFailed {
+		health = &model.AllocHealth{Healthy: new(false), Timestamp: u.ModifyTime} // whatever it was before
+	}
+	t.takeHealth(&c, health)
 	c.ModifyIndex, c.ModifyTime = t.index, max(u.ModifyTime, a.ModifyTime)
 	t.put(tableAllocs, &c)
 	t.touch(a.Namespace, a.JobID)
@@ -178,8 +183,18 @@ func (t *Tx) RegisterNode(n *model.Node) *model.Node {
 	}
 	if old := t.Node(nil, n.ID); old != nil {
 		n.CreateIndex, n.SchedulingEligibility = old.CreateIndex, old.SchedulingEligibility
+		n.Drain, n.LastDrain, n.Events = old.Drain, old.LastDrain, old.Events
+		if old.Status == n.Status {
+			n.StatusUpdatedAt = old.StatusUpdatedAt
+		} else {
+			t.nodeEvent(n, "Cluster", "Node re-registered")
+		}
+	} else {
+		n.Drain, n.LastDrain, n.Events = nil, nil, nil
+		t.nodeEvent(n, "Cluster", "Node registered")
 	}
 	t.put(tableNodes, n)
+	t.ensureNodePool(n.NodePool)
 	return n
 }
 
@@ -190,6 +205,12 @@ func (t *Tx) SetNodeStatus(id, status, description string) bool {
 			return false
 		}
 		n.Status, n.StatusDescription, n.StatusUpdatedAt = status, description, t.now
+		switch status {
+		case model.NodeDown, model.NodeDisconnected:
+			t.nodeEvent(n, "Cluster", "Node heartbeat missed")
+		case model.NodeReady:
+			t.nodeEvent(n, "Cluster", "Node reregistered by heartbeat")
+		}
 		return true
 	})
 }

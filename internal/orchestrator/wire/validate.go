@@ -83,12 +83,7 @@ func Validate(j *api.Job) *Problems {
 			p.err("Datacenter %q is not a name or pattern", dc)
 		}
 	}
-	if j.Periodic != nil {
-		p.err("Periodic jobs are not supported by Rockpool")
-	}
-	if j.ParameterizedJob != nil {
-		p.err("Parameterized jobs are not supported by Rockpool")
-	}
+	p.templates(j)
 	if j.Multiregion != nil {
 		p.err("Multiregion jobs are not supported by Rockpool")
 	}
@@ -151,13 +146,8 @@ func (p *Problems) group(g *api.TaskGroup, jobType string) {
 	if len(g.Volumes) > 0 {
 		p.err("%s: volumes are not supported by Rockpool", where)
 	}
-	if len(g.Services) > 0 {
-		p.ignored("service", where)
-	}
-	p.disconnect(where, g.Disconnect)
-	if g.Scaling != nil {
-		p.ignored("scaling", where)
-	}
+	p.services(where, g.Services)
+	p.policies(where, g, jobType)
 	p.networks(where, g.Networks)
 	if len(g.Networks) > 1 {
 		p.err("%s: only one network is allowed, not %d", where, len(g.Networks))
@@ -186,23 +176,6 @@ func (p *Problems) group(g *api.TaskGroup, jobType string) {
 	}
 	if leaders > 1 {
 		p.err("%s: only one task may be marked as leader", where)
-	}
-}
-
-func (p *Problems) disconnect(where string, d *api.DisconnectStrategy) {
-	if d == nil {
-		return
-	}
-	if val(d.LostAfter) < 0 || val(d.StopOnClientAfter) < 0 {
-		p.err("%s: disconnect lost_after and stop_on_client_after can't be negative", where)
-	}
-	if val(d.LostAfter) > 0 && val(d.StopOnClientAfter) > 0 {
-		p.err("%s: disconnect cannot be configured with both lost_after and stop_on_client_after", where)
-	}
-	switch r := string(val(d.Reconcile)); r {
-	case "", model.ReconcileBestScore, model.ReconcileLongestRunning, model.ReconcileKeepOriginal, model.ReconcileKeepReplacement:
-	default:
-		p.err("%s: disconnect reconcile option %q is none of best_score, longest_running, keep_original, keep_replacement", where, r)
 	}
 }
 
@@ -249,11 +222,9 @@ func (p *Problems) task(group string, t *api.Task) {
 			p.err("%s: %s: not supported by Rockpool", where, f.what)
 		}
 	}
-	if len(t.Services) > 0 {
-		p.ignored("service", where)
-	}
-	if t.ShutdownDelay != 0 {
-		p.ignored("shutdown_delay", where)
+	p.services(where, t.Services)
+	if t.ShutdownDelay < 0 {
+		p.err("%s: ShutdownDelay must be a positive value", where)
 	}
 	if len(t.Actions) > 0 {
 		p.ignored("action", where)
