@@ -17,6 +17,7 @@ import (
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/broker"
+	"rockpool/internal/orchestrator/command"
 	"rockpool/internal/orchestrator/keyring"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/plan"
@@ -233,7 +234,8 @@ func (t *term) restore(ctx context.Context) error {
 
 // observe wakes what depends on a change. It runs on the goroutine that applies the log.
 func (t *term) observe(c state.Commit) {
-	offers := t.ledger.observe(c)
+	offers, namespaces := t.ledger.observe(c)
+	changed := c.Kind == command.NameSchedulerConfig // what everybody may try again after
 	for _, ch := range c.Changes {
 		switch after := ch.After.(type) {
 		case *model.Evaluation:
@@ -248,6 +250,8 @@ func (t *term) observe(c state.Commit) {
 				}
 				t.broker.Enqueue(after)
 			}
+		case *model.Quota, *model.Namespace, *model.NodePool:
+			changed = true
 		case *model.Node:
 			if before, ok := ch.Before.(*model.Node); after.Status == model.NodeReady && (!ok || before.Status != after.Status) {
 				t.heartbeats.beat(after.ID, time.Now())
@@ -260,7 +264,12 @@ func (t *term) observe(c state.Commit) {
 	if len(offers) > 0 {
 		t.broker.Offer(offers...)
 	}
-	if c.Kind == "SchedulerConfig" {
+	for _, ns := range namespaces {
+		if q, _ := t.view(t.cfg.Store.Snapshot()).NamespaceQuota(ns); q != nil {
+			t.broker.OfferQuota(q.Name, c.Index)
+		}
+	}
+	if changed {
 		t.broker.Pause(t.cfg.Store.Snapshot().SchedulerConfig().PauseBroker)
 		t.broker.Sweep(c.Index)
 	}

@@ -1,6 +1,7 @@
 package leader
 
 import (
+	"slices"
 	"sync"
 
 	"rockpool/internal/orchestrator/broker"
@@ -38,26 +39,26 @@ func (l *ledger) current() *sched.Fleet {
 	return l.fleet
 }
 
-// observe takes a commit and returns the room that it made, a node at a time.
-func (l *ledger) observe(c state.Commit) []broker.Offer {
+// observe takes a commit and returns the room that it made, a node at a time, and the namespaces that hold less.
+func (l *ledger) observe(c state.Commit) (offers []broker.Offer, namespaces []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fleet == nil {
 		l.pending = append(l.pending, c)
-		return nil
+		return nil, nil
 	}
-	var offers []broker.Offer
-	for _, id := range l.take(c) {
+	nodes, namespaces := l.take(c)
+	for _, id := range nodes {
 		if s := l.fleet.Seat(id); s != nil && s.Node != nil && s.Node.Ready() {
 			left := s.Left()
 			offers = append(offers, broker.Offer{Index: c.Index, Node: id, Class: s.Class(), Room: broker.Room(left)})
 		}
 	}
-	return offers
+	return offers, namespaces
 }
 
-// take brings the fleet up to a commit and returns the nodes that have more room now. Callers hold mu.
-func (l *ledger) take(c state.Commit) (roomier []string) {
+// take brings the fleet up to a commit and returns the nodes that have more room now, and the namespaces that hold less. Callers hold mu.
+func (l *ledger) take(c state.Commit) (roomier, namespaces []string) {
 	var e *sched.Edit
 	edit := func() *sched.Edit {
 		if e == nil {
@@ -91,13 +92,16 @@ func (l *ledger) take(c state.Commit) (roomier []string) {
 			edit().Alloc(before, after)
 			if was {
 				more(v.NodeID)
+				if !slices.Contains(namespaces, v.Namespace) {
+					namespaces = append(namespaces, v.Namespace)
+				}
 			}
 		}
 	}
 	if e != nil {
 		l.fleet = e.Done()
 	}
-	return roomier
+	return roomier, namespaces
 }
 
 func cmpOr(a, b any) any {

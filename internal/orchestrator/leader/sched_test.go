@@ -212,3 +212,40 @@ func TestAServiceIsRolledOut(t *testing.T) {
 		l.sums()
 	})
 }
+
+func TestAQuotaHoldsBackAndLetsGo(t *testing.T) {
+	bubble(t, func(l *led) {
+		l.do(&command.NodeRegister{Node: smallNode("n1", 1000)})
+		l.do(&command.QuotaUpsert{Quota: &model.Quota{Name: "course", CPU: 100}})
+		l.do(&command.NamespaceUpsert{Namespace: &model.Namespace{Name: "default", Quota: "course"}})
+		l.register(asking("first", 80, 50))
+		l.register(asking("second", 80, 50))
+		l.register(asking("third", 150, 50))
+		if len(l.allocs("first")) != 1 || len(l.allocs("second")) != 0 {
+			t.Fatal("the quota does not hold")
+		}
+		for e := range l.store.Snapshot().EvalsByJob(nil, "default", "second") {
+			if e.Status == model.EvalBlocked && (e.QuotaReached != "course" || len(e.FailedTGAllocs["g"].QuotaExhausted) != 1) {
+				t.Errorf("it waits as %+v", e)
+			}
+		}
+		l.report(l.allocs("first")[0], model.ClientComplete)
+		if len(l.allocs("second")) != 1 {
+			t.Error("what came free of the quota is not used")
+		}
+		l.do(&command.QuotaUpsert{Quota: &model.Quota{Name: "course", CPU: 500}})
+		if len(l.allocs("third")) != 1 {
+			t.Error("a larger quota is not used")
+		}
+	})
+}
+
+func TestAPoolHasItsOwnAlgorithm(t *testing.T) {
+	bubble(t, func(l *led) {
+		l.do(&command.NodePoolUpsert{Pool: &model.NodePool{Name: "wide", Scheduler: &model.PoolScheduling{Algorithm: state.AlgorithmSpread}}})
+		snap := l.store.Snapshot()
+		if v := l.View(snap); !v.Options("wide").Spread || v.Options("default").Spread {
+			t.Error("the pool's algorithm does not count, or counts for others")
+		}
+	})
+}

@@ -50,8 +50,9 @@ func (t *term) work(ctx context.Context) error {
 func (t *term) evaluate(ctx context.Context, e *model.Evaluation) error {
 	for range planAttempts {
 		snap := t.cfg.Store.Snapshot()
-		now := time.Now().UnixNano()
-		d := sched.Schedule(t.view(snap), e, now)
+		began := time.Now()
+		d := sched.Schedule(t.view(snap), e, began.UnixNano())
+		timed(d, time.Since(began))
 		done, err := t.submit(ctx, snap, e, d)
 		if err != nil {
 			return err
@@ -69,6 +70,17 @@ func (t *term) evaluate(ctx context.Context, e *model.Evaluation) error {
 	}
 	t.completions.finish(&c)
 	return nil
+}
+
+// timed notes what deciding took, a placement at a time.
+func timed(d *sched.Decision, took time.Duration) {
+	each := int64(took) / int64(max(len(d.Place)+len(d.Failed), 1))
+	for _, a := range d.Place {
+		a.Metrics.AllocationTimeNS = each
+	}
+	for _, m := range d.Failed {
+		m.AllocationTimeNS = each
+	}
 }
 
 // submit hands in what was decided. False means that a part was refused.

@@ -94,14 +94,23 @@ func TestWhatGoesMakesRoomInTheSamePlan(t *testing.T) {
 }
 
 func TestNodesThatTakeNothing(t *testing.T) {
-	for name, n := range map[string]*model.Node{
-		"cut off":    {ID: "n1", Status: model.NodeDisconnected},
-		"down":       {ID: "n1", Status: model.NodeDown},
-		"drained":    {ID: "n1", Status: model.NodeReady, Drain: &model.Drain{}},
-		"ineligible": {ID: "n1", Status: model.NodeReady, SchedulingEligibility: model.NodeIneligible},
+	for name, change := range map[string]func(tx *state.Tx) bool{
+		"cut off":    func(tx *state.Tx) bool { return tx.SetNodeStatus("n1", model.NodeDisconnected, "") },
+		"down":       func(tx *state.Tx) bool { return tx.SetNodeStatus("n1", model.NodeDown, "") },
+		"drained":    func(tx *state.Tx) bool { return tx.SetDrain(state.DrainUpdate{NodeID: "n1", Spec: &state.DrainSpec{}}) },
+		"ineligible": func(tx *state.Tx) bool { return tx.SetNodeEligibility("n1", model.NodeIneligible) },
 	} {
-		p := &state.Placement{JobID: "j", Place: []*model.Allocation{placed("j", "a", "n1", 1)}}
-		if !newCheck(world(t, n).Snapshot()).admit(p) || len(p.Place) != 0 {
+		s := world(t, ready("n1"))
+		if err := s.Update(2, 0, "", func(tx *state.Tx) error {
+			if !change(tx) {
+				t.Errorf("%s: nothing changed", name)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		p := &state.Placement{Namespace: "default", JobID: "j", Place: []*model.Allocation{placed("j", "a", "n1", 1)}}
+		if !newCheck(s.Snapshot()).admit(p) || len(p.Place) != 0 {
 			t.Errorf("a node that is %s took something", name)
 		}
 	}

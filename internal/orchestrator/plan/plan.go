@@ -121,15 +121,14 @@ func (a *Applier) apply(ctx context.Context, batch []submission) {
 
 // check is the state with what a batch has been promised so far.
 type check struct {
-	snap *state.Snapshot
-	used map[string]*sched.Usage
-	gone map[string]bool // allocations that make room for accepted ones
-
+	snap   *state.Snapshot
+	used   map[string]*sched.Usage
+	gone   map[string]bool // allocations that make room for accepted ones
 	quotas quotas
 }
 
 func newCheck(s *state.Snapshot) *check {
-	return &check{s, map[string]*sched.Usage{}, map[string]bool{}, quotas{snap: s}}
+	return &check{snap: s, used: map[string]*sched.Usage{}, gone: map[string]bool{}, quotas: quotas{snap: s}}
 }
 
 // admit takes out of a plan what does not fit, and reports whether there was such. What the plan itself ends to make room counts as gone, but only if what
@@ -142,11 +141,11 @@ func (c *check) admit(p *state.Placement) (refused bool) {
 		}
 	}
 	fits := p.Place[:0:0]
-	c.quotas.stop(p)
 	var took map[string][]*model.Allocation // the room that accepted ones got; nil where nothing goes
 	if slices.ContainsFunc(p.Stop, func(s state.Stop) bool { return s.PreemptedBy != "" }) {
 		took = map[string][]*model.Allocation{}
 	}
+	c.quotas.stop(p)
 	for _, a := range p.Place {
 		room, ok := c.fits(p, a, evicted[a.ID])
 		if !ok {
@@ -162,8 +161,7 @@ func (c *check) admit(p *state.Placement) (refused bool) {
 	if refused {
 		if j := c.snap.Job(nil, p.Namespace, p.JobID); j != nil && j.AllAtOnce {
 			for _, a := range fits {
-				c.takeBack(a, took[a.ID])
-				c.quotas.giveBack(p, a)
+				c.takeBack(p, a, took[a.ID])
 			}
 			fits = nil
 			clear(took)
@@ -203,9 +201,10 @@ func (c *check) fits(p *state.Placement, a *model.Allocation, evicted []*model.A
 }
 
 // takeBack undoes fits.
-func (c *check) takeBack(a *model.Allocation, took []*model.Allocation) {
+func (c *check) takeBack(p *state.Placement, a *model.Allocation, took []*model.Allocation) {
 	u := c.usage(a.NodeID)
 	u.Sub(&a.Resources)
+	c.quotas.giveBack(p, a)
 	for _, v := range took {
 		u.Add(&v.Resources)
 		delete(c.gone, v.ID)

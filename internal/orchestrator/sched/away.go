@@ -16,6 +16,8 @@ func (p *pass) whereabouts(a *model.Allocation) whereabouts {
 	switch n := p.fleet.Node(a.NodeID); {
 	case n == nil || n.Status == model.NodeDown:
 		return nodeGone
+	case n.Status == model.NodeDisconnected && a.ClientStatus == model.ClientRunning && a.UnknownSince > 0 && a.UnknownSince >= n.StatusUpdatedAt:
+		return nodeHere // it has been heard of since it was noted as unknown: its report was quicker than the node's own
 	case n.Status == model.NodeDisconnected:
 		return nodeAway
 	}

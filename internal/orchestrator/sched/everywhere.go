@@ -129,7 +129,9 @@ func (p *pass) cover(g *model.TaskGroup, covered map[string]bool, updates []miss
 		}
 		p.countPlaced(w, a)
 	}
-	if p.out.Failed[g.Name] != nil {
-		f.eligibility()
+	if m := p.out.Failed[g.Name]; m != nil { // it tells of all nodes, not of the first that was full
+		more := m.CoalescedFailures
+		f.explainFailure(m)
+		m.CoalescedFailures = more
 	}
 }

@@ -56,6 +56,19 @@ func TestADisconnectedNode(t *testing.T) {
 			t.Errorf("when its time is over it is %s, %d were placed", a.ClientStatus, len(d.Place))
 		}
 	})
+	t.Run("what is heard of before its node is back is not noted again, and is when the node is cut off again", func(t *testing.T) {
+		w, a := setup(&model.DisconnectPolicy{LostAfter: time.Hour})
+		w.setNode(a.NodeID, func(n *model.Node) { n.StatusUpdatedAt = minute })
+		w.schedule(minute)
+		a.ClientStatus = model.ClientRunning
+		if d := w.schedule(2 * minute); !d.Empty() {
+			t.Errorf("reported: %+v", d)
+		}
+		w.setNode(a.NodeID, func(n *model.Node) { n.StatusUpdatedAt = 3 * minute })
+		if w.schedule(3 * minute); a.ClientStatus != model.ClientUnknown || a.UnknownSince != 3*minute {
+			t.Errorf("cut off again it is %s since %d", a.ClientStatus, a.UnknownSince)
+		}
+	})
 	for name, c := range map[string]struct {
 		strategy string
 		original bool
@@ -373,6 +386,23 @@ func TestASpreadIsEven(t *testing.T) {
 			t.Fatalf("only %d nodes are used: %v", len(nodes), nodes)
 		}
 	})
+}
+
+func TestASystemJobSaysWhereItFindsNoRoom(t *testing.T) {
+	w := &world{job: job(1), nodes: []*model.Node{node("n1", 1000, 1000), node("n2", 50, 1000), node("n3", 50, 1000), node("n4", 1000, 1000)}}
+	w.job.Type = model.JobTypeSystem
+	w.nodes[3].Drivers = nil
+	d := w.schedule(1)
+	m := d.Failed["g"]
+	if len(d.Place) != 1 || m == nil || m.NodesEvaluated != 4 || m.NodesExhausted != 2 || m.NodesFiltered != 1 || m.CoalescedFailures != 1 || d.Queued["g"] != 2 {
+		t.Errorf("%d placed: %+v", len(d.Place), m)
+	}
+	// What concerns another node only does not look at these.
+	w.allocs = nil
+	d = sched.Schedule(w, &model.Evaluation{ID: "e", Namespace: "default", JobID: "j", NodeID: "n4", TriggeredBy: model.TriggerNodeUpdate}, 2)
+	if !d.Empty() || len(d.Failed) != 0 {
+		t.Errorf("an evaluation for one node: %+v", d)
+	}
 }
 
 func TestDistinctProperties(t *testing.T) {

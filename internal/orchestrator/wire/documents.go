@@ -11,6 +11,7 @@ type (
 	AllocResourceUsage           = api.AllocResourceUsage
 	Allocation                   = api.Allocation
 	AllocationListStub           = api.AllocationListStub
+	AllocationMetric             = api.AllocationMetric
 	AutopilotConfiguration       = api.AutopilotConfiguration
 	CpuStats                     = api.CpuStats
 	Deployment                   = api.Deployment
@@ -56,5 +57,4 @@ type (
 	ScalingRequest               = api.ScalingRequest
 	TagVersionRequest            = api.TagVersionRequest
 	TaskGroupScaleStatus         = api.TaskGroupScaleStatus
-	AllocationMetric             = api.AllocationMetric
 )
