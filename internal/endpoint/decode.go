@@ -80,12 +80,15 @@ func decodeFields(r *http.Request, p Policy, c Caller, v reflect.Value, vars map
 			}
 		} else if kind := f.Tag.Get("body"); kind == "raw" {
 			v.Field(i).Set(reflect.ValueOf(r.Body))
-		} else if err := decodeJSON(r, p, v.Field(i).Addr().Interface()); err != nil {
+		} else if err := decodeJSON(r, p, v.Field(i).Addr().Interface()); err != nil && !(kind == "optional" && errors.Is(err, errNoBody)) {
 			return err
 		}
 	}
 	return nil
 }
+
+// errNoBody is the cause where there is nothing at all; a field tagged body:"optional" is left as it is then.
+var errNoBody = errors.New("empty body")
 
 // decodeJSON reads the first JSON value of the body. Content types are not looked at: clients send what they like.
 func decodeJSON(r *http.Request, p Policy, into any) error {
@@ -102,7 +105,7 @@ func decodeJSON(r *http.Request, p Policy, into any) error {
 	}
 	if err := d.Decode(into); err != nil {
 		if errors.Is(err, io.EOF) {
-			return fault.New(fault.Invalid, "the request body is empty, but a JSON object is needed")
+			return fault.Wrap(fault.Invalid, errNoBody, "the request body is empty, but a JSON object is needed")
 		}
 		return fault.New(fault.Invalid, "%s", err.Error())
 	}

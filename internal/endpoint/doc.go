@@ -6,5 +6,5 @@
 // package fault, and see no header and no status code.
 //
 // A request type is a struct whose fields say where they come from: `path:"id"`, `query:"prefix"` (string, bool, integers, a
-// time.Duration, []string) or `body:"json"`. A response that implements [Statuser] or [Headerer] decides its own status and headers.
+// time.Duration, []string) or `body:"json"`, or `body:"optional"` for JSON that may be left out. A response that implements [Statuser] or [Headerer] decides its own status and headers.
 package endpoint

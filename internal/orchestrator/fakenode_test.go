@@ -116,6 +116,8 @@ type node struct {
 	purged []string
 	pushed chan *model.AllocPush // of every message, if somebody reads
 	silent bool                  // reports nothing
+	// health is said of each allocation that begins to run; nil = nothing is. It is called with mu held.
+	health func(*model.Allocation) *bool
 }
 
 func newModelNode() *model.Node {
@@ -193,8 +195,12 @@ func (f *node) take(p *model.AllocPush) {
 		now := time.Now().UnixNano()
 		switch {
 		case a.DesiredStatus == model.DesiredRun && a.ClientStatus == model.ClientPending:
-			report = append(report, &model.AllocUpdate{ID: a.ID, ClientStatus: model.ClientRunning, ModifyTime: now,
-				TaskStates: map[string]*model.TaskState{"t": {State: model.TaskRunning, StartedAt: now}}})
+			u := &model.AllocUpdate{ID: a.ID, ClientStatus: model.ClientRunning, ModifyTime: now,
+				TaskStates: map[string]*model.TaskState{"t": {State: model.TaskRunning, StartedAt: now}}}
+			if f.health != nil {
+				u.Health = &model.AllocHealth{Healthy: f.health(a), Timestamp: now}
+			}
+			report = append(report, u)
 		case a.DesiredStatus != model.DesiredRun && !a.ClientTerminal():
 			report = append(report, &model.AllocUpdate{ID: a.ID, ClientStatus: model.ClientComplete, ModifyTime: now,
 				TaskStates: map[string]*model.TaskState{"t": {State: model.TaskDead, StartedAt: now, FinishedAt: now}}})

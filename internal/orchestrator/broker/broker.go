@@ -40,17 +40,34 @@ func (b *Broker) Enqueue(e *model.Evaluation) { b.do(func(q *Queue, now int64) {
 // Ack ends an evaluation's work.
 func (b *Broker) Ack(id string) { b.do(func(q *Queue, now int64) { q.Ack(id, now) }) }
 
+// Skip is Ack for an evaluation that had ended already.
+func (b *Broker) Skip(id string) { b.do(func(q *Queue, now int64) { q.Skip(id, now) }) }
+
 // Nack gives an evaluation back.
 func (b *Broker) Nack(id string) { b.do(func(q *Queue, now int64) { q.Nack(id, now) }) }
 
 // Block keeps an evaluation aside; see [Queue.Block].
-func (b *Broker) Block(e *model.Evaluation, snapshot uint64) (superseded *model.Evaluation) {
-	b.do(func(q *Queue, now int64) { superseded = q.Block(e, snapshot, now) })
+func (b *Broker) Block(e *model.Evaluation, snapshot uint64, need Room) (superseded *model.Evaluation) {
+	b.do(func(q *Queue, now int64) { superseded = q.Block(e, snapshot, need, now) })
 	return superseded
 }
 
-// Unblock queues everything that waits for room.
-func (b *Broker) Unblock(index uint64) { b.do(func(q *Queue, now int64) { q.Unblock(index, now) }) }
+// Offer tells of nodes that have room.
+func (b *Broker) Offer(offers ...Offer) {
+	b.do(func(q *Queue, now int64) {
+		for _, o := range offers {
+			q.Offer(o, now)
+		}
+	})
+}
+
+// OfferQuota tells that less is held under a quota, or that it allows more.
+func (b *Broker) OfferQuota(name string, index uint64) {
+	b.do(func(q *Queue, now int64) { q.OfferQuota(name, index, now) })
+}
+
+// Sweep has everything that waits for room try again, a few at a time.
+func (b *Broker) Sweep(index uint64) { b.do(func(q *Queue, now int64) { q.Sweep(index, now) }) }
 
 // Forget drops an evaluation that has ended otherwise.
 func (b *Broker) Forget(e *model.Evaluation) { b.do(func(q *Queue, _ int64) { q.Forget(e) }) }
@@ -81,6 +98,13 @@ func (b *Broker) Failures() []*model.Evaluation {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.queue.Failures()
+}
+
+// Duplicates hands out the evaluations that newer ones of their jobs stand for.
+func (b *Broker) Duplicates() []*model.Evaluation {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.queue.Duplicates()
 }
 
 // Dequeue waits for an evaluation.

@@ -49,6 +49,26 @@ func TestOrderAndOnePerJob(t *testing.T) {
 	want(t, "a second delivery of one enqueued twice", dequeue(q, 2), "")
 }
 
+func TestTheNewestOfAJobStandsForTheOthers(t *testing.T) {
+	q := broker.NewQueue(limits)
+	for i, id := range []string{"a", "b", "c"} {
+		e := eval(id, "j", 50)
+		e.CreateIndex, e.NodeID = uint64(i), "node of "+id
+		q.Enqueue(e, 0)
+	}
+	want(t, "the first", dequeue(q, 0), "a")
+	q.Ack("a", 0)
+	e := q.Dequeue(0)
+	if e == nil || e.ID != "c" || e.NodeID != "" {
+		t.Errorf("then comes %+v", e)
+	}
+	if d := q.Duplicates(); len(d) != 1 || d[0].ID != "b" || len(q.Duplicates()) != 0 {
+		t.Errorf("the duplicates are %v", d)
+	}
+	q.Ack("c", 0)
+	want(t, "nothing is left", dequeue(q, 0), "")
+}
+
 func TestDelaysRefusalsAndFailures(t *testing.T) {
 	q := broker.NewQueue(limits)
 	later := eval("later", "j", 50)
@@ -67,29 +87,6 @@ func TestDelaysRefusalsAndFailures(t *testing.T) {
 	if f := q.Failures(); len(f) != 1 || f[0].ID != "later" || len(q.Failures()) != 0 {
 		t.Errorf("the failures are %v", f)
 	}
-}
-
-func TestBlockedOnesWakeWhenThereIsRoom(t *testing.T) {
-	q := broker.NewQueue(limits)
-	if s := q.Block(eval("a", "j", 50), 5, 0); s != nil {
-		t.Errorf("%s was superseded", s.ID)
-	}
-	if s := q.Block(eval("b", "j", 50), 6, 0); s == nil || s.ID != "a" {
-		t.Errorf("superseded is %v", s)
-	}
-	want(t, "without room", dequeue(q, 1), "")
-	q.Unblock(8, 1)
-	want(t, "with room", dequeue(q, 1), "b")
-	q.Ack("b", 1)
-	q.Block(eval("c", "j", 50), 7, 1)
-	want(t, "decided on a state before the room came free", dequeue(q, 1), "c")
-	q.Ack("c", 1)
-	q.Block(eval("d", "j", 50), 9, 1)
-	if e := q.TakeBlocked("", "j"); e == nil || e.ID != "d" {
-		t.Errorf("taken is %v", e)
-	}
-	q.Unblock(10, 1)
-	want(t, "taken away", dequeue(q, 1), "")
 }
 
 func TestNothingIsLostAndNoJobIsInWorkTwice(t *testing.T) {
@@ -130,6 +127,9 @@ func TestNothingIsLostAndNoJobIsInWorkTwice(t *testing.T) {
 			}
 		}
 		for range 10_000 {
+			for _, e := range q.Duplicates() {
+				delete(open, e.ID)
+			}
 			if len(open) == 0 {
 				return
 			}

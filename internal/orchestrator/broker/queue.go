@@ -8,6 +8,7 @@ package broker
 import (
 	"cmp"
 	"container/heap"
+	"slices"
 
 	"rockpool/internal/orchestrator/model"
 )
@@ -32,11 +33,6 @@ type item struct {
 	due      int64 // of a delayed or an unacknowledged one
 }
 
-type blocked struct {
-	eval     *model.Evaluation
-	snapshot uint64 // what it was decided on
-}
-
 // Queue is the core.
 type Queue struct {
 	limits   Limits
@@ -46,9 +42,10 @@ type Queue struct {
 	inWork   map[string]*item
 	busy     map[job]string  // evaluation in work
 	waiting  map[job][]*item // for the one in work
-	blocked  map[job]blocked
-	freed    uint64 // index at which room last came free
+	blocked  backlog
 	failures []*model.Evaluation
+
+	duplicates []*model.Evaluation
 }
 
 // NewQueue makes an empty one.
@@ -60,7 +57,7 @@ func NewQueue(l Limits) *Queue {
 				cmp.Compare(a.eval.ID, b.eval.ID))
 		}},
 		delayed: &items{less: func(a, b *item) int { return cmp.Or(cmp.Compare(a.due, b.due), cmp.Compare(a.eval.ID, b.eval.ID)) }},
-		waiting: map[job][]*item{}, blocked: map[job]blocked{},
+		waiting: map[job][]*item{}, blocked: newBacklog(),
 	}
 }
 
@@ -101,7 +98,12 @@ func (q *Queue) Dequeue(now int64) *model.Evaluation {
 }
 
 // Ack ends an evaluation's work.
-func (q *Queue) Ack(id string, now int64) {
+func (q *Queue) Ack(id string, now int64) { q.ack(id, false, now) }
+
+// Skip is Ack for an evaluation that had ended already: what it was woken for is still there.
+func (q *Queue) Skip(id string, now int64) { q.ack(id, true, now) }
+
+func (q *Queue) ack(id string, unused bool, now int64) {
 	it := q.inWork[id]
 	if it == nil {
 		return
@@ -109,6 +111,7 @@ func (q *Queue) Ack(id string, now int64) {
 	delete(q.inWork, id)
 	delete(q.known, id)
 	q.release(jobOf(it.eval), now)
+	q.tried(it.eval, unused, now)
 }
 
 // Nack gives an evaluation back, to be delivered again a little later. After too many deliveries it has failed.
@@ -121,6 +124,7 @@ func (q *Queue) Nack(id string, now int64) {
 	if it.attempts >= q.limits.Attempts {
 		delete(q.known, id)
 		q.failures = append(q.failures, it.eval)
+		defer q.tried(it.eval, true, now)
 	} else {
 		it.due = now + int64(it.attempts)*q.limits.Retry
 		heap.Push(q.delayed, it)
@@ -128,17 +132,38 @@ func (q *Queue) Nack(id string, now int64) {
 	q.release(jobOf(it.eval), now)
 }
 
-// release lets the job's next evaluation through.
+// release lets the job's newest evaluation through. It is decided on a state that has all that the earlier ones are about, so those are not needed.
 func (q *Queue) release(k job, now int64) {
 	delete(q.busy, k)
 	w := q.waiting[k]
 	if len(w) == 0 {
 		return
 	}
-	if q.waiting[k] = w[1:]; len(w) == 1 {
-		delete(q.waiting, k)
+	delete(q.waiting, k)
+	newest := slices.MaxFunc(w, func(a, b *item) int {
+		return cmp.Or(cmp.Compare(a.eval.CreateIndex, b.eval.CreateIndex), cmp.Compare(a.eval.ID, b.eval.ID))
+	})
+	for _, it := range w {
+		if it == newest {
+			continue
+		}
+		delete(q.known, it.eval.ID)
+		q.duplicates = append(q.duplicates, it.eval)
+		q.tried(it.eval, true, now)
+		if it.eval.NodeID != newest.eval.NodeID && newest.eval.NodeID != "" {
+			all := *newest.eval // each is about a node of its own: together they are about all
+			all.NodeID = ""
+			newest.eval = &all
+		}
 	}
-	q.add(w[0], now)
+	q.add(newest, now)
+}
+
+// Duplicates hands out the evaluations that newer ones of their jobs stand for.
+func (q *Queue) Duplicates() []*model.Evaluation {
+	d := q.duplicates
+	q.duplicates = nil
+	return d
 }
 
 func (q *Queue) tick(now int64) {
@@ -173,44 +198,91 @@ func (q *Queue) Failures() []*model.Evaluation {
 	return f
 }
 
-// Block keeps an evaluation aside that found no room on the state at snapshot. It returns the one of the same job that it
-// takes the place of. When room came free since snapshot the evaluation is queued at once.
-func (q *Queue) Block(e *model.Evaluation, snapshot uint64, now int64) (superseded *model.Evaluation) {
-	k := jobOf(e)
-	if old, ok := q.blocked[k]; ok && old.eval.ID != e.ID {
-		superseded = old.eval
+// Block keeps an evaluation aside that found no room on the state at snapshot; need is what the smallest allocation that it waits with needs. It returns
+// the one of the same job that it takes the place of. When an offer came since snapshot that may help, the evaluation is queued at once.
+func (q *Queue) Block(e *model.Evaluation, snapshot uint64, need Room, now int64) (superseded *model.Evaluation) {
+	if old := q.blocked.byJob[jobOf(e)]; old != nil {
+		if old.eval.ID != e.ID {
+			superseded = old.eval
+		}
+		q.blocked.take(old)
 	}
-	delete(q.blocked, k)
-	if q.freed > snapshot {
-		q.Enqueue(e, now)
-		return superseded
-	}
-	q.blocked[k] = blocked{e, snapshot}
+	w := q.blocked.put(e, snapshot, need)
+	if !q.known[e.ID] {
+		q.retry(w, now)
+	} // else it is in work, and Ack looks at it
 	return superseded
 }
 
-// Unblock queues everything that waits for room, which came free at index.
-func (q *Queue) Unblock(index uint64, now int64) {
-	q.freed = max(q.freed, index)
-	for k, b := range q.blocked {
-		delete(q.blocked, k)
-		q.Enqueue(b.eval, now)
+// retry queues a waiter that has overlooked an offer.
+func (q *Queue) retry(w *waiter, now int64) {
+	if o := q.blocked.overlooked(w); o != nil {
+		q.blocked.take(w)
+		q.Enqueue(w.eval, now)
+	}
+}
+
+// Offer wakes those that a node's room may be enough for.
+func (q *Queue) Offer(o Offer, now int64) {
+	q.blocked.note(&o)
+	q.enqueue(q.blocked.wake(&o, mostWoken), now)
+}
+
+// OfferQuota wakes those that wait for a quota, one after the other.
+func (q *Queue) OfferQuota(name string, index uint64, now int64) {
+	o := &Offer{Index: index, quota: name}
+	q.blocked.note(o)
+	q.enqueue(q.blocked.wake(o, 1), now)
+}
+
+// Sweep wakes everybody, a few at a time.
+func (q *Queue) Sweep(index uint64, now int64) {
+	o := &Offer{Index: index, all: true}
+	q.blocked.note(o)
+	q.enqueue(q.blocked.wake(o, sweepWidth), now)
+}
+
+const (
+	mostWoken  = 256 // by one offer
+	sweepWidth = 8   // at a time
+)
+
+func (q *Queue) enqueue(list []*waiter, now int64) {
+	for _, w := range list {
+		q.Enqueue(w.eval, now)
+	}
+}
+
+// tried passes on the offer that woke an evaluation: one of room when it was of no use, one to everybody always.
+func (q *Queue) tried(e *model.Evaluation, unused bool, now int64) {
+	w := q.blocked.byJob[jobOf(e)]
+	inVain := w != nil && w.eval.ID == e.ID
+	if inVain && !unused {
+		q.retry(w, now)
+	}
+	if o := q.blocked.woken[e.ID]; o != nil {
+		delete(q.blocked.woken, e.ID)
+		if inVain || unused || o.all || o.quota != "" {
+			q.enqueue(q.blocked.wake(o, 1), now)
+		}
 	}
 }
 
 // Forget drops an evaluation that has ended otherwise, unless it is in work.
 func (q *Queue) Forget(e *model.Evaluation) {
-	if b, ok := q.blocked[jobOf(e)]; ok && b.eval.ID == e.ID {
-		delete(q.blocked, jobOf(e))
+	if w := q.blocked.byJob[jobOf(e)]; w != nil && w.eval.ID == e.ID {
+		q.blocked.take(w)
 	}
 }
 
 // TakeBlocked drops the evaluation of a job that waits for room, because the job has all it needs, and returns it.
 func (q *Queue) TakeBlocked(namespace, id string) *model.Evaluation {
-	k := job{namespace, id}
-	e := q.blocked[k].eval
-	delete(q.blocked, k)
-	return e
+	w := q.blocked.byJob[job{namespace, id}]
+	if w == nil {
+		return nil
+	}
+	q.blocked.take(w)
+	return w.eval
 }
 
 // Counts are figures for metrics and admission.
@@ -218,7 +290,7 @@ type Counts struct{ Ready, Waiting, Delayed, InWork, Blocked int }
 
 // Counts returns the figures of now.
 func (q *Queue) Counts() Counts {
-	c := Counts{Ready: q.ready.Len(), Delayed: q.delayed.Len(), InWork: len(q.inWork), Blocked: len(q.blocked)}
+	c := Counts{Ready: q.ready.Len(), Delayed: q.delayed.Len(), InWork: len(q.inWork), Blocked: len(q.blocked.byJob)}
 	for _, w := range q.waiting {
 		c.Waiting += len(w)
 	}

@@ -1,6 +1,8 @@
 package command
 
 import (
+	"slices"
+
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/state"
 )
@@ -17,7 +19,7 @@ const (
 	NameNodeStatus      = "NodeStatus"
 	NameNodeEligibility = "NodeEligibility"
 	NameSchedulerConfig = "SchedulerConfig"
-	NameCollected       = "Collected"
+	NameCollected       = "JobBatchDeregistered"
 )
 
 // core are the entries of jobs, evaluations, plans and nodes. Other areas have files and lists of their own; see table.
@@ -43,6 +45,7 @@ type JobRegister struct {
 	Eval         *model.Evaluation // nil = none
 	EnforceIndex bool
 	AtIndex      uint64
+	Submission   *state.Submission `codec:",omitempty"` // the text it was made of; nil = not known
 }
 
 // Registered is the result of a JobRegister.
@@ -54,6 +57,9 @@ func applyJobRegister(tx *state.Tx, e *JobRegister) (any, error) {
 	j, err := tx.RegisterJob(e.Job, e.EnforceIndex, e.AtIndex)
 	if err != nil {
 		return nil, err
+	}
+	if e.Submission != nil {
+		tx.PutSubmission(e.Submission)
 	}
 	if e.Eval != nil {
 		e.Eval.JobModifyIndex = j.JobModifyIndex
@@ -69,11 +75,20 @@ type JobDeregister struct {
 	JobID     string
 	Purge     bool
 	Eval      *model.Evaluation
+
+	NoShutdownDelay bool `codec:",omitempty"`
 }
 
 func (e *JobDeregister) at() int64 { return e.Now }
 
 func applyJobDeregister(tx *state.Tx, e *JobDeregister) (any, error) {
+	if e.NoShutdownDelay && !e.Purge {
+		for _, a := range slices.Collect(tx.AllocsByJob(nil, e.Namespace, e.JobID)) {
+			if !a.Terminal() {
+				tx.Transit(state.Transition{AllocID: a.ID, DesiredTransition: model.DesiredTransition{NoShutdownDelay: true}})
+			}
+		}
+	}
 	if tx.DeregisterJob(e.Namespace, e.JobID, e.Purge) == nil {
 		return false, nil
 	}
@@ -144,11 +159,17 @@ type AllocStop struct {
 	AllocID     string
 	Description string
 	Eval        *model.Evaluation
+
+	Reschedule      bool `codec:",omitempty"` // its replacement counts as a reschedule: it goes to another node
+	NoShutdownDelay bool `codec:",omitempty"`
 }
 
 func (e *AllocStop) at() int64 { return e.Now }
 
 func applyAllocStop(tx *state.Tx, e *AllocStop) (any, error) {
+	if e.Reschedule || e.NoShutdownDelay {
+		tx.Transit(state.Transition{AllocID: e.AllocID, DesiredTransition: model.DesiredTransition{Reschedule: e.Reschedule, NoShutdownDelay: e.NoShutdownDelay}})
+	}
 	if !tx.StopAlloc(e.AllocID, e.Description) {
 		return false, nil
 	}

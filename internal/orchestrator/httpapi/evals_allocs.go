@@ -9,8 +9,8 @@ import (
 
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
-	"rockpool/internal/ident"
 	"rockpool/internal/orchestrator/command"
+	"rockpool/internal/orchestrator/leader"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/sched"
 	"rockpool/internal/orchestrator/state"
@@ -142,10 +142,12 @@ func (a *API) getAlloc(ctx context.Context, _ auth.Identity, r byID) (reply, err
 }
 
 type stopAlloc struct {
-	ID string `path:"id"`
+	ID              string        `path:"id"`
+	Reschedule      endpoint.Flag `query:"reschedule"`
+	NoShutdownDelay endpoint.Flag `query:"no_shutdown_delay"`
 }
 
-func (a *API) stopAlloc(w http.ResponseWriter, r *http.Request, _ auth.Identity, req stopAlloc) error {
+func (a *API) stopAlloc(w http.ResponseWriter, r *http.Request, id auth.Identity, req stopAlloc) error {
 	if err := uuid(req.ID); err != nil {
 		return err
 	}
@@ -153,27 +155,78 @@ func (a *API) stopAlloc(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	if al == nil {
 		return notFound("alloc")
 	}
-	e := &model.Evaluation{
-		ID: ident.New(), Namespace: al.Namespace, Priority: al.Job.Priority, Type: al.Job.Type, TriggeredBy: model.TriggerAllocStop,
-		JobID: al.JobID, JobModifyIndex: al.Job.JobModifyIndex, Status: model.EvalPending,
-	}
-	release := a.cfg.Leader.Hold(e.ID)
-	sent := false
-	defer func() { release(sent) }()
-	done, index, err := a.apply(r.Context(), &command.AllocStop{
-		Now: time.Now().UnixNano(), AllocID: al.ID, Description: sched.StoppedByUser, Eval: e,
-	})
-	if err != nil {
+	if err := require(id, auth.AllocLife, al.Namespace); err != nil {
 		return err
 	}
-	if !done.(bool) {
-		return notFound("alloc")
+	e := leader.JobEval(al.Job, model.TriggerAllocStop)
+	return a.decide(w, r, &command.AllocStop{
+		Now: time.Now().UnixNano(), AllocID: al.ID, Description: sched.StoppedByUser, Eval: e,
+		Reschedule: bool(req.Reschedule), NoShutdownDelay: bool(req.NoShutdownDelay),
+	}, e, func(done any, index uint64) (any, error) {
+		if !done.(bool) {
+			return nil, notFound("alloc")
+		}
+		return struct {
+			EvalID string
+			Index  uint64
+		}{e.ID, index}, nil
+	})
+}
+
+type deleteEvals struct {
+	Namespace string                 `query:"namespace"`
+	Filter    string                 `query:"filter"`
+	Caller    endpoint.Caller        `caller:""`
+	Body      wire.EvalDeleteRequest `body:"optional"`
+}
+
+const evalsAtOnce = 512 // in one log entry
+
+// deleteEvals removes evaluations while nobody works on any: those named, or those that a filter finds.
+func (a *API) deleteEvals(ctx context.Context, id auth.Identity, r deleteEvals) (reply, error) {
+	s := a.store.Snapshot()
+	filter := cmp.Or(r.Body.Filter, r.Filter)
+	switch {
+	case !s.SchedulerConfig().PauseBroker:
+		return reply{}, answer(http.StatusInternalServerError, "eval broker is enabled; eval broker must be paused to delete evals")
+	case len(r.Body.EvalIDs) == 0 && filter == "":
+		return reply{}, answer(http.StatusBadRequest, "evals must be deleted by either ID or filter")
+	case len(r.Body.EvalIDs) > 0 && filter != "":
+		return reply{}, answer(http.StatusBadRequest, "evals cannot be deleted by both ID and filter")
 	}
-	sent = true
-	return flushed(w, a.written(index, struct {
-		EvalID string
-		Index  uint64
-	}{e.ID, index}))
+	ids := r.Body.EvalIDs
+	for _, e := range ids {
+		if err := uuid(e); err != nil {
+			return reply{}, err
+		}
+		if s.Eval(nil, e) == nil {
+			return reply{}, notFound("eval")
+		}
+	}
+	if filter != "" {
+		q := query{Namespace: cmp.Or(r.Namespace, auth.Everywhere), Filter: filter, Caller: r.Caller}
+		list, _, err := page(mapped(s.Evals(nil, ""), func(e *model.Evaluation) (*wire.Evaluation, bool) {
+			return wire.EvalOut(e), q.sees(e.Namespace)
+		}), &q, func(e *wire.Evaluation) string { return e.ID })
+		if err != nil {
+			return reply{}, err
+		}
+		for _, e := range list {
+			ids = append(ids, e.ID)
+		}
+	}
+	count, index := 0, s.EvalsIndex()
+	for step := range slices.Chunk(ids, evalsAtOnce) {
+		n, at, err := a.apply(ctx, &command.EvalDelete{Now: time.Now().UnixNano(), IDs: step})
+		if err != nil {
+			return reply{}, err
+		}
+		count, index = count+n.(int), at
+	}
+	return a.written(index, struct {
+		Count int
+		Index uint64
+	}{count, index}), nil
 }
 
 type listNodes struct {

@@ -5,15 +5,17 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/fault"
-	"rockpool/internal/ident"
 	"rockpool/internal/orchestrator/command"
 	"rockpool/internal/orchestrator/jobspec"
+	"rockpool/internal/orchestrator/leader"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/state"
 	"rockpool/internal/orchestrator/wire"
@@ -41,7 +43,10 @@ func (a *API) listJobs(ctx context.Context, _ auth.Identity, r listJobs) (reply,
 }
 
 func summary(s *state.Snapshot, w state.Watch, j *model.Job) *wire.JobSummary {
-	return wire.Summary(j, s.AllocsByJob(w, j.Namespace, j.ID), s.EvalsByJob(w, j.Namespace, j.ID))
+	sum := wire.Summary(j, s.AllocsByJob(w, j.Namespace, j.ID), s.EvalsByJob(w, j.Namespace, j.ID))
+	c := s.Children(w, j.Namespace, j.ID)
+	sum.Children.Pending, sum.Children.Running, sum.Children.Dead = c.Pending, c.Running, c.Dead
+	return sum
 }
 
 type byJob struct {
@@ -74,20 +79,67 @@ func (a *API) getJobSummary(ctx context.Context, _ auth.Identity, r byJob) (repl
 	})
 }
 
-func (a *API) getJobVersions(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
-	return a.readJob(ctx, r, func(s *state.Snapshot, w state.Watch, j *model.Job) (found, error) {
-		out := struct {
-			Versions []*wire.Job
-			Diffs    []*wire.JobDiff
-		}{Versions: []*wire.Job{}}
+type jobVersions struct {
+	byJob
+	Diffs       endpoint.Flag `query:"diffs"`
+	DiffTag     string        `query:"diff_tag"`
+	DiffVersion string        `query:"diff_version"`
+}
+
+// getJobVersions shows the kept versions, newest first, and on demand what differs: each from the one before it, or all of them from one that is named.
+func (a *API) getJobVersions(ctx context.Context, _ auth.Identity, r jobVersions) (reply, error) {
+	return a.readJob(ctx, r.byJob, func(s *state.Snapshot, w state.Watch, j *model.Job) (found, error) {
+		var versions []*model.Job
 		for v := range s.JobVersions(w, j.Namespace, j.ID) {
 			if v.JobModifyIndex == j.JobModifyIndex {
 				v = j // with its status
 			}
-			out.Versions = append([]*wire.Job{wire.JobOut(v)}, out.Versions...)
+			versions = append(versions, v)
+		}
+		slices.Reverse(versions)
+		out := struct {
+			Versions []*wire.Job
+			Diffs    []*wire.JobDiff
+		}{Versions: []*wire.Job{}}
+		for _, v := range versions {
+			out.Versions = append(out.Versions, wire.JobOut(v))
+		}
+		if r.Diffs {
+			var err error
+			if out.Diffs, err = diffs(s, j, versions, r); err != nil {
+				return found{index: j.ModifyIndex}, err
+			}
 		}
 		return found{index: j.ModifyIndex, body: out}, nil
 	})
+}
+
+func diffs(s *state.Snapshot, j *model.Job, versions []*model.Job, r jobVersions) ([]*wire.JobDiff, error) {
+	var to *model.Job
+	switch {
+	case r.DiffTag != "":
+		if to = s.TaggedVersion(j.Namespace, j.ID, r.DiffTag); to == nil {
+			return nil, fault.New(fault.NotFound, "tag %q not found on job %q", r.DiffTag, j.ID)
+		}
+	case r.DiffVersion != "":
+		v, err := versionOr(r.DiffVersion, 0)
+		if err != nil {
+			return nil, err
+		}
+		if to = s.JobVersion(j.Namespace, j.ID, v); to == nil {
+			return nil, noVersion(j, v)
+		}
+	}
+	out := []*wire.JobDiff{}
+	for i, v := range versions {
+		switch {
+		case to != nil:
+			out = append(out, wire.Diff(to, v))
+		case i+1 < len(versions):
+			out = append(out, wire.Diff(versions[i+1], v))
+		}
+	}
+	return out, nil
 }
 
 func (a *API) listJobAllocs(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
@@ -111,21 +163,6 @@ func (a *API) listJobEvals(ctx context.Context, _ auth.Identity, r byJob) (reply
 }
 
 func evalOut(e *model.Evaluation) (*wire.Evaluation, bool) { return wire.EvalOut(e), true }
-
-// Deployments are not made by Rockpool, so a job has none.
-func (a *API) listJobDeployments(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
-	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
-		s.Job(w, r.namespace(), r.ID)
-		return found{index: s.JobsIndex(), body: []*wire.Deployment{}}, nil
-	})
-}
-
-func (a *API) getJobDeployment(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
-	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
-		s.Job(w, r.namespace(), r.ID)
-		return found{index: s.JobsIndex(), body: nil}, nil
-	})
-}
 
 type registerJob struct {
 	Namespace string                  `query:"namespace"`
@@ -159,29 +196,39 @@ func (a *API) registerJob(w http.ResponseWriter, r *http.Request, id auth.Identi
 	if err != nil {
 		return err
 	}
-	priority := cmp.Or(req.Body.EvalPriority, job.Priority)
-	e := &model.Evaluation{
-		ID: ident.New(), Namespace: job.Namespace, Priority: priority, Type: job.Type, TriggeredBy: model.TriggerJobRegister,
-		JobID: job.ID, Status: model.EvalPending,
+	switch {
+	case job.Dispatched:
+		return answer(http.StatusInternalServerError, "job can't be submitted with 'Dispatched' set to true")
+	case job.DispatchToken != "":
+		return answer(http.StatusInternalServerError, "job can't be submitted with 'DispatchIdempotencyToken' set")
 	}
-	if req.Body.PreserveCounts {
-		preserveCounts(a.store.Snapshot(), job)
+	job.VersionTag = nil // versions are tagged by a call of its own
+	if p := req.Body.EvalPriority; p < 0 || p > 100 {
+		return answer(http.StatusBadRequest, "eval priority must be between 1 and 100 inclusively, got %d", p)
 	}
-	release := a.cfg.Leader.Hold(e.ID)
-	sent := false
-	defer func() { release(sent) }()
-	result, index, err := a.apply(r.Context(), &command.JobRegister{
-		Now: time.Now().UnixNano(), Job: job, Eval: e, EnforceIndex: req.Body.EnforceIndex, AtIndex: req.Body.JobModifyIndex,
+	if req.Body.PreserveCounts || req.Body.PreserveResources {
+		preserve(a.store.Snapshot(), job, req.Body.PreserveCounts, req.Body.PreserveResources)
+	}
+	entry := &command.JobRegister{
+		Now: time.Now().UnixNano(), Job: job, EnforceIndex: req.Body.EnforceIndex, AtIndex: req.Body.JobModifyIndex,
+	}
+	text := ""
+	if entry.Submission, text = submission(job, req.Body.Submission); text != "" {
+		warnings = strings.TrimLeft(warnings+"\n"+text, "\n")
+	}
+	if !state.IsTemplate(job) { // which is not placed, but what is made of it
+		entry.Eval = leader.JobEval(job, model.TriggerJobRegister)
+		entry.Eval.Priority = cmp.Or(req.Body.EvalPriority, job.Priority)
+	}
+	return a.decide(w, r, entry, entry.Eval, func(result any, index uint64) (any, error) {
+		out := &jobWritten{
+			EvalID: evalID(entry.Eval), JobModifyIndex: registeredIndex(result), Warnings: warnings, Index: index, KnownLeader: true,
+		}
+		if entry.Eval != nil {
+			out.EvalCreateIndex = index
+		}
+		return out, nil
 	})
-	if err != nil {
-		return err
-	}
-	out := &jobWritten{
-		EvalID: e.ID, EvalCreateIndex: index, JobModifyIndex: result.(*command.Registered).JobModifyIndex, Warnings: warnings,
-		Index: index, KnownLeader: true,
-	}
-	sent = true
-	return flushed(w, a.written(index, out))
 }
 
 // jobWritten answers a registration and a removal.
@@ -195,20 +242,51 @@ type jobWritten struct {
 	KnownLeader     bool
 }
 
-func preserveCounts(s *state.Snapshot, j *model.Job) {
+// preserve keeps what is set of a job's groups in the version that runs, where the caller did not mean to change it.
+func preserve(s *state.Snapshot, j *model.Job, counts, resources bool) {
 	old := s.Job(nil, j.Namespace, j.ID)
 	if old == nil {
 		return
 	}
 	for _, g := range j.TaskGroups {
-		if og := old.Group(g.Name); og != nil {
+		og := old.Group(g.Name)
+		if og == nil {
+			continue
+		}
+		if counts {
 			g.Count = og.Count
+		}
+		for _, t := range g.Tasks {
+			if ot := og.Task(t.Name); ot != nil && resources {
+				t.Resources = ot.Resources
+			}
 		}
 	}
 }
 
 // admit completes and checks a job.
 func (a *API) admit(j *wire.Job, namespace string, id auth.Identity) (*model.Job, string, error) {
+	job, warnings, err := a.checked(j, namespace, id)
+	if err != nil {
+		return nil, "", err
+	} else if conf := a.store.Snapshot().SchedulerConfig(); conf.RejectRegistrations && (!a.controlled() || !id.Management) {
+		return nil, "", fault.New(fault.Forbidden, "job registration is disabled in the scheduler configuration")
+	} else if err := a.room(); err != nil {
+		return nil, "", err
+	}
+	return job, warnings, nil
+}
+
+// room refuses new work that could not be placed in time.
+func (a *API) room() error {
+	if retry, overloaded := a.cfg.Leader.Overloaded(); overloaded {
+		return fault.New(fault.Exhausted, "more is registered than can be placed in time: try again in %v", retry)
+	}
+	return nil
+}
+
+// checked completes and checks a job, whether or not it may be registered now.
+func (a *API) checked(j *wire.Job, namespace string, id auth.Identity) (*model.Job, string, error) {
 	if namespace != "" {
 		j.Namespace = &namespace
 	}
@@ -220,17 +298,16 @@ func (a *API) admit(j *wire.Job, namespace string, id auth.Identity) (*model.Job
 	if err := require(id, auth.SubmitJob, *j.Namespace); err != nil {
 		return nil, "", err
 	}
-	if p := wire.Validate(j); len(p.Errors) > 0 {
+	p := wire.Validate(j)
+	if len(p.Errors) > 0 {
 		return nil, "", answer(http.StatusInternalServerError, "%s", p.Text())
-	} else if problem := misplaced(snap, j); problem != "" {
-		return nil, "", answer(http.StatusInternalServerError, "%s", problem)
-	} else if conf := snap.SchedulerConfig(); conf.RejectRegistrations && (!a.controlled() || !id.Management) {
-		return nil, "", fault.New(fault.Forbidden, "job registration is disabled in the scheduler configuration")
-	} else if retry, overloaded := a.cfg.Leader.Overloaded(); overloaded {
-		return nil, "", fault.New(fault.Exhausted, "more is registered than can be placed in time: try again in %v", retry)
-	} else {
-		return wire.JobIn(j), p.WarningText(), nil
 	}
+	if problem := misplaced(snap, j); problem != "" {
+		return nil, "", answer(http.StatusInternalServerError, "%s", problem)
+	}
+	job := wire.JobIn(j)
+	nameScaling(job)
+	return job, p.WarningText(), nil
 }
 
 // flushed writes an answer and returns when the connection has all of it.
@@ -256,6 +333,8 @@ type deleteJob struct {
 	ID           string        `path:"id"`
 	Purge        endpoint.Flag `query:"purge"`
 	EvalPriority int           `query:"eval_priority"`
+
+	NoShutdownDelay endpoint.Flag `query:"no_shutdown_delay"`
 }
 
 func (a *API) deleteJob(w http.ResponseWriter, r *http.Request, _ auth.Identity, req deleteJob) error {
@@ -264,25 +343,23 @@ func (a *API) deleteJob(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	if j == nil {
 		return flushed(w, a.written(0, &jobWritten{KnownLeader: true}))
 	}
-	e := &model.Evaluation{
-		ID: ident.New(), Namespace: namespace, Priority: cmp.Or(req.EvalPriority, j.Priority), Type: j.Type,
-		TriggeredBy: model.TriggerJobDeregister, JobID: j.ID, JobModifyIndex: j.JobModifyIndex, Status: model.EvalPending,
+	entry := &command.JobDeregister{
+		Now: time.Now().UnixNano(), Namespace: namespace, JobID: j.ID, Purge: bool(req.Purge), NoShutdownDelay: bool(req.NoShutdownDelay),
 	}
-	release := a.cfg.Leader.Hold(e.ID)
-	sent := false
-	defer func() { release(sent) }()
-	done, index, err := a.apply(r.Context(), &command.JobDeregister{
-		Now: time.Now().UnixNano(), Namespace: namespace, JobID: j.ID, Purge: bool(req.Purge), Eval: e,
+	if !state.IsTemplate(j) {
+		entry.Eval = leader.JobEval(j, model.TriggerJobDeregister)
+		entry.Eval.Priority = cmp.Or(req.EvalPriority, j.Priority)
+	}
+	return a.decide(w, r, entry, entry.Eval, func(done any, index uint64) (any, error) {
+		out := &jobWritten{Index: index, KnownLeader: true}
+		if done.(bool) {
+			out.EvalID, out.JobModifyIndex = evalID(entry.Eval), index
+		}
+		if out.EvalID != "" {
+			out.EvalCreateIndex = index
+		}
+		return out, nil
 	})
-	if err != nil {
-		return err
-	}
-	out := &jobWritten{Index: index, KnownLeader: true}
-	if done.(bool) {
-		out.EvalID, out.EvalCreateIndex, out.JobModifyIndex = e.ID, index, index
-	}
-	sent = true
-	return flushed(w, a.written(index, out))
 }
 
 type validateJob struct {

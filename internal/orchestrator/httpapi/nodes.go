@@ -32,6 +32,9 @@ func (a *API) setEligibility(ctx context.Context, _ auth.Identity, r setEligibil
 	if snap.Node(nil, r.ID) == nil {
 		return reply{}, notFound("node")
 	}
+	if snap.Node(nil, r.ID).Drain != nil && r.Body.Eligibility == model.NodeEligible {
+		return reply{}, answer(http.StatusInternalServerError, "can not set node's scheduling eligibility to eligible while it is draining")
+	}
 	evals := leader.NodeEvals(snap, r.ID)
 	if r.Body.Eligibility == model.NodeIneligible {
 		evals = nil
@@ -130,7 +133,7 @@ func (a *API) heartbeat(ctx context.Context, _ auth.Identity, r nodePath) (reply
 		return reply{}, notFound("node")
 	}
 	index := snap.Index()
-	if n.Status == model.NodeDown {
+	if n.Status == model.NodeDown || n.Status == model.NodeDisconnected {
 		var err error
 		_, index, err = a.apply(ctx, &command.NodeStatus{
 			Now: time.Now().UnixNano(), NodeID: n.ID, Status: model.NodeReady, Evals: leader.NodeEvals(snap, n.ID),
@@ -181,13 +184,18 @@ func followUps(snap *state.Snapshot, updates []*model.AllocUpdate) []*model.Eval
 		g := j.Group(al.TaskGroup)
 		failed := u.ClientStatus == model.ClientFailed && g != nil && sched.MayReschedule(g.Reschedule)
 		ended := u.ClientStatus == model.ClientComplete && j.Type == model.JobTypeService
+		back := al.ClientStatus == model.ClientUnknown && u.ClientStatus != model.ClientUnknown
 		k := [2]string{j.Namespace, j.ID}
-		if !failed && !ended || seen[k] {
+		if !failed && !ended && !back || seen[k] {
 			continue
 		}
 		seen[k] = true
+		trigger := model.TriggerAllocFailure
+		if back {
+			trigger = model.TriggerReconnect
+		}
 		out = append(out, &model.Evaluation{
-			ID: ident.New(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: model.TriggerAllocFailure,
+			ID: ident.New(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: trigger,
 			JobID: j.ID, JobModifyIndex: j.JobModifyIndex, Status: model.EvalPending,
 		})
 	}

@@ -48,7 +48,8 @@ func putAndPost(rows func(method, name string) endpoint.Table) endpoint.Table {
 
 // table is all routes. Each area lists its own in a file of its own.
 func (a *API) table() endpoint.Table {
-	return slices.Concat(a.coreTable(), a.clientTable(), a.serverTable(), a.accessTable())
+	return slices.Concat(a.coreTable(), a.clientTable(), a.serverTable(), a.accessTable(), a.jobLifeTable(), a.deploymentTable(), a.scalingTable(),
+		a.nodeLifeTable(), a.explainTable())
 }
 
 func (a *API) coreTable() endpoint.Table {
@@ -65,6 +66,7 @@ func (a *API) coreTable() endpoint.Table {
 
 		endpoint.Call("evaluation.list", "GET", "/v1/evaluations", read(auth.ReadJob), a.listEvals),
 		endpoint.Call("evaluation.count", "GET", "/v1/evaluations/count", read(auth.ReadJob), a.countEvals),
+		endpoint.Call("evaluation.delete", "DELETE", "/v1/evaluations", write(auth.Management, nodeBody), a.deleteEvals),
 		endpoint.Call("evaluation.get", "GET", "/v1/evaluation/{id}", read(auth.ReadJob), a.getEval),
 		endpoint.Call("evaluation.allocations", "GET", "/v1/evaluation/{id}/allocations", read(auth.ReadJob), a.listEvalAllocs),
 		endpoint.Call("allocation.list", "GET", "/v1/allocations", read(auth.ReadJob), a.listAllocs),

@@ -23,6 +23,9 @@ type Keep struct {
 	Jobs       time.Duration // dead jobs; default 4 h
 	JobCount   int           // default 10,000
 	Tombstones time.Duration // default 10 min
+
+	Nodes       time.Duration // nodes that are down and hold nothing; default 24 h
+	Deployments time.Duration // ended ones but the newest of each job; default 1 h
 }
 
 func (k *Keep) defaults() {
@@ -34,6 +37,8 @@ func (k *Keep) defaults() {
 	k.Jobs = cmp.Or(k.Jobs, 4*time.Hour)
 	k.JobCount = cmp.Or(k.JobCount, 10_000)
 	k.Tombstones = cmp.Or(k.Tombstones, 10*time.Minute)
+	k.Nodes = cmp.Or(k.Nodes, 24*time.Hour)
+	k.Deployments = cmp.Or(k.Deployments, time.Hour)
 }
 
 const (
@@ -66,6 +71,9 @@ func (c *collector) run(ctx context.Context) error {
 
 // Collect removes now all that has ended, whatever its age, in small steps. It returns when it is done or ctx ends.
 func (l *Leader) Collect(ctx context.Context) error {
+	if err := l.collectLate(ctx, -1); err != nil {
+		return err
+	}
 	c := &collector{l.cfg, Sweep{Keep: Keep{Evals: -1, Allocs: -1, Jobs: -1, Tombstones: l.cfg.Keep.Tombstones}}}
 	return c.collect(ctx, math.MaxInt)
 }

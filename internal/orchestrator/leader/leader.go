@@ -1,4 +1,5 @@
-// Package leader holds the services that only the leading server runs: workers, plan applier, completions, heartbeats, collection.
+// Package leader holds the services that only the leading server runs: workers, plan applier, completions, heartbeats, deployments, drains, periodic jobs,
+// collection.
 //
 // They are one list, started under a context of that leadership and awaited before the next one begins. Leadership is a
 // signal of which only the newest value counts: a true that follows a true means lost and regained, so everything stops, and starts anew.
@@ -34,9 +35,10 @@ type Config struct {
 	Log          Log
 	Logger       logging.Logger
 	Workers      int           // evaluations in work at a time, most of which wait for the log; default 64
-	HeartbeatTTL time.Duration // told to nodes; default 10 s
+	HeartbeatTTL time.Duration // told to nodes of a small cluster, longer in a large one; default 10 s
 	Grace        time.Duration // on top of it before a node counts as down; default 10 s
 	MaxPending   int           // evaluations waiting at which registrations are refused; default 100,000
+	Prober       Prober        // asked before a node is marked down; nil = nobody is
 	Keep         Keep
 	// Crowded reports that the way onto the log is nearly full, so that new work should be refused. nil = it never is.
 	Crowded func() bool
@@ -89,6 +91,7 @@ type term struct {
 	plans       *plan.Applier
 	heartbeats  *heartbeats
 	collector   *collector
+	ledger      *ledger
 }
 
 // Run follows the signal until ctx ends. It returns an error when a service of a term failed: a server in that state must not go on
@@ -127,7 +130,7 @@ func (l *Leader) Run(ctx context.Context, leadership <-chan bool) error {
 func (l *Leader) lead(ctx context.Context) error {
 	t := &term{
 		cfg: l.cfg, admission: l.admission, completions: l.completions, broker: broker.New(broker.DefaultLimits), plans: plan.New(l.cfg.Store, l.cfg.Log),
-		heartbeats: newHeartbeats(l.cfg.HeartbeatTTL + l.cfg.Grace),
+		heartbeats: newHeartbeats(l.cfg.HeartbeatTTL, l.cfg.Grace), ledger: &ledger{},
 	}
 	t.collector = newCollector(l.cfg)
 	l.admission.reset()
@@ -166,7 +169,11 @@ func (l *Leader) lead(ctx context.Context) error {
 		{Name: "completions", Run: func(ctx context.Context) error { return l.completions.run(ctx, l.cfg.Log, l.cfg.Logger) }},
 		{Name: "plan applier", Run: t.plans.Run},
 		{Name: "heartbeats", Run: t.watchHeartbeats},
+		{Name: "deployments", Run: t.watchDeployments},
+		{Name: "drains", Run: t.drainNodes},
+		{Name: "periodic jobs", Run: t.dispatchPeriodic},
 		{Name: "collection", Run: t.collector.run},
+		{Name: "collection of nodes and deployments", Run: t.collectLate},
 		{Name: "failed evaluations", Run: t.sweepFailed},
 		{Name: "access", Run: t.keepAccess},
 	}
@@ -209,27 +216,24 @@ func (t *term) restore(ctx context.Context) error {
 		return err
 	}
 	snap := t.cfg.Store.Snapshot()
+	t.ledger.begin(snap)
 	t.broker.Pause(snap.SchedulerConfig().PauseBroker)
 	for e := range snap.Evals(nil, "") {
 		switch e.Status {
 		case model.EvalPending:
 			t.broker.Enqueue(e)
 		case model.EvalBlocked:
-			// Nobody knows what came free meanwhile: it is tried once.
-			t.broker.Enqueue(e)
+			t.broker.Block(e, 0, broker.Room{})
 		}
 	}
-	for n := range snap.Nodes(nil, "") {
-		if n.Status != model.NodeDown {
-			t.heartbeats.beat(n.ID, time.Now())
-		}
-	}
+	t.broker.Sweep(snap.Index()) // nobody knows what came free meanwhile: what is blocked is tried once
+	t.expect(snap, time.Now())
 	return nil
 }
 
 // observe wakes what depends on a change. It runs on the goroutine that applies the log.
 func (t *term) observe(c state.Commit) {
-	room := false
+	offers := t.ledger.observe(c)
 	for _, ch := range c.Changes {
 		switch after := ch.After.(type) {
 		case *model.Evaluation:
@@ -245,24 +249,19 @@ func (t *term) observe(c state.Commit) {
 				t.broker.Enqueue(after)
 			}
 		case *model.Node:
-			room = room || after.Ready()
-			if after.Status != model.NodeDown {
+			if before, ok := ch.Before.(*model.Node); after.Status == model.NodeReady && (!ok || before.Status != after.Status) {
 				t.heartbeats.beat(after.ID, time.Now())
 			}
-		case *model.Allocation:
-			if before, ok := ch.Before.(*model.Allocation); ok {
-				room = room || !before.ClientTerminal() && after.ClientTerminal()
-			}
 		}
-		if before, ok := ch.Before.(*model.Allocation); ok && ch.After == nil {
-			room = room || !before.ClientTerminal()
+		if before, ok := ch.Before.(*model.Node); ok && ch.After == nil {
+			t.heartbeats.forget(before.ID)
 		}
 	}
-	if room {
-		t.broker.Unblock(c.Index)
+	if len(offers) > 0 {
+		t.broker.Offer(offers...)
 	}
 	if c.Kind == "SchedulerConfig" {
 		t.broker.Pause(t.cfg.Store.Snapshot().SchedulerConfig().PauseBroker)
-		t.broker.Unblock(c.Index)
+		t.broker.Sweep(c.Index)
 	}
 }

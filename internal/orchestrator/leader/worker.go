@@ -1,12 +1,15 @@
 package leader
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"rockpool/internal/ident"
 	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/broker"
 	"rockpool/internal/orchestrator/command"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/sched"
@@ -19,9 +22,16 @@ const planAttempts = 10
 // work takes evaluations until ctx ends.
 func (t *term) work(ctx context.Context) error {
 	for {
+		for _, d := range t.broker.Duplicates() {
+			t.supersede(d)
+		}
 		e, err := t.broker.Dequeue(ctx)
 		if err != nil {
 			return nil
+		}
+		if now := t.cfg.Store.Snapshot().Eval(nil, e.ID); now == nil || now.Terminal() {
+			t.broker.Skip(e.ID) // it was canceled or collected meanwhile
+			continue
 		}
 		if err := t.evaluate(ctx, e); err != nil {
 			if ctx.Err() != nil {
@@ -38,13 +48,10 @@ func (t *term) work(ctx context.Context) error {
 
 // evaluate brings one evaluation to its end.
 func (t *term) evaluate(ctx context.Context, e *model.Evaluation) error {
-	if now := t.cfg.Store.Snapshot().Eval(nil, e.ID); now == nil || now.Terminal() {
-		return nil // it was canceled or collected meanwhile
-	}
 	for range planAttempts {
 		snap := t.cfg.Store.Snapshot()
 		now := time.Now().UnixNano()
-		d := sched.Schedule(view{snap}, e, now)
+		d := sched.Schedule(t.view(snap), e, now)
 		done, err := t.submit(ctx, snap, e, d)
 		if err != nil {
 			return err
@@ -69,70 +76,162 @@ func (t *term) submit(ctx context.Context, snap *state.Snapshot, e *model.Evalua
 	if d.Empty() {
 		return true, nil
 	}
-	p := &state.Placement{EvalID: e.ID, Namespace: e.Namespace, JobID: e.JobID, Place: d.Place}
-	if j := snap.Job(nil, e.Namespace, e.JobID); j != nil {
-		p.JobCreateIndex, p.JobModifyIndex = j.CreateIndex, j.JobModifyIndex
-	}
-	for _, a := range d.Update {
-		p.Update = append(p.Update, a.ID)
-	}
-	for _, s := range d.Stop {
-		st := state.Stop{AllocID: s.Alloc.ID, Desired: model.DesiredStop, Description: s.Description}
-		if s.Lost {
-			st.ClientStatus = model.ClientLost
-		}
-		p.Stop = append(p.Stop, st)
-	}
-	if len(d.FollowUps) > 0 {
-		p.FollowUps = map[string]string{}
-		evals := make([]*model.Evaluation, 0, len(d.FollowUps))
-		for _, f := range d.FollowUps {
-			ev := followUp(e, model.TriggerFollowUp, f.At)
-			p.FollowUps[f.AllocID] = ev.ID
-			evals = append(evals, ev)
-		}
-		if err := t.create(ctx, evals...); err != nil {
+	plans := plansOf(snap, e, d)
+	later, links := followUps(e, d)
+	plans[0].FollowUps = links
+	if len(later) > 0 {
+		if err := t.create(ctx, later...); err != nil {
 			return false, err
 		}
 	}
-	r, err := t.plans.Submit(ctx, p)
-	if err != nil {
-		return false, err
+	done := true
+	for _, p := range plans {
+		r, err := t.plans.Submit(ctx, p)
+		if err != nil {
+			return false, err
+		}
+		done = done && !r.Partial
+		if again := preempted(snap, e, r.Stop); len(again) > 0 {
+			if err := t.create(ctx, again...); err != nil {
+				return false, err
+			}
+		}
 	}
-	return !r.Partial, nil
+	return done, nil
+}
+
+// plansOf puts a decision into plans: one for each specification that is placed, the job's own first.
+func plansOf(snap *state.Snapshot, e *model.Evaluation, d *sched.Decision) []*state.Placement {
+	first := &state.Placement{EvalID: e.ID, Namespace: e.Namespace, JobID: e.JobID, Deployment: d.Deployment, DeploymentID: d.DeploymentID}
+	if j := snap.Job(nil, e.Namespace, e.JobID); j != nil {
+		first.JobCreateIndex, first.JobModifyIndex = j.CreateIndex, j.JobModifyIndex
+	}
+	plans := []*state.Placement{first}
+	of := map[uint64]*state.Placement{first.JobModifyIndex: first}
+	at := map[string]*state.Placement{} // by allocation
+	for _, a := range d.Place {
+		p := of[a.Job.JobModifyIndex]
+		if p == nil {
+			p = &state.Placement{
+				EvalID: e.ID, Namespace: e.Namespace, JobID: e.JobID, JobCreateIndex: first.JobCreateIndex, JobModifyIndex: a.Job.JobModifyIndex,
+			}
+			of[a.Job.JobModifyIndex] = p
+			plans = append(plans, p)
+		}
+		p.Place = append(p.Place, a)
+		at[a.ID] = p
+	}
+	for _, a := range d.Update {
+		first.Update = append(first.Update, a.ID)
+	}
+	for _, a := range d.Join {
+		first.Joins = append(first.Joins, a.ID)
+	}
+	for _, s := range d.Stop {
+		st, p := state.Stop{AllocID: s.Alloc.ID, Desired: model.DesiredStop, Description: s.Description, PreemptedBy: s.PreemptedBy}, first
+		switch {
+		case s.Lost:
+			st.ClientStatus = model.ClientLost
+		case s.Unknown:
+			st.Desired, st.ClientStatus = model.DesiredRun, model.ClientUnknown
+		case s.PreemptedBy != "":
+			st.Desired, p = model.DesiredEvict, at[s.PreemptedBy]
+		}
+		p.Stop = append(p.Stop, st)
+	}
+	for _, u := range d.DeploymentUpdates {
+		first.DeploymentUpdates = append(first.DeploymentUpdates, state.DeploymentStatus{DeploymentID: u.ID, Status: u.Status, Description: u.Description})
+	}
+	return plans
+}
+
+// followUpWindow is how far apart allocations may be due that one evaluation looks at again, the last of them being due.
+const followUpWindow = int64(time.Second)
+
+// followUps makes the evaluations that look at allocations again, and says which allocation waits for which.
+func followUps(e *model.Evaluation, d *sched.Decision) ([]*model.Evaluation, map[string]string) {
+	list := slices.SortedStableFunc(slices.Values(d.FollowUps), func(a, b sched.FollowUp) int {
+		return cmp.Or(cmp.Compare(a.Trigger, b.Trigger), cmp.Compare(a.At, b.At))
+	})
+	var out []*model.Evaluation
+	var links map[string]string
+	began := int64(0)
+	for _, f := range list {
+		n := len(out) - 1
+		if n < 0 || out[n].TriggeredBy != f.Trigger || f.At-began > followUpWindow {
+			out = append(out, followUp(e, f.Trigger, f.At))
+			n++
+			began = f.At
+		}
+		out[n].WaitUntil = f.At
+		if links == nil {
+			links = map[string]string{}
+		}
+		links[f.AllocID] = out[n].ID
+	}
+	if d.RollAt > 0 {
+		out = append(out, followUp(e, model.TriggerRolling, d.RollAt))
+	}
+	return out, links
+}
+
+// preempted makes an evaluation for each job that lost an allocation to another one.
+func preempted(snap *state.Snapshot, e *model.Evaluation, stopped []*model.Allocation) []*model.Evaluation {
+	var out []*model.Evaluation
+	seen := map[[2]string]bool{}
+	for _, a := range stopped {
+		if k := [2]string{a.Namespace, a.JobID}; a.DesiredStatus == model.DesiredEvict && !seen[k] {
+			seen[k] = true
+			if j := snap.Job(nil, a.Namespace, a.JobID); j != nil {
+				out = append(out, &model.Evaluation{
+					ID: ident.New(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: model.TriggerPreemption, JobID: j.ID,
+					JobModifyIndex: j.JobModifyIndex, Status: model.EvalPending, PreviousEval: e.ID,
+				})
+			}
+		}
+	}
+	return out
 }
 
 // finish records the outcome. What found no room stays behind as a blocked evaluation.
 func (t *term) finish(ctx context.Context, e *model.Evaluation, d *sched.Decision, snapshot uint64) error {
 	c := *e
-	c.Status, c.SnapshotIndex = model.EvalComplete, snapshot
+	c.Status, c.SnapshotIndex, c.DeploymentID = model.EvalComplete, snapshot, cmp.Or(d.DeploymentID, e.DeploymentID)
 	c.FailedTGAllocs, c.QueuedAllocations = nil, d.Queued
-	if len(d.Failed) > 0 {
+	switch {
+	case len(d.Failed) > 0 && e.Status == model.EvalBlocked:
+		b := *e // in the state it stays as it is: it still waits
+		waits(&b, d)
+		t.supersede(t.broker.Block(&b, snapshot, broker.Room(d.Need)))
+		return nil
+	case len(d.Failed) > 0:
 		c.FailedTGAllocs = d.Failed
-		if e.Status == model.EvalBlocked {
-			t.supersede(t.broker.Block(e, snapshot))
-			return nil // as before: nothing to write
-		}
 		b := followUp(e, model.TriggerQueuedAllocs, 0)
 		b.Status, b.StatusDescription = model.EvalBlocked, "created to place remaining allocations"
-		b.FailedTGAllocs, b.QueuedAllocations = d.Failed, d.Queued
+		waits(b, d)
 		if err := t.create(ctx, b); err != nil {
 			return err
 		}
 		c.BlockedEval = b.ID
-		t.supersede(t.broker.Block(b, snapshot))
-	} else {
+		t.supersede(t.broker.Block(b, snapshot, broker.Room(d.Need)))
+	case e.NodeID == "" || e.TriggeredBy != model.TriggerNodeUpdate: // which may have looked at one node only
 		t.supersede(t.broker.TakeBlocked(e.Namespace, e.JobID))
 	}
 	t.completions.finish(&c)
 	return nil
 }
 
-// supersede cancels a blocked evaluation that a newer one of its job stands for.
+// waits says what a blocked evaluation waits for.
+func waits(b *model.Evaluation, d *sched.Decision) {
+	b.FailedTGAllocs, b.QueuedAllocations = d.Failed, d.Queued
+	b.ClassEligibility, b.EscapedClass, b.QuotaReached = d.Classes, d.Escaped, d.Quota
+}
+
+// supersede cancels an evaluation that a newer one of its job stands for.
 func (t *term) supersede(e *model.Evaluation) {
 	if e != nil {
 		c := *e
-		c.Status, c.StatusDescription = model.EvalCanceled, "a newer evaluation of the job waits for room"
+		c.Status, c.StatusDescription = model.EvalCanceled, "a newer evaluation of the job stands for it"
 		t.completions.finish(&c)
 	}
 }

@@ -1,91 +1,130 @@
 package model
 
-import "slices"
+import (
+	"iter"
+	"slices"
+)
 
-// Usage is what allocations hold of a node. One that a store gave out is never changed: Clone it first.
+// Usage is what allocations hold. It is a sum: what was added can be taken away again, and ports and instances that are held twice are counted twice.
+// A copy is a value of its own: nothing that a copy can see is written to.
 type Usage struct {
-	CPU, MemoryMB, DiskMB int
-	Allocs                int      // that hold something
-	Ports                 []int    // sorted; a port is in here as often as it is held
-	Devices               []string // ids of instances, alike
+	CPU, MemoryMB, MemoryMaxMB, DiskMB int
+	Allocs                             int
+	ports                              []int    // sorted
+	devices                            []string // ids of instances, sorted
+	kinds                              []string // vendor/type/name of each instance, sorted
 }
 
-// Holds reports whether an allocation still holds resources of its node. What is told to stop holds on to them until its node says that it has ended.
-func (a *Allocation) Holds() bool { return !a.ClientTerminal() }
-
-// Clone makes a copy that may be changed.
-func (u *Usage) Clone() *Usage {
-	c := *u
-	c.Ports, c.Devices = slices.Clone(u.Ports), slices.Clone(u.Devices)
-	return &c
-}
-
-// Add takes an allocation's resources.
+// Add takes what an allocation holds.
 func (u *Usage) Add(r *AllocatedResources) {
 	u.sum(r, 1)
 	for _, p := range r.Ports {
-		u.Ports = with(u.Ports, p.Value)
+		insert(&u.ports, p.Value)
 	}
-	for _, id := range r.instances() {
-		u.Devices = with(u.Devices, id)
+	for d, id := range r.Instances {
+		insert(&u.devices, id)
+		insert(&u.kinds, d.Vendor+"/"+d.Type+"/"+d.Name)
 	}
 }
 
-// Remove takes back what Add took.
-func (u *Usage) Remove(r *AllocatedResources) {
+// Sub gives it back.
+func (u *Usage) Sub(r *AllocatedResources) {
 	u.sum(r, -1)
 	for _, p := range r.Ports {
-		u.Ports = without(u.Ports, p.Value)
+		remove(&u.ports, p.Value)
 	}
-	for _, id := range r.instances() {
-		u.Devices = without(u.Devices, id)
+	for d, id := range r.Instances {
+		remove(&u.devices, id)
+		remove(&u.kinds, d.Vendor+"/"+d.Type+"/"+d.Name)
 	}
 }
 
-// HasPort reports whether somebody holds a port.
-func (u *Usage) HasPort(value int) bool { _, ok := slices.BinarySearch(u.Ports, value); return ok }
-
-// HasDevice reports whether somebody holds an instance of a device.
-func (u *Usage) HasDevice(id string) bool { _, ok := slices.BinarySearch(u.Devices, id); return ok }
-
-// Empty reports whether nothing is held.
-func (u *Usage) Empty() bool { return u.Allocs == 0 }
-
 func (u *Usage) sum(r *AllocatedResources, sign int) {
-	cpu, memory := r.Sum()
-	u.CPU += sign * cpu
-	u.MemoryMB += sign * memory
+	for _, t := range r.Tasks {
+		u.CPU += sign * t.CPU
+		u.MemoryMB += sign * t.MemoryMB
+		u.MemoryMaxMB += sign * max(t.MemoryMB, t.MemoryMaxMB)
+	}
 	u.DiskMB += sign * r.DiskMB
 	u.Allocs += sign
 }
 
-// Sum is what all tasks hold together.
-func (r *AllocatedResources) Sum() (cpu, memoryMB int) {
+// Instances yields the instances of devices that r names, in no order.
+func (r *AllocatedResources) Instances(yield func(d *AllocatedDevice, id string) bool) {
 	for _, t := range r.Tasks {
-		cpu += t.CPU
-		memoryMB += t.MemoryMB
-	}
-	return cpu, memoryMB
-}
-
-func (r *AllocatedResources) instances() []string {
-	var ids []string
-	for _, t := range r.Tasks {
-		for _, d := range t.Devices {
-			ids = append(ids, d.DeviceIDs...)
+		for i := range t.Devices {
+			for _, id := range t.Devices[i].DeviceIDs {
+				if !yield(&t.Devices[i], id) {
+					return
+				}
+			}
 		}
 	}
-	return ids
 }
 
-func with[T int | string](s []T, v T) []T {
-	i, _ := slices.BinarySearch(s, v)
-	return slices.Insert(s, i, v)
+// Sum is r's part of the dimensions that are sums: no ports, no devices.
+func (r *AllocatedResources) Sum() Usage {
+	var u Usage
+	u.sum(r, 1)
+	return u
 }
 
-func without[T int | string](s []T, v T) []T {
-	if i, ok := slices.BinarySearch(s, v); ok {
-		return slices.Delete(s, i, i+1)
+// Merge takes all that another Usage holds.
+func (u *Usage) Merge(o *Usage) {
+	u.CPU += o.CPU
+	u.MemoryMB += o.MemoryMB
+	u.MemoryMaxMB += o.MemoryMaxMB
+	u.DiskMB += o.DiskMB
+	u.Allocs += o.Allocs
+	u.ports = merged(u.ports, o.ports)
+	u.devices = merged(u.devices, o.devices)
+	u.kinds = merged(u.kinds, o.kinds)
+}
+
+func merged[T int | string](a, b []T) []T {
+	if len(b) == 0 {
+		return a
 	}
-	return s
+	m := slices.Concat(a, b)
+	slices.Sort(m)
+	return m
+}
+
+// Port reports whether somebody holds a port.
+func (u *Usage) Port(p int) bool { _, held := slices.BinarySearch(u.ports, p); return held }
+
+// Device reports whether somebody holds an instance.
+func (u *Usage) Device(id string) bool { _, held := slices.BinarySearch(u.devices, id); return held }
+
+// Kinds yields vendor/type/name of each instance that is held, sorted.
+func (u *Usage) Kinds() iter.Seq[string] { return slices.Values(u.kinds) }
+
+// Empty reports whether nothing is held.
+func (u *Usage) Empty() bool { return u.Allocs == 0 }
+
+// insert never writes to memory that a copy of the slice can see.
+func insert[T int | string](s *[]T, v T) {
+	i, _ := slices.BinarySearch(*s, v)
+	n := make([]T, len(*s)+1)
+	copy(n, (*s)[:i])
+	n[i] = v
+	copy(n[i+1:], (*s)[i:])
+	*s = n
+}
+
+func remove[T int | string](s *[]T, v T) {
+	i, held := slices.BinarySearch(*s, v)
+	switch {
+	case !held:
+	case len(*s) == 1:
+		*s = nil
+	default:
+		*s = slices.Concat((*s)[:i], (*s)[i+1:])
+	}
+}
+
+// Holds reports whether the allocation holds resources of its node. What is told to stop holds on to them until its node says that it has ended. What has
+// to make room for another one gives them to that one at once: the node starts the other one when this one has ended.
+func (a *Allocation) Holds() bool {
+	return !a.ClientTerminal() && a.DesiredStatus != DesiredEvict
 }

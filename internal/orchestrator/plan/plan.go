@@ -8,10 +8,12 @@ package plan
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/command"
+	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/sched"
 	"rockpool/internal/orchestrator/state"
 )
@@ -119,44 +121,102 @@ func (a *Applier) apply(ctx context.Context, batch []submission) {
 
 // check is the state with what a batch has been promised so far.
 type check struct {
-	snap   *state.Snapshot
-	used   map[string]*sched.Usage
+	snap *state.Snapshot
+	used map[string]*sched.Usage
+	gone map[string]bool // allocations that make room for accepted ones
+
 	quotas quotas
 }
 
-func newCheck(s *state.Snapshot) *check { return &check{s, map[string]*sched.Usage{}, quotas{snap: s}} }
+func newCheck(s *state.Snapshot) *check {
+	return &check{s, map[string]*sched.Usage{}, map[string]bool{}, quotas{snap: s}}
+}
 
-// admit takes out of a plan what does not fit, and reports whether there was such.
+// admit takes out of a plan what does not fit, and reports whether there was such. What the plan itself ends to make room counts as gone, but only if what
+// it makes room for is accepted. A job that wants all or nothing gets nothing unless all fit.
 func (c *check) admit(p *state.Placement) (refused bool) {
+	evicted := map[string][]*model.Allocation{} // by what they make room for
+	for _, s := range p.Stop {
+		if a := c.snap.Alloc(nil, s.AllocID); s.PreemptedBy != "" && a != nil && a.Holds() && !c.gone[a.ID] {
+			evicted[s.PreemptedBy] = append(evicted[s.PreemptedBy], a)
+		}
+	}
 	fits := p.Place[:0:0]
 	c.quotas.stop(p)
+	var took map[string][]*model.Allocation // the room that accepted ones got; nil where nothing goes
+	if slices.ContainsFunc(p.Stop, func(s state.Stop) bool { return s.PreemptedBy != "" }) {
+		took = map[string][]*model.Allocation{}
+	}
 	for _, a := range p.Place {
-		n := c.snap.Node(nil, a.NodeID)
-		if n == nil || !n.Ready() {
+		room, ok := c.fits(p, a, evicted[a.ID])
+		if !ok {
 			refused = true
 			continue
 		}
-		u := c.usage(a.NodeID)
-		if sched.Fits(n, u, &a.Resources) != "" {
-			refused = true
-			continue
+		if took != nil {
+			took[a.ID] = room
 		}
-		if !c.quotas.admit(p, a) {
-			refused = true
-			continue
-		}
-		u.Add(&a.Resources)
 		a.Job = nil // the store has it
 		fits = append(fits, a)
 	}
+	if refused {
+		if j := c.snap.Job(nil, p.Namespace, p.JobID); j != nil && j.AllAtOnce {
+			for _, a := range fits {
+				c.takeBack(a, took[a.ID])
+				c.quotas.giveBack(p, a)
+			}
+			fits = nil
+			clear(took)
+		}
+	}
+	p.Stop = slices.DeleteFunc(p.Stop, func(s state.Stop) bool {
+		_, accepted := took[s.PreemptedBy]
+		return s.PreemptedBy != "" && !accepted
+	})
 	p.Place = fits
 	return refused
+}
+
+// fits takes an allocation into account, if it fits, in the room of those of its node that go for it; it returns those.
+func (c *check) fits(p *state.Placement, a *model.Allocation, evicted []*model.Allocation) (took []*model.Allocation, ok bool) {
+	n := c.snap.Node(nil, a.NodeID)
+	if n == nil || !n.Ready() {
+		return nil, false
+	}
+	u := c.usage(a.NodeID)
+	after := *u
+	for _, v := range evicted {
+		if v.NodeID == a.NodeID && !c.gone[v.ID] {
+			after.Sub(&v.Resources)
+			took = append(took, v)
+		}
+	}
+	if sched.Fits(n, &after, &a.Resources) != "" || !c.quotas.admit(p, a) {
+		return nil, false
+	}
+	after.Add(&a.Resources)
+	*u = after
+	for _, v := range took {
+		c.gone[v.ID] = true
+	}
+	return took, true
+}
+
+// takeBack undoes fits.
+func (c *check) takeBack(a *model.Allocation, took []*model.Allocation) {
+	u := c.usage(a.NodeID)
+	u.Sub(&a.Resources)
+	for _, v := range took {
+		u.Add(&v.Resources)
+		delete(c.gone, v.ID)
+	}
 }
 
 func (c *check) usage(nodeID string) *sched.Usage {
 	u := c.used[nodeID]
 	if u == nil {
-		u = c.snap.Usage(nodeID).Clone()
+		now := *c.snap.Usage(nodeID)
+		u = &now
 		c.used[nodeID] = u
 	}
 	return u

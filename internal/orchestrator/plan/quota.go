@@ -38,6 +38,13 @@ func (q *quotas) stop(p *state.Placement) {
 	}
 }
 
+// giveBack undoes admit.
+func (q *quotas) giveBack(p *state.Placement, a *model.Allocation) {
+	if quota, held := q.of(p.Namespace); quota != nil {
+		held.Add(a.QuotaUsage(q.snap.Job(nil, p.Namespace, p.JobID)), -1)
+	}
+}
+
 // admit takes an allocation's part, unless the quota does not allow it.
 func (q *quotas) admit(p *state.Placement, a *model.Allocation) bool {
 	quota, held := q.of(p.Namespace)

@@ -4,6 +4,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/hashicorp/go-version"
 
@@ -74,10 +75,12 @@ func compare(l string, lok bool, operand, r string, rok bool) bool {
 	case "<", "<=", ">", ">=":
 		return order(l, operand, r)
 	case "regexp":
-		re, err := regexp.Compile(r)
-		return err == nil && re.MatchString(l)
-	case "version", "semver":
+		re := expression(r)
+		return re != nil && re.MatchString(l)
+	case "version":
 		return meets(l, r)
+	case "semver":
+		return meetsSemver(l, r)
 	case "set_contains", "set_contains_all":
 		have := set(l)
 		for w := range set(r) {
@@ -130,6 +133,60 @@ func meets(l, r string) bool {
 	}
 	c, err := version.NewConstraint(r)
 	return err == nil && c.Check(v)
+}
+
+// semverOps are the comparisons of the operand semver, the longer names first.
+var semverOps = []struct {
+	name string
+	ok   func(c int) bool
+}{
+	{">=", func(c int) bool { return c >= 0 }}, {"<=", func(c int) bool { return c <= 0 }}, {"!=", func(c int) bool { return c != 0 }},
+	{"=", func(c int) bool { return c == 0 }}, {">", func(c int) bool { return c > 0 }}, {"<", func(c int) bool { return c < 0 }},
+	{"", func(c int) bool { return c == 0 }},
+}
+
+// meetsSemver compares by the rules of Semantic Versioning 2.0: unlike with version, a pre-release is simply before its release, so it meets ">= " an
+// older one. The operator ~> does not exist there.
+func meetsSemver(l, r string) bool {
+	v, err := version.NewSemver(l)
+	if err != nil {
+		return false
+	}
+	for part := range strings.SplitSeq(r, ",") {
+		part = strings.TrimSpace(part)
+		for _, op := range semverOps {
+			if rest, is := strings.CutPrefix(part, op.name); is {
+				w, err := version.NewSemver(strings.TrimSpace(rest))
+				if err != nil || !op.ok(v.Compare(w)) {
+					return false
+				}
+				break
+			}
+		}
+	}
+	return true
+}
+
+// expressions keeps what was compiled, as long as it is not too much: a job's expression is matched against many nodes.
+var expressions struct {
+	sync.Mutex
+	of map[string]*regexp.Regexp // nil = it does not compile
+}
+
+const keptExpressions = 256
+
+func expression(text string) *regexp.Regexp {
+	expressions.Lock()
+	defer expressions.Unlock()
+	re, known := expressions.of[text]
+	if !known {
+		if len(expressions.of) >= keptExpressions || expressions.of == nil {
+			expressions.of = map[string]*regexp.Regexp{}
+		}
+		re, _ = regexp.Compile(text) // validation has told the user
+		expressions.of[text] = re
+	}
+	return re
 }
 
 func set(s string) map[string]bool {

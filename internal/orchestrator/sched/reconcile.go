@@ -2,119 +2,212 @@ package sched
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"rockpool/internal/orchestrator/model"
 )
 
 // missing is an allocation to be placed.
 type missing struct {
-	name     string
-	previous *model.Allocation // that it replaces; nil = none
-	avoid    string            // node where the previous one failed
-}
-
-// counted brings a group of a batch or service job to its count.
-func (p *pass) counted(g *model.TaskGroup) {
-	var keep []*model.Allocation // hold a slot
-	var want []missing
-	later := 0 // slots kept free for a replacement that is not due yet
-	for _, a := range p.allocs {
-		if a.TaskGroup != g.Name || a.DesiredStatus != model.DesiredRun {
-			if a.TaskGroup == g.Name && a.NextAllocation == "" && a.DesiredDescription == StoppedByUser && !replaced(p.allocs, a) {
-				want = append(want, missing{a.Name, a, ""})
-			}
-			continue
-		}
-		if a.ClientTerminal() && outdated(a, p.job) {
-			continue // of an earlier specification: the new one starts afresh
-		}
-		switch {
-		case a.ClientStatus == model.ClientLost || !a.ClientTerminal() && p.lost(a):
-			if !a.ClientTerminal() {
-				p.out.Stop = append(p.out.Stop, Stop{Alloc: a, Description: "alloc is lost since its node is down", Lost: true})
-			}
-			if !replaced(p.allocs, a) {
-				want = append(want, missing{a.Name, a, a.NodeID})
-			}
-		case a.ClientStatus == model.ClientFailed:
-			switch at, ok := p.reschedule(a, g); {
-			case replaced(p.allocs, a):
-			case !ok:
-				keep = append(keep, a) // it used up its attempts: the slot stays as it is
-			case at > p.now:
-				later++
-				if a.FollowupEvalID == "" || a.FollowupEvalID == p.eval.ID {
-					p.out.FollowUps = append(p.out.FollowUps, FollowUp{a.ID, at})
-				}
-			default:
-				want = append(want, missing{a.Name, a, a.NodeID})
-			}
-		case a.ClientStatus == model.ClientComplete && p.job.Type == model.JobTypeService:
-			// A service is never done.
-		default:
-			keep = append(keep, a)
-		}
-	}
-	keep = p.trim(g, keep)
-	for _, a := range keep {
-		if a.ClientTerminal() || a.Job.JobModifyIndex == p.job.JobModifyIndex {
-			continue
-		}
-		if old := a.Job.Group(g.Name); old != nil && InPlace(a.Job, old, p.job, g) {
-			p.out.Update = append(p.out.Update, a)
-		} else {
-			p.stop(a, "alloc is being updated due to job update")
-			want = append(want, missing{a.Name, a, ""})
-		}
-	}
-	total := len(keep) + later
-	for _, m := range want {
-		if m.previous != nil && slices.Contains(keep, m.previous) {
-			total-- // its slot was counted with keep
-		}
-	}
-	if room := g.Count - total; len(want) > room {
-		want = want[:max(room, 0)]
-	} else {
-		taken := map[string]bool{}
-		for _, a := range keep {
-			taken[a.Name] = true
-		}
-		for _, m := range want {
-			taken[m.name] = true
-		}
-		for i := 0; len(want) < room; i++ {
-			if name := allocName(p.job.ID, g.Name, i); !taken[name] {
-				want = append(want, missing{name: name})
-			}
-		}
-	}
-	p.place(g, want)
+	name       string
+	previous   *model.Allocation // that it replaces; nil = none
+	avoid      string            // node where the previous one failed
+	reschedule bool              // it counts as an attempt of the reschedule policy
+	canary     bool
+	job        *model.Job // an earlier specification that it gets; nil = the job's
 }
 
 // StoppedByUser is the description of an allocation that a user stopped and that is to be replaced.
 const StoppedByUser = "alloc was stopped by a user"
 
-// trim stops what is beyond the count, the highest indexes first, and returns the rest.
-func (p *pass) trim(g *model.TaskGroup, keep []*model.Allocation) []*model.Allocation {
-	if len(keep) <= g.Count {
-		return keep
-	}
-	slices.SortStableFunc(keep, func(a, b *model.Allocation) int { return cmp.Compare(indexOf(a.Name), indexOf(b.Name)) })
-	for _, a := range keep[g.Count:] {
-		p.stop(a, "alloc not needed due to job update")
-	}
-	return keep[:g.Count]
+// slotting is a group of a batch or service job being brought to its count.
+type slotting struct {
+	*pass
+	g        *model.TaskGroup
+	counts   *Counts
+	keep     []*model.Allocation // hold a slot, running or ended for good
+	canaries []*model.Allocation // run beside them until somebody promotes them
+	want     []missing
+	later    int  // slots kept free for replacements that are not due yet
+	known    bool // there is or was an allocation of the job's version
 }
 
-func allocName(job, group string, i int) string { return fmt.Sprintf("%s.%s[%d]", job, group, i) }
+// counted brings a group of a batch or service job to its count.
+func (p *pass) counted(g *model.TaskGroup, allocs []*model.Allocation) {
+	s := &slotting{pass: p, g: g, counts: p.counts(g.Name)}
+	for _, a := range p.allocs {
+		s.known = s.known || current(a, p.job)
+	}
+	dropped := s.reconnected(allocs)
+	for _, a := range allocs {
+		if !dropped[a] {
+			s.sort(a)
+		}
+	}
+	s.trim()
+	destructive := s.update()
+	s.roll(destructive)
+}
+
+// sort decides what becomes of one allocation, whatever its specification.
+func (s *slotting) sort(a *model.Allocation) {
+	if a.DesiredStatus != model.DesiredRun {
+		if (a.DesiredDescription == StoppedByUser || a.DesiredStatus == model.DesiredEvict) && !s.replaced(a) && a.Job.CreateIndex == s.job.CreateIndex {
+			s.want = append(s.want, missing{name: a.Name, previous: a})
+		}
+		return
+	}
+	if a.ClientTerminal() && outdated(a, s.job) {
+		return // of an earlier specification: the new one starts afresh
+	}
+	switch where := s.whereabouts(a); {
+	case a.ClientStatus == model.ClientLost || !a.ClientTerminal() && where == nodeGone:
+		s.lose(a)
+	case !a.ClientTerminal() && (where == nodeAway || a.ClientStatus == model.ClientUnknown):
+		s.away(a, where)
+	case a.ClientStatus == model.ClientFailed:
+		s.failed(a)
+	case a.ClientStatus == model.ClientComplete && s.job.Type == model.JobTypeService:
+		if !s.replaced(a) { // a service is never done
+			s.want = append(s.want, missing{name: a.Name, previous: a})
+		}
+	case a.ClientStatus == model.ClientComplete:
+		s.keep = append(s.keep, a)
+	case s.unpromoted(a):
+		s.canary(a)
+	case a.Transition != nil && a.Transition.Migrate:
+		s.end(Stop{Alloc: a, Description: whyMigrating})
+		s.counts.Migrate++
+		s.want = append(s.want, missing{name: a.Name, previous: a})
+	case a.Transition != nil && (a.Transition.Reschedule || a.Transition.ForceReschedule):
+		s.stop(a, whyRescheduled)
+		s.want = append(s.want, missing{name: a.Name, previous: a, avoid: a.NodeID, reschedule: true})
+	default:
+		s.keep = append(s.keep, a)
+	}
+}
+
+// lose replaces what went with its node.
+func (s *slotting) lose(a *model.Allocation) {
+	if !a.ClientTerminal() {
+		s.end(Stop{Alloc: a, Description: whyLost, Lost: true})
+		s.counts.Stop++
+	}
+	if !s.replaced(a) {
+		s.want = append(s.want, missing{name: a.Name, previous: a, avoid: a.NodeID, canary: s.unpromoted(a)})
+	}
+}
+
+// failed replaces what failed, when its policy allows it.
+func (s *slotting) failed(a *model.Allocation) {
+	asked := a.Transition != nil && a.Transition.ForceReschedule
+	at, ok := reschedule(a, s.g.Reschedule, s.now)
+	if a.Transition != nil && a.Transition.Reschedule {
+		at = 0
+	}
+	m := missing{name: a.Name, previous: a, avoid: a.NodeID, reschedule: true, canary: s.unpromoted(a)}
+	switch {
+	case s.replaced(a):
+	case asked:
+		s.want = append(s.want, m)
+	case !ok || s.giveUp(a):
+		if !m.canary {
+			s.keep = append(s.keep, a) // the slot stays as it is
+		} else {
+			s.canaries = append(s.canaries, a)
+		}
+	case at > s.now:
+		if m.canary {
+			s.canaries = append(s.canaries, a) // its place is taken until then
+		} else {
+			s.later++
+		}
+		s.followUp(a, at, model.TriggerFollowUp)
+	default:
+		s.want = append(s.want, m)
+	}
+}
+
+func (p *pass) followUp(a *model.Allocation, at int64, trigger string) {
+	if a.FollowupEvalID == "" || a.FollowupEvalID == p.eval.ID || trigger == model.TriggerDisconnect {
+		p.out.FollowUps = append(p.out.FollowUps, FollowUp{a.ID, at, trigger})
+	}
+}
+
+// trim stops what is beyond the count and returns the rest: first what a newer allocation of the same name stands for, then the highest indexes.
+func (s *slotting) trim() {
+	slices.SortStableFunc(s.keep, func(a, b *model.Allocation) int { return cmp.Compare(indexOf(a.Name), indexOf(b.Name)) })
+	over := len(s.keep) - s.g.Count
+	if over <= 0 {
+		return
+	}
+	newest := map[string]bool{}
+	for _, a := range s.keep {
+		newest[a.Name] = newest[a.Name] || current(a, s.job)
+	}
+	spare := func(a *model.Allocation) bool { return newest[a.Name] && !current(a, s.job) }
+	for i := len(s.keep) - 1; i >= 0 && over > 0; i-- {
+		if a := s.keep[i]; spare(a) {
+			s.stop(a, whyNotNeeded)
+			s.keep = slices.Delete(s.keep, i, i+1)
+			over--
+		}
+	}
+	for over = len(s.keep) - s.g.Count; over > 0; over-- {
+		last := len(s.keep) - 1
+		s.stop(s.keep[last], whyNotNeeded)
+		s.keep = s.keep[:last]
+	}
+}
+
+// update updates in place what can be, and returns what has to be replaced.
+func (s *slotting) update() (destructive []*model.Allocation) {
+	for _, a := range s.keep {
+		switch {
+		case a.ClientTerminal() || current(a, s.job):
+			s.counts.Ignore++
+		case s.inPlace(a):
+			s.out.Update = append(s.out.Update, a)
+			s.counts.InPlaceUpdate++
+		default:
+			destructive = append(destructive, a)
+		}
+	}
+	return destructive
+}
+
+func (p *pass) inPlace(a *model.Allocation) bool {
+	old := a.Job.Group(a.TaskGroup)
+	return old != nil && InPlace(a.Job, old, p.job, p.job.Group(a.TaskGroup))
+}
+
+// fill adds names that are free, lowest first, until there are so many to be placed; what is beyond is left out.
+func (s *slotting) fill(total int) {
+	if len(s.want) > total {
+		s.want = s.want[:max(total, 0)]
+		return
+	}
+	taken := make(map[string]bool, len(s.keep)+total)
+	for _, a := range s.keep {
+		taken[a.Name] = true
+	}
+	for _, m := range s.want {
+		taken[m.name] = true
+	}
+	for i := 0; len(s.want) < total; i++ {
+		if name := allocName(s.job.ID, s.g.Name, i); !taken[name] {
+			s.want = append(s.want, missing{name: name})
+		}
+	}
+}
+
+func allocName(job, group string, i int) string {
+	return job + "." + group + "[" + strconv.Itoa(i) + "]"
+}
 
 func indexOf(name string) int {
 	i := strings.LastIndexByte(name, '[')
@@ -125,86 +218,29 @@ func indexOf(name string) int {
 	return n
 }
 
+// current reports whether an allocation runs a job's specification as it is now.
+func current(a *model.Allocation, j *model.Job) bool { return a.Job.JobModifyIndex == j.JobModifyIndex }
+
 func outdated(a *model.Allocation, j *model.Job) bool {
 	return a.Job.Version < j.Version || a.Job.CreateIndex < j.CreateIndex
 }
 
-func replaced(allocs []*model.Allocation, a *model.Allocation) bool {
-	return a.NextAllocation != "" || slices.ContainsFunc(allocs, func(b *model.Allocation) bool { return b.PreviousAllocation == a.ID })
-}
-
-func (p *pass) lost(a *model.Allocation) bool {
-	n := p.state.Node(a.NodeID)
-	return n == nil || n.Status == model.NodeDown
-}
-
-// reschedule says whether and when a failed allocation is replaced.
-func (p *pass) reschedule(a *model.Allocation, g *model.TaskGroup) (at int64, ok bool) {
-	chain := []*model.Allocation{}
-	for b := a; b != nil; {
-		i := slices.IndexFunc(p.allocs, func(c *model.Allocation) bool { return c.ID == b.PreviousAllocation })
-		if i < 0 {
-			break
-		}
-		chain = append(chain, b)
-		b = p.allocs[i]
-	}
-	pol := g.Reschedule
-	attempts := 0 // replacements within the interval
-	for _, b := range chain {
-		if pol.Unlimited || p.now-b.CreateTime < int64(pol.Interval) {
-			attempts++
-		}
-	}
-	if !pol.Unlimited && attempts >= pol.Attempts {
-		return 0, false
-	}
-	return failedAt(a) + int64(delay(pol, attempts)), true
-}
-
-// MayReschedule reports whether a policy ever replaces anything.
-func MayReschedule(pol model.ReschedulePolicy) bool { return pol.Unlimited || pol.Attempts > 0 }
-
-func failedAt(a *model.Allocation) int64 {
-	at := int64(0)
-	for _, s := range a.TaskStates {
-		at = max(at, s.FinishedAt)
-	}
-	if at == 0 {
-		return a.ModifyTime
-	}
-	return at
-}
-
-func delay(pol model.ReschedulePolicy, attempts int) time.Duration {
-	d, prev := pol.Delay, time.Duration(0)
-	for range min(attempts, 64) {
-		switch pol.DelayFunction {
-		case "exponential":
-			d *= 2
-		case "fibonacci":
-			d, prev = d+prev, d
-			if prev == 0 {
-				prev = d
-			}
-		}
-		if pol.MaxDelay > 0 && d > pol.MaxDelay {
-			return pol.MaxDelay
-		}
-	}
-	return d
+func (p *pass) replaced(a *model.Allocation) bool {
+	return a.NextAllocation != "" || p.next[a.ID] != nil
 }
 
 // InPlace reports whether a running group can go on under a new specification: everything that its processes were started with
 // is the same. The count, policies, constraints and all of the other groups may differ.
 func InPlace(oldJob *model.Job, old *model.TaskGroup, newJob *model.Job, g *model.TaskGroup) bool {
-	if len(old.Tasks) != len(g.Tasks) || !reflect.DeepEqual(old.Networks, g.Networks) || old.EphemeralDisk != g.EphemeralDisk {
+	if len(old.Tasks) != len(g.Tasks) || !reflect.DeepEqual(old.Networks, g.Networks) || old.EphemeralDisk != g.EphemeralDisk ||
+		!reflect.DeepEqual(old.Volumes, g.Volumes) {
 		return false
 	}
 	for _, n := range g.Tasks {
 		o := old.Task(n.Name)
-		if o == nil || o.Driver != n.Driver || o.User != n.User ||
+		if o == nil || o.Driver != n.Driver || o.User != n.User || o.DispatchPayload != n.DispatchPayload ||
 			!reflect.DeepEqual(o.Config, n.Config) || !maps.Equal(o.Env, n.Env) || !reflect.DeepEqual(o.Resources, n.Resources) ||
+			!reflect.DeepEqual(o.Lifecycle, n.Lifecycle) || !slices.Equal(o.VolumeMounts, n.VolumeMounts) || !slices.Equal(o.Templates, n.Templates) ||
 			!maps.Equal(taskMeta(oldJob, old, o), taskMeta(newJob, g, n)) {
 			return false
 		}

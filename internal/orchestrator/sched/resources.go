@@ -3,6 +3,7 @@ package sched
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"rockpool/internal/orchestrator/model"
@@ -14,80 +15,142 @@ const (
 	MaxDynamicPort = 32000
 )
 
-// Usage is what allocations hold of a node.
-type Usage = model.Usage
-
 // Available is what a node has for allocations.
 func Available(n *model.Node) (cpu, memoryMB, diskMB int) {
 	return n.Resources.CPU - n.Reserved.CPU, n.Resources.MemoryMB - n.Reserved.MemoryMB, n.Resources.DiskMB - n.Reserved.DiskMB
 }
 
+// MetaMemoryMax is the key of a node's meta that bounds how far memory may be promised beyond what there is: the hard limits of all tasks there together
+// may reach this percentage of the memory that the node has for allocations. Without it only what is reserved counts.
+const MetaMemoryMax = "rockpool_memory_max_percent"
+
+// memoryMax is that bound in MiB, 0 = none.
+func memoryMax(n *model.Node, mem int) int {
+	percent, err := strconv.Atoi(n.Meta[MetaMemoryMax])
+	if err != nil || percent <= 0 {
+		return 0
+	}
+	return mem * percent / 100
+}
+
+// Dimensions of a node that may be used up.
+const (
+	dimCPU       = "cpu"
+	dimMemory    = "memory"
+	dimMemoryMax = "memory limits"
+	dimDisk      = "disk"
+)
+
 // Fits says which dimension does not fit when r is added to what is used; empty = all fit.
 func Fits(n *model.Node, used *Usage, r *model.AllocatedResources) string {
 	cpu, mem, disk := Available(n)
-	needCPU, needMemory := r.Sum()
-	switch {
-	case used.CPU+needCPU > cpu:
-		return "cpu"
-	case used.MemoryMB+needMemory > mem:
-		return "memory"
-	case used.DiskMB+r.DiskMB > disk:
-		return "disk"
+	if why := room(n, cpu, mem, disk, used, r.Sum()); why != "" {
+		return why
 	}
 	for _, p := range r.Ports {
-		if used.HasPort(p.Value) {
+		if used.Port(p.Value) {
 			return fmt.Sprintf("network: port %d is taken", p.Value)
 		}
 	}
-	for _, t := range r.Tasks {
-		for _, d := range t.Devices {
-			for _, id := range d.DeviceIDs {
-				if used.HasDevice(id) {
-					return "devices: " + id + " is taken"
-				}
-			}
+	for _, id := range r.Instances {
+		if used.Device(id) {
+			return "devices: " + id + " is taken"
 		}
 	}
 	return ""
 }
 
-// allocate gives a group its share of a node: sizes from the specification, ports and device instances that are free. seed
-// spreads dynamic ports so that plans made at the same time seldom collide. The text names the dimension that does not fit.
-func allocate(n *model.Node, used *Usage, g *model.TaskGroup, oversubscribe bool, seed uint64) (model.AllocatedResources, string) {
-	r := model.AllocatedResources{Tasks: make(map[string]*model.AllocatedTask, len(g.Tasks)), DiskMB: g.EphemeralDisk.SizeMB}
-	taken := map[string]bool{}
+// room is Fits for the dimensions that are sums.
+func room(n *model.Node, cpu, mem, disk int, used *Usage, ask Usage) string {
+	switch {
+	case used.CPU+ask.CPU > cpu:
+		return dimCPU
+	case used.MemoryMB+ask.MemoryMB > mem:
+		return dimMemory
+	case used.DiskMB+ask.DiskMB > disk:
+		return dimDisk
+	}
+	if bound := memoryMax(n, mem); bound > 0 && used.MemoryMaxMB+ask.MemoryMaxMB > bound {
+		return dimMemoryMax
+	}
+	return ""
+}
+
+// share is what an allocation of a group holds wherever it is placed.
+type share struct {
+	tasks   map[string]*model.AllocatedTask // shared by all of the group that hold no devices
+	size    Usage
+	hardest int // MiB, the highest limit of a task
+	devices bool
+	ports   int
+	wanted  map[string]int // devices asked for, by name
+}
+
+func shareOf(g *model.TaskGroup, oversubscribe bool) share {
+	s := share{tasks: make(map[string]*model.AllocatedTask, len(g.Tasks))}
 	for _, t := range g.Tasks {
 		at := &model.AllocatedTask{CPU: t.Resources.CPU, MemoryMB: t.Resources.MemoryMB}
 		if oversubscribe {
 			at.MemoryMaxMB = t.Resources.MemoryMaxMB
 		}
-		if at.MemoryMaxMB > n.Resources.MemoryMB { // a limit that the machine would not live to see
-			return r, "memory limit above the node's memory"
-		}
-		for i := range t.Resources.Devices {
-			d, why := pickDevices(n, used, taken, &t.Resources.Devices[i])
-			if why != "" {
-				return r, why
+		s.hardest = max(s.hardest, at.MemoryMaxMB)
+		for _, d := range t.Resources.Devices {
+			if s.wanted == nil {
+				s.devices, s.wanted = true, map[string]int{}
 			}
-			at.Devices = append(at.Devices, d)
+			s.wanted[d.Name] += int(max(d.Count, 1))
 		}
-		r.Tasks[t.Name] = at
+		s.tasks[t.Name] = at
 	}
-	if why := Fits(n, used, &r); why != "" {
+	for i := range g.Networks {
+		s.ports += len(g.Networks[i].ReservedPorts) + len(g.Networks[i].DynamicPorts)
+	}
+	s.size = (&model.AllocatedResources{Tasks: s.tasks, DiskMB: g.EphemeralDisk.SizeMB}).Sum()
+	return s
+}
+
+// allocate gives a group its share of a node: sizes from the specification, ports and device instances that are free. seed
+// spreads dynamic ports so that plans made at the same time seldom collide. The text names the dimension that does not fit.
+func allocate(s *Seat, used *Usage, g *model.TaskGroup, ask *share, seed uint64) (model.AllocatedResources, string) {
+	n := s.Node
+	r := model.AllocatedResources{Tasks: ask.tasks, DiskMB: g.EphemeralDisk.SizeMB}
+	if ask.hardest > n.Resources.MemoryMB { // a limit that the machine would not live to see
+		return r, "memory limit above the node's memory"
+	}
+	if why := room(n, s.cpu, s.mem, s.disk, used, ask.size); why != "" {
 		return r, why
 	}
-	ports := map[int]bool{}
+	if ask.devices {
+		r.Tasks = make(map[string]*model.AllocatedTask, len(g.Tasks))
+		taken := map[string]bool{}
+		for _, t := range g.Tasks {
+			at := *ask.tasks[t.Name]
+			for i := range t.Resources.Devices {
+				d, why := pickDevices(n, used, taken, &t.Resources.Devices[i])
+				if why != "" {
+					return r, why
+				}
+				at.Devices = append(at.Devices, d)
+			}
+			r.Tasks[t.Name] = &at
+		}
+	}
+	if ask.ports == 0 {
+		return r, ""
+	}
+	taken := func(v int) bool {
+		return used.Port(v) || slices.ContainsFunc(r.Ports, func(p model.AllocatedPort) bool { return p.Value == v })
+	}
 	add := func(p model.Port, value int) {
 		to := p.To
 		if to == -1 {
 			to = value
 		}
-		ports[value] = true
 		r.Ports = append(r.Ports, model.AllocatedPort{Label: p.Label, Value: value, To: to, HostIP: n.Attributes["unique.network.ip-address"]})
 	}
-	for _, nw := range g.Networks {
-		for _, p := range nw.ReservedPorts {
-			if used.HasPort(p.Value) || ports[p.Value] {
+	for i := range g.Networks {
+		for _, p := range g.Networks[i].ReservedPorts {
+			if taken(p.Value) {
 				return r, fmt.Sprintf("network: reserved port collision %s=%d", p.Label, p.Value)
 			}
 			add(p, p.Value)
@@ -95,21 +158,16 @@ func allocate(n *model.Node, used *Usage, g *model.TaskGroup, oversubscribe bool
 	}
 	const span = MaxDynamicPort - MinDynamicPort + 1
 	next := int(seed % span)
-	for _, nw := range g.Networks {
-		for _, p := range nw.DynamicPorts {
-			found := false
-			for range span {
-				v := MinDynamicPort + next
+	for i := range g.Networks {
+		for _, p := range g.Networks[i].DynamicPorts {
+			tries := 0
+			for ; tries < span && taken(MinDynamicPort+next); tries++ {
 				next = (next + 1) % span
-				if !used.HasPort(v) && !ports[v] {
-					add(p, v)
-					found = true
-					break
-				}
 			}
-			if !found {
+			if tries == span {
 				return r, "network: dynamic port selection failed"
 			}
+			add(p, MinDynamicPort+next)
 		}
 	}
 	return r, ""
@@ -127,7 +185,7 @@ func pickDevices(n *model.Node, used *Usage, taken map[string]bool, q *model.Dev
 		reason = "devices: not enough free " + q.Name
 		var ids []string
 		for _, in := range d.Instances {
-			if in.Healthy && !used.HasDevice(in.ID) && !taken[in.ID] && len(ids) < want {
+			if in.Healthy && !used.Device(in.ID) && !taken[in.ID] && len(ids) < want {
 				ids = append(ids, in.ID)
 			}
 		}
@@ -143,14 +201,19 @@ func pickDevices(n *model.Node, used *Usage, taken map[string]bool, q *model.Dev
 
 // named reports whether a request (type, vendor/type or vendor/type/name) means the device.
 func named(d *model.NodeDevice, request string) bool {
-	switch p := strings.SplitN(request, "/", 3); len(p) {
+	return meansDevice(request, d.Vendor+"/"+d.Type+"/"+d.Name)
+}
+
+func meansDevice(request, full string) bool {
+	switch strings.Count(request, "/") {
+	case 0:
+		_, rest, _ := strings.Cut(full, "/")
+		kind, _, _ := strings.Cut(rest, "/")
+		return request == kind
 	case 1:
-		return p[0] == d.Type
-	case 2:
-		return p[0] == d.Vendor && p[1] == d.Type
-	default:
-		return p[0] == d.Vendor && p[1] == d.Type && p[2] == d.Name
+		return strings.HasPrefix(full, request+"/")
 	}
+	return request == full
 }
 
 func deviceMeets(d *model.NodeDevice, cs []model.Constraint) bool {

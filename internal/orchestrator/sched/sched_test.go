@@ -21,6 +21,9 @@ type world struct {
 	allocs []*model.Allocation
 	nodes  []*model.Node
 	opts   sched.Options
+
+	deployments []*model.Deployment // newest last
+	quota       *model.Quota
 }
 
 func (w *world) Index() uint64 { return w.index }
@@ -30,8 +33,27 @@ func (w *world) Job(_, id string) *model.Job {
 	}
 	return nil
 }
-func (w *world) Options() sched.Options       { return w.opts }
-func (w *world) Nodes() iter.Seq[*model.Node] { return slices.Values(w.nodes) }
+func (w *world) Options(string) sched.Options { return w.opts }
+func (w *world) Fleet() *sched.Fleet {
+	return sched.NewFleet(slices.Values(w.nodes), slices.Values(w.allocs))
+}
+func (w *world) Deployment(id string) *model.Deployment {
+	for _, d := range w.deployments {
+		if d.ID == id {
+			return d
+		}
+	}
+	return nil
+}
+func (w *world) LatestDeployment(_, job string) *model.Deployment {
+	if n := len(w.deployments); n > 0 && w.deployments[n-1].JobID == job {
+		return w.deployments[n-1]
+	}
+	return nil
+}
+func (w *world) NamespaceQuota(ns string) (*model.Quota, sched.Usage) {
+	return w.quota, w.Fleet().Namespace(ns)
+}
 func (w *world) AllocsByJob(_, id string) iter.Seq[*model.Allocation] {
 	return w.where(func(a *model.Allocation) bool { return a.JobID == id })
 }
@@ -74,7 +96,15 @@ func (w *world) schedule(now int64) *sched.Decision {
 	d := sched.Schedule(w, &e, now)
 	w.index++
 	for _, s := range d.Stop {
-		s.Alloc.DesiredStatus = model.DesiredStop
+		switch {
+		case s.Unknown:
+			s.Alloc.ClientStatus, s.Alloc.UnknownSince = model.ClientUnknown, now
+			continue
+		case s.PreemptedBy != "":
+			s.Alloc.DesiredStatus, s.Alloc.PreemptedBy = model.DesiredEvict, s.PreemptedBy
+			continue
+		}
+		s.Alloc.DesiredStatus, s.Alloc.DesiredDescription = model.DesiredStop, s.Description
 		if s.Lost {
 			s.Alloc.ClientStatus = model.ClientLost
 		}
@@ -82,6 +112,7 @@ func (w *world) schedule(now int64) *sched.Decision {
 	for _, a := range d.Update {
 		a.Job = w.job
 	}
+	w.carryOut(d)
 	for _, a := range d.Place {
 		a.CreateIndex, a.CreateTime = w.index, now
 		for _, p := range w.allocs {
@@ -95,6 +126,29 @@ func (w *world) schedule(now int64) *sched.Decision {
 	}
 	w.allocs = append(w.allocs, d.Place...)
 	return d
+}
+
+// carryOut does with deployments what the state does.
+func (w *world) carryOut(d *sched.Decision) {
+	for _, u := range d.DeploymentUpdates {
+		w.Deployment(u.ID).Status = u.Status
+	}
+	if d.Deployment != nil {
+		w.deployments = append(w.deployments, d.Deployment)
+	}
+	yes := true
+	for _, a := range d.Join {
+		a.DeploymentID, a.DeploymentStatus = d.DeploymentID, &model.AllocHealth{Healthy: &yes}
+	}
+	for _, a := range d.Place {
+		if dep := w.Deployment(a.DeploymentID); dep != nil {
+			g := dep.TaskGroups[a.TaskGroup]
+			g.Placed++
+			if a.DeploymentStatus != nil && a.DeploymentStatus.Canary {
+				g.PlacedCanaries = append(g.PlacedCanaries, a.ID)
+			}
+		}
+	}
 }
 
 func node(id string, cpu, mem int) *model.Node {
@@ -445,16 +499,5 @@ func TestRescheduling(t *testing.T) {
 	fail(int64(3 * time.Minute))
 	if d = w.schedule(int64(10 * time.Minute)); !d.Empty() || len(d.Failed) != 0 {
 		t.Errorf("after the last attempt: %+v", d)
-	}
-}
-
-func BenchmarkScheduleOn100Nodes(b *testing.B) {
-	w := &world{job: job(1)}
-	for i := range 100 {
-		w.nodes = append(w.nodes, node(fmt.Sprint("n", i), 10_000, 10_000))
-	}
-	w.job.TaskGroups[0].Spreads = []model.Spread{{Attribute: "${node.unique.name}", Weight: 100}}
-	for b.Loop() {
-		sched.Schedule(w, evaluation, 0)
 	}
 }

@@ -226,17 +226,27 @@ func (s *Snapshot) NamespaceUsage(w Watch, namespace string) model.QuotaUsage {
 	return sum
 }
 
-// NamespaceQuota is the quota that a namespace names and what is held of it, by all its namespaces; nil where there is none.
-func (s *Snapshot) NamespaceQuota(namespace string) (*model.Quota, model.QuotaUsage) {
+// QuotaOf is the quota that a namespace names, or nil.
+func (s *Snapshot) QuotaOf(namespace string) *model.Quota {
 	n := first[model.Namespace](s, nil, tableNamespaces, namespace)
 	if n == nil || n.Quota == "" {
-		return nil, model.QuotaUsage{}
+		return nil
 	}
-	q := s.Quota(nil, n.Quota)
+	return s.Quota(nil, n.Quota)
+}
+
+// NamespacesOfQuota yields the namespaces that name a quota.
+func (s *Snapshot) NamespacesOfQuota(quota string) iter.Seq[*model.Namespace] {
+	return all[model.Namespace](s, nil, tableNamespaces, "quota", quota)
+}
+
+// NamespaceQuota is the quota that a namespace names and what is held of it, by all its namespaces; nil where there is none.
+func (s *Snapshot) NamespaceQuota(namespace string) (*model.Quota, model.QuotaUsage) {
+	q := s.QuotaOf(namespace)
 	if q == nil {
 		return nil, model.QuotaUsage{}
 	}
-	return q, s.QuotaUsage(nil, n.Quota)
+	return q, s.QuotaUsage(nil, q.Name)
 }
 
 // VariablesIndex is the index of the newest change to any variable.

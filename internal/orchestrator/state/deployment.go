@@ -1,10 +1,12 @@
 package state
 
 import (
+	"cmp"
 	"iter"
 	"maps"
 	"slices"
 
+	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/model"
 )
 
@@ -15,6 +17,12 @@ func deploymentTables() []tableDef {
 		define(tableDeployments, 11, true, func(d *model.Deployment) []string { return []string{d.ID} },
 			map[string]func(*model.Deployment) []string{
 				"job": func(d *model.Deployment) []string { return []string{d.Namespace, d.JobID} },
+				"active": func(d *model.Deployment) []string {
+					if !d.Active() {
+						return nil
+					}
+					return []string{d.ID}
+				},
 			}),
 	}
 }
@@ -30,6 +38,11 @@ func (s *Snapshot) Deployment(w Watch, id string) *model.Deployment {
 // Deployments yields all deployments whose id starts so, by id.
 func (s *Snapshot) Deployments(w Watch, prefix string) iter.Seq[*model.Deployment] {
 	return prefixed[model.Deployment](s, w, tableDeployments, prefix)
+}
+
+// ActiveDeployments yields those that have not ended, by id.
+func (s *Snapshot) ActiveDeployments(w Watch) iter.Seq[*model.Deployment] {
+	return all[model.Deployment](s, w, tableDeployments, "active")
 }
 
 // DeploymentsByJob yields a job's deployments, by id.
@@ -65,9 +78,189 @@ func (t *Tx) PutDeployment(d *model.Deployment) {
 	t.put(tableDeployments, d)
 }
 
-// SetDeploymentStatus changes a deployment that has not ended; false when there is none such.
+// SetDeploymentStatus changes a deployment that has not ended; false when there is none such. The version of a job that was rolled out with success is a
+// stable one.
 func (t *Tx) SetDeploymentStatus(u DeploymentStatus) bool {
-	return t.changeDeployment(u.DeploymentID, func(d *model.Deployment) { d.Status, d.StatusDescription = u.Status, u.Description })
+	return t.changeDeployment(u.DeploymentID, func(d *model.Deployment) {
+		resumed := d.Status == model.DeploymentPaused && u.Status == model.DeploymentRunning
+		d.Status, d.StatusDescription = u.Status, u.Description
+		if u.Status == model.DeploymentSuccessful {
+			t.SetStability(d.Namespace, d.JobID, d.JobVersion, true)
+		}
+		if !resumed {
+			return
+		}
+		for _, g := range d.TaskGroups { // time that went by while it was paused does not count
+			if g.RequireProgressBy != 0 && g.ProgressDeadline > 0 {
+				g.RequireProgressBy = t.now + int64(g.ProgressDeadline)
+			}
+		}
+	})
+}
+
+// Promote lets the groups named, or all of them, go on after their canaries. It refuses when canaries are missing or not well.
+func (t *Tx) Promote(id string, groups []string) error {
+	d := t.Deployment(nil, id)
+	if d == nil {
+		return fault.New(fault.NotFound, "deployment not found")
+	}
+	if !d.Active() {
+		return fault.New(fault.Conflict, "can't promote terminal deployment")
+	}
+	waiting := 0
+	for _, name := range sortedKeys(d.TaskGroups) {
+		g := d.TaskGroups[name]
+		if g.DesiredCanaries == 0 || g.Promoted || len(groups) > 0 && !slices.Contains(groups, name) {
+			continue
+		}
+		waiting++
+		if n := t.healthyCanaries(g); n < g.DesiredCanaries {
+			return fault.New(fault.Conflict, "Task group %q has %d/%d healthy allocations", name, n, g.DesiredCanaries)
+		}
+	}
+	if waiting == 0 {
+		return fault.New(fault.Conflict, "no canaries to promote")
+	}
+	t.changeDeployment(id, func(d *model.Deployment) {
+		for _, name := range sortedKeys(d.TaskGroups) {
+			g := d.TaskGroups[name]
+			if g.DesiredCanaries == 0 || len(groups) > 0 && !slices.Contains(groups, name) {
+				continue
+			}
+			g.Promoted = true
+			if g.ProgressDeadline > 0 {
+				g.RequireProgressBy = t.now + int64(g.ProgressDeadline)
+			}
+			for _, id := range g.PlacedCanaries {
+				t.noCanary(id)
+			}
+		}
+		if d.Status == model.DeploymentRunning {
+			d.StatusDescription = DeploymentIsRunning
+		}
+	})
+	return nil
+}
+
+// DeploymentIsRunning describes a deployment that waits for nobody.
+const DeploymentIsRunning = "Deployment is running"
+
+func (s *Snapshot) healthyCanaries(g *model.DeploymentGroup) int {
+	n := 0
+	for _, id := range g.PlacedCanaries {
+		if a := s.Alloc(nil, id); a != nil && Healthy(a) && !a.Terminal() {
+			n++
+		}
+	}
+	return n
+}
+
+// CanariesAreHealthy reports whether all canaries that a group wants are placed and well.
+func (s *Snapshot) CanariesAreHealthy(g *model.DeploymentGroup) bool {
+	return s.healthyCanaries(g) >= g.DesiredCanaries
+}
+
+// Healthy reports whether an allocation was found to be well.
+func Healthy(a *model.Allocation) bool {
+	return a.DeploymentStatus != nil && a.DeploymentStatus.Healthy != nil && *a.DeploymentStatus.Healthy
+}
+
+// Unhealthy reports whether it was found not to be.
+func Unhealthy(a *model.Allocation) bool {
+	return a.DeploymentStatus != nil && a.DeploymentStatus.Healthy != nil && !*a.DeploymentStatus.Healthy
+}
+
+// noCanary makes a canary one of many.
+func (t *Tx) noCanary(id string) {
+	a := t.Alloc(nil, id)
+	if a == nil || a.DeploymentStatus == nil || !a.DeploymentStatus.Canary {
+		return
+	}
+	c := *a
+	h := *a.DeploymentStatus
+	h.Canary, h.ModifyIndex = false, t.index
+	c.DeploymentStatus = &h
+	t.putAlloc(&c)
+}
+
+// SetHealth takes an operator's word for the health of allocations. It refuses allocations that are not of the deployment.
+func (t *Tx) SetHealth(id string, healthy, unhealthy []string) error {
+	d := t.Deployment(nil, id)
+	if d == nil {
+		return fault.New(fault.NotFound, "deployment not found")
+	}
+	if !d.Active() {
+		return fault.New(fault.Conflict, "can't set health of allocations for a terminal deployment")
+	}
+	for _, list := range [][]string{healthy, unhealthy} {
+		for _, allocID := range list {
+			if a := t.Alloc(nil, allocID); a == nil {
+				return fault.New(fault.NotFound, "unknown alloc %q", allocID)
+			} else if a.DeploymentID != id {
+				return fault.New(fault.Conflict, "alloc %q is not part of deployment %q", allocID, id)
+			}
+		}
+	}
+	for i, list := range [][]string{healthy, unhealthy} {
+		for _, allocID := range list {
+			c := *t.Alloc(nil, allocID)
+			if t.takeHealth(&c, &model.AllocHealth{Healthy: new(i == 0), Timestamp: t.now}) {
+				t.putAlloc(&c)
+			}
+		}
+	}
+	return nil
+}
+
+// takeHealth puts what is new of an allocation's health into a, which is a copy, and into the counts of its deployment. False means that nothing is.
+func (t *Tx) takeHealth(a *model.Allocation, h *model.AllocHealth) bool {
+	if h == nil || h.Healthy == nil {
+		return false
+	}
+	was := a.DeploymentStatus
+	if was != nil && was.Healthy != nil && *was.Healthy == *h.Healthy {
+		return false
+	}
+	now := &model.AllocHealth{Healthy: h.Healthy, Timestamp: cmp.Or(h.Timestamp, t.now), ModifyIndex: t.index}
+	if was != nil {
+		now.Canary = was.Canary
+	}
+	a.DeploymentStatus = now
+	t.changeDeployment(a.DeploymentID, func(d *model.Deployment) {
+		g := d.TaskGroups[a.TaskGroup]
+		if g == nil {
+			return
+		}
+		if was != nil && was.Healthy != nil { // it was counted as the opposite
+			g.Healthy -= count(!*h.Healthy)
+			g.Unhealthy -= count(*h.Healthy)
+		}
+		g.Healthy += count(*h.Healthy)
+		g.Unhealthy += count(!*h.Healthy)
+		if *h.Healthy && g.ProgressDeadline > 0 {
+			g.RequireProgressBy = max(g.RequireProgressBy, t.now+int64(g.ProgressDeadline))
+		}
+	})
+	return true
+}
+
+func count(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// DeleteDeployments removes those of a list that have ended, and returns how many.
+func (t *Tx) DeleteDeployments(ids []string) int {
+	n := 0
+	for _, id := range ids {
+		if d := t.Deployment(nil, id); d != nil && !d.Active() {
+			t.delete(tableDeployments, d)
+			n++
+		}
+	}
+	return n
 }
 
 // changeDeployment changes a copy, with groups of its own, of a deployment that has not ended.
@@ -113,4 +306,29 @@ func (t *Tx) countPlaced(placed []*model.Allocation) {
 			}
 		})
 	}
+}
+
+// joinDeployment makes allocations that were updated in place part of the roll-out of what they were updated to. They went on running, so they are well.
+func (t *Tx) joinDeployment(id string, allocs []string) {
+	if id == "" || len(allocs) == 0 {
+		return
+	}
+	t.changeDeployment(id, func(d *model.Deployment) {
+		for _, allocID := range allocs {
+			a := t.Alloc(nil, allocID)
+			if a == nil || a.Terminal() || a.DeploymentID == id {
+				continue
+			}
+			g := d.TaskGroups[a.TaskGroup]
+			if g == nil {
+				continue
+			}
+			c := *a
+			c.DeploymentID = id
+			c.DeploymentStatus = &model.AllocHealth{Healthy: new(true), Timestamp: t.now, ModifyIndex: t.index}
+			t.putAlloc(&c)
+			g.Placed++
+			g.Healthy++
+		}
+	})
 }

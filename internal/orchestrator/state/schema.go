@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -33,18 +34,39 @@ type Tombstone struct {
 
 // SchedulerConfig is what operators may change of scheduling at run time.
 type SchedulerConfig struct {
-	Algorithm            string // binpack, spread
+	Algorithm            string // AlgorithmBinpack or AlgorithmSpread
 	MemoryOversubscribed bool   // a task may use up to its memory_max; only its memory is reserved
 	RejectRegistrations  bool
 	PauseBroker          bool
-	NodeLimit            int // nodes looked at per placement with spread or affinity; 0 = all
+	NodeLimit            int         // candidates that a placement is chosen from; 0 = as many as the job needs to be placed well
+	Preemption           *Preemption `codec:",omitempty"` // nil = DefaultPreemption
 	CreateIndex          uint64
 	ModifyIndex          uint64
 }
 
+// Algorithms of a SchedulerConfig: full nodes first, or empty ones.
+const (
+	AlgorithmBinpack = "binpack"
+	AlgorithmSpread  = "spread"
+)
+
+// Preemption says which types of jobs may end allocations of lower priority.
+type Preemption struct{ System, Sysbatch, Batch, Service bool }
+
+// DefaultPreemption is Nomad's.
+func DefaultPreemption() Preemption { return Preemption{System: true} }
+
+// Preempts is the preemption in force.
+func (c *SchedulerConfig) Preempts() Preemption {
+	if c.Preemption == nil {
+		return DefaultPreemption()
+	}
+	return *c.Preemption
+}
+
 // DefaultSchedulerConfig is what holds until an operator sets something else.
 func DefaultSchedulerConfig() *SchedulerConfig {
-	return &SchedulerConfig{Algorithm: "binpack", MemoryOversubscribed: true}
+	return &SchedulerConfig{Algorithm: AlgorithmBinpack, MemoryOversubscribed: true}
 }
 
 type tableState struct {
@@ -144,20 +166,13 @@ func define[T any](name string, kind uint8, observed bool, id func(*T) []string,
 var tables []tableDef
 
 func init() {
-	tables = slices.Concat(coreTables(), deploymentTables(), usageTables(), serverTables(), accessTables())
+	tables = slices.Concat(coreTables(), deploymentTables(), usageTables(), serverTables(), accessTables(), lifeTables())
 }
 
 func coreTables() []tableDef {
 	return []tableDef{
-		define(tableNodes, 2, true, func(n *model.Node) []string { return []string{n.ID} }, nil),
-		define(tableJobs, 3, true, func(j *model.Job) []string { return []string{j.Namespace, j.ID} }, map[string]func(*model.Job) []string{
-			"ended": func(j *model.Job) []string {
-				if j.Status != model.JobDead || !j.MeantToRun() {
-					return nil
-				}
-				return []string{hexIndex(j.ModifyIndex)}
-			},
-		}),
+		define(tableNodes, 2, true, func(n *model.Node) []string { return []string{n.ID} }, nodeIndexes),
+		define(tableJobs, 3, true, func(j *model.Job) []string { return []string{j.Namespace, j.ID} }, jobIndexes),
 		versionTable(),
 		define(tableEvals, 5, true, func(e *model.Evaluation) []string { return []string{e.ID} }, map[string]func(*model.Evaluation) []string{
 			"job": func(e *model.Evaluation) []string { return []string{e.Namespace, e.JobID} },
@@ -222,7 +237,7 @@ func allocTable() tableDef {
 		for a := range all[model.Allocation](s, nil, tableAllocs, "id") {
 			if k := keyOf(a.Job); !w.specs[k] {
 				w.specs[k] = true
-				w.put(recordSpec, a.Job)
+				w.put(recordSpec, bare(a.Job))
 			}
 			c := *a
 			c.Job = nil
@@ -284,6 +299,10 @@ func hexTime(ns int64) string { return hexIndex(uint64(max(ns, 0))) }
 
 // jobKey names a job across namespaces.
 type jobKey struct{ namespace, id string }
+
+func (k jobKey) compare(o jobKey) int {
+	return cmp.Or(cmp.Compare(k.namespace, o.namespace), cmp.Compare(k.id, o.id))
+}
 
 // ValidKey reports whether s can be part of a key.
 func ValidKey(s string) bool { return !strings.ContainsRune(s, 0) }

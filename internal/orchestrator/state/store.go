@@ -125,7 +125,7 @@ func (s *Store) UpdateAll(index uint64, now int64, kind string, steps []Step) []
 
 // try runs the steps that have not failed. One that fails after it has written something spoils the transaction: it is undone, and tried again without.
 func (s *Store) try(index uint64, steps []Step, failed []error) (tx *Tx, again bool) {
-	tx = &Tx{Snapshot: Snapshot{txn: s.db.Load().Txn(true)}, index: index, touched: map[jobKey]bool{}, tables: map[string]bool{}, at: map[any]int{}}
+	tx = newTx(Snapshot{txn: s.db.Load().Txn(true)}, index)
 	for i, step := range steps {
 		if failed[i] != nil {
 			continue
@@ -176,6 +176,10 @@ type Tx struct {
 	first   int      // of its changes
 	order   []jobKey // touched, in order
 	touched map[jobKey]bool
+}
+
+func newTx(s Snapshot, index uint64) *Tx {
+	return &Tx{Snapshot: s, index: index, touched: map[jobKey]bool{}, tables: map[string]bool{}, at: map[any]int{}}
 }
 
 func (t *Tx) begin(now int64, kind string) {
@@ -260,14 +264,20 @@ func (t *Tx) deriveStatuses() {
 		if s := t.status(j); s != j.Status {
 			c := *j
 			c.Status, c.ModifyIndex = s, t.index
-			t.put(tableJobs, &c)
+			t.putJob(&c)
 		}
 	}
 }
 
 // status is running while an allocation is alive, else pending while an evaluation is, else dead once there was either. A
-// job of which nothing is known yet is pending.
+// job of which nothing is known yet is pending. A template of other jobs runs until it is stopped.
 func (t *Tx) status(j *model.Job) string {
+	if IsTemplate(j) {
+		if j.Stop {
+			return model.JobDead
+		}
+		return model.JobRunning
+	}
 	known := j.Stop
 	for a := range t.AllocsByJob(nil, j.Namespace, j.ID) {
 		if !a.Terminal() {
@@ -288,4 +298,24 @@ func (t *Tx) status(j *model.Job) string {
 		return model.JobDead
 	}
 	return model.JobPending
+}
+
+// Suppose is the state as it would be after f. The store stays as it is.
+func (s *Store) Suppose(now int64, f func(*Tx) error) (*Snapshot, error) {
+	s.mu.Lock()
+	replaced := s.replaced
+	s.mu.Unlock()
+	db := s.db.Load().Snapshot()
+	txn := db.Txn(true)
+	tx := newTx(Snapshot{txn: txn, replaced: replaced}, 0)
+	tx.index = tx.Index() + 1
+	tx.begin(now, "")
+	if err := f(tx); err != nil {
+		txn.Abort()
+		return nil, err
+	}
+	tx.deriveStatuses()
+	tx.insert(tableIndex, &tableState{"", tx.index})
+	txn.Commit()
+	return &Snapshot{txn: db.Txn(false), replaced: replaced}, nil
 }

@@ -39,7 +39,7 @@ func (t *Tx) count() {
 	of := func(node string) *model.Usage {
 		u := changed[node]
 		if u == nil {
-			u = &nodeUsage{NodeID: node, Usage: *t.Usage(node).Clone()}
+			u = &nodeUsage{NodeID: node, Usage: *t.Usage(node)}
 			if changed == nil {
 				changed = map[string]*nodeUsage{}
 			}
@@ -55,7 +55,7 @@ func (t *Tx) count() {
 			continue
 		}
 		if held {
-			of(before.NodeID).Remove(&before.Resources)
+			of(before.NodeID).Sub(&before.Resources)
 		}
 		if holds {
 			of(after.NodeID).Add(&after.Resources)

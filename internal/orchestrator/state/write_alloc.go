@@ -18,12 +18,14 @@ type Placement struct {
 
 	Deployment        *model.Deployment  `codec:",omitempty"` // to begin
 	DeploymentUpdates []DeploymentStatus `codec:",omitempty"` // of others
+	DeploymentID      string             `codec:",omitempty"` // that Joins become part of
+	Joins             []string           `codec:",omitempty"` // those of Update that are part of the roll-out, and well: they went on running
 }
 
 // Stop ends an allocation from the servers' side.
 type Stop struct {
 	AllocID      string
-	Desired      string // stop or evict
+	Desired      string // stop or evict; run with the client status unknown
 	Description  string
 	ClientStatus string // lost or unknown, when the node can no longer say; else empty
 	PreemptedBy  string `codec:",omitempty"` // allocation that it has to make room for
@@ -39,15 +41,18 @@ type Placed struct {
 // ApplyPlan puts a plan's allocations.
 func (t *Tx) ApplyPlan(p *Placement) Placed {
 	var done Placed
+	j := t.Job(nil, p.Namespace, p.JobID)
+	spec := t.spec(p.Namespace, p.JobID, p.JobModifyIndex)
+	done.Refused = len(p.Place)+len(p.Update) > 0 && (j == nil || spec == nil || j.Stop || j.CreateIndex != p.JobCreateIndex)
 	for _, s := range p.Stop {
+		if done.Refused && s.PreemptedBy != "" {
+			continue // nothing needs its room
+		}
 		if a := t.stopAlloc(s); a != nil {
 			done.Stop = append(done.Stop, a)
 		}
 	}
-	j := t.Job(nil, p.Namespace, p.JobID)
-	spec := t.spec(p.Namespace, p.JobID, p.JobModifyIndex)
-	if len(p.Place)+len(p.Update) > 0 && (j == nil || spec == nil || j.Stop || j.CreateIndex != p.JobCreateIndex) {
-		done.Refused = true
+	if done.Refused {
 		return done
 	}
 	if e := t.Eval(nil, p.EvalID); e != nil && !e.Terminal() {
@@ -77,6 +82,7 @@ func (t *Tx) ApplyPlan(p *Placement) Placed {
 	for _, u := range p.DeploymentUpdates {
 		t.SetDeploymentStatus(u)
 	}
+	t.joinDeployment(p.DeploymentID, p.Joins)
 	for _, a := range p.Place {
 		a.Job, a.CreateIndex, a.CreateTime = spec, t.index, t.now
 		t.putAlloc(a)
@@ -101,11 +107,18 @@ func (t *Tx) putAlloc(a *model.Allocation) {
 
 func (t *Tx) stopAlloc(s Stop) *model.Allocation {
 	a := t.Alloc(nil, s.AllocID)
-	if a == nil {
+	if a == nil || s.Desired == model.DesiredRun && a.Terminal() {
 		return nil
 	}
 	c := *a
-	c.DesiredStatus, c.DesiredDescription = s.Desired, s.Description
+	if c.DesiredStatus = s.Desired; s.Desired == model.DesiredRun {
+		c.ClientDescription = s.Description
+	} else {
+		c.DesiredDescription = s.Description
+	}
+	if s.ClientStatus == model.ClientUnknown && a.ClientStatus != model.ClientUnknown {
+		c.UnknownSince = t.now
+	}
 	if s.ClientStatus != "" && !a.ClientTerminal() {
 		c.ClientStatus = s.ClientStatus
 	}
@@ -151,6 +164,11 @@ func (t *Tx) ReportAlloc(nodeID string, u *model.AllocUpdate) {
 	if u.NetworkStatus != nil {
 		c.NetworkStatus = u.NetworkStatus
 	}
+	health := u.Health
+	if c.DeploymentID != "" && c.ClientStatus == model.ClientFailed {
+		health = &model.AllocHealth{Healthy: new(false), Timestamp: u.ModifyTime} // whatever it was before
+	}
+	t.takeHealth(&c, health)
 	c.ModifyIndex, c.ModifyTime = t.index, max(u.ModifyTime, a.ModifyTime)
 	t.put(tableAllocs, &c)
 	t.touch(a.Namespace, a.JobID)
@@ -159,11 +177,21 @@ func (t *Tx) ReportAlloc(nodeID string, u *model.AllocUpdate) {
 // RegisterNode puts a node. What operators and servers decided about it stays. The store keeps n.
 func (t *Tx) RegisterNode(n *model.Node) *model.Node {
 	n.CreateIndex, n.ModifyIndex, n.StatusUpdatedAt = t.index, t.index, t.now
+	n.ComputedClass = n.ComputeClass()
 	if n.SchedulingEligibility == "" {
 		n.SchedulingEligibility = model.NodeEligible
 	}
 	if old := t.Node(nil, n.ID); old != nil {
 		n.CreateIndex, n.SchedulingEligibility = old.CreateIndex, old.SchedulingEligibility
+		n.Drain, n.LastDrain, n.Events = old.Drain, old.LastDrain, old.Events
+		if old.Status == n.Status {
+			n.StatusUpdatedAt = old.StatusUpdatedAt
+		} else {
+			t.nodeEvent(n, "Cluster", "Node re-registered")
+		}
+	} else {
+		n.Drain, n.LastDrain, n.Events = nil, nil, nil
+		t.nodeEvent(n, "Cluster", "Node registered")
 	}
 	t.put(tableNodes, n)
 	t.ensureNodePool(n.NodePool)
@@ -177,6 +205,12 @@ func (t *Tx) SetNodeStatus(id, status, description string) bool {
 			return false
 		}
 		n.Status, n.StatusDescription, n.StatusUpdatedAt = status, description, t.now
+		switch status {
+		case model.NodeDown, model.NodeDisconnected:
+			t.nodeEvent(n, "Cluster", "Node heartbeat missed")
+		case model.NodeReady:
+			t.nodeEvent(n, "Cluster", "Node reregistered by heartbeat")
+		}
 		return true
 	})
 }

@@ -39,11 +39,11 @@ func (t *Tx) RegisterJob(j *model.Job, enforce bool, at uint64) (*model.Job, err
 }
 
 func (t *Tx) putVersion(j *model.Job) {
-	t.put(tableJobs, j)
+	t.putJob(j)
 	t.put(tableVersions, j)
-	kept := slices.Collect(t.JobVersions(nil, j.Namespace, j.ID))
+	kept := slices.DeleteFunc(slices.Collect(t.JobVersions(nil, j.Namespace, j.ID)), func(v *model.Job) bool { return v.VersionTag != nil })
 	for len(kept) > keptVersions {
-		t.delete(tableVersions, kept[0])
+		t.removeVersion(kept[0])
 		kept = kept[1:]
 	}
 }
@@ -55,7 +55,7 @@ func SameSpec(a, b *model.Job) bool {
 
 func specOf(j *model.Job) model.Job {
 	c := *j
-	c.Status, c.StatusDescription, c.Stable = "", "", false
+	c.Status, c.StatusDescription, c.Stable, c.VersionTag = "", "", false, nil
 	c.Version, c.SubmitTime, c.CreateIndex, c.ModifyIndex, c.JobModifyIndex = 0, 0, 0, 0, 0
 	return c
 }
@@ -69,7 +69,7 @@ func (t *Tx) DeregisterJob(namespace, id string, purge bool) *model.Job {
 	}
 	if !purge {
 		c := *old
-		c.Stop = true
+		c.Stop, c.Stable, c.VersionTag = true, false, nil
 		c.Version, c.ModifyIndex, c.JobModifyIndex, c.SubmitTime = old.Version+1, t.index, t.index, t.now
 		t.touch(namespace, id)
 		t.putVersion(&c)
@@ -88,8 +88,10 @@ func (t *Tx) DeregisterJob(namespace, id string, purge bool) *model.Job {
 
 func (t *Tx) removeJob(j *model.Job) {
 	t.delete(tableJobs, j)
+	t.countChild(j, nil)
+	t.removeCompanions(j)
 	for _, v := range slices.Collect(t.JobVersions(nil, j.Namespace, j.ID)) {
-		t.delete(tableVersions, v)
+		t.removeVersion(v)
 	}
 	for _, a := range slices.Collect(t.AllocsByJob(nil, j.Namespace, j.ID)) {
 		t.removeAlloc(a)

@@ -12,7 +12,7 @@ import (
 func AllocOut(a *model.Allocation) *api.Allocation {
 	return &api.Allocation{
 		ID: a.ID, Namespace: a.Namespace, EvalID: a.EvalID, Name: a.Name, NodeID: a.NodeID, NodeName: a.NodeName, JobID: a.JobID,
-		Job: JobOut(a.Job), TaskGroup: a.TaskGroup, AllocatedResources: resourcesOut(a), Metrics: metricOut(a.Metrics),
+		Job: JobOut(a.Job), TaskGroup: a.TaskGroup, AllocatedResources: resourcesOut(a), Metrics: MetricOut(a.Metrics),
 		DesiredStatus: a.DesiredStatus, DesiredDescription: a.DesiredDescription, ClientStatus: a.ClientStatus,
 		ClientDescription: a.ClientDescription, TaskStates: statesOut(a.TaskStates), FollowupEvalID: a.FollowupEvalID,
 		PreviousAllocation: a.PreviousAllocation, NextAllocation: a.NextAllocation, CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex,
@@ -113,7 +113,8 @@ func eventOut(e *model.TaskEvent) *api.TaskEvent {
 	return &api.TaskEvent{Type: e.Type, Time: e.Time, DisplayMessage: e.DisplayMessage, Message: e.DisplayMessage, Details: e.Details}
 }
 
-func metricOut(m *model.AllocMetric) *api.AllocationMetric {
+// MetricOut makes the explanation of a placement, or of why there is none.
+func MetricOut(m *model.AllocMetric) *api.AllocationMetric {
 	if m == nil {
 		return nil
 	}
@@ -122,9 +123,7 @@ func metricOut(m *model.AllocMetric) *api.AllocationMetric {
 		ConstraintFiltered: m.ConstraintFiltered, NodesExhausted: m.NodesExhausted, DimensionExhausted: m.DimensionExhausted,
 		AllocationTime: time.Duration(m.AllocationTimeNS), CoalescedFailures: m.CoalescedFailures,
 	}
-	for _, n := range m.NodesAvailable {
-		out.NodesInPool += n
-	}
+	out.NodesInPool = m.NodesInPool
 	for _, s := range m.ScoreMeta {
 		out.ScoreMetaData = append(out.ScoreMetaData, &api.NodeScoreMeta{NodeID: s.NodeID, Scores: s.Scores, NormScore: s.Norm})
 	}
@@ -149,7 +148,7 @@ func EvalOut(e *model.Evaluation) *api.Evaluation {
 	if e.FailedTGAllocs != nil {
 		out.FailedTGAllocs = make(map[string]*api.AllocationMetric, len(e.FailedTGAllocs))
 		for g, m := range e.FailedTGAllocs {
-			out.FailedTGAllocs[g] = metricOut(m)
+			out.FailedTGAllocs[g] = MetricOut(m)
 		}
 	}
 	return out

@@ -115,8 +115,12 @@ func reserved(n *model.Node) *api.NodeReservedResources {
 
 // ConfigOut makes the wire's scheduler configuration.
 func ConfigOut(c *state.SchedulerConfig) *api.SchedulerConfiguration {
+	p := c.Preempts()
 	return &api.SchedulerConfiguration{
 		SchedulerAlgorithm: api.SchedulerAlgorithm(c.Algorithm), MemoryOversubscriptionEnabled: c.MemoryOversubscribed,
+		PreemptionConfig: api.PreemptionConfig{
+			SystemSchedulerEnabled: p.System, SysBatchSchedulerEnabled: p.Sysbatch, BatchSchedulerEnabled: p.Batch, ServiceSchedulerEnabled: p.Service,
+		},
 		RejectJobRegistration: c.RejectRegistrations, PauseEvalBroker: c.PauseBroker, NodeLimitForFeasibilityChecks: uint(max(c.NodeLimit, 0)),
 		CreateIndex: c.CreateIndex, ModifyIndex: c.ModifyIndex,
 	}
@@ -124,19 +128,20 @@ func ConfigOut(c *state.SchedulerConfig) *api.SchedulerConfiguration {
 
 // ConfigIn makes the state's. The text says what is wrong with it.
 func ConfigIn(c *api.SchedulerConfiguration) (*state.SchedulerConfig, string) {
-	algorithm := cmp.Or(string(c.SchedulerAlgorithm), "binpack")
-	if algorithm != "binpack" && algorithm != "spread" {
+	algorithm := cmp.Or(string(c.SchedulerAlgorithm), state.AlgorithmBinpack)
+	if algorithm != state.AlgorithmBinpack && algorithm != state.AlgorithmSpread {
 		return nil, "invalid scheduler algorithm: " + algorithm
-	}
-	if p := c.PreemptionConfig; p.SystemSchedulerEnabled || p.BatchSchedulerEnabled || p.ServiceSchedulerEnabled || p.SysBatchSchedulerEnabled {
-		return nil, "preemption is not supported by Rockpool"
 	}
 	if c.NodeLimitForFeasibilityChecks > 1<<20 {
 		return nil, "NodeLimitForFeasibilityChecks is too large"
 	}
+	p := c.PreemptionConfig
 	return &state.SchedulerConfig{
 		Algorithm: algorithm, MemoryOversubscribed: c.MemoryOversubscriptionEnabled, RejectRegistrations: c.RejectJobRegistration,
 		PauseBroker: c.PauseEvalBroker, NodeLimit: int(c.NodeLimitForFeasibilityChecks),
+		Preemption: &state.Preemption{
+			System: p.SystemSchedulerEnabled, Sysbatch: p.SysBatchSchedulerEnabled, Batch: p.BatchSchedulerEnabled, Service: p.ServiceSchedulerEnabled,
+		},
 	}, ""
 }
 

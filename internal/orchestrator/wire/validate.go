@@ -6,6 +6,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/hashicorp/nomad/api"
@@ -82,12 +83,7 @@ func Validate(j *api.Job) *Problems {
 			p.err("Datacenter %q is not a name or pattern", dc)
 		}
 	}
-	if j.Periodic != nil {
-		p.err("Periodic jobs are not supported by Rockpool")
-	}
-	if j.ParameterizedJob != nil {
-		p.err("Parameterized jobs are not supported by Rockpool")
-	}
+	p.templates(j)
 	if j.Multiregion != nil {
 		p.err("Multiregion jobs are not supported by Rockpool")
 	}
@@ -151,12 +147,7 @@ func (p *Problems) group(g *api.TaskGroup, jobType string) {
 		p.err("%s: volumes are not supported by Rockpool", where)
 	}
 	p.services(where, g.Services)
-	if g.Disconnect != nil {
-		p.ignored("disconnect", where)
-	}
-	if g.Scaling != nil {
-		p.ignored("scaling", where)
-	}
+	p.policies(where, g, jobType)
 	p.networks(where, g.Networks)
 	if len(g.Networks) > 1 {
 		p.err("%s: only one network is allowed, not %d", where, len(g.Networks))
@@ -232,8 +223,8 @@ func (p *Problems) task(group string, t *api.Task) {
 		}
 	}
 	p.services(where, t.Services)
-	if t.ShutdownDelay != 0 {
-		p.ignored("shutdown_delay", where)
+	if t.ShutdownDelay < 0 {
+		p.err("%s: ShutdownDelay must be a positive value", where)
 	}
 	if len(t.Actions) > 0 {
 		p.ignored("action", where)
@@ -282,6 +273,12 @@ func (p *Problems) conditions(where string, cs []*api.Constraint, as []*api.Affi
 			p.err("%s: constraint %d is null", where, i+1)
 		case !sched.Operands[c.Operand]:
 			p.err("%s: constraint %d: unknown constraint operator %q", where, i+1, c.Operand)
+		case c.Operand == "distinct_property" && c.RTarget != "":
+			if n, err := strconv.Atoi(c.RTarget); err != nil || n < 1 {
+				p.err("%s: constraint %d: distinct_property needs a count of at least 1, not %q", where, i+1, c.RTarget)
+			}
+		case c.Operand == "semver" && strings.Contains(c.RTarget, "~>"):
+			p.err("%s: constraint %d: semver does not know the operator ~>, version does", where, i+1)
 		case c.Operand == "regexp":
 			if _, err := regexp.Compile(c.RTarget); err != nil {
 				p.err("%s: constraint %d: regular expression failed to compile: %v", where, i+1, err)

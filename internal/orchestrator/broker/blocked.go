@@ -1,0 +1,197 @@
+package broker
+
+import (
+	"cmp"
+	"container/heap"
+	"maps"
+	"slices"
+	"strings"
+
+	"rockpool/internal/orchestrator/model"
+)
+
+// Room is what a node has left, or what the smallest of the allocations that wait needs.
+type Room struct{ CPU, MemoryMB, DiskMB int }
+
+func (r Room) holds(n Room) bool {
+	return n.CPU <= r.CPU && n.MemoryMB <= r.MemoryMB && n.DiskMB <= r.DiskMB
+}
+
+// Offer is room that came free at an index of the state.
+type Offer struct {
+	Index uint64
+	Node  string
+	Class string // computed class of the node
+	Room  Room
+
+	quota string // it came free under this quota, whatever the node
+	all   bool   // something else changed: everybody may try
+}
+
+// shape is what evaluations have in common that wait for the same. The backlog of a course is a thousand evaluations of one shape.
+type shape struct {
+	priority int
+	need     Room
+	classes  string // that were looked at, with the verdict
+	escaped  bool
+	quota    string
+}
+
+// queue holds the evaluations of one shape. Those that tried longest ago are first.
+type queue struct {
+	shape   shape
+	classes map[string]bool
+	waiting waiters
+}
+
+type waiter struct {
+	eval  *model.Evaluation
+	tried uint64 // index of the state that it found no room on
+	queue *queue
+	pos   int
+}
+
+// takes reports whether an offer may help.
+func (q *queue) takes(o *Offer) bool {
+	switch {
+	case o.all:
+		return true
+	case o.quota != "" || q.shape.quota != "":
+		return o.quota == q.shape.quota
+	case !o.Room.holds(q.shape.need):
+		return false
+	case q.shape.escaped:
+		return true
+	}
+	fit, seen := q.classes[o.Class]
+	return fit || !seen
+}
+
+// backlog is all that waits for room. An offer wakes as many as it has room for and no more; one that is woken in vain passes the offer on. So however many
+// wait, a freed allocation costs about one attempt, and yet nobody waits for ever beside room that would do.
+type backlog struct {
+	byJob  map[job]*waiter
+	queues map[shape]*queue
+	order  []*queue // by priority, highest first
+	woken  map[string]*Offer
+	recent []*Offer // the newest, oldest first
+	missed uint64   // index up to which offers have been forgotten
+}
+
+func newBacklog() backlog {
+	return backlog{byJob: map[job]*waiter{}, queues: map[shape]*queue{}, woken: map[string]*Offer{}}
+}
+
+const keptOffers = 4096 // for those that were decided on an older state
+
+func shapeOf(e *model.Evaluation, need Room) shape {
+	s := shape{priority: e.Priority, need: need, escaped: e.EscapedClass, quota: e.QuotaReached}
+	if s.quota != "" || s.escaped {
+		return s
+	}
+	var b strings.Builder
+	for _, c := range slices.Sorted(maps.Keys(e.ClassEligibility)) {
+		b.WriteString(c)
+		if e.ClassEligibility[c] {
+			b.WriteByte('+')
+		}
+		b.WriteByte(0)
+	}
+	s.classes = b.String()
+	return s
+}
+
+func (b *backlog) put(e *model.Evaluation, tried uint64, need Room) *waiter {
+	s := shapeOf(e, need)
+	q := b.queues[s]
+	if q == nil {
+		q = &queue{shape: s, classes: e.ClassEligibility}
+		b.queues[s] = q
+		i, _ := slices.BinarySearchFunc(b.order, q, func(a, q *queue) int { return cmp.Compare(q.shape.priority, a.shape.priority) })
+		for i < len(b.order) && b.order[i].shape.priority == s.priority {
+			i++
+		}
+		b.order = slices.Insert(b.order, i, q)
+	}
+	w := &waiter{eval: e, tried: tried, queue: q}
+	heap.Push(&q.waiting, w)
+	b.byJob[jobOf(e)] = w
+	return w
+}
+
+func (b *backlog) take(w *waiter) {
+	heap.Remove(&w.queue.waiting, w.pos)
+	delete(b.byJob, jobOf(w.eval))
+	if w.queue.waiting.Len() == 0 {
+		delete(b.queues, w.queue.shape)
+		b.order = slices.DeleteFunc(b.order, func(q *queue) bool { return q == w.queue })
+	}
+}
+
+// wake takes out those that an offer has room for.
+func (b *backlog) wake(o *Offer, width int) (woken []*waiter) {
+	left := o.Room
+	for i := 0; i < len(b.order) && width > 0; {
+		q := b.order[i]
+		for width > 0 && q.waiting.Len() > 0 && q.waiting[0].tried < o.Index && q.takes(&Offer{o.Index, o.Node, o.Class, left, o.quota, o.all}) {
+			w := q.waiting[0]
+			b.take(w)
+			woken = append(woken, w)
+			b.woken[w.eval.ID] = o
+			left.CPU -= q.shape.need.CPU
+			left.MemoryMB -= q.shape.need.MemoryMB
+			left.DiskMB -= q.shape.need.DiskMB
+			width--
+		}
+		if q.waiting.Len() > 0 {
+			i++
+		}
+	}
+	return woken
+}
+
+// note remembers an offer for those that are being decided on an older state right now.
+func (b *backlog) note(o *Offer) {
+	if len(b.recent) >= keptOffers {
+		b.missed = b.recent[keptOffers/2].Index
+		b.recent = slices.Clone(b.recent[keptOffers/2+1:])
+	}
+	b.recent = append(b.recent, o)
+}
+
+// overlooked finds an offer that came after what a waiter was decided on.
+func (b *backlog) overlooked(w *waiter) *Offer {
+	if w.tried < b.missed {
+		return &Offer{Index: b.missed, all: true}
+	}
+	for i := len(b.recent) - 1; i >= 0 && b.recent[i].Index > w.tried; i-- {
+		if w.queue.takes(b.recent[i]) {
+			return b.recent[i]
+		}
+	}
+	return nil
+}
+
+type waiters []*waiter
+
+func (s waiters) Len() int { return len(s) }
+func (s waiters) Less(i, j int) bool {
+	a, b := s[i], s[j]
+	return cmp.Or(cmp.Compare(a.tried, b.tried), cmp.Compare(a.eval.CreateIndex, b.eval.CreateIndex), cmp.Compare(a.eval.ID, b.eval.ID)) < 0
+}
+func (s waiters) Swap(i, j int) {
+	s[i], s[j] = s[j], s[i]
+	s[i].pos, s[j].pos = i, j
+}
+func (s *waiters) Push(v any) {
+	w := v.(*waiter)
+	w.pos = len(*s)
+	*s = append(*s, w)
+}
+func (s *waiters) Pop() any {
+	n := len(*s) - 1
+	v := (*s)[n]
+	(*s)[n] = nil
+	*s = (*s)[:n]
+	return v
+}

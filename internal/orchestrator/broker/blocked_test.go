@@ -1,0 +1,170 @@
+package broker_test
+
+import (
+	"fmt"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"rockpool/internal/orchestrator/broker"
+	"rockpool/internal/orchestrator/model"
+)
+
+func blocked(id string, priority int, classes map[string]bool) *model.Evaluation {
+	return &model.Evaluation{ID: id, JobID: "job of " + id, Priority: priority, Status: model.EvalBlocked, ClassEligibility: classes}
+}
+
+var small = broker.Room{CPU: 1, MemoryMB: 1}
+
+func TestBlockedOnesWakeForWhatTheyWaitFor(t *testing.T) {
+	q := broker.NewQueue(limits)
+	q.Block(blocked("fits", 50, map[string]bool{"c1": true}), 5, small, 0)
+	q.Block(blocked("other class", 90, map[string]bool{"c1": false, "c2": true}), 5, small, 0)
+	q.Block(blocked("large", 90, map[string]bool{"c1": true}), 5, broker.Room{CPU: 100}, 0)
+	quota := blocked("quota", 90, nil)
+	quota.QuotaReached = "course"
+	q.Block(quota, 5, small, 0)
+	q.Offer(broker.Offer{Index: 6, Node: "n", Class: "c1", Room: broker.Room{CPU: 5, MemoryMB: 5}}, 1)
+	want(t, "room of a class", dequeue(q, 1), "fits")
+	want(t, "nobody else", dequeue(q, 1), "")
+	q.Ack("fits", 1)
+	q.Offer(broker.Offer{Index: 7, Node: "m", Class: "new", Room: broker.Room{CPU: 5, MemoryMB: 5}}, 1)
+	want(t, "a class that nobody looked at", dequeue(q, 1), "other class")
+	q.OfferQuota("course", 8, 1)
+	want(t, "a quota", dequeue(q, 1), "quota")
+	q.Sweep(9, 1)
+	want(t, "all", dequeue(q, 1), "large")
+}
+
+func TestOneOfAJobWaits(t *testing.T) {
+	q := broker.NewQueue(limits)
+	a, b := blocked("a", 50, nil), blocked("b", 50, nil)
+	a.JobID, b.JobID = "j", "j"
+	if s := q.Block(a, 5, small, 0); s != nil {
+		t.Errorf("%s was superseded", s.ID)
+	}
+	if s := q.Block(b, 6, small, 0); s == nil || s.ID != "a" {
+		t.Errorf("superseded is %v", s)
+	}
+	if e := q.TakeBlocked("", "j"); e == nil || e.ID != "b" || q.Counts().Blocked != 0 {
+		t.Errorf("taken is %v", e)
+	}
+	q.Sweep(10, 1)
+	want(t, "taken away", dequeue(q, 1), "")
+}
+
+func TestRoomThatCameFreeMeanwhileIsNotOverlooked(t *testing.T) {
+	q := broker.NewQueue(limits)
+	q.Offer(broker.Offer{Index: 8, Node: "n", Room: small}, 0)
+	q.Block(blocked("a", 50, nil), 9, small, 0)
+	want(t, "decided on a newer state", dequeue(q, 1), "")
+	q.Block(blocked("b", 50, nil), 7, small, 0)
+	want(t, "decided on an older state", dequeue(q, 1), "b")
+	// One that is blocked again while it is in work is looked at when its work ends.
+	q.Offer(broker.Offer{Index: 10, Node: "n", Room: small}, 1)
+	want(t, "the one that waits", dequeue(q, 1), "a")
+	q.Block(blocked("b", 50, nil), 9, small, 1)
+	q.Ack("b", 1)
+	want(t, "again", dequeue(q, 1), "b")
+}
+
+func TestAnOfferThatWasOfNoUseIsPassedOn(t *testing.T) {
+	q := broker.NewQueue(limits)
+	for i := range 3 {
+		q.Block(blocked(fmt.Sprint(i), 50, nil), 5, small, 0)
+	}
+	q.Offer(broker.Offer{Index: 6, Node: "n", Room: small}, 1)
+	want(t, "the first", dequeue(q, 1), "0")
+	want(t, "room for one wakes one", dequeue(q, 1), "")
+	q.Block(blocked("0", 50, nil), 6, small, 1)
+	q.Ack("0", 1)
+	want(t, "after one tried in vain", dequeue(q, 1), "1")
+	q.Skip("1", 1)
+	want(t, "after one had ended", dequeue(q, 1), "2")
+	q.Ack("2", 1)
+	want(t, "after it was used", dequeue(q, 1), "")
+	q.Offer(broker.Offer{Index: 7, Node: "n", Room: small}, 1)
+	want(t, "the next offer", dequeue(q, 1), "0")
+}
+
+// TestABacklogDrainsWithTheRoom frees room for one allocation at a time: all of a backlog get their turn, and no more attempts are made than there is room,
+// but for those that some fail for another reason.
+func TestABacklogDrainsWithTheRoom(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		q := broker.NewQueue(broker.Limits{Visible: 1e9, Attempts: 3, Retry: 1})
+		left := map[string]bool{}
+		needs := map[string]broker.Room{}
+		stubborn := map[string]bool{} // find no place in room that looks large enough
+		for i := range rapid.IntRange(1, 60).Draw(t, "backlog") {
+			id := fmt.Sprint(i)
+			need := broker.Room{CPU: rapid.IntRange(1, 3).Draw(t, "need")}
+			stubborn[id] = rapid.IntRange(0, 9).Draw(t, "stubborn") == 0
+			q.Block(blocked(id, rapid.IntRange(1, 3).Draw(t, "priority"), nil), 1, need, 0)
+			left[id], needs[id] = true, need
+		}
+		index := uint64(2)
+		for len(left) > 0 {
+			placeable := 0
+			for id := range left {
+				if !stubborn[id] {
+					placeable++
+				}
+			}
+			if placeable == 0 {
+				return
+			}
+			index++
+			room := rapid.IntRange(3, 6).Draw(t, "room")
+			before := placeable
+			q.Offer(broker.Offer{Index: index, Node: "n", Room: broker.Room{CPU: room}}, int64(index))
+			attempts := 0
+			for e := q.Dequeue(int64(index)); e != nil; e = q.Dequeue(int64(index)) {
+				attempts++
+				if need := needs[e.ID].CPU; !stubborn[e.ID] && need <= room {
+					room -= need
+					delete(left, e.ID)
+				} else {
+					q.Block(e, index, needs[e.ID], int64(index))
+				}
+				q.Ack(e.ID, int64(index))
+			}
+			now := 0
+			for id := range left {
+				if !stubborn[id] {
+					now++
+				}
+			}
+			if now == before {
+				t.Fatalf("%d wait beside room for one", before)
+			}
+			if attempts > 70 {
+				t.Fatalf("%d attempts for one offer", attempts)
+			}
+		}
+	})
+}
+
+// BenchmarkABacklogOf25000 measures what one freed allocation costs while 25,000 evaluations of 50 kinds wait: the attempts, and the time in the queue.
+func BenchmarkABacklogOf25000(b *testing.B) {
+	q := broker.NewQueue(broker.DefaultLimits)
+	needs := map[string]broker.Room{}
+	for i := range 25_000 {
+		e := blocked(fmt.Sprint(i), 50, map[string]bool{"c": true})
+		e.CreateIndex = uint64(i)
+		needs[e.ID] = broker.Room{CPU: 100 + i%50, MemoryMB: 100}
+		q.Block(e, 1, needs[e.ID], 0)
+	}
+	attempts, i := 0, 0
+	b.ReportAllocs()
+	for b.Loop() {
+		i++
+		q.Offer(broker.Offer{Index: uint64(i + 1), Node: fmt.Sprint("n", i%1000), Class: "c", Room: broker.Room{CPU: 150, MemoryMB: 150}}, int64(i))
+		for e := q.Dequeue(int64(i)); e != nil; e = q.Dequeue(int64(i)) {
+			attempts++
+			q.Ack(e.ID, int64(i)) // it found its place, and another one comes in its stead
+			e.CreateIndex += 25_000
+			q.Block(e, uint64(i+1), needs[e.ID], int64(i))
+		}
+	}
+	b.ReportMetric(float64(attempts)/float64(b.N), "attempts/op")
+}
