@@ -144,7 +144,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		s.cluster.founder = membership.NewFounder(s.cluster.members, s.raft, s.cluster.transport)
 	}
 	s.cluster.pilot = consensus.NewAutopilot(s.raft, fellows{s.cluster}, cfg.Cluster.AutopilotInterval)
-	s.proposer = propose.New(s.raft)
+	s.proposer = propose.New(s.raft, func() bool { return s.cluster.allows(&command.Batch{}) == nil })
 	log := entryLog{s.raft, s.proposer, s.cluster.allows}
 	kek, err := keyEncryptionKey(cfg)
 	if err != nil {

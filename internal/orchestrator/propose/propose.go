@@ -36,6 +36,7 @@ const (
 // Proposer is the one way onto the log for entries that many callers make at a time.
 type Proposer struct {
 	log   Log
+	share func() bool
 	queue chan *proposal
 	ended chan struct{}
 
@@ -56,9 +57,9 @@ type answer struct {
 	err    error
 }
 
-// New makes a proposer. Entries wait until Run.
-func New(l Log) *Proposer {
-	return &Proposer{log: l, queue: make(chan *proposal, queueLength), ended: make(chan struct{})}
+// New makes a proposer. Entries wait until Run. share says whether all servers know what a Batch is; until they do, each entry goes alone. nil = they do.
+func New(l Log, share func() bool) *Proposer {
+	return &Proposer{log: l, share: share, queue: make(chan *proposal, queueLength), ended: make(chan struct{})}
 }
 
 // Apply encodes an entry, brings it onto the log, and returns what the state made of it. When ctx ends first the outcome is not known.
@@ -170,12 +171,19 @@ func (p *Proposer) propose(ctx context.Context, batch []*proposal) {
 	// The end of ctx does not end an append under way: its outcome would be unknown, although Raft still runs and will tell.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), applyBound)
 	defer cancel()
-	p.count(len(there))
-	if len(there) == 1 {
-		result, index, err := p.log.Apply(ctx, there[0].data)
-		there[0].answer <- answer{result, index, err}
+	if len(there) == 1 || p.share != nil && !p.share() {
+		var wg sync.WaitGroup
+		for _, w := range there {
+			p.count(1)
+			wg.Go(func() {
+				result, index, err := p.log.Apply(ctx, w.data)
+				w.answer <- answer{result, index, err}
+			})
+		}
+		wg.Wait()
 		return
 	}
+	p.count(len(there))
 	data := make([][]byte, len(there))
 	for i, w := range there {
 		data[i] = w.data

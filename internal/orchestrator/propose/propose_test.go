@@ -43,9 +43,9 @@ func register(id string, enforce bool, at uint64) *command.JobRegister {
 	return &command.JobRegister{Job: &model.Job{Namespace: "default", ID: id, TaskGroups: []*model.TaskGroup{{Name: "g", Count: 1}}}, EnforceIndex: enforce, AtIndex: at}
 }
 
-func run(t *testing.T, l *slowLog, f func(ctx context.Context, p *propose.Proposer)) {
+func run(t *testing.T, l *slowLog, share func() bool, f func(ctx context.Context, p *propose.Proposer)) {
 	synctest.Test(t, func(t *testing.T) {
-		p := propose.New(l)
+		p := propose.New(l, share)
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() {
@@ -64,7 +64,7 @@ func run(t *testing.T, l *slowLog, f func(ctx context.Context, p *propose.Propos
 
 func TestWhatWaitsSharesAnEntry(t *testing.T) {
 	l := &slowLog{store: state.New()}
-	run(t, l, func(ctx context.Context, p *propose.Proposer) {
+	run(t, l, nil, func(ctx context.Context, p *propose.Proposer) {
 		var callers sync.WaitGroup
 		for i := range 1000 {
 			callers.Go(func() {
@@ -91,7 +91,7 @@ func TestWhatWaitsSharesAnEntry(t *testing.T) {
 // Of many that claim at one index exactly one wins, and no index is given to two versions of a job.
 func TestWritesOfOneJobNeverShareAnIndex(t *testing.T) {
 	l := &slowLog{store: state.New()}
-	run(t, l, func(ctx context.Context, p *propose.Proposer) {
+	run(t, l, nil, func(ctx context.Context, p *propose.Proposer) {
 		_, at, err := p.Apply(ctx, register("j", false, 0))
 		if err != nil {
 			t.Fatal(err)
@@ -131,7 +131,7 @@ func TestWritesOfOneJobNeverShareAnIndex(t *testing.T) {
 
 func TestAFailureReachesAllOfABatch(t *testing.T) {
 	l := &slowLog{store: state.New(), fail: errors.New("the disk is full")}
-	run(t, l, func(ctx context.Context, p *propose.Proposer) {
+	run(t, l, nil, func(ctx context.Context, p *propose.Proposer) {
 		var callers sync.WaitGroup
 		for i := range 50 {
 			callers.Go(func() {
@@ -146,11 +146,30 @@ func TestAFailureReachesAllOfABatch(t *testing.T) {
 
 func TestACallerMayLeave(t *testing.T) {
 	l := &slowLog{store: state.New()}
-	run(t, l, func(ctx context.Context, p *propose.Proposer) {
+	run(t, l, nil, func(ctx context.Context, p *propose.Proposer) {
 		gone, cancel := context.WithCancel(ctx)
 		cancel()
 		if _, _, err := p.Apply(gone, register("j", false, 0)); !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// While a server of an older version is there, nothing goes onto the log that it would not know.
+func TestEntriesGoAloneUntilAllServersKnowBatches(t *testing.T) {
+	l := &slowLog{store: state.New()}
+	run(t, l, func() bool { return false }, func(ctx context.Context, p *propose.Proposer) {
+		var callers sync.WaitGroup
+		for i := range 50 {
+			callers.Go(func() {
+				if _, _, err := p.Apply(ctx, register(fmt.Sprint("j", i), false, 0)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		callers.Wait()
+		if entries, appends := p.Counts(); entries != 50 || appends != 50 {
+			t.Errorf("%d entries took %d appends", entries, appends)
 		}
 	})
 }
