@@ -103,9 +103,9 @@ server {
 }
 client {
   enabled = true
-  meta {
-    rack = "r1"
-    slot = 3
+  meta = {
+    rack   = "r1"
+    "slot" = 3
   }
   host_volume "data" {
     path      = "/srv/data"
@@ -170,7 +170,9 @@ func TestMistakesAreNamedWithTheirPlaces(t *testing.T) {
 		{"a number for a duration", "a.hcl", "server {\n heartbeat_grace = 3\n}", "a.hcl:2: server.heartbeat_grace: a duration"},
 		{"a block for a value", "a.hcl", "data_dir {}", "data_dir is a value, not a block"},
 		{"a value for a block", "a.hcl", "server = 3", "server is a block"},
-		{"a reference", "a.hcl", "data_dir = env.HOME", "a.hcl:1: "},
+		{"a reference", "a.hcl", "data_dir = env.HOME", "a.hcl:1: data_dir: a plain value"},
+		{"a computed value", "a.hcl", "data_dir = \"${1e9999999}\"", "a.hcl:1: data_dir: a plain value"},
+		{"a monstrous number", "a.hcl", "data_dir = 1e9999999", "write it in quotes"},
 		{"broken HCL", "a.hcl", "server {", "a.hcl:1: "},
 		{"an unknown key in YAML", "a.yaml", "server:\n  bootstrap_expct: 1\n", "a.yaml:2: there is no key server.bootstrap_expct, did you mean server.bootstrap_expect?"},
 		{"a key twice in YAML", "a.yaml", "log_json: true\nlog_json: false\n", "a.yaml"},

@@ -138,6 +138,9 @@ func assign(f reflect.Value, v any) error {
 		case string:
 			f.SetString(v)
 		case *big.Float:
+			if v.MantExp(nil) > 64 || v.MantExp(nil) < -64 { // all its digits could be a gigabyte
+				return fmt.Errorf("%s is no text: write it in quotes", v.Text('g', 10))
+			}
 			f.SetString(v.Text('f', -1))
 		default:
 			return errors.New("a text is needed here")

@@ -135,7 +135,12 @@ func problemsOf(diags hcl.Diagnostics) (out []error) {
 func bodyOf(b *hclsyntax.Body) (out []entry, problems []error) {
 	out = []entry{} // not nil: an empty block is a block
 	for _, a := range b.Attributes {
-		v, diags := a.Expr.Value(nil) // values are as they stand: there is nothing to refer to
+		if !constant(a.Expr) {
+			r := a.Expr.Range()
+			problems = append(problems, fmt.Errorf("%s:%d: %s: a plain value is needed here, there is nothing to refer to or to compute", r.Filename, r.Start.Line, a.Name))
+			continue
+		}
+		v, diags := a.Expr.Value(nil)
 		if diags.HasErrors() {
 			problems = append(problems, problemsOf(diags)...)
 			continue
@@ -155,6 +160,27 @@ func bodyOf(b *hclsyntax.Body) (out []entry, problems []error) {
 	}
 	slices.SortStableFunc(out, func(a, b entry) int { return a.line - b.line })
 	return out, problems
+}
+
+// constant reports whether an expression is a value as it stands.
+func constant(e hclsyntax.Expression) bool {
+	switch x := e.(type) {
+	case *hclsyntax.LiteralValueExpr:
+		return true
+	case *hclsyntax.TemplateExpr:
+		return x.IsStringLiteral() || len(x.Parts) == 0
+	case *hclsyntax.UnaryOpExpr:
+		return constant(x.Val)
+	case *hclsyntax.TupleConsExpr:
+		return !slices.ContainsFunc(x.Exprs, func(e hclsyntax.Expression) bool { return !constant(e) })
+	case *hclsyntax.ObjectConsExpr:
+		return !slices.ContainsFunc(x.Items, func(i hclsyntax.ObjectConsItem) bool {
+			key, isKey := i.KeyExpr.(*hclsyntax.ObjectConsKeyExpr)
+			bare := isKey && !key.ForceNonLiteral && hcl.ExprAsKeyword(key.Wrapped) != ""
+			return !bare && !(isKey && constant(key.Wrapped)) || !constant(i.ValueExpr)
+		})
+	}
+	return false
 }
 
 // mapOf are the entries of a map that is written as a value. They are blocks where they are maps again.
