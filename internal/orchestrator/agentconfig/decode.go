@@ -139,7 +139,7 @@ func assign(f reflect.Value, v any) error {
 			f.SetString(v)
 		case *big.Float:
 			if v.MantExp(nil) > 64 || v.MantExp(nil) < -64 { // all its digits could be a gigabyte
-				return fmt.Errorf("%s is no text: write it in quotes", v.Text('g', 10))
+				return errors.New("this number is no text: write it in quotes")
 			}
 			f.SetString(v.Text('f', -1))
 		default:
@@ -158,7 +158,7 @@ func assign(f reflect.Value, v any) error {
 		}
 		i, exact := n.Int64()
 		if exact != big.Exact || f.OverflowInt(i) {
-			return fmt.Errorf("%s is not a whole number that fits", n.Text('g', 10))
+			return errors.New("this is not a whole number that fits")
 		}
 		f.SetInt(i)
 	case f.Kind() == reflect.Slice:
