@@ -15,6 +15,7 @@ import (
 
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
+	"rockpool/internal/metrics"
 	"rockpool/internal/orchestrator/command"
 	"rockpool/internal/orchestrator/consensus"
 	"rockpool/internal/orchestrator/events"
@@ -41,6 +42,8 @@ type ServerConfig struct {
 	Keep           leader.Keep
 	Cluster        ClusterConfig
 	LogSegment     int // bytes of one file of the Raft log; default 64 MiB
+	// Metrics takes the server's figures. nil = it has a registry of its own.
+	Metrics *metrics.Registry
 }
 
 // ClusterConfig makes a server one of several. The zero value is a server alone.
@@ -96,15 +99,19 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		cfg.Name = host
 	}
 	cfg.Datacenter = cmp.Or(cfg.Datacenter, "dc1")
+	if cfg.Metrics == nil {
+		cfg.Metrics = metrics.New(nil)
+	}
 	s := &Server{store: state.New(), ready: make(chan struct{})}
 	s.events = events.New(events.DefaultLimits, 0)
 	s.store.Observe(s.events.Publish)
 	s.raft = consensus.New(consensus.Config{
-		Dir: cfg.DataDir, ServerID: cfg.Name, Machine: machine{s.store, s.events}, Log: cfg.Log, SegmentBytes: cfg.LogSegment,
+		Dir: cfg.DataDir, ServerID: cfg.Name, Machine: measured{machine{s.store, s.events}, cfg.Metrics}, Log: cfg.Log, SegmentBytes: cfg.LogSegment,
 	})
 	log := entryLog{s.raft}
 	s.leader = leader.New(leader.Config{
 		Store: s.store, Log: log, Logger: cfg.Log, HeartbeatTTL: cfg.HeartbeatTTL, Grace: cfg.HeartbeatGrace, Keep: cfg.Keep,
+		Measure: cfg.Metrics.Since,
 		Leading: func() { s.once.Do(func() { close(s.ready) }) },
 	})
 	s.api = httpapi.New(httpapi.Config{
@@ -112,8 +119,13 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		JoinToken: cfg.JoinToken, Datacenter: cfg.Datacenter, Address: cmp.Or(cfg.Address, "127.0.0.1:4646"),
 		Version: cmp.Or(cfg.Version, "0.0.0"),
 	})
+	cfg.Metrics.Read(s.api.Figures)
+	s.api.SetProcess(httpapi.Process{Metrics: cfg.Metrics})
 	return s, nil
 }
+
+// SetProcess tells the API of the process around the server.
+func (s *Server) SetProcess(p httpapi.Process) { s.api.SetProcess(p) }
 
 // Handler serves the HTTP API. It must be served by HTTP/1.1 only, for the sake of WebSockets.
 func (s *Server) Handler() http.Handler { return s.api }

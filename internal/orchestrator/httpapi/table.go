@@ -37,7 +37,7 @@ func putAndPost(rows func(method, name string) endpoint.Table) endpoint.Table {
 
 // table is all routes. Each area lists its own in a file of its own.
 func (a *API) table() endpoint.Table {
-	return slices.Concat(a.coreTable(), a.clientTable())
+	return slices.Concat(a.coreTable(), a.clientTable(), a.processTable())
 }
 
 func (a *API) coreTable() endpoint.Table {
@@ -71,7 +71,6 @@ func (a *API) coreTable() endpoint.Table {
 		endpoint.Call("status.leader", "GET", "/v1/status/leader", read(auth.Public), a.statusLeader),
 		endpoint.Call("status.peers", "GET", "/v1/status/peers", read(auth.Public), a.statusPeers),
 		endpoint.Call("regions", "GET", "/v1/regions", read(auth.Public), a.regions),
-		endpoint.Stream("metrics", "GET", "/v1/metrics", read(auth.AgentRead), a.metrics),
 		endpoint.Call("volume.list", "GET", "/v1/volumes", read(auth.ListJobs), a.noCSI),
 		endpoint.Call("plugin.list", "GET", "/v1/plugins", read(auth.ListJobs), a.noCSI),
 		endpoint.Call("scheduler.get", "GET", "/v1/operator/scheduler/configuration", read(auth.OpRead), a.getSchedulerConfig),

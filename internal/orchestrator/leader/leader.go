@@ -37,7 +37,8 @@ type Config struct {
 	Grace        time.Duration // on top of it before a node counts as down; default 10 s
 	MaxPending   int           // evaluations waiting at which registrations are refused; default 100,000
 	Keep         Keep
-	Leading      func() // called when a term's services have what they need; nil = nothing
+	Leading      func()                             // called when a term's services have what they need; nil = nothing
+	Measure      func(name string, start time.Time) // told how long steps took; nil = nobody is
 }
 
 // Leader starts and stops terms.
@@ -119,6 +120,8 @@ func (l *Leader) lead(ctx context.Context) error {
 		heartbeats: newHeartbeats(l.cfg.HeartbeatTTL + l.cfg.Grace),
 	}
 	t.collector = newCollector(l.cfg)
+	t.plans.Measure = t.measure
+	established := time.Now()
 	// Observe first, read then: an evaluation that comes in between is seen twice, which does no harm, rather than never.
 	end := l.cfg.Store.Observe(t.observe)
 	defer end()
@@ -128,6 +131,7 @@ func (l *Leader) lead(ctx context.Context) error {
 		}
 		return fmt.Errorf("take over leadership: %w", err)
 	}
+	t.measure("nomad.nomad.leader.establish_leadership", established)
 	l.set(t)
 	defer l.set(nil)
 	if l.cfg.Leading != nil {
@@ -170,9 +174,11 @@ const barrierBound = 30 * time.Second
 func (t *term) restore(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, barrierBound)
 	defer cancel()
+	start := time.Now()
 	if err := t.cfg.Log.Barrier(ctx); err != nil {
 		return err
 	}
+	t.measure("nomad.nomad.leader.barrier", start)
 	snap := t.cfg.Store.Snapshot()
 	t.broker.Pause(snap.SchedulerConfig().PauseBroker)
 	for e := range snap.Evals(nil, "") {

@@ -43,9 +43,12 @@ func (t *term) evaluate(ctx context.Context, e *model.Evaluation) error {
 	}
 	for range planAttempts {
 		snap := t.cfg.Store.Snapshot()
-		now := time.Now().UnixNano()
-		d := sched.Schedule(view{snap}, e, now)
+		start := time.Now()
+		d := sched.Schedule(view{snap}, e, start.UnixNano())
+		t.measure("nomad.nomad.worker.invoke_scheduler."+e.Type, start)
+		start = time.Now()
 		done, err := t.submit(ctx, snap, e, d)
+		t.measure("nomad.nomad.worker.submit_plan", start)
 		if err != nil {
 			return err
 		}
