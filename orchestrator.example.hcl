@@ -160,8 +160,6 @@ tls {
 telemetry {
   # Answer /v1/metrics?format=prometheus.
   prometheus_metrics = true
-  # How often what is read and not counted, such as queue lengths, is read.
-  collection_interval = "1s"
 }
 
 limits {

@@ -73,7 +73,7 @@ func below(pkg string, dirs ...string) bool {
 }
 
 var leaves = []string{
-	"internal/auth", "internal/fault", "internal/lifecycle", "internal/logging", "internal/config", "internal/ident", "internal/metrics", "pkg",
+	"internal/auth", "internal/fault", "internal/lifecycle", "internal/logging", "internal/config", "internal/ident", "internal/metrics", "internal/certs", "pkg",
 }
 
 var gatewaySide = []string{"internal/api", "internal/environment", "internal/runner", "internal/nomad", "internal/gateway", "internal/client"}
@@ -142,6 +142,9 @@ var homes = map[string][]string{
 	"github.com/gorilla/websocket":                {"internal/api/session", "internal/orchestrator/httpapi", "internal/client", "internal/nomad/nomadtest", "tests"},
 	"github.com/hashicorp/raft":                   {"internal/orchestrator/consensus", "internal/orchestrator/sim"},
 	"github.com/hashicorp/raft-wal":               {"internal/orchestrator/consensus"},
+	"github.com/hashicorp/raft-autopilot":         {"internal/orchestrator/consensus"},
+	"github.com/hashicorp/serf":                   {"internal/orchestrator/membership"},
+	"github.com/hashicorp/memberlist":             {"internal/orchestrator/membership"},
 	"github.com/hashicorp/go-memdb":               {"internal/orchestrator/state"},
 	"github.com/influxdata/influxdb-client-go/v2": {"internal/metrics/influx"},
 	"github.com/NVIDIA/go-nvml":                   {"internal/orchestrator/device/nvidia"},

@@ -26,6 +26,7 @@ const (
 	NodeRead   Scope = "node-read"
 	NodeWrite  Scope = "node-write"
 	AgentRead  Scope = "agent-read"
+	AgentWrite Scope = "agent-write"
 	OpRead     Scope = "operator-read"
 	OpWrite    Scope = "operator-write"
 	NodeSelf   Scope = "node-self" // a node's own agent, proved by its secret

@@ -29,7 +29,9 @@ const (
 var domains = []string{"nomad", "rockpool"}
 
 // Name is the name that a role's certificate carries.
-func Name(r Role, region string) string { return string(r) + "." + cmp.Or(region, "global") + "." + domains[0] }
+func Name(r Role, region string) string {
+	return string(r) + "." + cmp.Or(region, "global") + "." + domains[0]
+}
 
 // Has reports whether a certificate names the role in the region.
 func Has(c *x509.Certificate, r Role, region string) bool {
@@ -135,7 +137,9 @@ func (s *Store) server(c *x509.Certificate) error {
 }
 
 // RPCListener is for the listener that servers reach one another by: mutual TLS, servers only.
-func (s *Store) RPCListener() *tls.Config { return s.listening(tls.RequireAndVerifyClientCert, s.server) }
+func (s *Store) RPCListener() *tls.Config {
+	return s.listening(tls.RequireAndVerifyClientCert, s.server)
+}
 
 // RPCDialer is for reaching another server's RPC listener. Names of hosts play no part: servers are known by their role.
 func (s *Store) RPCDialer() *tls.Config { return s.dialer(s.server) }

@@ -17,6 +17,7 @@ const (
 	AnyServer Serve = iota
 	Leader
 	OwningNode
+	LeaderUnlessStale // any server where the caller asks for a stale answer, else the leader
 )
 
 // Policy is what a row says besides its handler. Scope has no default.

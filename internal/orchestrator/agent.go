@@ -98,7 +98,6 @@ type Agent struct {
 	certs    *certs.Store // nil = no TLS
 	server   *Server      // nil = the agent has none
 	edge     *httpapi.Edge
-	joins    bool        // the server is one of several
 	node     *node.Agent // nil = the agent has none
 	walls    walls
 	unlock   func() error
@@ -135,7 +134,6 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		return nil, err
 	}
 	address := cmp.Or(cfg.Advertise, a.listener.Addr().String())
-	a.joins = cfg.Server.Cluster.RPCAddress != ""
 	cfg.Process.Metrics.Read(metrics.Runtime)
 	cfg.Process.Metrics.Read(func(set func(string, float64)) { set("nomad.nomad.agent.http.connections", float64(a.limiter.Open())) })
 	if cfg.Role != NodeOnly {
@@ -167,7 +165,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	a.node, err = node.New(node.Config{
 		DataDir: nodeDir, HTTPAddr: address, Version: Version(), Drivers: a.walls.drivers, Networks: a.walls.networks,
 		OnStop: onStop, Servers: servers, Log: cfg.Log,
-		Name: cfg.Name, Datacenter: cfg.Datacenter, NodePool: cfg.Node.Pool, NodeClass: cfg.Node.Class, Meta: cfg.Node.Meta,
+		Name: cfg.Name, Datacenter: cfg.Datacenter, NodePool: cfg.Node.Pool, NodeClass: cfg.Node.Class, Meta: cfg.Node.Meta, Volumes: cfg.Node.Volumes,
 		Reserved:  model.NodeResources{CPU: cfg.Node.ReservedCPU, MemoryMB: cfg.Node.ReservedMemory, DiskMB: cfg.Node.ReservedDisk},
 		Resources: cfg.Node.resources(),
 	})
@@ -206,7 +204,7 @@ func (a *Agent) URL() string {
 	return a.scheme + "://" + address
 }
 
-// Ready is closed once the agent does its part: the servers know its node, or without one its server has led. A server that only ever follows is never Ready.
+// Ready is closed once the agent does its part: the servers know its node, or without one its server leads or has caught up with the leader.
 func (a *Agent) Ready() <-chan struct{} {
 	if a.node == nil {
 		return a.server.Ready()
@@ -243,7 +241,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 }
 
 func (a *Agent) runNode(ctx context.Context) error {
-	if a.server == nil || a.joins { // another server may lead; the node asks until one knows it
+	if a.server == nil {
 		return a.node.Run(ctx)
 	}
 	select {

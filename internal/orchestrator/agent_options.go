@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"cmp"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -42,6 +43,7 @@ type NodeOptions struct {
 	Class     string
 	Pool      string // default "default"
 	Meta      map[string]string
+	Volumes   map[string]*model.HostVolume // directories that jobs may name
 
 	ReservedCPU, ReservedMemory, ReservedDisk int // MHz, MB, MB that allocations do not get
 	TotalCPU, TotalMemory                     int // MHz and MB that the machine is said to have; 0 = what is found
@@ -110,8 +112,12 @@ func (a *Agent) handler() http.Handler {
 
 // ReloadCertificates reads the files of TLS again. Connections keep what they began with.
 func (a *Agent) ReloadCertificates() error {
-	if a.certs == nil {
-		return nil
+	var errs []error
+	if a.certs != nil {
+		errs = append(errs, a.certs.Reload())
 	}
-	return a.certs.Reload()
+	if a.server != nil {
+		errs = append(errs, a.server.Reload())
+	}
+	return errors.Join(errs...)
 }

@@ -18,6 +18,7 @@ import (
 	"rockpool/internal/orchestrator/agentconfig"
 	"rockpool/internal/orchestrator/httpapi"
 	"rockpool/internal/orchestrator/leader"
+	"rockpool/internal/orchestrator/model"
 )
 
 // Configured is an agent that configuration files describe.
@@ -90,6 +91,12 @@ func agentConfig(conf agentconfig.Config, token string) (AgentConfig, error) {
 		Network:  NetworkConfig{Range: n.Network.Range, DNS: n.Network.DNS, CNIConfigs: n.CNIConfigDir, CNIPlugins: n.CNIPath},
 		Runtimes: n.Runtimes, DockerEngine: n.Docker.Engine, DockerNetworks: n.Docker.Networks,
 	}
+	for name, v := range n.HostVolume {
+		if cfg.Node.Volumes == nil {
+			cfg.Node.Volumes = map[string]*model.HostVolume{}
+		}
+		cfg.Node.Volumes[name] = &model.HostVolume{Path: v.Path, ReadOnly: v.ReadOnly}
+	}
 	t := conf.TLS
 	cfg.Server.Cluster.Region = conf.Region
 	cfg.Server.Cluster.TLS = TLSConfig{
@@ -105,11 +112,11 @@ func agentConfig(conf agentconfig.Config, token string) (AgentConfig, error) {
 	case !n.Enabled:
 		cfg.Role = ServerOnly
 	}
-	return cfg, cluster(conf, &cfg.Server.Cluster)
+	return cfg, clusterOf(conf, &cfg.Server.Cluster)
 }
 
-// cluster says how the agent's server meets others.
-func cluster(conf agentconfig.Config, c *ClusterConfig) error {
+// clusterOf says how the agent's server meets others.
+func clusterOf(conf agentconfig.Config, c *ClusterConfig) error {
 	s := conf.Server
 	c.Expect = s.BootstrapExpect
 	c.RPCAddress = listening(conf.Addresses.RPC, conf.BindAddr, conf.Ports.RPC)

@@ -8,11 +8,13 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
 
+	"rockpool/internal/certs"
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
 	"rockpool/internal/metrics"
@@ -21,6 +23,7 @@ import (
 	"rockpool/internal/orchestrator/events"
 	"rockpool/internal/orchestrator/httpapi"
 	"rockpool/internal/orchestrator/leader"
+	"rockpool/internal/orchestrator/membership"
 	"rockpool/internal/orchestrator/state"
 )
 
@@ -62,6 +65,12 @@ type ClusterConfig struct {
 	// GossipKey encrypts the membership protocol: 16, 24 or 32 bytes. Empty = it is open.
 	GossipKey []byte
 	TLS       TLSConfig
+	// StrictIntroduction lets only those nodes join that show an introduction token, JoinToken or Token.
+	StrictIntroduction bool
+	// RaftTimeout is how long a server hears nothing of the leader before it wants to be one; 0 = 500 ms.
+	RaftTimeout time.Duration
+	// GossipInterval is the time between two probes of another server, AutopilotInterval that between two looks at the servers' health; 0 = 1 s and 2 s.
+	GossipInterval, AutopilotInterval time.Duration
 }
 
 // TLSConfig names the files of mutual TLS between servers, nodes and clients. Files are read again on Reload.
@@ -81,6 +90,10 @@ type Server struct {
 	leader *leader.Leader
 	events *events.Broker
 	api    *httpapi.API
+
+	cluster *cluster
+	certs   *certs.Store // nil = no TLS
+	tls     TLSConfig
 
 	ready chan struct{}
 	once  sync.Once
@@ -102,22 +115,38 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Metrics == nil {
 		cfg.Metrics = metrics.New(nil)
 	}
-	s := &Server{store: state.New(), ready: make(chan struct{})}
+	cfg.Address = cmp.Or(cfg.Address, "127.0.0.1:4646")
+	s := &Server{store: state.New(), ready: make(chan struct{}), tls: cfg.Cluster.TLS}
+	s.cluster = &cluster{store: s.store}
+	id, err := s.connect(cfg)
+	if err != nil {
+		return nil, err
+	}
 	s.events = events.New(events.DefaultLimits, 0)
 	s.store.Observe(s.events.Publish)
 	s.raft = consensus.New(consensus.Config{
-		Dir: cfg.DataDir, ServerID: cfg.Name, Machine: measured{machine{s.store, s.events}, cfg.Metrics}, Log: cfg.Log, SegmentBytes: cfg.LogSegment,
+		Dir: cfg.DataDir, ServerID: id, Machine: measured{machine{s.store, s.events}, cfg.Metrics}, Log: cfg.Log, SegmentBytes: cfg.LogSegment,
+		Network: s.cluster.network, Timeout: cfg.Cluster.RaftTimeout,
 	})
-	log := entryLog{s.raft}
+	s.cluster.Raft = s.raft
+	if s.cluster.members != nil {
+		s.cluster.founder = membership.NewFounder(s.cluster.members, s.raft, s.cluster.transport)
+	}
+	s.cluster.pilot = consensus.NewAutopilot(s.raft, fellows{s.cluster}, cfg.Cluster.AutopilotInterval)
+	log := entryLog{s.raft, s.cluster.allows}
 	s.leader = leader.New(leader.Config{
 		Store: s.store, Log: log, Logger: cfg.Log, HeartbeatTTL: cfg.HeartbeatTTL, Grace: cfg.HeartbeatGrace, Keep: cfg.Keep,
 		Measure: cfg.Metrics.Since,
-		Leading: func() { s.once.Do(func() { close(s.ready) }) },
+		Leading: func() {
+			s.once.Do(func() { close(s.ready) })
+			s.raft.Tell()
+		},
+		Services: []lifecycle.Service{{Name: "autopilot", Run: s.cluster.pilot.Run}, {Name: "configuration of Raft", Run: s.reconcile}},
 	})
 	s.api = httpapi.New(httpapi.Config{
 		Store: s.store, Log: log, Leader: s.leader, Events: s.events, Logger: cfg.Log, Name: cfg.Name, Token: cfg.Token,
-		JoinToken: cfg.JoinToken, Datacenter: cfg.Datacenter, Address: cmp.Or(cfg.Address, "127.0.0.1:4646"),
-		Version: cmp.Or(cfg.Version, "0.0.0"),
+		JoinToken: cfg.JoinToken, Datacenter: cfg.Datacenter, Address: cfg.Address,
+		Version: cmp.Or(cfg.Version, "0.0.0"), Region: cfg.Cluster.Region, Cluster: s.cluster, StrictIntroduction: cfg.Cluster.StrictIntroduction,
 	})
 	cfg.Metrics.Read(s.api.Figures)
 	s.api.SetProcess(httpapi.Process{Metrics: cfg.Metrics})
@@ -153,18 +182,24 @@ func (s *Server) WaitLeader(ctx context.Context) error {
 // everything has.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.events.Close()
-	return lifecycle.Run(ctx,
-		lifecycle.Service{Name: "raft", Run: s.raft.Run},
-		lifecycle.Service{Name: "leader", Run: func(ctx context.Context) error { return s.leader.Run(ctx, s.raft.Leadership()) }},
-		lifecycle.Service{Name: "http api", Run: s.api.Run},
-	)
+	below, above := s.clusterServices()
+	return lifecycle.Run(ctx, slices.Concat(below, []lifecycle.Service{
+		{Name: "raft", Run: s.raft.Run},
+		{Name: "leader", Run: func(ctx context.Context) error { return s.leader.Run(ctx, s.raft.Leadership()) }},
+	}, above, []lifecycle.Service{{Name: "http api", Run: s.api.Run}})...)
 }
 
 // entryLog brings entries of the command table onto the log.
-type entryLog struct{ *consensus.Raft }
+type entryLog struct {
+	*consensus.Raft
+	allows func(entry any) error
+}
 
 // Apply encodes and applies an entry.
 func (l entryLog) Apply(ctx context.Context, entry any) (any, uint64, error) {
+	if err := l.allows(entry); err != nil {
+		return nil, 0, err
+	}
 	data, err := command.Encode(entry)
 	if err != nil {
 		return nil, 0, err

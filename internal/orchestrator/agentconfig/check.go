@@ -73,9 +73,6 @@ func (c *Config) Check() (problems []error) {
 			refuse("%s: %d is negative; 0 is no limit", key, n)
 		}
 	}
-	if c.Telemetry.CollectionInterval == 0 {
-		refuse("telemetry.collection_interval: it must be longer than 0s")
-	}
 	slices.SortFunc(problems, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return problems
 }

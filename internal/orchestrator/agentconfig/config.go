@@ -141,8 +141,7 @@ type TLS struct {
 
 // Telemetry is what the agent measures.
 type Telemetry struct {
-	PrometheusMetrics  bool          `key:"prometheus_metrics"`
-	CollectionInterval time.Duration `key:"collection_interval"`
+	PrometheusMetrics bool `key:"prometheus_metrics"`
 }
 
 // Limits on clients of the HTTP API.
@@ -173,7 +172,7 @@ func Default() Config {
 			Images:  Images{MaxSize: 20, MaxAge: 168 * time.Hour},
 			Network: Network{Range: "172.30.64.0/20"},
 		},
-		Telemetry: Telemetry{PrometheusMetrics: true, CollectionInterval: time.Second},
+		Telemetry: Telemetry{PrometheusMetrics: true},
 		Limits:    Limits{HTTPMaxConnsPerClient: 1000, HTTPMaxStreamsPerClient: 10_000},
 		LogLevel:  "INFO",
 	}
@@ -181,35 +180,36 @@ func Default() Config {
 
 // foreign are keys of Nomad that are not offered, and what to do instead.
 var foreign = map[string]string{
-	"plugin":                      "drivers and devices are built in: see client.runtimes and client.docker",
-	"plugin_dir":                  "drivers and devices are built in",
-	"consul":                      "there is no Consul integration: services and checks are kept by the servers themselves",
-	"vault":                       "there is no Vault integration: use variables",
-	"ui":                          "there is no web interface to configure",
-	"sentinel":                    "policies in Sentinel are not offered",
-	"audit":                       "there is no separate audit log: the agent's own log has one line per request",
-	"autopilot":                   "it is part of the state: change it with the API, /v1/operator/autopilot/configuration",
-	"server.license_path":         "there is nothing to license",
-	"server.license_env":          "there is nothing to license",
-	"server.authoritative_region": "there is one region",
-	"server.data_dir":             "the server's state is below data_dir",
-	"server.start_join":           "use server.server_join.retry_join",
-	"server.retry_join":           "use server.server_join.retry_join",
-	"client.state_dir":            "the node's state is below data_dir",
-	"client.alloc_dir":            "allocations are below data_dir",
-	"client.options":              "options by driver are keys of the client block",
-	"client.chroot_env":           "sandboxes see an image, not parts of this machine",
-	"client.server_join":          "name the servers' HTTP addresses in client.servers",
-	"client.artifact":             "artifacts are not fetched by nodes",
-	"client.template":             "templates are not rendered by nodes",
-	"leave_on_interrupt":          "the agent leaves in order on both signals, and its place in the cluster is kept",
-	"leave_on_terminate":          "the agent leaves in order on both signals, and its place in the cluster is kept",
-	"enable_syslog":               "the log goes to standard error; the service manager keeps it",
-	"log_file":                    "the log goes to standard error; the service manager keeps it",
-	"disable_update_check":        "no updates are looked for",
-	"tls.rpc_upgrade_mode":        "servers without TLS do not mix with servers that have it",
-	"keyring":                     "keys are kept by the servers themselves",
-	"users":                       "tasks run as the user that their job names, within their sandbox",
-	"reporting":                   "nothing is reported to anybody",
-	"http_api_response_headers":   "set headers in the proxy in front of the agent",
+	"plugin":                        "drivers and devices are built in: see client.runtimes and client.docker",
+	"plugin_dir":                    "drivers and devices are built in",
+	"consul":                        "there is no Consul integration: services and checks are kept by the servers themselves",
+	"vault":                         "there is no Vault integration: use variables",
+	"ui":                            "there is no web interface to configure",
+	"sentinel":                      "policies in Sentinel are not offered",
+	"audit":                         "there is no separate audit log: the agent's own log has one line per request",
+	"autopilot":                     "it is part of the state: change it with the API, /v1/operator/autopilot/configuration",
+	"server.license_path":           "there is nothing to license",
+	"server.license_env":            "there is nothing to license",
+	"server.authoritative_region":   "there is one region",
+	"server.data_dir":               "the server's state is below data_dir",
+	"server.start_join":             "use server.server_join.retry_join",
+	"server.retry_join":             "use server.server_join.retry_join",
+	"client.state_dir":              "the node's state is below data_dir",
+	"client.alloc_dir":              "allocations are below data_dir",
+	"client.options":                "options by driver are keys of the client block",
+	"client.chroot_env":             "sandboxes see an image, not parts of this machine",
+	"client.server_join":            "name the servers' HTTP addresses in client.servers",
+	"client.artifact":               "artifacts are not fetched by nodes",
+	"client.template":               "templates are not rendered by nodes",
+	"leave_on_interrupt":            "the agent leaves in order on both signals, and its place in the cluster is kept",
+	"leave_on_terminate":            "the agent leaves in order on both signals, and its place in the cluster is kept",
+	"enable_syslog":                 "the log goes to standard error; the service manager keeps it",
+	"log_file":                      "the log goes to standard error; the service manager keeps it",
+	"disable_update_check":          "no updates are looked for",
+	"tls.rpc_upgrade_mode":          "servers without TLS do not mix with servers that have it",
+	"keyring":                       "keys are kept by the servers themselves",
+	"users":                         "tasks run as the user that their job names, within their sandbox",
+	"reporting":                     "nothing is reported to anybody",
+	"telemetry.collection_interval": "figures are read when somebody asks for them",
+	"http_api_response_headers":     "set headers in the proxy in front of the agent",
 }

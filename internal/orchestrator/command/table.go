@@ -48,7 +48,7 @@ func define[T any](tag byte, name string, apply func(*state.Tx, *T) (any, error)
 func nowOf(e any) int64 { return e.(interface{ at() int64 }).at() }
 
 // table is all entries. Tags are on disk: never renumber, never use one again.
-var table = slices.Concat(core)
+var table = slices.Concat(core, servers)
 
 var byTag, byType = func() (map[byte]row, map[reflect.Type]row) {
 	tags, types := map[byte]row{}, map[reflect.Type]row{}
@@ -69,7 +69,7 @@ func Encode(entry any) ([]byte, error) {
 	}
 	var b bytes.Buffer
 	b.WriteByte(r.Tag)
-	b.WriteByte(r.Version)
+	b.WriteByte(versionOf(entry))
 	if err := codec.NewEncoder(&b, state.Handle).Encode(entry); err != nil {
 		return nil, fmt.Errorf("encode %T: %w", entry, err)
 	}
@@ -86,8 +86,8 @@ func Apply(s *state.Store, index uint64, data []byte) (result any, err error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: entry %d has tag %d", ErrUnknown, index, data[0])
 	}
-	if data[1] != r.Version {
-		return nil, fmt.Errorf("%w: entry %d, tag %d, has version %d, known is %d", ErrUnknown, index, data[0], data[1], r.Version)
+	if data[1] == 0 || data[1] > r.Version {
+		return nil, fmt.Errorf("%w: entry %d, tag %d, has version %d, known are 1 to %d", ErrUnknown, index, data[0], data[1], r.Version)
 	}
 	return r.apply(s, index, data[2:])
 }

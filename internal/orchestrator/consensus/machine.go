@@ -3,18 +3,29 @@ package consensus
 import (
 	"fmt"
 	"io"
+	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
 
-// machine is Raft's view of a Machine.
+// machine is Raft's view of a Machine. It counts what was applied since the last snapshot.
 type machine struct {
 	Machine
 	fatal   chan<- error
+	full    chan struct{} // of 1: there are enough bytes for a snapshot
+	bound   int64
 	stopped error // once set, nothing is applied any more
+
+	entries, bytes atomic.Int64
+	since          atomic.Int64 // unix nanoseconds of the first of them; 0 = none
 }
 
 var _ raft.BatchingFSM = (*machine)(nil)
+
+func newMachine(cfg Config, fatal chan<- error) *machine {
+	return &machine{Machine: cfg.Machine, fatal: fatal, full: make(chan struct{}, 1), bound: cfg.SnapshotBytes}
+}
 
 func (m *machine) Apply(l *raft.Log) any { return m.apply(l) }
 
@@ -37,15 +48,50 @@ func (m *machine) apply(l *raft.Log) any {
 	result, err := m.Machine.Apply(l.Index, l.Data)
 	if err != nil {
 		m.stopped = fmt.Errorf("apply entry %d: %w", l.Index, err)
-		m.fatal <- m.stopped
+		select {
+		case m.fatal <- m.stopped:
+		default:
+		}
 		return m.stopped
 	}
+	m.count(int64(len(l.Data)))
 	return result
+}
+
+func (m *machine) count(bytes int64) {
+	if m.entries.Add(1) == 1 {
+		m.since.Store(time.Now().UnixNano()) // of this server's own snapshots; the state does not see it
+	}
+	if m.bytes.Add(bytes) >= m.bound {
+		select {
+		case m.full <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// older reports whether something was applied so long ago and is in no snapshot.
+func (m *machine) older(now time.Time, age time.Duration) bool {
+	t := m.since.Load()
+	return t != 0 && now.Sub(time.Unix(0, t)) >= age
+}
+
+// trailing is how many entries of the present size make so many bytes.
+func (m *machine) trailing(bytes int64) uint64 {
+	each := m.bytes.Load() / max(m.entries.Load(), 1)
+	return uint64(min(max(bytes/max(each, 1), trailingLeast), trailingMost))
 }
 
 func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 	if m.stopped != nil {
 		return nil, m.stopped
+	}
+	m.entries.Store(0)
+	m.bytes.Store(0)
+	m.since.Store(0)
+	select {
+	case <-m.full:
+	default:
 	}
 	return snapshot(m.Machine.Snapshot()), nil
 }

@@ -6,20 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
-	raftwal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
-	"golang.org/x/sys/unix"
 
 	"rockpool/internal/fault"
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/peer"
 )
 
 // Machine is the state machine. Its methods are called from one goroutine, but for the function that Snapshot returns.
@@ -41,7 +36,36 @@ type Config struct {
 	Transport raft.Transport
 	// SegmentBytes is the size of a log segment, which is allocated ahead. 0 = 64 MiB.
 	SegmentBytes int
+	// Network connects servers over TCP; Transport is used instead when both are set.
+	Network *peer.Network
+	// Bootstrap are the servers that a fresh log begins with, on each of them the same. Without it a server with neither Network nor Transport, or with a
+	// Transport only, is a cluster of its own, and one with a Network waits for Bootstrap or for a leader to take it in.
+	Bootstrap []Peer
+	// Timeout is how long a server may hear nothing of a leader before it wants to be one. 0 = 500 ms, and 50 ms alone.
+	Timeout time.Duration
+	// A snapshot is written once so many entries or bytes were applied since the last one, or one entry and so much time has passed.
+	SnapshotEntries uint64        // 0 = 16,384
+	SnapshotBytes   int64         // 0 = 64 MiB
+	SnapshotAge     time.Duration // 0 = 1 h
 }
+
+func (c *Config) defaults() {
+	if c.Log == nil {
+		c.Log = logging.Discard()
+	}
+	if c.Timeout == 0 {
+		c.Timeout = 500 * time.Millisecond
+		if c.alone() {
+			c.Timeout = 50 * time.Millisecond // there is nobody to wait for
+		}
+	}
+	c.SnapshotEntries = cmp.Or(c.SnapshotEntries, 16384)
+	c.SnapshotBytes = cmp.Or(c.SnapshotBytes, 64<<20)
+	c.SnapshotAge = cmp.Or(c.SnapshotAge, time.Hour)
+}
+
+// alone reports whether there can be no other server.
+func (c *Config) alone() bool { return c.Transport == nil && c.Network == nil }
 
 // applyBound ends an Apply or a Barrier whose context sets no deadline.
 const applyBound = 10 * time.Second
@@ -50,20 +74,23 @@ const applyBound = 10 * time.Second
 type Raft struct {
 	cfg     Config
 	raft    atomic.Pointer[raft.Raft]
-	leading chan bool // of 1
+	leading chan bool     // of 1
+	again   chan struct{} // of 1: the state was replaced, so a new term must begin
 	fatal   chan error
 	tasks   lifecycle.Tasks // those that wait for futures
+	changes changes
+	rounds  rounds
+	caught  atomic.Bool // the state is no longer that of before the start
+	snaps   atomic.Pointer[raft.SnapshotStore]
 }
 
 // New makes a server's part. It does nothing before Run.
 func New(cfg Config) *Raft {
-	if cfg.Log == nil {
-		cfg.Log = logging.Discard()
-	}
-	return &Raft{cfg: cfg, leading: make(chan bool, 1), fatal: make(chan error, 1)}
+	cfg.defaults()
+	return &Raft{cfg: cfg, leading: make(chan bool, 1), again: make(chan struct{}, 1), fatal: make(chan error, 1)}
 }
 
-// Run opens the log, takes part in the cluster until ctx ends, and closes everything again.
+// Run opens the log, takes part in the cluster until ctx ends, and closes everything again. A leader that ends hands leadership on first.
 func (r *Raft) Run(ctx context.Context) (err error) {
 	stores, err := r.open()
 	if err != nil {
@@ -71,40 +98,56 @@ func (r *Raft) Run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, stores.close()) }()
 
-	conf := r.config()
-	trans := r.cfg.Transport
-	if trans == nil {
-		_, trans = raft.NewInmemTransport(raft.ServerAddress(r.cfg.ServerID))
+	conf, trans := r.config(), r.transport()
+	m := newMachine(r.cfg, r.fatal)
+	if err := r.prepare(conf, m, stores, trans); err != nil {
+		return errors.Join(err, closeTransport(trans))
 	}
-	known, err := raft.HasExistingState(stores.log, stores.stable, stores.snapshots)
+	node, err := raft.NewRaft(conf, m, stores.log, stores.stable, stores.snapshots, trans)
 	if err != nil {
-		return fmt.Errorf("look for an existing Raft state: %w", err)
+		return errors.Join(fmt.Errorf("start Raft: %w", err), closeTransport(trans))
 	}
-	if !known {
-		only := raft.Configuration{Servers: []raft.Server{{ID: conf.LocalID, Address: trans.LocalAddr()}}}
-		if err := raft.BootstrapCluster(conf, stores.log, stores.stable, stores.snapshots, trans, only); err != nil {
-			return fmt.Errorf("bootstrap the cluster: %w", err)
-		}
-	}
-	node, err := raft.NewRaft(conf, &machine{r.cfg.Machine, r.fatal, nil}, stores.log, stores.stable, stores.snapshots, trans)
-	if err != nil {
-		return fmt.Errorf("start Raft: %w", err)
-	}
+	r.snaps.Store(&stores.snapshots)
 	r.raft.Store(node)
-	err = r.forward(ctx, node.LeaderCh())
+	err = r.follow(ctx, node, m)
 	r.raft.Store(nil)
 	// Calls under way are waited for while Raft still runs: an entry that is committed but not applied when Raft stops is never
 	// answered. Without a quorum they might wait for ever; Raft's end answers those.
 	bctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainBound)
 	defer cancel()
 	drained := r.tasks.Wait(bctx)
-	err = errors.Join(err, wait(node.Shutdown()))
+	if node.State() == raft.Leader && voters(node) > 1 {
+		_ = node.LeadershipTransfer().Error() // or the others find out by themselves
+	}
+	err = errors.Join(err, wait(node.Shutdown()), closeTransport(trans))
 	if drained != nil {
 		bctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainBound)
 		defer cancel()
 		err = errors.Join(err, r.tasks.Wait(bctx))
 	}
 	return err
+}
+
+// prepare makes the log's first configuration, or the one that an operator wrote down for a cluster that cannot recover by itself.
+func (r *Raft) prepare(conf *raft.Config, m *machine, s stores, trans raft.Transport) error {
+	known, err := raft.HasExistingState(s.log, s.stable, s.snapshots)
+	if err != nil {
+		return fmt.Errorf("look for an existing Raft state: %w", err)
+	}
+	if known {
+		return r.recover(conf, m, s, trans)
+	}
+	first := r.cfg.Bootstrap
+	if first == nil && r.cfg.Network == nil {
+		first = []Peer{{ID: r.cfg.ServerID, Address: string(trans.LocalAddr()), Voter: true}}
+	}
+	if first == nil {
+		return nil
+	}
+	if err := raft.BootstrapCluster(conf, s.log, s.stable, s.snapshots, trans, configuration(first)); err != nil {
+		return fmt.Errorf("bootstrap the cluster: %w", err)
+	}
+	return nil
 }
 
 const drainBound = 3 * time.Second
@@ -116,22 +159,63 @@ func wait(f raft.Future) error {
 	return nil
 }
 
-// forward keeps the newest leadership in r.leading, so that neither Raft nor a slow reader ever waits.
-func (r *Raft) forward(ctx context.Context, ch <-chan bool) error {
+// follow keeps the newest leadership in r.leading, so that neither Raft nor a slow reader ever waits, and has snapshots written.
+func (r *Raft) follow(ctx context.Context, node *raft.Raft, m *machine) error {
+	defer r.changes.tell()
 	defer r.signal(false)
+	seen := make(chan raft.Observation, 1)
+	observer := raft.NewObserver(seen, false, func(o *raft.Observation) bool {
+		switch o.Data.(type) {
+		case raft.LeaderObservation, raft.RaftState:
+			return true
+		}
+		return false
+	})
+	node.RegisterObserver(observer)
+	defer node.DeregisterObserver(observer)
+	aged := time.NewTicker(max(r.cfg.SnapshotAge/8, time.Second))
+	defer aged.Stop()
 	for {
 		select {
-		case lead := <-ch:
+		case lead := <-node.LeaderCh():
 			r.signal(lead)
+		case <-r.again:
+			if node.State() == raft.Leader {
+				r.signal(true)
+			}
+		case <-seen:
+		case <-m.full:
+			r.compact(node, m)
+			continue
+		case now := <-aged.C:
+			if m.older(now, r.cfg.SnapshotAge) {
+				r.compact(node, m)
+			}
+			continue
 		case err := <-r.fatal:
 			return err
 		case <-ctx.Done():
 			return nil
 		}
+		r.changes.tell()
 	}
 }
 
-// signal replaces a value that nobody has read. Only forward calls it.
+// compact has a snapshot written in the background. How much of the log stays behind it follows the size of entries.
+func (r *Raft) compact(node *raft.Raft, m *machine) {
+	keep := node.ReloadableConfig()
+	keep.TrailingLogs = m.trailing(r.cfg.SnapshotBytes)
+	if err := node.ReloadConfig(keep); err != nil {
+		r.cfg.Log.WithError(err).Warn("the length of the log that stays could not be set")
+	}
+	r.tasks.Go(func() {
+		if err := node.Snapshot().Error(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) && !errors.Is(err, raft.ErrRaftShutdown) {
+			r.cfg.Log.WithError(err).Warn("a snapshot could not be written, it will be tried again")
+		}
+	})
+}
+
+// signal replaces a value that nobody has read. Only follow calls it.
 func (r *Raft) signal(lead bool) {
 	select {
 	case <-r.leading:
@@ -142,80 +226,6 @@ func (r *Raft) signal(lead bool) {
 
 // Leadership holds the newest change of leadership. It has one reader.
 func (r *Raft) Leadership() <-chan bool { return r.leading }
-
-func (r *Raft) config() *raft.Config {
-	c := raft.DefaultConfig()
-	c.LocalID = raft.ServerID(r.cfg.ServerID)
-	c.Logger = bridge(r.cfg.Log)
-	c.CommitTimeout = 2 * time.Millisecond // followers see a commit soon; the leader applies at once anyway
-	// BatchApplyCh stays off: entries in its buffer at shutdown are never answered. Entries that wait for one another's fsync share
-	// the next one all the same.
-	c.MaxAppendEntries = 256
-	c.SnapshotThreshold = 16384
-	c.SnapshotInterval = 30 * time.Second
-	c.TrailingLogs = 8192
-	c.NoLegacyTelemetry = true
-	if r.cfg.Transport == nil {
-		// Alone there is nobody to wait for.
-		c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = 50*time.Millisecond, 50*time.Millisecond, 50*time.Millisecond
-	}
-	return c
-}
-
-type stores struct {
-	log       raft.LogStore
-	stable    raft.StableStore
-	snapshots raft.SnapshotStore
-	close     func() error
-}
-
-func (r *Raft) open() (stores, error) {
-	if r.cfg.Dir == "" {
-		mem := raft.NewInmemStore()
-		return stores{mem, mem, raft.NewInmemSnapshotStore(), func() error { return nil }}, nil
-	}
-	dir := filepath.Join(r.cfg.Dir, "log")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return stores{}, fmt.Errorf("make the log directory: %w", err)
-	}
-	unlock, err := Lock(filepath.Join(r.cfg.Dir, "lock"))
-	if err != nil {
-		return stores{}, err
-	}
-	// The log does not close the store of its own description, and that one's lock would keep the next server out.
-	meta := &metadb.BoltMetaDB{}
-	closing := []func() error{unlock, meta.Close}
-	closeAll := func() error {
-		var errs []error
-		for _, c := range slices.Backward(closing) {
-			errs = append(errs, c())
-		}
-		return errors.Join(errs...)
-	}
-	wal, err := raftwal.Open(dir, raftwal.WithSegmentSize(cmp.Or(r.cfg.SegmentBytes, 64<<20)), raftwal.WithMetaStore(meta),
-		raftwal.WithLogger(bridge(r.cfg.Log)))
-	if err != nil {
-		return stores{}, errors.Join(fmt.Errorf("open the log in %s: %w", dir, err), closeAll())
-	}
-	closing = append(closing, wal.Close)
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(r.cfg.Dir, 2, bridge(r.cfg.Log))
-	if err != nil {
-		return stores{}, errors.Join(fmt.Errorf("open the snapshots: %w", err), closeAll())
-	}
-	return stores{wal, wal, snaps, closeAll}, nil
-}
-
-// Lock makes sure that a data directory has one process. The file stays; what holds it is the descriptor, which ends with the process.
-func Lock(path string) (unlock func() error, err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the lock of the data directory: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("the data directory %s is in use by another process: stop that one, or give this one a directory of its own: %w", filepath.Dir(path), err), f.Close())
-	}
-	return f.Close, nil
-}
 
 // ErrNotLeader is returned, as fault.Unavailable, where this server cannot decide.
 var ErrNotLeader = errors.New("this server is not the leader")
@@ -288,16 +298,6 @@ func (r *Raft) await(ctx context.Context, call func() error) error {
 		return fmt.Errorf("apply to the log: %w", err)
 	}
 	return nil
-}
-
-// Leader reports whether this server leads, and the id of the leader if one is known.
-func (r *Raft) Leader() (leads bool, id string) {
-	n := r.raft.Load()
-	if n == nil {
-		return false, ""
-	}
-	_, lid := n.LeaderWithID()
-	return n.State() == raft.Leader, string(lid)
 }
 
 // Stats are Raft's own figures.

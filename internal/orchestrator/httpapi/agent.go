@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"net"
 	"net/http"
 	"strconv"
 	"time"
@@ -24,7 +23,7 @@ func (a *API) agentSelf(context.Context, auth.Identity, endpoint.None) (reply, e
 	}
 	return a.written(a.store.Index(), map[string]any{
 		"config": map[string]any{
-			"Region": "global", "Datacenter": a.cfg.Datacenter, "NodeName": a.cfg.Name,
+			"Region": a.cfg.Region, "Datacenter": a.cfg.Datacenter, "NodeName": a.cfg.Name,
 			"Version":  map[string]any{"Version": a.cfg.Version, "VersionPrerelease": "", "VersionMetadata": "", "Revision": ""},
 			"ACL":      map[string]any{"Enabled": a.cfg.Token != ""},
 			"Server":   map[string]any{"Enabled": true},
@@ -35,25 +34,6 @@ func (a *API) agentSelf(context.Context, auth.Identity, endpoint.None) (reply, e
 		},
 		"member": a.member(),
 		"stats":  stats,
-	}), nil
-}
-
-func (a *API) member() *wire.AgentMember {
-	host, port, _ := net.SplitHostPort(a.cfg.Address)
-	n, _ := strconv.ParseUint(port, 10, 16)
-	return &wire.AgentMember{
-		Name: a.cfg.Name + ".global", Addr: host, Port: uint16(n), Status: "alive",
-		Tags: map[string]string{
-			"build": a.cfg.Version, "dc": a.cfg.Datacenter, "region": "global", "role": "rockpool", "port": port, "raft_vsn": "3", "vsn": "1",
-			"bootstrap": "1", "id": a.cfg.Name, "rpc_addr": host,
-		},
-		ProtocolMin: 1, ProtocolMax: 5, ProtocolCur: 2, DelegateMin: 2, DelegateMax: 5, DelegateCur: 4,
-	}
-}
-
-func (a *API) agentMembers(context.Context, auth.Identity, endpoint.None) (reply, error) {
-	return a.written(a.store.Index(), &wire.ServerMembers{
-		ServerName: a.cfg.Name, ServerRegion: "global", ServerDC: a.cfg.Datacenter, Members: []*wire.AgentMember{a.member()},
 	}), nil
 }
 
@@ -94,21 +74,6 @@ func (a *API) agentHealth(_ context.Context, _ auth.Identity, r agentHealth) (he
 		ok = ok && up
 	}
 	return healthReply{a.written(a.store.Index(), out), ok}, nil
-}
-
-func (a *API) statusLeader(context.Context, auth.Identity, endpoint.None) (reply, error) {
-	if _, id := a.cfg.Log.Leader(); id == "" {
-		return reply{}, answer(http.StatusInternalServerError, "No cluster leader")
-	}
-	return a.written(a.store.Index(), a.cfg.Address), nil
-}
-
-func (a *API) statusPeers(context.Context, auth.Identity, endpoint.None) (reply, error) {
-	return a.written(a.store.Index(), []string{a.cfg.Address}), nil
-}
-
-func (a *API) regions(context.Context, auth.Identity, endpoint.None) (reply, error) {
-	return a.written(a.store.Index(), []string{"global"}), nil
 }
 
 func (a *API) getSchedulerConfig(context.Context, auth.Identity, endpoint.None) (reply, error) {

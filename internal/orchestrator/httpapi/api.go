@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"sync/atomic"
@@ -59,6 +60,10 @@ type Config struct {
 	// JoinToken is what a node that is not known yet may show instead of Token to register.
 	JoinToken  string
 	Datacenter string
+	Region     string // default global
+	Cluster    Cluster
+	// StrictIntroduction asks each node that is not known for an introduction token, JoinToken or Token, also where there is no Token.
+	StrictIntroduction bool
 }
 
 // API is the handler.
@@ -82,10 +87,11 @@ func New(cfg Config) *API {
 	if cfg.Logger == nil {
 		cfg.Logger = logging.Discard()
 	}
+	cfg.Region = cmp.Or(cfg.Region, "global")
 	a := &API{cfg: cfg, store: cfg.Store}
 	a.closing, a.close = context.WithCancel(context.Background())
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
-		Auth: auth.Func(a.authenticate), Error: a.writeError, CompressAbove: 1024, Log: cfg.Logger, Lookup: a.settled,
+		Auth: auth.Func(a.authenticate), Error: a.writeError, CompressAbove: 1024, Log: cfg.Logger, Lookup: a.settled, Forward: a.forward,
 	})
 	a.server.SetFallbacks(http.HandlerFunc(a.notFound), http.HandlerFunc(a.wrongMethod))
 	return a
@@ -104,16 +110,6 @@ func (a *API) Run(ctx context.Context) error {
 	<-ctx.Done()
 	a.close()
 	return a.conns.wait(context.WithoutCancel(ctx))
-}
-
-// settled refuses what would be decided on a state that is behind. After a start the log is applied anew: until then what exists looks as if it did
-// not, and a client that believed it would give up what it has. As in Nomad a client may ask for a stale answer.
-func (a *API) settled(r *http.Request, route endpoint.Route) (context.Context, error) {
-	aboutServer := route.Policy.Scope == auth.Public || route.Policy.Scope == auth.AgentRead
-	if aboutServer || a.cfg.Leader.Leading() || r.URL.Query().Has("stale") {
-		return r.Context(), nil
-	}
-	return nil, fault.New(fault.Unavailable, "No cluster leader")
 }
 
 // authenticate knows one token, and nodes by their secret.

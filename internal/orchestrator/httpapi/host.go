@@ -1,8 +1,8 @@
 package httpapi
 
 import (
-	"context"
 	"net"
+	"net/http"
 	"os"
 	"runtime"
 	"strings"
@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rockpool/internal/auth"
+	"rockpool/internal/endpoint"
 )
 
 // hostData describes the machine, in Nomad's form.
@@ -28,9 +29,9 @@ type diskUsage struct{ DiskMB, UsedMB int64 }
 const maxHostFile = 16 << 10
 
 // agentHost tells of the machine under this process. Values of the environment may be secrets and are not told.
-func (a *API) agentHost(_ context.Context, _ auth.Identity, t which) (reply, error) {
-	if err := a.here(t); err != nil {
-		return reply{}, err
+func (a *API) agentHost(w http.ResponseWriter, r *http.Request, _ auth.Identity, t which) error {
+	if done, err := a.elsewhere(w, r, t); done || err != nil {
+		return err
 	}
 	d := hostData{
 		OS: runtime.GOOS + "/" + runtime.GOARCH + " " + prettyName(head("/etc/os-release")), Network: []map[string]string{}, ResolvConf: head("/etc/resolv.conf"),
@@ -42,7 +43,7 @@ func (a *API) agentHost(_ context.Context, _ auth.Identity, t which) (reply, err
 	}
 	interfaces, err := net.Interfaces()
 	if err != nil {
-		return reply{}, err
+		return err
 	}
 	for _, i := range interfaces {
 		addrs, err := i.Addrs()
@@ -58,11 +59,10 @@ func (a *API) agentHost(_ context.Context, _ auth.Identity, t which) (reply, err
 		size := int64(fs.Bsize)
 		d.Disk["/"] = diskUsage{int64(fs.Blocks) * size >> 20, (int64(fs.Blocks) - int64(fs.Bfree)) * size >> 20}
 	}
-	id := a.cfg.Name
-	return a.written(a.store.Index(), struct {
+	return endpoint.WriteJSON(w, r, "application/json", http.StatusOK, struct {
 		AgentID  string
 		HostData hostData
-	}{id, d}), nil
+	}{a.cfg.Name, d})
 }
 
 func head(path string) string {

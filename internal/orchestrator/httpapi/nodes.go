@@ -65,9 +65,7 @@ func (a *API) nodeOf(r *http.Request) string {
 	n := a.store.Snapshot().Node(nil, id)
 	switch {
 	case n == nil:
-		t := token(r)
-		if a.cfg.Token == "" && a.cfg.JoinToken == "" || a.cfg.Token != "" && auth.TokenEqual(t, a.cfg.Token) ||
-			a.cfg.JoinToken != "" && auth.TokenEqual(t, a.cfg.JoinToken) {
+		if a.mayJoin(r) {
 			return id
 		}
 	case auth.TokenEqual(given, n.SecretID):
@@ -103,7 +101,17 @@ func (a *API) registerNode(ctx context.Context, who auth.Identity, r registerNod
 	if old == nil || old.Status != n.Status {
 		evals = leader.NodeEvals(snap, n.ID)
 	}
-	_, index, err := a.apply(ctx, &command.NodeRegister{Now: time.Now().UnixNano(), Node: &n, Evals: evals})
+	var entry any = &command.NodeRegister{Now: time.Now().UnixNano(), Node: &n, Evals: evals}
+	if old == nil {
+		by, err := a.introduce(shownToken(ctx), &n, evals)
+		if err != nil {
+			return reply{}, err
+		}
+		if by != nil {
+			entry = by
+		}
+	}
+	_, index, err := a.apply(ctx, entry)
 	if err != nil {
 		return reply{}, err
 	}

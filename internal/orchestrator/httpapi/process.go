@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"rockpool/internal/auth"
@@ -51,11 +52,11 @@ func (a *API) processTable() endpoint.Table {
 	t := endpoint.Table{
 		endpoint.Stream("metrics", "GET", "/v1/metrics", read(auth.AgentRead), a.metrics),
 		endpoint.Stream("agent.monitor", "GET", "/v1/agent/monitor", read(auth.AgentRead), a.monitor),
-		endpoint.Stream("agent.pprof", "GET", "/v1/agent/pprof/{profile}", read(auth.OpWrite), a.profile),
-		endpoint.Call("agent.host", "GET", "/v1/agent/host", read(auth.OpRead), a.agentHost),
+		endpoint.Stream("agent.pprof", "GET", "/v1/agent/pprof/{profile}", anywhere(auth.OpWrite), a.profile),
+		endpoint.Stream("agent.host", "GET", "/v1/agent/host", anywhere(auth.OpRead), a.agentHost),
 		endpoint.Call("agent.schedulers", "GET", "/v1/agent/schedulers", read(auth.AgentRead), a.schedulers),
 		endpoint.Call("agent.schedulers.config", "GET", "/v1/agent/schedulers/config", read(auth.AgentRead), a.schedulerWorkers),
-		endpoint.Call("license.get", "GET", "/v1/operator/license", read(auth.OpRead), a.license),
+		endpoint.Call("license.get", "GET", "/v1/operator/license", anywhere(auth.OpRead), a.license),
 	}
 	return append(t, putAndPost(func(method, name string) endpoint.Table {
 		return endpoint.Table{
@@ -141,21 +142,36 @@ type which struct {
 	ServerID string `query:"server_id"`
 }
 
-// here refuses what is about another process.
-func (a *API) here(t which) error {
-	leads, _ := a.cfg.Log.Leader()
+// elsewhere hands a request about another server's process to that server, once, and reports whether it did. What is about a node's own agent is refused: its
+// operator asks it directly.
+func (a *API) elsewhere(w http.ResponseWriter, r *http.Request, t which) (bool, error) {
+	leads, leader := a.cfg.Log.Leader()
 	switch {
 	case t.NodeID != "" && t.ServerID != "":
-		return fault.New(fault.Invalid, "name either a node or a server")
+		return false, fault.New(fault.Invalid, "name either a node or a server")
 	case t.NodeID != "":
 		if n := a.local.Load(); n != nil && (*n).ID() == t.NodeID {
-			return nil
+			return false, nil
 		}
-		return fault.New(fault.Unsupported, "another process is not asked for this: ask the agent of node %s itself", t.NodeID)
-	case t.ServerID == "", t.ServerID == a.cfg.Name, t.ServerID == a.cfg.Name+".global", t.ServerID == "leader" && leads:
-		return nil
+		return false, fault.New(fault.Unsupported, "ask the agent of node %s itself: servers do not hand this on to nodes", t.NodeID)
+	case t.ServerID == "", t.ServerID == a.cfg.Name, t.ServerID == a.cfg.Name+"."+a.cfg.Region, t.ServerID == "leader" && leads:
+		return false, nil
 	}
-	return fault.New(fault.Unsupported, "another process is not asked for this: ask server %s itself", t.ServerID)
+	for _, m := range a.members() {
+		name := strings.TrimSuffix(m.Name, "."+a.cfg.Region)
+		if t.ServerID != m.Name && t.ServerID != name && t.ServerID != m.ID() && (t.ServerID != "leader" || m.ID() != leader) {
+			continue
+		}
+		if forwarded(r) || a.cfg.Cluster == nil || a.cfg.Cluster.Transport() == nil {
+			break
+		}
+		p, err := newPassing(r, 0)
+		if err != nil {
+			return false, err
+		}
+		return true, p.pass(w, r, m.RPCAddress(), a.cfg.Cluster.Transport())
+	}
+	return false, fault.New(fault.NotFound, "no server is called %s", t.ServerID)
 }
 
 type monitorRequest struct {
@@ -170,7 +186,7 @@ const monitorIdle = time.Second // between signs of life
 
 // monitor streams the process's log: lines as they are, or in frames.
 func (a *API) monitor(w http.ResponseWriter, r *http.Request, _ auth.Identity, req monitorRequest) error {
-	if err := a.here(req.which); err != nil {
+	if done, err := a.elsewhere(w, r, req.which); done || err != nil {
 		return err
 	}
 	feed := a.proc().Log

@@ -30,7 +30,7 @@ var profiling sync.Mutex
 
 // profile takes a profile of this process.
 func (a *API) profile(w http.ResponseWriter, r *http.Request, _ auth.Identity, req profileRequest) error {
-	if err := a.here(req.which); err != nil {
+	if done, err := a.elsewhere(w, r, req.which); done || err != nil {
 		return err
 	}
 	if !a.proc().Profiles {

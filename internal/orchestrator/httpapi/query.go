@@ -52,12 +52,13 @@ type reply struct {
 	body   any
 	next   string
 	leader bool
+	age    time.Duration // since this server heard of the leader
 }
 
 func (r reply) HTTPHeader(h http.Header) {
 	h.Set("X-Nomad-Index", strconv.FormatUint(max(r.index, 1), 10))
 	h.Set("X-Nomad-KnownLeader", strconv.FormatBool(r.leader))
-	h.Set("X-Nomad-LastContact", "0")
+	h.Set("X-Nomad-LastContact", strconv.FormatInt(r.age.Milliseconds(), 10))
 	h.Set("Vary", "Origin")
 	if r.next != "" {
 		h.Set("X-Nomad-NextToken", r.next)
@@ -96,8 +97,7 @@ func (a *API) read(ctx context.Context, q query, f func(*state.Snapshot, state.W
 		}
 		r, err := f(a.store.Snapshot(), w)
 		if q.Index == 0 || r.index > q.Index || w.WatchCtx(ctx) != nil {
-			_, id := a.cfg.Log.Leader()
-			return reply{r.index, r.body, r.next, id != ""}, err
+			return a.contact(reply{index: r.index, body: r.body, next: r.next}), err
 		}
 	}
 }
@@ -183,8 +183,7 @@ func uuid(id string) error {
 
 // written is the answer to a write whose body also carries the index.
 func (a *API) written(index uint64, body any) reply {
-	_, id := a.cfg.Log.Leader()
-	return reply{index: index, body: body, leader: id != ""}
+	return a.contact(reply{index: index, body: body})
 }
 
 // require refuses a caller who may not do s to what is in namespace; "" is for what is in none.

@@ -17,8 +17,19 @@ const (
 	short     = 30 * time.Second
 )
 
-// read is the policy of what any server answers from its state.
-func read(s auth.Scope) endpoint.Policy { return endpoint.Policy{Scope: s} }
+// read is the policy of what is answered from the state: by the leader, or by any server that is asked for a stale answer. What is about the server itself,
+// public or for those who may read agents, is always answered by the one that is asked.
+func read(s auth.Scope) endpoint.Policy {
+	if s == auth.Public || s == auth.AgentRead {
+		return anywhere(s)
+	}
+	return endpoint.Policy{Scope: s, Serve: endpoint.LeaderUnlessStale}
+}
+
+// anywhere is that of what any server answers, however far behind the leader it is: streams of changes.
+func anywhere(s auth.Scope) endpoint.Policy {
+	return endpoint.Policy{Scope: s, Serve: endpoint.AnyServer}
+}
 
 // write is that of what the leader decides. body bounds the request in bytes.
 func write(s auth.Scope, body int64) endpoint.Policy {
@@ -37,7 +48,7 @@ func putAndPost(rows func(method, name string) endpoint.Table) endpoint.Table {
 
 // table is all routes. Each area lists its own in a file of its own.
 func (a *API) table() endpoint.Table {
-	return slices.Concat(a.coreTable(), a.clientTable(), a.processTable())
+	return slices.Concat(a.coreTable(), a.clientTable(), a.serverTable(), a.processTable())
 }
 
 func (a *API) coreTable() endpoint.Table {
@@ -64,13 +75,9 @@ func (a *API) coreTable() endpoint.Table {
 		endpoint.Call("node.get", "GET", "/v1/node/{id}", read(auth.NodeRead), a.getNode),
 		endpoint.Call("node.allocations", "GET", "/v1/node/{id}/allocations", read(auth.NodeRead), a.listNodeAllocs),
 
-		endpoint.Stream("event.stream", "GET", "/v1/event/stream", read(auth.ReadJob), a.streamEvents),
+		endpoint.Stream("event.stream", "GET", "/v1/event/stream", anywhere(auth.ReadJob), a.streamEvents),
 		endpoint.Call("agent.self", "GET", "/v1/agent/self", read(auth.AgentRead), a.agentSelf),
-		endpoint.Call("agent.members", "GET", "/v1/agent/members", read(auth.AgentRead), a.agentMembers),
 		endpoint.Call("agent.health", "GET", "/v1/agent/health", read(auth.Public), a.agentHealth),
-		endpoint.Call("status.leader", "GET", "/v1/status/leader", read(auth.Public), a.statusLeader),
-		endpoint.Call("status.peers", "GET", "/v1/status/peers", read(auth.Public), a.statusPeers),
-		endpoint.Call("regions", "GET", "/v1/regions", read(auth.Public), a.regions),
 		endpoint.Call("volume.list", "GET", "/v1/volumes", read(auth.ListJobs), a.noCSI),
 		endpoint.Call("plugin.list", "GET", "/v1/plugins", read(auth.ListJobs), a.noCSI),
 		endpoint.Call("scheduler.get", "GET", "/v1/operator/scheduler/configuration", read(auth.OpRead), a.getSchedulerConfig),
@@ -78,7 +85,7 @@ func (a *API) coreTable() endpoint.Table {
 		endpoint.Call("node.watch.register", "PUT", "/v1/internal/node/{id}/register", write(auth.NodeSelf, nodeBody), a.registerNode),
 		endpoint.Call("node.watch.heartbeat", "PUT", "/v1/internal/node/{id}/heartbeat", write(auth.NodeSelf, smallBody), a.heartbeat),
 		endpoint.Call("node.watch.allocations", "PUT", "/v1/internal/node/{id}/allocations", write(auth.NodeSelf, nodeBody), a.reportAllocs),
-		endpoint.Stream("node.watch", "GET", "/v1/internal/node/{id}/watch", read(auth.NodeSelf), a.watchNode),
+		endpoint.Stream("node.watch", "GET", "/v1/internal/node/{id}/watch", anywhere(auth.NodeSelf), a.watchNode),
 	}
 	return append(t, putAndPost(func(method, name string) endpoint.Table {
 		return endpoint.Table{

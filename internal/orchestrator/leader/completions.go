@@ -120,11 +120,15 @@ func (c *completions) take() []*model.Evaluation {
 	return batch
 }
 
+// reset forgets what an earlier term has left. It is called before any worker of a new one has begun, whose results must not be lost.
+func (c *completions) reset() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ready = nil
+}
+
 // run writes until ctx ends. What a lost leadership leaves unwritten the next term finds pending and finishes again.
 func (c *completions) run(ctx context.Context, log Log, logger logging.Logger) error {
-	c.mu.Lock()
-	c.ready = nil // of an earlier term
-	c.mu.Unlock()
 	for {
 		batch := c.take()
 		if len(batch) == 0 {

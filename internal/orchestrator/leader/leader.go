@@ -39,6 +39,8 @@ type Config struct {
 	Keep         Keep
 	Leading      func()                             // called when a term's services have what they need; nil = nothing
 	Measure      func(name string, start time.Time) // told how long steps took; nil = nobody is
+	// Services are more of them, which end with the term.
+	Services []lifecycle.Service
 }
 
 // Leader starts and stops terms.
@@ -125,12 +127,26 @@ func (l *Leader) lead(ctx context.Context) error {
 	// Observe first, read then: an evaluation that comes in between is seen twice, which does no harm, rather than never.
 	end := l.cfg.Store.Observe(t.observe)
 	defer end()
-	if err := t.restore(ctx); err != nil {
-		if ctx.Err() != nil || fault.Is(err, fault.Unavailable) {
-			return nil // leadership was lost meanwhile
+	// A log that is slow or has no majority for a while is no reason to lead without services: it is tried for as long as the term lasts.
+	for wait := retryLeast; ; wait = min(2*wait, retryMost) {
+		err := t.restore(ctx)
+		if err == nil {
+			break
 		}
-		return fmt.Errorf("take over leadership: %w", err)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // leadership was lost meanwhile
+		}
+		if !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Deadline) {
+			return fmt.Errorf("take over leadership: %w", err)
+		}
+		l.cfg.Logger.WithError(err).Warn("leadership could not be taken over yet, it will be tried again")
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
 	}
+	l.completions.reset()
 	t.measure("nomad.nomad.leader.establish_leadership", established)
 	l.set(t)
 	defer l.set(nil)
@@ -144,6 +160,7 @@ func (l *Leader) lead(ctx context.Context) error {
 		{Name: "collection", Run: t.collector.run},
 		{Name: "failed evaluations", Run: t.sweepFailed},
 	}
+	services = append(services, l.cfg.Services...)
 	for i := range l.cfg.Workers {
 		services = append(services, lifecycle.Service{Name: fmt.Sprintf("worker %d", i), Run: t.work})
 	}
@@ -168,7 +185,11 @@ func (l *Leader) current() *term {
 // Leading reports whether this server's services run.
 func (l *Leader) Leading() bool { return l.current() != nil }
 
-const barrierBound = 30 * time.Second
+const (
+	barrierBound = 30 * time.Second
+	retryLeast   = 20 * time.Millisecond // between two attempts to take over
+	retryMost    = time.Second
+)
 
 // restore fills the queue from the state.
 func (t *term) restore(ctx context.Context) error {

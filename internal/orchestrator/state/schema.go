@@ -134,7 +134,7 @@ func define[T any](name string, kind uint8, observed bool, id func(*T) []string,
 // reads the table of tables.
 var tables []tableDef
 
-func init() { tables = slices.Concat(coreTables(), deploymentTables()) }
+func init() { tables = slices.Concat(coreTables(), deploymentTables(), serverTables()) }
 
 func coreTables() []tableDef {
 	return []tableDef{
