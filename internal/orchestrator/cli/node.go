@@ -146,7 +146,7 @@ func nodeDrain(f *pflag.FlagSet) func(context.Context, *Call) error {
 	detach := f.Bool("detach", false, "do not follow it")
 	monitor := f.Bool("monitor", false, "follow a drain that is under way")
 	self := f.Bool("self", false, "the node of the agent that is asked")
-	message := f.String("m", "", "why, kept with the node")
+	message := f.StringP("m", "m", "", "why, kept with the node")
 	f.BoolP("yes", "y", false, "accepted: nothing is asked")
 	return func(ctx context.Context, c *Call) error {
 		switch {
