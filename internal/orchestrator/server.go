@@ -178,6 +178,14 @@ func (s *Server) WaitLeader(ctx context.Context) error {
 	}
 }
 
+// Close gives back what a server that is not run holds.
+func (s *Server) Close() error {
+	if s.cluster.network == nil {
+		return nil
+	}
+	return s.cluster.network.Close()
+}
+
 // Run runs the server until ctx ends: first streams and WebSockets end, then the leader's services, then Raft. It returns when
 // everything has.
 func (s *Server) Run(ctx context.Context) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -76,6 +77,21 @@ type Autopilot struct {
 	every   time.Duration
 	pilot   atomic.Pointer[autopilot.Autopilot]
 	began   atomic.Int64 // unix nanoseconds of this leadership
+
+	mu       sync.Mutex
+	answered map[string]time.Time // guarded by mu; when a server last answered this one, by its id
+}
+
+// patience is how many looks a server may leave unanswered, after gossip took it for failed, before it counts as dead. Gossip alone is wrong now and then, when
+// a machine is busy or loses datagrams; a server that still answers is not taken out.
+const patience = 3
+
+// answers reports whether a server has answered lately.
+func (a *Autopilot) answers(id string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	t, ok := a.answered[id]
+	return ok && time.Since(t) < patience*a.every
 }
 
 // acquaintance is how long a new leader gives servers of the configuration to be heard of by the membership before they count as gone: after a start of the
@@ -87,7 +103,7 @@ func NewAutopilot(r *Raft, c Cluster, every time.Duration) *Autopilot {
 	if every == 0 {
 		every = autopilot.DefaultUpdateInterval
 	}
-	return &Autopilot{raft: r, cluster: c, every: every}
+	return &Autopilot{raft: r, cluster: c, every: every, answered: map[string]time.Time{}}
 }
 
 // Run is a service of one leadership.
@@ -183,6 +199,10 @@ func (d delegate) KnownServers() map[raft.ServerID]*autopilot.Server {
 			s.NodeStatus = autopilot.NodeAlive
 		case StatusLeft:
 			s.NodeStatus = autopilot.NodeLeft
+		default:
+			if d.answers(k.ID) {
+				s.NodeStatus = autopilot.NodeAlive
+			}
 		}
 		if old := out[s.ID]; old != nil && old.NodeStatus == autopilot.NodeAlive {
 			continue // one that came back under another name is alive
@@ -228,9 +248,17 @@ func (d delegate) FetchServerStats(ctx context.Context, servers map[raft.ServerI
 	}
 	_ = g.Wait()
 	out := map[raft.ServerID]*autopilot.ServerStats{}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	for i, id := range ids {
 		if stats[i] != nil {
 			out[id] = stats[i]
+			d.answered[string(id)] = time.Now()
+		}
+	}
+	for id := range d.answered {
+		if servers[raft.ServerID(id)] == nil {
+			delete(d.answered, id)
 		}
 	}
 	return out

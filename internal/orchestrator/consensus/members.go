@@ -319,8 +319,10 @@ func (v *rounds) run(n *raft.Raft) {
 	}
 }
 
+const memoryTimeout = 100 * time.Millisecond // of one message in memory; ten times that where the library waits longer
+
 // InMemory is a transport within one process, for simulated clusters. Transports reach one another once they are connected; Disconnect of either side cuts it.
 func InMemory(address string) *raft.InmemTransport {
-	_, t := raft.NewInmemTransport(raft.ServerAddress(address))
+	_, t := raft.NewInmemTransportWithTimeout(raft.ServerAddress(address), memoryTimeout)
 	return t
 }

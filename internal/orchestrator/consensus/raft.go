@@ -38,7 +38,8 @@ type Config struct {
 	SegmentBytes int
 	// Network connects servers over TCP; Transport is used instead when both are set.
 	Network *peer.Network
-	// Bootstrap are the servers that a fresh log begins with, on each of them the same. Without it a server with neither Network nor Transport, or with a
+	// Bootstrap are the servers that a fresh log begins with, on each of them the same; an empty list that is not nil makes the server wait for a leader to
+	// take it in. Without a list a server with neither Network nor Transport, or with a
 	// Transport only, is a cluster of its own, and one with a Network waits for Bootstrap or for a leader to take it in.
 	Bootstrap []Peer
 	// Timeout is how long a server may hear nothing of a leader before it wants to be one. 0 = 500 ms, and 50 ms alone.
@@ -141,7 +142,7 @@ func (r *Raft) prepare(conf *raft.Config, m *machine, s stores, trans raft.Trans
 	if first == nil && r.cfg.Network == nil {
 		first = []Peer{{ID: r.cfg.ServerID, Address: string(trans.LocalAddr()), Voter: true}}
 	}
-	if first == nil {
+	if len(first) == 0 {
 		return nil
 	}
 	if err := raft.BootstrapCluster(conf, s.log, s.stable, s.snapshots, trans, configuration(first)); err != nil {
@@ -195,7 +196,12 @@ func (r *Raft) follow(ctx context.Context, node *raft.Raft, m *machine) error {
 		case err := <-r.fatal:
 			return err
 		case <-ctx.Done():
-			return nil
+			select {
+			case err := <-r.fatal: // why it ends matters more than that it was told to
+				return err
+			default:
+				return nil
+			}
 		}
 		r.changes.tell()
 	}
@@ -277,6 +283,9 @@ func bound(ctx context.Context) time.Duration {
 
 // await waits for call, or for ctx. Raft's futures cannot be waited for together with anything else, hence the goroutine.
 func (r *Raft) await(ctx context.Context, call func() error) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("wait for the log: %w", err) // before anything was asked
+	}
 	done := make(chan error, 1)
 	if !r.tasks.Go(func() { done <- call() }) {
 		return fault.Wrap(fault.Unavailable, ErrNotLeader, "No cluster leader")

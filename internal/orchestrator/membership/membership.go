@@ -159,7 +159,6 @@ func (m *Membership) config(events chan<- serf.Event) (*serf.Config, error) {
 	if m.cfg.Interval > 0 {
 		l.ProbeInterval, l.ProbeTimeout = m.cfg.Interval, m.cfg.Interval/2
 		l.GossipInterval = min(l.GossipInterval, m.cfg.Interval)
-		l.SuspicionMult = 2
 		c.ReconnectInterval = 5 * m.cfg.Interval
 	}
 	if m.cfg.Dir != "" {
