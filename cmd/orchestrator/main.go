@@ -16,6 +16,7 @@ import (
 	"rockpool/cmd/flagstyle"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator"
+	"rockpool/internal/orchestrator/httpapi"
 )
 
 func main() {
@@ -64,7 +65,7 @@ func agent() *cobra.Command {
 			if len(config) > 0 {
 				return runConfigured(cmd, config)
 			}
-			log, err := logging.New(os.Stderr, level, logForm)
+			log, feed, err := logging.NewFeed(os.Stderr, level, logForm)
 			if err != nil {
 				return err
 			}
@@ -85,7 +86,8 @@ func agent() *cobra.Command {
 			a, err := orchestrator.NewAgent(orchestrator.AgentConfig{
 				DataDir: dir, Address: net.JoinHostPort(bind, strconv.Itoa(port)), Token: os.Getenv(tokenVariable),
 				RemoveOnStop: onStop == "remove", AllowUnconfined: unconfined, Log: log,
-				Images: images, Network: network, Runtimes: runtimes, DockerEngine: engine, DockerNetworks: engineNetworks,
+				Process: httpapi.Process{Log: feed, Profiles: dev},
+				Images:  images, Network: network, Runtimes: runtimes, DockerEngine: engine, DockerNetworks: engineNetworks,
 			})
 			if err != nil {
 				return err

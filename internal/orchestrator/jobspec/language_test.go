@@ -111,7 +111,7 @@ func TestATaskAloneIsAGroup(t *testing.T) {
 // A job file is a stranger's text: reading it must neither take long nor much, whatever it says.
 func TestFilesThatWouldGrowAreRefused(t *testing.T) {
 	for name, text := range map[string]string{
-		"doubling texts":       "locals {\n a = \"" + strings.Repeat("x", 1<<20) + "\"\n b = \"${local.a}${local.a}${local.a}${local.a}\"\n c = \"${local.b}${local.b}${local.b}${local.b}\"\n d = \"${local.c}${local.c}${local.c}${local.c}\"\n}\njob \"j\" {}",
+		"doubling texts":       "locals {\n a = \"" + strings.Repeat("x", 1<<17) + "\"\n b = \"${local.a}${local.a}${local.a}${local.a}\"\n c = \"${local.b}${local.b}${local.b}${local.b}\"\n d = \"${local.c}${local.c}${local.c}${local.c}\"\n e = \"${local.d}${local.d}${local.d}${local.d}\"\n f = \"${local.e}${local.e}${local.e}${local.e}\"\n}\njob \"j\" {}",
 		"loops in loops":       "locals {\n a = [for i in range(1000) : [for j in range(1000) : [for k in range(1000) : k]]]\n}\njob \"j\" {}",
 		"a number of digits":   "job \"j\" {\n meta {\n a = 1e9999999\n}\n}",
 		"a number in a text":   "job \"j\" {\n meta {\n a = \"x${1e9999999}\"\n}\n}",
