@@ -16,6 +16,7 @@ import (
 	"rockpool/cmd/flagstyle"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator"
+	"rockpool/internal/orchestrator/httpapi"
 )
 
 func main() {
@@ -24,8 +25,10 @@ func main() {
 	cmd := root()
 	flagstyle.Accept(cmd, os.Args[1:])
 	if err := cmd.ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "orchestrator:", err)
-		os.Exit(1)
+		if err.Error() != "" {
+			fmt.Fprintln(os.Stderr, "orchestrator:", err)
+		}
+		os.Exit(code(ctx, err))
 	}
 }
 
@@ -34,13 +37,17 @@ func root() *cobra.Command {
 		Use: "orchestrator", Short: "Places jobs and runs them in sandboxes, behind Nomad's HTTP API",
 		Version: orchestrator.Version(), SilenceUsage: true, SilenceErrors: true,
 	}
-	cmd.AddCommand(agent())
+	cmd.AddCommand(agent(), &cobra.Command{Use: "version", Short: "Show the release", Args: cobra.NoArgs, Run: func(cmd *cobra.Command, _ []string) {
+		fmt.Fprintln(cmd.OutOrStdout(), "Rockpool orchestrator", orchestrator.Version())
+	}})
+	addRemote(cmd)
 	return cmd
 }
 
 func agent() *cobra.Command {
 	var (
 		dev                       bool
+		config                    []string
 		dir, bind, level, logForm string
 		port                      int
 		onStop                    string
@@ -54,9 +61,12 @@ func agent() *cobra.Command {
 		mock                      bool
 	)
 	cmd := &cobra.Command{
-		Use: "agent", Short: "Run a server and a node in one process", Args: cobra.NoArgs,
+		Use: "agent", Short: "Run a server, a node, or both in one process", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := logging.New(os.Stderr, level, logForm)
+			if len(config) > 0 {
+				return runConfigured(cmd, config)
+			}
+			log, feed, err := logging.NewFeed(os.Stderr, level, logForm)
 			if err != nil {
 				return err
 			}
@@ -71,13 +81,14 @@ func agent() *cobra.Command {
 				onStop = "remove"
 			}
 			if dir == "" {
-				return fmt.Errorf("say where the state shall be with --data-dir, or use --dev for a throw-away agent")
+				return fmt.Errorf("say where the state shall be with --data-dir, name a configuration with --config, or use --dev for a throw-away agent")
 			}
 			images.MaxBytes = gigabytes << 30
 			a, err := orchestrator.NewAgent(orchestrator.AgentConfig{
-				DataDir: dir, Address: net.JoinHostPort(bind, strconv.Itoa(port)), Token: os.Getenv("ROCKPOOL_MANAGEMENT_TOKEN"),
+				DataDir: dir, Address: net.JoinHostPort(bind, strconv.Itoa(port)), Token: os.Getenv(tokenVariable),
 				RemoveOnStop: onStop == "remove", AllowUnconfined: unconfined, Log: log,
-				Images: images, Network: network, Runtimes: runtimes, DockerEngine: engine, DockerNetworks: engineNetworks,
+				Process: httpapi.Process{Log: feed, Profiles: dev},
+				Images:  images, Network: network, Runtimes: runtimes, DockerEngine: engine, DockerNetworks: engineNetworks,
 				MockDriver: mock,
 			})
 			if err != nil {
@@ -87,6 +98,7 @@ func agent() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
+	f.StringArrayVar(&config, "config", nil, "a configuration file, or a directory of them; may be given again, later ones win")
 	f.BoolVar(&dev, "dev", false, "a throw-away agent: state in a temporary directory, everything ends with it")
 	f.StringVar(&dir, "data-dir", "", "directory of the state")
 	f.StringVar(&bind, "bind", "127.0.0.1", "address of the HTTP API")

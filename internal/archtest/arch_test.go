@@ -134,7 +134,10 @@ func TestImportDirections(t *testing.T) {
 
 // homes say where each third-party library may be imported.
 var homes = map[string][]string{
-	"github.com/hashicorp/nomad/api":              {"internal/nomad", "internal/orchestrator/wire", "internal/orchestrator/jobspec"},
+	"github.com/hashicorp/nomad/api":              {"internal/nomad", "internal/orchestrator/wire", "internal/orchestrator/jobspec", "internal/orchestrator/cli"},
+	"github.com/prometheus":                       {"internal/metrics"},
+	"github.com/hashicorp/go-metrics":             {"internal/metrics"},
+	"github.com/spf13/pflag":                      {"cmd", "internal/orchestrator/cli"},
 	"github.com/gorilla/mux":                      {"internal/endpoint"},
 	"github.com/gorilla/websocket":                {"internal/api/session", "internal/orchestrator/httpapi", "internal/client", "internal/nomad/nomadtest", "tests"},
 	"github.com/hashicorp/raft":                   {"internal/orchestrator/consensus", "internal/orchestrator/sim"},

@@ -639,8 +639,15 @@ func TestQuotasAreHeld(t *testing.T) {
 	if _, _, err := c.api.Jobs().Deregister("10-a", true, &api.WriteOptions{Namespace: "team"}); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "the second has the room that the first left", func() bool {
+		l, _, err := c.api.Jobs().Allocations("10-b", true, team)
+		return err == nil && len(l) == 1
+	})
+	if _, _, err := c.api.Jobs().Deregister("10-b", true, &api.WriteOptions{Namespace: "team"}); err != nil {
+		t.Fatal(err)
+	}
 	if u, _, err := c.api.Quotas().Usage("small", nil); err != nil || *u.Used["global"].RegionLimit.MemoryMB != 0 {
-		t.Errorf("after the purge: %+v, %v", u, err)
+		t.Errorf("after the purges: %+v, %v", *u.Used["global"].RegionLimit.MemoryMB, err)
 	}
 }
 

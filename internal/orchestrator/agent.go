@@ -1,21 +1,26 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
 
+	"rockpool/internal/certs"
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
+	"rockpool/internal/metrics"
 	"rockpool/internal/orchestrator/consensus"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/mock"
 	"rockpool/internal/orchestrator/httpapi"
+	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/node"
 )
 
@@ -30,13 +35,21 @@ func Version() string {
 	return "0.0.0"
 }
 
-// AgentConfig says what one agent, a server and a node in one process, is.
+// AgentConfig says what one agent is: a server, a node, or both in one process.
 type AgentConfig struct {
+	Role            Role
 	DataDir         string // state of the server and the node, private to the agent
 	Address         string // host:port of the HTTP API; port 0 = any free one
+	Advertise       string // host:port that others are told; "" = Address
 	Token           string // management token; empty = whoever reaches the address may do everything
-	RemoveOnStop    bool   // an orderly stop ends all allocations; otherwise the next start takes them back
-	AllowUnconfined bool   // run although no control group controller is usable
+	Name            string // in the cluster; "" = "server" for a server, the host's name for a node. It must not change while DataDir is kept.
+	Datacenter      string // default dc1
+	Server          ServerOptions
+	Node            NodeOptions
+	Limits          httpapi.Limits  // of client addresses; 0 = unlimited
+	Process         httpapi.Process // what the API tells of the process
+	RemoveOnStop    bool            // an orderly stop ends all allocations; otherwise the next start takes them back
+	AllowUnconfined bool            // run although no control group controller is usable
 	Images          ImageConfig
 	Network         NetworkConfig
 	Runtimes        []string // OCI runtimes by name: name=path
@@ -79,12 +92,16 @@ type walls struct {
 	close    func() error
 }
 
-// Agent is a server and a node in one process, which meet on the agent's own HTTP API.
+// Agent is a server and a node in one process, which meet on the agent's own HTTP API, or only one of the two.
 type Agent struct {
 	log      logging.Logger
 	listener net.Listener
-	server   *Server
-	node     *node.Agent
+	scheme   string
+	limiter  *httpapi.Limiter
+	certs    *certs.Store // nil = no TLS
+	server   *Server      // nil = the agent has none
+	edge     *httpapi.Edge
+	node     *node.Agent // nil = the agent has none
 	walls    walls
 	unlock   func() error
 }
@@ -108,28 +125,42 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	if a.unlock, err = consensus.Lock(filepath.Join(cfg.DataDir, "lock")); err != nil {
 		return nil, err
 	}
-	if a.walls, err = openWalls(cfg); err != nil {
+	if cfg.Role != ServerOnly {
+		if a.walls, err = openWalls(cfg); err != nil {
+			return nil, err
+		}
+		if cfg.MockDriver {
+			a.walls.drivers = append(a.walls.drivers, mock.New())
+		}
+	}
+	if cfg.Process.Metrics == nil {
+		cfg.Process.Metrics = metrics.New(nil)
+	}
+	if err := a.listen(cfg); err != nil {
 		return nil, err
 	}
-	if cfg.MockDriver {
-		a.walls.drivers = append(a.walls.drivers, mock.New())
+	address := cmp.Or(cfg.Advertise, a.listener.Addr().String())
+	cfg.Process.Metrics.Read(metrics.Runtime)
+	cfg.Process.Metrics.Read(func(set func(string, float64)) { set("nomad.nomad.agent.http.connections", float64(a.limiter.Open())) })
+	if cfg.Role != NodeOnly {
+		if a.server, err = NewServer(cfg.serverConfig(address)); err != nil {
+			return nil, err
+		}
+		a.server.SetProcess(cfg.Process)
 	}
-	if a.listener, err = net.Listen("tcp", cfg.Address); err != nil {
-		return nil, fmt.Errorf("orchestrator: %w", err)
-	}
-	address := a.listener.Addr().String()
-	a.server, err = NewServer(ServerConfig{
-		DataDir: filepath.Join(cfg.DataDir, "server"), Name: "server", Address: address, Version: Version(), Token: cfg.Token, JoinToken: cfg.Token, Log: cfg.Log, Namespaces: cfg.Namespaces,
-	})
-	if err != nil {
-		return nil, err
+	if cfg.Role == ServerOnly {
+		return a, nil
 	}
 	nodeDir := filepath.Join(cfg.DataDir, "node")
 	identity, err := node.LoadIdentity(nodeDir)
 	if err != nil {
 		return nil, err
 	}
-	servers, err := node.NewRemote([]string{a.URL()}, identity, cfg.Token, &http.Client{})
+	toServers := &http.Transport{MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute}
+	if a.certs != nil {
+		toServers.TLSClientConfig = a.certs.HTTPDialer()
+	}
+	servers, err := node.NewRemote(a.servers(cfg), identity, cmp.Or(cfg.Node.JoinToken, cfg.Token), &http.Client{Transport: toServers})
 	if err != nil {
 		return nil, err
 	}
@@ -140,9 +171,26 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	a.node, err = node.New(node.Config{
 		DataDir: nodeDir, HTTPAddr: address, Version: Version(), Drivers: a.walls.drivers, Networks: a.walls.networks,
 		OnStop: onStop, Servers: servers, Log: cfg.Log,
+		Name: cfg.Name, Datacenter: cfg.Datacenter, NodePool: cfg.Node.Pool, NodeClass: cfg.Node.Class, Meta: cfg.Node.Meta, Volumes: cfg.Node.Volumes,
+		Reserved:  model.NodeResources{CPU: cfg.Node.ReservedCPU, MemoryMB: cfg.Node.ReservedMemory, DiskMB: cfg.Node.ReservedDisk},
+		Resources: cfg.Node.resources(),
 	})
 	if err != nil {
 		return nil, err
+	}
+	if a.server == nil {
+		a.edge, err = httpapi.NewEdge(httpapi.EdgeConfig{
+			Servers: a.servers(cfg), Transport: toServers, NodeID: identity.ID, Name: cfg.Name, Version: Version(), Process: cfg.Process, Log: cfg.Log,
+			Registered: func() bool {
+				select {
+				case <-a.node.Registered():
+					return true
+				default:
+					return false
+				}
+			},
+		})
+		return a, err
 	}
 	a.server.SetLocalNode(a.node)
 	a.server.SetImages(a.walls.images)
@@ -150,10 +198,25 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 }
 
 // URL is where the HTTP API is served. It answers once Run is under way.
-func (a *Agent) URL() string { return "http://" + a.listener.Addr().String() }
+func (a *Agent) URL() string {
+	address := a.listener.Addr().String()
+	if at, err := netip.ParseAddrPort(address); err == nil && at.Addr().IsUnspecified() {
+		loopback := netip.IPv6Loopback()
+		if at.Addr().Is4() {
+			loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		}
+		address = netip.AddrPortFrom(loopback, at.Port()).String()
+	}
+	return a.scheme + "://" + address
+}
 
-// Ready is closed once jobs can be placed: the server leads and knows the node.
-func (a *Agent) Ready() <-chan struct{} { return a.node.Registered() }
+// Ready is closed once the agent does its part: the servers know its node, or without one its server leads or has caught up with the leader.
+func (a *Agent) Ready() <-chan struct{} {
+	if a.node == nil {
+		return a.server.Ready()
+	}
+	return a.node.Registered()
+}
 
 // stopGrace bounds how long the allocations of a node may take to end.
 const stopGrace = 30 * time.Second
@@ -161,10 +224,15 @@ const stopGrace = 30 * time.Second
 // Run serves until ctx ends. The node stops first, while the API still takes its last reports.
 func (a *Agent) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, a.close()) }()
-	services := append(a.walls.services,
-		lifecycle.Service{Name: "server", Run: a.server.Run, Grace: stopGrace},
-		lifecycle.Service{Name: "orchestrator api", Run: a.serve},
-		lifecycle.Service{Name: "node", Run: a.runNode, Grace: stopGrace},
+	services := a.walls.services
+	if a.server != nil {
+		services = append(services, lifecycle.Service{Name: "server", Run: a.server.Run, Grace: stopGrace})
+	}
+	services = append(services, lifecycle.Service{Name: "orchestrator api", Run: a.serve})
+	if a.node != nil {
+		services = append(services, lifecycle.Service{Name: "node", Run: a.runNode, Grace: stopGrace})
+	}
+	services = append(services,
 		lifecycle.Service{Name: "readiness", Run: func(ctx context.Context) error {
 			select {
 			case <-a.Ready():
@@ -179,6 +247,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 }
 
 func (a *Agent) runNode(ctx context.Context) error {
+	if a.server == nil {
+		return a.node.Run(ctx)
+	}
 	select {
 	case <-a.server.Ready():
 		return a.node.Run(ctx)
@@ -191,7 +262,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true) // WebSockets need it
 	s := &http.Server{
-		Handler: a.server.Handler(), Protocols: &protocols,
+		Handler: a.limiter.Handler(a.handler()), Protocols: &protocols, ConnContext: a.limiter.Context,
 		ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 2 * time.Minute,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}

@@ -18,6 +18,7 @@ import (
 	"rockpool/internal/certs"
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
+	"rockpool/internal/metrics"
 	"rockpool/internal/orchestrator/audit"
 	"rockpool/internal/orchestrator/command"
 	"rockpool/internal/orchestrator/consensus"
@@ -58,6 +59,8 @@ type ServerConfig struct {
 	Keep           leader.Keep
 	Cluster        ClusterConfig
 	LogSegment     int // bytes of one file of the Raft log; default 64 MiB
+	// Metrics takes the server's figures. nil = it has a registry of its own.
+	Metrics *metrics.Registry
 }
 
 // ClusterConfig makes a server one of several. The zero value is a server alone.
@@ -126,6 +129,9 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		cfg.Name = host
 	}
 	cfg.Datacenter = cmp.Or(cfg.Datacenter, "dc1")
+	if cfg.Metrics == nil {
+		cfg.Metrics = metrics.New(nil)
+	}
 	cfg.Address = cmp.Or(cfg.Address, "127.0.0.1:4646")
 	s := &Server{store: state.New(), ready: make(chan struct{}), tls: cfg.Cluster.TLS}
 	s.cluster = &cluster{store: s.store}
@@ -136,7 +142,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	s.events = events.New(events.DefaultLimits, 0)
 	s.store.Observe(s.events.Publish)
 	s.raft = consensus.New(consensus.Config{
-		Dir: cfg.DataDir, ServerID: id, Machine: machine{s.store, s.events, func() { s.api.Restored() }}, Log: cfg.Log, SegmentBytes: cfg.LogSegment,
+		Dir: cfg.DataDir, ServerID: id, Machine: measured{machine{s.store, s.events, func() { s.api.Restored() }}, cfg.Metrics}, Log: cfg.Log, SegmentBytes: cfg.LogSegment,
 		Network: s.cluster.network, Timeout: cfg.Cluster.RaftTimeout,
 	})
 	s.cluster.Raft = s.raft
@@ -162,6 +168,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	s.leader = leader.New(leader.Config{
 		Store: s.store, Log: log, Logger: cfg.Log, HeartbeatTTL: cfg.HeartbeatTTL, Grace: cfg.HeartbeatGrace, Keep: cfg.Keep,
 		Crowded: func() bool { n, of := s.proposer.Waiting(); return n > of/4*3 },
+		Measure: cfg.Metrics.Since,
 		Leading: func() {
 			s.once.Do(func() { close(s.ready) })
 			s.raft.Tell()
@@ -175,8 +182,13 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		Version: cmp.Or(cfg.Version, "0.0.0"), Region: cfg.Cluster.Region, Cluster: s.cluster, StrictIntroduction: cfg.Cluster.StrictIntroduction,
 		ACL: cfg.ACL, ACLResetFile: resetFile, KEK: kek, Audit: auditor,
 	})
+	cfg.Metrics.Read(s.api.Figures)
+	s.api.SetProcess(httpapi.Process{Metrics: cfg.Metrics})
 	return s, nil
 }
+
+// SetProcess tells the API of the process around the server.
+func (s *Server) SetProcess(p httpapi.Process) { s.api.SetProcess(p) }
 
 // Handler serves the HTTP API. It must be served by HTTP/1.1 only, for the sake of WebSockets.
 func (s *Server) Handler() http.Handler { return s.api }

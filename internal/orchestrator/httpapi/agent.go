@@ -1,14 +1,9 @@
 package httpapi
 
 import (
-	"cmp"
 	"context"
-	"fmt"
-	"io"
 	"net/http"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"rockpool/internal/auth"
@@ -35,6 +30,7 @@ func (a *API) agentSelf(context.Context, auth.Identity, endpoint.None) (reply, e
 			"Client":   map[string]any{"Enabled": a.local.Load() != nil},
 			"UI":       map[string]any{"Enabled": false},
 			"Rockpool": a.offers(),
+			"Agent":    a.proc().config(), // the configuration by its own keys
 		},
 		"member": a.member(),
 		"stats":  stats,
@@ -130,56 +126,6 @@ func (a *API) noCSI(_ context.Context, _ auth.Identity, r listVolumes) (reply, e
 		return reply{}, unsupported()
 	}
 	return a.written(a.store.Index(), []struct{}{}), nil
-}
-
-type metrics struct {
-	Format string `query:"format"`
-}
-
-// metrics writes the cluster's figures under Nomad's names.
-func (a *API) metrics(w http.ResponseWriter, r *http.Request, _ auth.Identity, req metrics) error {
-	figures := a.figures()
-	if req.Format != "prometheus" {
-		return unsupported()
-	}
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	var b strings.Builder
-	for _, f := range figures {
-		fmt.Fprintf(&b, "# TYPE %s gauge\n%s %d\n", f.name, f.name, f.value)
-	}
-	_, err := io.WriteString(w, b.String())
-	return err
-}
-
-type figure struct {
-	name  string
-	value int
-}
-
-func (a *API) figures() []figure {
-	snap := a.store.Snapshot()
-	m := map[string]int{"nomad_state_snapshotIndex": int(snap.Index())}
-	for _, s := range []string{model.JobPending, model.JobRunning, model.JobDead} {
-		m["nomad_nomad_job_status_"+s] = 0
-	}
-	for j := range snap.Jobs(nil, "*", "") {
-		m["nomad_nomad_job_status_"+cmp.Or(j.Status, model.JobPending)]++
-	}
-	for al := range snap.Allocs(nil, "") {
-		m["rockpool_allocations_"+al.ClientStatus]++
-	}
-	for n := range snap.Nodes(nil, "") {
-		m["rockpool_nodes_"+n.Status]++
-	}
-	for k, v := range a.cfg.Leader.Counts() {
-		m["nomad_nomad_broker_total_"+k] = v
-	}
-	out := make([]figure, 0, len(m))
-	for k, v := range m {
-		out = append(out, figure{k, v})
-	}
-	slices.SortFunc(out, func(a, b figure) int { return strings.Compare(a.name, b.name) })
-	return out
 }
 
 // offers is what of docs/native-api.md a client may use here.

@@ -77,14 +77,15 @@ type Config struct {
 
 // API is the handler.
 type API struct {
-	cfg    Config
-	store  *state.Store
-	server *endpoint.Server
-	local  atomic.Pointer[LocalNode]
-	images atomic.Pointer[Images]
-
 	compiled compiledACLs
 	roots    rootKeys
+	cfg      Config
+	store    *state.Store
+	server   *endpoint.Server
+	local    atomic.Pointer[LocalNode]
+	images   atomic.Pointer[Images]
+	around   atomic.Pointer[Process]
+	tallied  tally
 	// closing ends when long answers must end.
 	closing context.Context
 	close   context.CancelFunc

@@ -72,6 +72,7 @@ func newWorld(t *testing.T) *world {
 	broker := events.New(events.DefaultLimits, 0)
 	store.Observe(broker.Publish)
 	w.API = New(Config{Store: store, Log: w.log, Leader: l, Events: broker, Name: "one", Address: "127.0.0.1:4646", Version: "0.0.0", ACL: true, KEK: kek})
+	w.SetProcess(Process{Profiles: true})
 	job := &model.Job{Namespace: "a", ID: "j", Name: "j", Type: "batch", Priority: 50, NodePool: "default", Stop: true,
 		TaskGroups: []*model.TaskGroup{{Name: "g", Tasks: []*model.Task{{Name: "t", Driver: "mock"}}}}}
 	w.must(t, &command.QuotaUpsert{Quota: &model.Quota{Name: "q"}})
@@ -220,6 +221,8 @@ var needs = map[string]string{
 	"deployment.list": toReadJob, "deployment.allocations": toReadJob, "deployment.get": toReadJob, "deployment.promote": toSubmitJob, "deployment.pause": toSubmitJob,
 	"deployment.fail": toSubmitJob, "deployment.unblock": toSubmitJob, "deployment.health": toSubmitJob,
 	"job.scale.get": toReadScaling, "job.scale": toScaleJob, "scaling.list": toListScaling, "scaling.get": toScalingPolicy,
+	"agent.monitor": toAgentRead, "agent.pprof": toOpWrite, "agent.host": toOpRead, "agent.schedulers": toAgentRead, "agent.schedulers.config": toAgentRead,
+	"license.get": toOpRead, "agent.reload": toOpWrite,
 	"node.drain": toNodeWrite, "node.purge": toNodeWrite, "node.evaluate": toNodeWrite,
 }
 
@@ -247,7 +250,7 @@ func (w *world) path(r endpoint.Route) string {
 	if strings.Contains(r.Path, "/quota") {
 		name = "q"
 	}
-	p := strings.NewReplacer("{id}", id, "{name}", name, "{pool}", "p", "{path:.+}", "x/y", "{exec}", "e", "{service}", "s", "{alloc}", w.alloc).Replace(r.Path)
+	p := strings.NewReplacer("{id}", id, "{name}", name, "{pool}", "p", "{path:.+}", "x/y", "{exec}", "e", "{profile}", "goroutine", "{service}", "s", "{alloc}", w.alloc).Replace(r.Path)
 	p += "?namespace=a"
 	if strings.Contains(r.Path, "/event/stream") {
 		p += "&topic=Job"
@@ -327,7 +330,7 @@ func TestEveryRouteAsksForItsRight(t *testing.T) {
 			}
 			is("nobody", "", false)
 			is("a stranger", ident.New(), false)
-			readers := r.Method == "GET" && need != toManagement || need == toAnyToken
+			readers := r.Method == "GET" && need != toManagement && need != toOpWrite || need == toAnyToken
 			mayRead := readers || strings.HasPrefix(name, "job.validate") || need == toParseJob
 			if need == toReadFS || need == toAllocExec {
 				mayRead = false

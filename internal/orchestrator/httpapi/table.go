@@ -49,7 +49,7 @@ func putAndPost(rows func(method, name string) endpoint.Table) endpoint.Table {
 // table is all routes. Each area lists its own in a file of its own.
 func (a *API) table() endpoint.Table {
 	return slices.Concat(a.coreTable(), a.clientTable(), a.serverTable(), a.accessTable(), a.jobLifeTable(), a.deploymentTable(), a.scalingTable(),
-		a.nodeLifeTable(), a.explainTable())
+		a.nodeLifeTable(), a.explainTable(), a.processTable())
 }
 
 func (a *API) coreTable() endpoint.Table {
@@ -80,7 +80,6 @@ func (a *API) coreTable() endpoint.Table {
 		endpoint.Stream("event.stream", "GET", "/v1/event/stream", anywhere(auth.AnyRight), a.streamEvents),
 		endpoint.Call("agent.self", "GET", "/v1/agent/self", read(auth.AgentRead), a.agentSelf),
 		endpoint.Call("agent.health", "GET", "/v1/agent/health", read(auth.Public), a.agentHealth),
-		endpoint.Stream("metrics", "GET", "/v1/metrics", read(auth.AgentRead), a.metrics),
 		endpoint.Call("volume.list", "GET", "/v1/volumes", read(auth.ListJobs), a.noCSI),
 		endpoint.Call("plugin.list", "GET", "/v1/plugins", read(auth.PluginList), a.noCSI),
 		endpoint.Call("scheduler.get", "GET", "/v1/operator/scheduler/configuration", read(auth.OpRead), a.getSchedulerConfig),

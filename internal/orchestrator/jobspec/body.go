@@ -61,16 +61,26 @@ func (p *parser) body(b *hclsyntax.Body, into reflect.Value) {
 			p.assign(f.value, p.value(a.Expr), a.Name, a.Expr.Range())
 		}
 	}
-	for _, k := range b.Blocks {
-		f, ok := names[k.Type]
-		switch {
-		case !ok:
-			p.fail(k.TypeRange, "unknown block %q", k.Type)
-		case !f.block:
-			p.fail(k.TypeRange, "%q is an attribute: write %s = …", k.Type, k.Type)
-		default:
-			p.block(k, f.value)
+	for _, k := range p.expand(b.Blocks) {
+		outer := p.ctx
+		if k.ctx != nil {
+			p.ctx = k.ctx
 		}
+		p.nested(k.Block, names)
+		p.ctx = outer
+	}
+}
+
+// nested reads one block of a struct's body.
+func (p *parser) nested(k *hclsyntax.Block, names map[string]field) {
+	f, ok := names[k.Type]
+	switch {
+	case !ok:
+		p.fail(k.TypeRange, "unknown block %q", k.Type)
+	case !f.block:
+		p.fail(k.TypeRange, "%q is an attribute: write %s = …", k.Type, k.Type)
+	default:
+		p.block(k, f.value)
 	}
 }
 
@@ -145,10 +155,14 @@ func (p *parser) mapped(b *hclsyntax.Body, into reflect.Value) {
 		p.assign(e, p.value(a.Expr), a.Name, a.Expr.Range())
 		into.SetMapIndex(reflect.ValueOf(a.Name), e)
 	}
-	for _, k := range b.Blocks {
+	for _, k := range p.expand(b.Blocks) {
 		if elem.Kind() != reflect.Interface {
 			p.fail(k.TypeRange, "unknown block %q", k.Type)
 			continue
+		}
+		outer := p.ctx
+		if k.ctx != nil {
+			p.ctx = k.ctx
 		}
 		m := map[string]any{}
 		inner := m
@@ -158,6 +172,7 @@ func (p *parser) mapped(b *hclsyntax.Body, into reflect.Value) {
 			inner = next
 		}
 		p.mapped(k.Body, reflect.ValueOf(&inner).Elem())
+		p.ctx = outer
 		list, _ := into.Interface().(map[string]any)[k.Type].([]map[string]any)
 		into.SetMapIndex(reflect.ValueOf(k.Type), reflect.ValueOf(append(list, m)))
 	}

@@ -1,7 +1,7 @@
 // Package jobspec reads job files in HCL into the job type of nomad/api. It is driven by that type's hcl struct tags: a field that
 // the library gains is read without a change here.
 //
-// Expressions may use var, local and the functions of [functions]. References to anything else, such as ${node.unique.name} or
+// Expressions may use var, local, the functions of a list that reads nothing from outside, and the iterators of dynamic blocks. References to anything else, such as ${node.unique.name} or
 // ${attr.cpu.arch}, are for the scheduler or the task and stay as they were written.
 package jobspec
 
@@ -13,7 +13,6 @@ import (
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/hashicorp/nomad/api"
-	"github.com/zclconf/go-cty/cty"
 )
 
 // maxErrors bounds how many mistakes of one file are told.
@@ -23,6 +22,12 @@ const maxErrors = 20
 // places.
 func Parse(name string, src []byte, variables string) (*api.Job, error) {
 	p := &parser{src: map[string][]byte{name: src}}
+	if err := shallow(name, src); err != nil {
+		return nil, err
+	}
+	if err := shallow("variables.hcl", []byte(variables)); err != nil {
+		return nil, err
+	}
 	file, diags := hclsyntax.ParseConfig(src, name, hcl.InitialPos)
 	p.add(diags)
 	if diags.HasErrors() {
@@ -42,7 +47,7 @@ func Parse(name string, src []byte, variables string) (*api.Job, error) {
 			p.fail(b.TypeRange, "a job has a name: job \"name\" { … }")
 		default:
 			job = &api.Job{}
-			p.body(b.Body, reflect.ValueOf(job).Elem())
+			p.job(b.Body, job)
 			if job.ID == nil {
 				job.ID = new(b.Labels[0])
 			}
@@ -62,6 +67,26 @@ func Parse(name string, src []byte, variables string) (*api.Job, error) {
 	}
 	tidy(job)
 	return job, nil
+}
+
+// job reads the contents of the job. A task outside of a group stands for a group of its name.
+func (p *parser) job(b *hclsyntax.Body, job *api.Job) {
+	rest := *b
+	rest.Blocks = nil
+	for _, k := range b.Blocks {
+		if k.Type != "task" {
+			rest.Blocks = append(rest.Blocks, k)
+		}
+	}
+	p.body(&rest, reflect.ValueOf(job).Elem())
+	for _, k := range b.Blocks {
+		if k.Type != "task" {
+			continue
+		}
+		t := &api.Task{}
+		p.labelled(k, reflect.ValueOf(t).Elem(), k.Labels)
+		job.TaskGroups = append(job.TaskGroups, &api.TaskGroup{Name: new(t.Name), Tasks: []*api.Task{t}})
+	}
 }
 
 // tidy puts ports with a fixed number where the API has them.
@@ -93,6 +118,7 @@ type parser struct {
 	src    map[string][]byte // by file name
 	ctx    *hcl.EvalContext
 	errors []error
+	spent  float64 // weight of what was evaluated
 }
 
 func (p *parser) add(diags hcl.Diagnostics) {
@@ -112,62 +138,4 @@ func (p *parser) err() error {
 		p.errors = append(p.errors[:maxErrors:maxErrors], fmt.Errorf("and %d more", len(p.errors)-maxErrors))
 	}
 	return errors.Join(p.errors...)
-}
-
-// evaluate makes the context of expressions: variables, then locals in their order.
-func (p *parser) evaluate(body *hclsyntax.Body, variables string) {
-	vars, locals := map[string]cty.Value{}, map[string]cty.Value{}
-	p.ctx = &hcl.EvalContext{Functions: functions, Variables: map[string]cty.Value{}}
-	given := p.given(variables)
-	for _, b := range body.Blocks {
-		if b.Type != "variable" {
-			continue
-		}
-		if len(b.Labels) != 1 {
-			p.fail(b.TypeRange, "a variable has a name")
-			continue
-		}
-		name := b.Labels[0]
-		if v, ok := given[name]; ok {
-			vars[name] = v
-			delete(given, name)
-		} else if d := b.Body.Attributes["default"]; d != nil {
-			vars[name] = p.value(d.Expr)
-		} else {
-			p.fail(b.TypeRange, "variable %q has neither a value nor a default", name)
-		}
-	}
-	for name := range given {
-		p.errors = append(p.errors, fmt.Errorf("a value is given for variable %q, which the file does not declare", name))
-	}
-	p.ctx.Variables["var"] = cty.ObjectVal(vars)
-	p.ctx.Variables["local"] = cty.EmptyObjectVal
-	for _, b := range body.Blocks {
-		if b.Type != "locals" {
-			continue
-		}
-		for _, a := range ordered(b.Body.Attributes) {
-			locals[a.Name] = p.value(a.Expr)
-			p.ctx.Variables["local"] = cty.ObjectVal(locals)
-		}
-	}
-}
-
-// given reads the values of a file of variables.
-func (p *parser) given(text string) map[string]cty.Value {
-	out := map[string]cty.Value{}
-	if text == "" {
-		return out
-	}
-	const name = "variables.hcl"
-	p.src[name] = []byte(text)
-	file, diags := hclsyntax.ParseConfig([]byte(text), name, hcl.InitialPos)
-	p.add(diags)
-	if diags.HasErrors() {
-		return out
-	}
-	for _, a := range ordered(file.Body.(*hclsyntax.Body).Attributes) {
-		out[a.Name] = p.value(a.Expr)
-	}
-	return out
 }

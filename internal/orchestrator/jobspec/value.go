@@ -1,6 +1,7 @@
 package jobspec
 
 import (
+	"math"
 	"math/big"
 	"reflect"
 	"strings"
@@ -10,19 +11,7 @@ import (
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/convert"
-	"github.com/zclconf/go-cty/cty/function"
-	"github.com/zclconf/go-cty/cty/function/stdlib"
 )
-
-var functions = map[string]function.Function{
-	"abs": stdlib.AbsoluteFunc, "ceil": stdlib.CeilFunc, "coalesce": stdlib.CoalesceFunc, "concat": stdlib.ConcatFunc,
-	"contains": stdlib.ContainsFunc, "element": stdlib.ElementFunc, "floor": stdlib.FloorFunc, "format": stdlib.FormatFunc,
-	"join": stdlib.JoinFunc, "jsondecode": stdlib.JSONDecodeFunc, "jsonencode": stdlib.JSONEncodeFunc, "keys": stdlib.KeysFunc,
-	"length": stdlib.LengthFunc, "lookup": stdlib.LookupFunc, "lower": stdlib.LowerFunc, "max": stdlib.MaxFunc, "merge": stdlib.MergeFunc,
-	"min": stdlib.MinFunc, "range": stdlib.RangeFunc, "regex_replace": stdlib.RegexReplaceFunc, "replace": stdlib.ReplaceFunc,
-	"split": stdlib.SplitFunc, "substr": stdlib.SubstrFunc, "trim": stdlib.TrimFunc, "trimprefix": stdlib.TrimPrefixFunc,
-	"trimspace": stdlib.TrimSpaceFunc, "trimsuffix": stdlib.TrimSuffixFunc, "upper": stdlib.UpperFunc, "values": stdlib.ValuesFunc,
-}
 
 // value evaluates an expression, leaving references that are not for us as text.
 func (p *parser) value(e hclsyntax.Expression) cty.Value {
@@ -38,12 +27,16 @@ func (p *parser) value(e hclsyntax.Expression) cty.Value {
 				b.WriteString(p.literal(part))
 				continue
 			}
-			v, err := convert.Convert(p.value(part), cty.String)
-			if err != nil || v.IsNull() || !v.IsKnown() {
+			s, ok := text(p.value(part))
+			if !ok {
 				p.fail(part.Range(), "this cannot stand in a text")
 				continue
 			}
-			b.WriteString(v.AsString())
+			b.WriteString(s)
+			if p.spent += float64(len(s)); p.spent > maxTotal {
+				p.fail(part.Range(), "this could become too large")
+				return cty.DynamicVal
+			}
 		}
 		return cty.StringVal(b.String())
 	case *hclsyntax.TupleConsExpr:
@@ -55,14 +48,17 @@ func (p *parser) value(e hclsyntax.Expression) cty.Value {
 	case *hclsyntax.ObjectConsExpr:
 		vals := map[string]cty.Value{}
 		for _, it := range x.Items {
+			if !p.affordable(it.KeyExpr) {
+				continue
+			}
 			k, diags := it.KeyExpr.Value(p.ctx)
 			p.add(diags)
-			k, err := convert.Convert(k, cty.String)
-			if err != nil || k.IsNull() || !k.IsKnown() {
+			key, ok := text(k)
+			if !ok {
 				p.fail(it.KeyExpr.Range(), "the key is not a text")
 				continue
 			}
-			vals[k.AsString()] = p.value(it.ValueExpr)
+			vals[key] = p.value(it.ValueExpr)
 		}
 		return cty.ObjectVal(vals)
 	case *hclsyntax.ParenthesesExpr:
@@ -72,9 +68,25 @@ func (p *parser) value(e hclsyntax.Expression) cty.Value {
 		p.fail(e.Range(), "%s is only known later; write it in a text: %q", p.source(e), p.literal(e))
 		return cty.StringVal("")
 	}
+	if !p.affordable(e) {
+		return cty.DynamicVal
+	}
 	v, diags := e.Value(p.ctx)
 	p.add(diags)
+	v, _ = v.UnmarkDeep()
 	return v
+}
+
+// text converts a value to a text. A number of too many digits is none.
+func text(v cty.Value) (string, bool) {
+	if v.Type() == cty.Number && !v.IsNull() && v.IsKnown() && math.IsInf(size(v), 1) {
+		return "", false
+	}
+	s, err := convert.Convert(v, cty.String)
+	if err != nil || s.IsNull() || !s.IsKnown() {
+		return "", false
+	}
+	return s.AsString(), true
 }
 
 // foreign reports whether an expression is a reference to something that is not known to job files.
@@ -89,8 +101,12 @@ func (p *parser) foreign(e hclsyntax.Expression) bool {
 		}
 		return false
 	}
-	root := t.Traversal.RootName()
-	return root != "var" && root != "local"
+	for ctx := p.ctx; ctx != nil; ctx = ctx.Parent() {
+		if _, ok := ctx.Variables[t.Traversal.RootName()]; ok {
+			return false
+		}
+	}
+	return true
 }
 
 func (p *parser) source(e hclsyntax.Expression) string {
@@ -120,10 +136,10 @@ func (p *parser) assign(into reflect.Value, v cty.Value, name string, at hcl.Ran
 			into.Set(reflect.ValueOf(g))
 		}
 	case t.Kind() == reflect.String:
-		if s, err := convert.Convert(v, cty.String); err != nil {
+		if s, ok := text(v); !ok {
 			p.fail(at, "%s must be a text", name)
 		} else {
-			into.SetString(s.AsString())
+			into.SetString(s)
 		}
 	case t.Kind() == reflect.Bool:
 		if b, err := convert.Convert(v, cty.Bool); err != nil {

@@ -43,6 +43,7 @@ type Config struct {
 	Keep         Keep
 	// Crowded reports that the way onto the log is nearly full, so that new work should be refused. nil = it never is.
 	Crowded func() bool
+	Measure func(name string, start time.Time) // told how long steps took; nil = nobody is
 	// Services are more of them, which end with the term.
 	Services   []lifecycle.Service
 	Namespaces []string     // made where they are missing before a term's services begin
@@ -135,6 +136,8 @@ func (l *Leader) lead(ctx context.Context) error {
 	}
 	t.collector = newCollector(l.cfg)
 	l.admission.reset()
+	t.plans.Measure = t.measure
+	established := time.Now()
 	// Observe first, read then: an evaluation that comes in between is seen twice, which does no harm, rather than never.
 	end := l.cfg.Store.Observe(t.observe)
 	defer end()
@@ -161,6 +164,7 @@ func (l *Leader) lead(ctx context.Context) error {
 	if err := t.ensureNamespaces(ctx); err != nil {
 		l.cfg.Logger.WithField("error", err.Error()).Error("a configured namespace could not be made")
 	}
+	t.measure("nomad.nomad.leader.establish_leadership", established)
 	l.set(t)
 	defer l.set(nil)
 	if l.cfg.Leading != nil {
@@ -213,9 +217,11 @@ const (
 func (t *term) restore(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, barrierBound)
 	defer cancel()
+	start := time.Now()
 	if err := t.cfg.Log.Barrier(ctx); err != nil {
 		return err
 	}
+	t.measure("nomad.nomad.leader.barrier", start)
 	snap := t.cfg.Store.Snapshot()
 	t.ledger.begin(snap)
 	t.broker.Pause(snap.SchedulerConfig().PauseBroker)

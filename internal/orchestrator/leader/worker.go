@@ -53,7 +53,10 @@ func (t *term) evaluate(ctx context.Context, e *model.Evaluation) error {
 		began := time.Now()
 		d := sched.Schedule(t.view(snap), e, began.UnixNano())
 		timed(d, time.Since(began))
+		t.measure("nomad.nomad.worker.invoke_scheduler."+e.Type, began)
+		planned := time.Now()
 		done, err := t.submit(ctx, snap, e, d)
+		t.measure("nomad.nomad.worker.submit_plan", planned)
 		if err != nil {
 			return err
 		}

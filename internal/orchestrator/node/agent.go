@@ -44,6 +44,7 @@ type Config struct {
 	HTTPAddr   string // where the HTTP API reaches this agent; empty = only through a server
 	Version    string // of Rockpool
 	Meta       map[string]string
+	Volumes    map[string]*model.HostVolume // directories that jobs may name
 	Drivers    []driver.Driver
 	Networks   Networks                   // nil = allocations have none
 	Attributes func() map[string]string   // extra ones, asked again from time to time

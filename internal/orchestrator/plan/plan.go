@@ -50,6 +50,14 @@ type Applier struct {
 	store *state.Store
 	log   Log
 	queue chan submission
+	// Measure is told how long the steps took. nil = nobody is.
+	Measure func(name string, start time.Time)
+}
+
+func (a *Applier) measure(name string, start time.Time) {
+	if a.Measure != nil {
+		a.Measure(name, start)
+	}
 }
 
 // New makes an applier.
@@ -96,6 +104,7 @@ func (a *Applier) Run(ctx context.Context) error {
 }
 
 func (a *Applier) apply(ctx context.Context, batch []submission) {
+	start := time.Now()
 	check := newCheck(a.store.Snapshot())
 	entry := &command.PlanResults{Now: time.Now().UnixNano()}
 	partial := make([]bool, len(batch))
@@ -103,9 +112,12 @@ func (a *Applier) apply(ctx context.Context, batch []submission) {
 		partial[i] = check.admit(s.plan)
 		entry.Plans = append(entry.Plans, s.plan)
 	}
+	a.measure("nomad.nomad.plan.evaluate", start)
 	ctx, cancel := context.WithTimeout(ctx, applyBound)
 	defer cancel()
+	start = time.Now()
 	result, index, err := a.log.Apply(ctx, entry)
+	a.measure("nomad.nomad.plan.apply", start)
 	placed, ok := result.([]state.Placed)
 	if err == nil && !ok {
 		err = fault.New(fault.Internal, "the log answered a plan with %T", result)

@@ -1,0 +1,127 @@
+package orchestrator
+
+import (
+	"cmp"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"rockpool/internal/certs"
+	"rockpool/internal/orchestrator/httpapi"
+	"rockpool/internal/orchestrator/leader"
+	"rockpool/internal/orchestrator/model"
+)
+
+// Role is which parts an agent has.
+type Role uint8
+
+// Roles.
+const (
+	ServerAndNode Role = iota
+	ServerOnly
+	NodeOnly
+)
+
+// ServerOptions is what an agent's server may be told. Zero values have the defaults of ServerConfig.
+type ServerOptions struct {
+	ACL            bool   // callers need tokens; see ServerConfig
+	KeyFile        string // wraps the keys of variables; see ServerConfig
+	AuditFile      string // see ServerConfig; "" = none is kept
+	JoinToken      string // what nodes that are not known may show; "" = the agent's Token
+	Cluster        ClusterConfig
+	HeartbeatTTL   time.Duration
+	HeartbeatGrace time.Duration
+	Keep           leader.Keep
+	LogSegment     int
+}
+
+// NodeOptions is what an agent's node may be told.
+type NodeOptions struct {
+	Servers   []string // base addresses of servers' HTTP API; empty = the server in the same agent
+	JoinToken string   // shown to register for the first time; "" = the agent's Token
+	Class     string
+	Pool      string // default "default"
+	Meta      map[string]string
+	Volumes   map[string]*model.HostVolume // directories that jobs may name
+
+	ReservedCPU, ReservedMemory, ReservedDisk int // MHz, MB, MB that allocations do not get
+	TotalCPU, TotalMemory                     int // MHz and MB that the machine is said to have; 0 = what is found
+}
+
+// resources overrides what was found of the machine; nil = nothing.
+func (o NodeOptions) resources() func(*model.NodeResources) {
+	if o.TotalCPU == 0 && o.TotalMemory == 0 {
+		return nil
+	}
+	return func(r *model.NodeResources) {
+		r.CPU = cmp.Or(o.TotalCPU, r.CPU)
+		r.MemoryMB = cmp.Or(o.TotalMemory, r.MemoryMB)
+	}
+}
+
+// serverConfig is what the agent's server is made of. address is what clients are told.
+func (cfg *AgentConfig) serverConfig(address string) ServerConfig {
+	o := cfg.Server
+	return ServerConfig{
+		DataDir: filepath.Join(cfg.DataDir, "server"), Name: cmp.Or(cfg.Name, "server"), Datacenter: cfg.Datacenter, Address: address, Version: Version(),
+		Token: cfg.Token, JoinToken: cmp.Or(o.JoinToken, cfg.Token), Log: cfg.Log, Cluster: o.Cluster,
+		HeartbeatTTL: o.HeartbeatTTL, HeartbeatGrace: o.HeartbeatGrace, Keep: o.Keep, LogSegment: o.LogSegment, Metrics: cfg.Process.Metrics,
+		Namespaces: cfg.Namespaces, ACL: o.ACL, KeyFile: o.KeyFile, AuditFile: o.AuditFile,
+	}
+}
+
+// listen opens the listener of the HTTP API, with the limits and the certificates that it shall have.
+func (a *Agent) listen(cfg AgentConfig) error {
+	t := cfg.Server.Cluster.TLS
+	if t.CAFile != "" {
+		var err error
+		if a.certs, err = certs.Load(certs.Files{CA: t.CAFile, Cert: t.CertFile, Key: t.KeyFile}, cfg.Server.Cluster.Region, t.VerifyServerHostname); err != nil {
+			return fmt.Errorf("tls: %w", err)
+		}
+	}
+	in, err := net.Listen("tcp", cfg.Address)
+	if err != nil {
+		return fmt.Errorf("orchestrator: %w", err)
+	}
+	a.limiter = httpapi.NewLimiter(cfg.Limits, func() { cfg.Process.Metrics.Count("nomad.nomad.agent.http.exceeded", 1) })
+	a.listener, a.scheme = a.limiter.Listen(in), "http"
+	if t.HTTP {
+		if a.certs == nil {
+			return fmt.Errorf("tls: HTTPS needs the files of a certificate")
+		}
+		a.listener, a.scheme = tls.NewListener(a.listener, a.certs.HTTPListener(t.VerifyHTTPSClient)), "https"
+	}
+	return nil
+}
+
+// servers are the addresses that the node finds servers at.
+func (a *Agent) servers(cfg AgentConfig) []string {
+	if a.server == nil {
+		return cfg.Node.Servers
+	}
+	return []string{a.URL()}
+}
+
+// handler is the HTTP API.
+func (a *Agent) handler() http.Handler {
+	if a.server == nil {
+		return a.edge
+	}
+	return a.server.Handler()
+}
+
+// ReloadCertificates reads the files of TLS again. Connections keep what they began with.
+func (a *Agent) ReloadCertificates() error {
+	var errs []error
+	if a.certs != nil {
+		errs = append(errs, a.certs.Reload())
+	}
+	if a.server != nil {
+		errs = append(errs, a.server.Reload())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,199 @@
+package agentconfig
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+var logLevels = []string{"ERROR", "WARN", "INFO", "DEBUG", "TRACE"}
+
+// name is what can be part of a DNS name and of a certificate's.
+var name = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?$`)
+
+// Check finds values that are possible each but wrong. It returns all problems.
+func (c *Config) Check() (problems []error) {
+	refuse := func(format string, args ...any) {
+		problems = append(problems, fmt.Errorf("configuration: "+format, args...))
+	}
+	if !c.Server.Enabled && !c.Client.Enabled {
+		refuse("neither server.enabled nor client.enabled is set: the agent would do nothing")
+	}
+	if c.DataDir == "" || !filepath.IsAbs(c.DataDir) {
+		refuse("data_dir: an absolute path is needed, %q is none", c.DataDir)
+	}
+	for key, v := range map[string]string{"region": c.Region, "datacenter": c.Datacenter} {
+		if !name.MatchString(v) {
+			refuse("%s: %q is not a name of letters, digits, - and _", key, v)
+		}
+	}
+	if c.Name != "" && !name.MatchString(strings.ReplaceAll(c.Name, ".", "-")) {
+		refuse("name: %q is not a name of letters, digits, ., - and _", c.Name)
+	}
+	if !slices.Contains(logLevels, strings.ToUpper(c.LogLevel)) {
+		refuse("log_level: %q is none of %s", c.LogLevel, strings.Join(logLevels, ", "))
+	}
+	for key, v := range map[string]string{
+		"bind_addr": c.BindAddr, "addresses.http": c.Addresses.HTTP, "addresses.rpc": c.Addresses.RPC, "addresses.serf": c.Addresses.Serf,
+	} {
+		if _, err := netip.ParseAddr(v); v != "" && err != nil {
+			refuse("%s: %q is not an IP address", key, v)
+		}
+	}
+	for key, v := range map[string]string{"advertise.http": c.Advertise.HTTP, "advertise.rpc": c.Advertise.RPC, "advertise.serf": c.Advertise.Serf} {
+		if host, _, err := net.SplitHostPort(v); v != "" && (err == nil && host == "" || err != nil && strings.Contains(v, ":") && net.ParseIP(v) == nil) {
+			refuse("%s: %q is not an address, with or without a port", key, v)
+		}
+	}
+	used := map[int]string{}
+	for _, p := range []struct {
+		key  string
+		port int
+	}{{"ports.http", c.Ports.HTTP}, {"ports.rpc", c.Ports.RPC}, {"ports.serf", c.Ports.Serf}} {
+		if p.port < 0 || p.port > 65535 || p.port == 0 && p.key != "ports.http" {
+			refuse("%s: %d is not a port", p.key, p.port)
+		} else if other := used[p.port]; other != "" && p.port != 0 {
+			refuse("%s and %s are both %d", other, p.key, p.port)
+		}
+		used[p.port] = p.key
+	}
+	c.checkServer(refuse)
+	c.checkClient(refuse)
+	c.checkTLS(refuse)
+	for key, n := range map[string]int{
+		"limits.http_max_conns_per_client": c.Limits.HTTPMaxConnsPerClient, "limits.http_max_streams_per_client": c.Limits.HTTPMaxStreamsPerClient,
+	} {
+		if n < 0 {
+			refuse("%s: %d is negative; 0 is no limit", key, n)
+		}
+	}
+	slices.SortFunc(problems, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return problems
+}
+
+type refusal func(format string, args ...any)
+
+func (c *Config) checkServer(refuse refusal) {
+	s := c.Server
+	if !slices.Contains([]int{0, 1, 3, 5}, s.BootstrapExpect) {
+		refuse("server.bootstrap_expect: %d is none of 1, 3 and 5; 0 joins a cluster that exists", s.BootstrapExpect)
+	}
+	if s.Enabled && s.BootstrapExpect > 1 && len(s.ServerJoin.RetryJoin) == 0 {
+		refuse("server.bootstrap_expect: %d servers find each other by server.server_join.retry_join, which is empty", s.BootstrapExpect)
+	}
+	if s.Enabled && s.BootstrapExpect == 0 && len(s.ServerJoin.RetryJoin) == 0 {
+		refuse("server.bootstrap_expect: set it to 1 for a server alone, to 3 or 5 for the first servers of a cluster, or name servers to join in server.server_join.retry_join")
+	}
+	if e := s.ClientIntroduction.Enforcement; e != None && e != Strict {
+		refuse("server.client_introduction.enforcement: %q is neither %s nor %s", e, None, Strict)
+	}
+	if s.Encrypt != "" {
+		if _, err := GossipKey(s.Encrypt); err != nil {
+			refuse("server.encrypt: %w", err)
+		}
+	}
+	for key, n := range map[string]int{"server.eval_gc_count": s.EvalGCCount, "server.alloc_gc_count": s.AllocGCCount} {
+		if n < 1 {
+			refuse("%s: %d is less than 1", key, n)
+		}
+	}
+	if s.RaftLogSegment < 1<<20 || s.RaftLogSegment > 1<<30 {
+		refuse("server.raft_log_segment: %d bytes are not between 1 MiB and 1 GiB", s.RaftLogSegment)
+	}
+	for key, zero := range map[string]bool{
+		"server.heartbeat_grace": s.HeartbeatGrace == 0, "server.min_heartbeat_ttl": s.MinHeartbeatTTL == 0, "server.job_gc_interval": s.JobGCInterval == 0,
+		"server.job_gc_threshold": s.JobGCThreshold == 0, "server.eval_gc_threshold": s.EvalGCThreshold == 0, "server.alloc_gc_age": s.AllocGCAge == 0,
+		"server.server_join.retry_interval": s.ServerJoin.RetryInterval == 0,
+	} {
+		if zero {
+			refuse("%s: it must be longer than 0s", key)
+		}
+	}
+}
+
+// GossipKey is the key that server.encrypt writes.
+func GossipKey(text string) ([]byte, error) {
+	key, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || !slices.Contains([]int{16, 24, 32}, len(key)) {
+		return nil, fmt.Errorf("the key is not base64 of 16, 24 or 32 bytes: make one with \"orchestrator operator gossip keyring generate\"")
+	}
+	return key, nil
+}
+
+func (c *Config) checkClient(refuse refusal) {
+	n := c.Client
+	if n.Enabled && !c.Server.Enabled && len(n.Servers) == 0 {
+		refuse("client.servers: name the HTTP addresses of servers, such as [\"https://10.0.0.1:4646\"]")
+	}
+	for _, s := range n.Servers {
+		if u, err := url.Parse(ServerURL(s, c.TLS.HTTP)); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			refuse("client.servers: %q is neither host:port nor an address such as https://10.0.0.1:4646", s)
+		}
+	}
+	if n.OnStop != Keep && n.OnStop != Remove {
+		refuse("client.on_stop: %q is neither %s nor %s", n.OnStop, Keep, Remove)
+	}
+	for _, r := range []struct {
+		key string
+		n   int
+	}{
+		{"client.reserved.cpu", n.Reserved.CPU}, {"client.reserved.memory", n.Reserved.Memory}, {"client.reserved.disk", n.Reserved.Disk},
+		{"client.cpu_total_compute", n.CPUTotalCompute}, {"client.memory_total_mb", n.MemoryTotalMB}, {"client.images.max_size", n.Images.MaxSize},
+	} {
+		if r.n < 0 {
+			refuse("%s: %d is negative", r.key, r.n)
+		}
+	}
+	for v, h := range n.HostVolume {
+		if !filepath.IsAbs(h.Path) {
+			refuse("client.host_volume.%s.path: an absolute path is needed, %q is none", v, h.Path)
+		}
+	}
+	if p, err := netip.ParsePrefix(n.Network.Range); n.Network.Range != "" && (err != nil || !p.Addr().Is4()) {
+		refuse("client.network.range: %q is not an IPv4 prefix such as %s", n.Network.Range, Default().Client.Network.Range)
+	}
+	for key, list := range map[string][]string{"client.runtimes": n.Runtimes, "client.images.mirrors": n.Images.Mirrors} {
+		for _, pair := range list {
+			if a, b, ok := strings.Cut(pair, "="); !ok || a == "" || b == "" {
+				refuse("%s: %q is not of the form name=value", key, pair)
+			}
+		}
+	}
+}
+
+// ServerURL is the address of a server's HTTP API: an entry of client.servers may leave out the scheme.
+func ServerURL(s string, tls bool) string {
+	switch {
+	case strings.Contains(s, "://"):
+		return s
+	case tls:
+		return "https://" + s
+	}
+	return "http://" + s
+}
+
+func (c *Config) checkTLS(refuse refusal) {
+	t := c.TLS
+	if (t.HTTP || t.RPC) && (t.CAFile == "" || t.CertFile == "" || t.KeyFile == "") {
+		refuse("tls: http and rpc need ca_file, cert_file and key_file: make them with \"orchestrator tls ca create\" and \"orchestrator tls cert create\"")
+	}
+	if t.VerifyHTTPSClient && !t.HTTP {
+		refuse("tls.verify_https_client: it needs tls.http")
+	}
+	if t.VerifyServerHostname && !t.RPC {
+		refuse("tls.verify_server_hostname: it needs tls.rpc")
+	}
+	public := c.BindAddr
+	if c.Addresses.HTTP != "" {
+		public = c.Addresses.HTTP
+	}
+	if a, err := netip.ParseAddr(public); err == nil && c.Server.Enabled && !a.IsLoopback() && !c.ACL.Enabled && !t.VerifyHTTPSClient {
+		refuse("the HTTP API would be open to everybody who reaches %s: set acl.enabled, or tls.http with tls.verify_https_client, or bind to 127.0.0.1", a)
+	}
+}

@@ -1,0 +1,191 @@
+# Every key of the orchestrator's agent with its default. Start it with: orchestrator agent -config=<this file>
+# -config may be given again, and may name a directory: later files win, a list in a later file replaces an earlier one, maps and blocks are merged.
+# A file that ends in .yaml or .yml holds the same keys in YAML. Keys that do not exist and values that do not fit are refused at start.
+# What the signal HUP reads again: log_level, the files named in tls, and server.encrypt. Everything else needs a restart.
+
+# Of the server and the node in the cluster. Empty: the host's name. It must not change while data_dir is kept.
+name = ""
+# There is one region. It is part of the names in servers' certificates.
+region = "global"
+# Where the machine stands. Jobs may ask for datacenters.
+datacenter = "dc1"
+# Where all state is, private to the agent: an absolute path. It has no default.
+data_dir = ""
+# Where the agent listens, unless addresses says otherwise.
+bind_addr = "127.0.0.1"
+
+# Where single services listen. Empty: bind_addr.
+addresses {
+  http = ""
+  rpc  = ""
+  serf = ""
+}
+
+# What others reach the services at, as an address or address:port. Empty: where they listen.
+advertise {
+  http = ""
+  rpc  = ""
+  serf = ""
+}
+
+ports {
+  # Of the HTTP API; 0 = any free one.
+  http = 4646
+  # Between servers: Raft and forwarded requests.
+  rpc = 4647
+  # Of the membership protocol, TCP and UDP.
+  serf = 4648
+}
+
+server {
+  enabled = false
+  # How many servers meet before the first election: 1, 3 or 5. 0 = this server joins a cluster that exists.
+  bootstrap_expect = 0
+  # Encrypts the membership protocol: a key from "orchestrator operator gossip keyring generate". Empty: it is open.
+  encrypt = ""
+  # What a node that is not known yet shows to register, where acl is enabled. Empty: only a token with node:write may introduce nodes.
+  join_token = ""
+  # Holds the key that wraps the keys of variables: the same file on all servers. Without one a server of a cluster keeps no variables.
+  key_file = ""
+
+  client_introduction {
+    # none: a node that is not known yet may register where acl is not enabled. strict: it must show an introduction token or the join token.
+    enforcement = "none"
+  }
+
+  server_join {
+    # Servers to find at start: host or host:port of their membership protocol. A name stands for all its addresses.
+    retry_join = []
+    # Between two attempts.
+    retry_interval = "30s"
+  }
+
+  # How long a node may stay silent beyond its time to live before it counts as down.
+  heartbeat_grace = "10s"
+  # The shortest time to live that nodes are given. It grows with their number.
+  min_heartbeat_ttl = "10s"
+
+  # How often what has ended is looked for.
+  job_gc_interval = "30s"
+  # After which dead jobs go.
+  job_gc_threshold = "4h"
+  # After which ended evaluations go, and how many stay at most.
+  eval_gc_threshold = "1h"
+  eval_gc_count     = 5000
+  # After which ended allocations go, and how many stay at most.
+  alloc_gc_age   = "4h"
+  alloc_gc_count = 5000
+  # Dead jobs that are kept beyond the newest so many go early.
+  job_gc_count = 10000
+  # Bytes of one file of the Raft log, which is allocated ahead.
+  raft_log_segment = 67108864
+}
+
+client {
+  enabled = false
+  # HTTP addresses of servers: host:port or a URL. Empty: the server in this agent.
+  servers = []
+  # What this node shows to register for the first time: the servers' join_token. Later it has an identity of its own.
+  join_token = ""
+  # Jobs may ask for a class of nodes, and are placed in a pool.
+  node_class = ""
+  node_pool  = "default"
+  # Jobs may ask for these in constraints, such as "${meta.rack}": rack = "r1"
+  meta {}
+  # Directories that jobs may ask for by name: a block per name, host_volume "datasets" { path = "/srv/datasets", read_only = true }
+  host_volume {}
+
+  # Kept away from allocations: MHz, MB and MB.
+  reserved {
+    cpu    = 0
+    memory = 0
+    disk   = 0
+  }
+
+  # What the machine is said to have, in MHz and MB; 0 = what is found.
+  cpu_total_compute = 0
+  memory_total_mb   = 0
+  # Where CNI plugins and configurations are, for jobs with network mode cni/<name>.
+  cni_path       = "/opt/cni/bin"
+  cni_config_dir = "/opt/cni/config"
+
+  # Whether allocations outlive an orderly stop of the agent: keep or remove.
+  on_stop = "keep"
+  # Start although this machine cannot confine what it runs. Never where strangers' code runs.
+  allow_unconfined = false
+
+  images {
+    # Directories that images on this machine may be taken from, besides images/local below data_dir.
+    local_dirs = []
+    # Other places to pull a registry's images from: "registry=mirror".
+    mirrors = []
+    # Registries that are asked over HTTP without TLS.
+    plain_http = []
+    # A Docker config file with credentials. Empty: that of the user who runs this.
+    credentials = ""
+    # GB that unpacked images may take; 0 = no bound.
+    max_size = 20
+    # After which an image that nothing uses goes; "0s" = never.
+    max_age = "168h"
+  }
+
+  network {
+    # Addresses of runners with network access: a range that is in use nowhere near this machine. Empty: none have.
+    range = "172.30.64.0/20"
+    # Name servers that runners' questions are passed on to. Empty: those of this machine.
+    dns = []
+  }
+
+  # OCI runtimes that jobs may ask for by name: "runsc=/usr/local/bin/runsc".
+  runtimes = []
+
+  docker {
+    # Run jobs for Docker in this engine instead of the native sandbox: "unix:///var/run/docker.sock".
+    engine = ""
+    # Networks of that engine that jobs may have. Docker's own keep programs from neither this machine nor private addresses.
+    networks = []
+  }
+}
+
+audit {
+  # Who asked for what, one line of JSON each, rotated. Empty: none is kept.
+  file = ""
+}
+
+acl {
+  # Ask for tokens. The first one comes from "orchestrator acl bootstrap".
+  enabled = false
+}
+
+tls {
+  # Serve HTTPS, and between servers mutual TLS.
+  http = false
+  rpc  = false
+  # Made by "orchestrator tls ca create" and "orchestrator tls cert create".
+  ca_file   = ""
+  cert_file = ""
+  key_file  = ""
+  # A server's certificate must be made for a server, so that a node's cannot speak as one.
+  verify_server_hostname = false
+  # Clients of the HTTP API show a certificate of the same authority.
+  verify_https_client = false
+}
+
+telemetry {
+  # Answer /v1/metrics?format=prometheus.
+  prometheus_metrics = true
+}
+
+limits {
+  # Connections that one client address may have, and of those the ones that carry a long answer (event streams, logs, executions) beyond that.
+  # 0 = unlimited.
+  http_max_conns_per_client   = 1000
+  http_max_streams_per_client = 10000
+}
+
+# ERROR, WARN, INFO, DEBUG or TRACE.
+log_level = "INFO"
+# One JSON object per line instead of text.
+log_json = false
+# Serve profiles at /v1/agent/pprof also where acl is not enabled.
+enable_debug = false
