@@ -136,7 +136,7 @@ func TestImportDirections(t *testing.T) {
 var homes = map[string][]string{
 	"github.com/hashicorp/nomad/api":              {"internal/nomad", "internal/orchestrator/wire", "internal/orchestrator/jobspec"},
 	"github.com/gorilla/mux":                      {"internal/endpoint"},
-	"github.com/gorilla/websocket":                {"internal/api/session", "internal/orchestrator/httpapi", "internal/client", "internal/nomad/nomadtest", "tests"},
+	"github.com/gorilla/websocket":                {"internal/api/session", "internal/orchestrator/httpapi", "internal/orchestrator/node/serve", "internal/client", "internal/nomad/nomadtest", "tests"},
 	"github.com/hashicorp/raft":                   {"internal/orchestrator/consensus", "internal/orchestrator/sim"},
 	"github.com/hashicorp/raft-wal":               {"internal/orchestrator/consensus"},
 	"github.com/hashicorp/go-memdb":               {"internal/orchestrator/state"},
@@ -145,6 +145,8 @@ var homes = map[string][]string{
 	"github.com/opencontainers/runtime-spec":      {"internal/sandbox/oci"},
 	"github.com/google/go-containerregistry":      {"internal/image"},
 	"github.com/klauspost/compress":               {"internal/image"},
+	"github.com/hashicorp/yamux":                  {"internal/orchestrator/link"},
+	"github.com/shirou/gopsutil/v4":               {"internal/orchestrator/node"},
 	"github.com/spf13/cobra":                      {"cmd"},
 	"github.com/vishvananda/netlink":              {"internal/orchestrator/network"},
 	"github.com/vishvananda/netns":                {"internal/orchestrator/network"},

@@ -8,14 +8,16 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/consensus"
 	"rockpool/internal/orchestrator/driver"
-	"rockpool/internal/orchestrator/httpapi"
+	"rockpool/internal/orchestrator/link"
 	"rockpool/internal/orchestrator/node"
+	"rockpool/internal/orchestrator/node/serve"
 )
 
 // release is set when a release is linked.
@@ -70,7 +72,7 @@ func DefaultNetwork() NetworkConfig {
 // walls are the drivers that a node isolates with.
 type walls struct {
 	drivers  []driver.Driver
-	images   httpapi.Images      // of this node
+	images   serve.Images        // of this node; nil = none
 	networks node.Networks       // nil = none
 	services []lifecycle.Service // that run as long as the node does, and longer
 	close    func() error
@@ -82,6 +84,8 @@ type Agent struct {
 	listener net.Listener
 	server   *Server
 	node     *node.Agent
+	remote   *node.Remote
+	handler  *serve.Handler // what the node answers
 	walls    walls
 	unlock   func() error
 }
@@ -134,12 +138,16 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	a.node, err = node.New(node.Config{
 		DataDir: nodeDir, HTTPAddr: address, Version: Version(), Drivers: a.walls.drivers, Networks: a.walls.networks,
 		OnStop: onStop, Servers: servers, Log: cfg.Log,
+		Attributes: func() map[string]string {
+			return map[string]string{serve.AttributeImages: strconv.FormatBool(a.walls.images != nil)}
+		},
 	})
 	if err != nil {
 		return nil, err
 	}
-	a.server.SetLocalNode(a.node)
-	a.server.SetImages(a.walls.images)
+	a.handler = serve.New(a.node, a.walls.images, cfg.Log)
+	a.server.SetLocalNode(identity.ID, a.handler)
+	a.remote = servers
 	return a, nil
 }
 
@@ -159,6 +167,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		lifecycle.Service{Name: "server", Run: a.server.Run, Grace: stopGrace},
 		lifecycle.Service{Name: "orchestrator api", Run: a.serve},
 		lifecycle.Service{Name: "node", Run: a.runNode, Grace: stopGrace},
+		lifecycle.Service{Name: "node connections", Run: a.connect},
 		lifecycle.Service{Name: "readiness", Run: func(ctx context.Context) error {
 			select {
 			case <-a.Ready():
@@ -176,6 +185,16 @@ func (a *Agent) runNode(ctx context.Context) error {
 	select {
 	case <-a.server.Ready():
 		return a.node.Run(ctx)
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// connect keeps the node's connections to the servers once they know it.
+func (a *Agent) connect(ctx context.Context) error {
+	select {
+	case <-a.node.Registered():
+		return link.Keep(ctx, a.remote, a.handler, a.log)
 	case <-ctx.Done():
 		return nil
 	}

@@ -20,6 +20,7 @@ import (
 	"rockpool/internal/orchestrator/events"
 	"rockpool/internal/orchestrator/httpapi"
 	"rockpool/internal/orchestrator/leader"
+	"rockpool/internal/orchestrator/link"
 	"rockpool/internal/orchestrator/state"
 )
 
@@ -78,6 +79,7 @@ type Server struct {
 	leader *leader.Leader
 	events *events.Broker
 	api    *httpapi.API
+	nodes  *link.Hub
 
 	ready chan struct{}
 	once  sync.Once
@@ -96,7 +98,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		cfg.Name = host
 	}
 	cfg.Datacenter = cmp.Or(cfg.Datacenter, "dc1")
-	s := &Server{store: state.New(), ready: make(chan struct{})}
+	s := &Server{store: state.New(), nodes: link.NewHub(), ready: make(chan struct{})}
 	s.events = events.New(events.DefaultLimits, 0)
 	s.store.Observe(s.events.Publish)
 	s.raft = consensus.New(consensus.Config{
@@ -110,7 +112,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	s.api = httpapi.New(httpapi.Config{
 		Store: s.store, Log: log, Leader: s.leader, Events: s.events, Logger: cfg.Log, Name: cfg.Name, Token: cfg.Token,
 		JoinToken: cfg.JoinToken, Datacenter: cfg.Datacenter, Address: cmp.Or(cfg.Address, "127.0.0.1:4646"),
-		Version: cmp.Or(cfg.Version, "0.0.0"),
+		Version: cmp.Or(cfg.Version, "0.0.0"), Nodes: s.nodes,
 	})
 	return s, nil
 }
@@ -118,11 +120,11 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 // Handler serves the HTTP API. It must be served by HTTP/1.1 only, for the sake of WebSockets.
 func (s *Server) Handler() http.Handler { return s.api }
 
-// SetLocalNode makes routes about allocations reach the node agent in this process.
-func (s *Server) SetLocalNode(n httpapi.LocalNode) { s.api.SetLocalNode(n) }
+// SetLocalNode makes the node in this process reachable, by what answers for it.
+func (s *Server) SetLocalNode(id string, node http.Handler) { s.nodes.SetLocal(id, node) }
 
-// SetImages makes routes about images reach the store of the node in this process.
-func (s *Server) SetImages(i httpapi.Images) { s.api.SetImages(i) }
+// Nodes knows the nodes that this server can reach. It is how the leader asks one for a sign of life.
+func (s *Server) Nodes() *link.Hub { return s.nodes }
 
 // Ready is closed once this server has taken leadership for the first time: everything can be asked of it.
 func (s *Server) Ready() <-chan struct{} { return s.ready }

@@ -3,39 +3,16 @@ package httpapi
 import (
 	"context"
 	"net/http"
-	"sync/atomic"
 
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/fault"
-	"rockpool/internal/image"
 	"rockpool/internal/logging"
-	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/events"
 	"rockpool/internal/orchestrator/leader"
+	"rockpool/internal/orchestrator/link"
 	"rockpool/internal/orchestrator/state"
 )
-
-// LocalNode is the node agent in this process.
-type LocalNode interface {
-	ID() string
-	// Fences is the containment table; empty where no driver isolates.
-	Fences() []driver.Fence
-	// Task is a running task. A fault of kind NotFound says that the allocation is unknown or the task does not run.
-	Task(allocID, task string) (driver.Task, error)
-	Exec(ctx context.Context, allocID, task string, spec driver.ExecSpec) (driver.Execution, error)
-	// Execution is known until 60 s after its end.
-	Execution(allocID, task, id string) (state string, res driver.ExecResult, err error)
-	SignalExecution(allocID, task, id string, signal int) error
-	KillExecution(allocID, task, id string) error
-	RestartTask(ctx context.Context, allocID, task string) error
-}
-
-// Images is the image store of the node in this process.
-type Images interface {
-	// Resolve asks what a reference means now.
-	Resolve(ctx context.Context, ref string, c *image.Credentials) (image.Resolved, error)
-}
 
 // Log is what handlers need of consensus.
 type Log interface {
@@ -59,6 +36,10 @@ type Config struct {
 	// JoinToken is what a node that is not known yet may show instead of Token to register.
 	JoinToken  string
 	Datacenter string
+	// Nodes knows the connections of nodes to this server. nil = the API has one of its own.
+	Nodes *link.Hub
+	// Servers are the URLs of all servers' HTTP API, which nodes are told of. nil = they keep to those they know.
+	Servers func() []string
 }
 
 // API is the handler.
@@ -66,13 +47,11 @@ type API struct {
 	cfg    Config
 	store  *state.Store
 	server *endpoint.Server
-	local  atomic.Pointer[LocalNode]
-	images atomic.Pointer[Images]
+	nodes  *link.Hub
 	// closing ends when long answers must end.
 	closing context.Context
 	close   context.CancelFunc
 	conns   tracker
-	execs   atomic.Int64 // executions that are carried now
 }
 
 // New builds the handler.
@@ -80,7 +59,10 @@ func New(cfg Config) *API {
 	if cfg.Logger == nil {
 		cfg.Logger = logging.Discard()
 	}
-	a := &API{cfg: cfg, store: cfg.Store}
+	a := &API{cfg: cfg, store: cfg.Store, nodes: cfg.Nodes}
+	if a.nodes == nil {
+		a.nodes = link.NewHub()
+	}
 	a.closing, a.close = context.WithCancel(context.Background())
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
 		Auth: auth.Func(a.authenticate), Error: a.writeError, CompressAbove: 1024, Log: cfg.Logger, Lookup: a.settled,
@@ -90,12 +72,6 @@ func New(cfg Config) *API {
 }
 
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.server.ServeHTTP(w, r) }
-
-// SetLocalNode makes client routes reach the node agent in this process.
-func (a *API) SetLocalNode(n LocalNode) { a.local.Store(&n) }
-
-// SetImages makes routes about images reach the store of the node in this process.
-func (a *API) SetImages(i Images) { a.images.Store(&i) }
 
 // Run ends streams and WebSockets when ctx ends, and returns when all have.
 func (a *API) Run(ctx context.Context) error {
