@@ -147,9 +147,7 @@ func (p *Problems) group(g *api.TaskGroup, jobType string) {
 	if d := g.EphemeralDisk; d != nil && val(d.SizeMB) < 1 {
 		p.err("%s: ephemeral disk needs at least 1 MB, not %d", where, val(d.SizeMB))
 	}
-	if len(g.Volumes) > 0 {
-		p.err("%s: volumes are not supported by Rockpool", where)
-	}
+	p.volumes(where, g.Volumes)
 	if len(g.Services) > 0 {
 		p.ignored("service", where)
 	}
@@ -188,6 +186,7 @@ func (p *Problems) group(g *api.TaskGroup, jobType string) {
 	if leaders > 1 {
 		p.err("%s: only one task may be marked as leader", where)
 	}
+	p.lifecycles(where, g)
 }
 
 func (p *Problems) task(group string, t *api.Task) {
@@ -225,8 +224,8 @@ func (p *Problems) task(group string, t *api.Task) {
 		what string
 		used bool
 	}{
-		{"artifacts", len(t.Artifacts) > 0}, {"templates", len(t.Templates) > 0}, {"volume mounts", len(t.VolumeMounts) > 0},
-		{"Vault", t.Vault != nil}, {"dispatch payloads", t.DispatchPayload != nil}, {"lifecycle hooks", t.Lifecycle != nil},
+		{"artifacts", len(t.Artifacts) > 0},
+		{"Vault", t.Vault != nil},
 		{"CSI plugins", t.CSIPluginConfig != nil}, {"secrets", len(t.Secrets) > 0}, {"schedules", t.Schedule != nil},
 	} {
 		if f.used {
@@ -236,9 +235,7 @@ func (p *Problems) task(group string, t *api.Task) {
 	if len(t.Services) > 0 {
 		p.ignored("service", where)
 	}
-	if t.ShutdownDelay != 0 {
-		p.ignored("shutdown_delay", where)
-	}
+	p.furnishing(where, t)
 	if len(t.Actions) > 0 {
 		p.ignored("action", where)
 	}
