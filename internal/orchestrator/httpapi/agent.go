@@ -219,5 +219,9 @@ func (a *API) figures() []figure {
 
 // offers is what of docs/native-api.md a client may use here.
 func (a *API) offers() map[string]bool {
-	return map[string]bool{"NativeExec": true, "ImageResolve": a.imageNode() != ""}
+	offers := map[string]bool{"NativeExec": true}
+	if a.imageNode() != "" {
+		offers["ImageResolve"] = true
+	}
+	return offers
 }

@@ -203,14 +203,15 @@ type execPath struct {
 
 // exec asks for the caller's right, which may come in the first message, and passes the WebSocket on. What goes wrong is a close frame.
 func (a *API) exec(w http.ResponseWriter, r *http.Request, _ auth.Identity, req execPath) error {
-	if bool(req.Handshake) && websocket.IsWebSocketUpgrade(r) {
+	if !websocket.IsWebSocketUpgrade(r) {
+		_, err := serve.Upgrade(w, r)
+		return err
+	}
+	if req.Handshake {
 		return a.execAfterHandshake(w, r, req)
 	}
 	h, err := a.mayExec(r, req.ID)
-	if err == nil || !websocket.IsWebSocketUpgrade(r) {
-		if err != nil {
-			return err
-		}
+	if err == nil {
 		return a.relay(w, r, h)
 	}
 	conn, refused := serve.Upgrade(w, r)

@@ -18,6 +18,9 @@ func TestConformance(t *testing.T) {
 		New:     func(*testing.T) driver.Driver { return d },
 		Forever: map[string]any{},
 		Exits:   map[string]any{"run_for": "1ms", "exit_code": 3},
+		Says: func(out, err string) map[string]any {
+			return map[string]any{"run_for": "1ms", "stdout_string": out, "stderr_string": err}
+		},
 		Wrong:   map[string]any{"colour": "red"},
 		Names:   "colour",
 		Cat:     []string{"cat"},
