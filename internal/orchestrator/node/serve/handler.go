@@ -156,9 +156,9 @@ func Rows(h *Handler) []Row {
 			endpoint.Call("node.fences", "GET", "/v1/nodes/self/fences", onNode(auth.NodeRead, 0), h.fences),
 			endpoint.Call("client.host.stats", "GET", "/v1/client/stats", onNode(auth.NodeRead, 0), h.hostStats),
 			endpoint.Call("client.metadata", "GET", "/v1/client/metadata", onNode(auth.NodeRead, 0), h.metadata),
-			endpoint.Call("client.collect.GET", "GET", "/v1/client/gc", onNode(auth.NodeWrite, 0), h.collectAll),
-			endpoint.Call("client.collect.PUT", "PUT", "/v1/client/gc", onNode(auth.NodeWrite, smallBody), h.collectAll),
-			endpoint.Call("client.collect.POST", "POST", "/v1/client/gc", onNode(auth.NodeWrite, smallBody), h.collectAll),
+			endpoint.Stream("client.collect.GET", "GET", "/v1/client/gc", onNode(auth.NodeWrite, 0), h.collectAll),
+			endpoint.Stream("client.collect.PUT", "PUT", "/v1/client/gc", onNode(auth.NodeWrite, smallBody), h.collectAll),
+			endpoint.Stream("client.collect.POST", "POST", "/v1/client/gc", onNode(auth.NodeWrite, smallBody), h.collectAll),
 		}),
 		placed(OfBody, endpoint.Table{
 			endpoint.Call("client.metadata.PUT", "PUT", "/v1/client/metadata", onNode(auth.NodeWrite, smallBody), h.applyMetadata),

@@ -2,6 +2,7 @@ package serve
 
 import (
 	"context"
+	"net/http"
 	"sync"
 	"time"
 
@@ -153,6 +154,12 @@ func (h *Handler) collect(_ context.Context, _ auth.Identity, r allocPath) (done
 	return done{}, h.node.Collect(r.ID)
 }
 
-func (h *Handler) collectAll(context.Context, auth.Identity, nodeParameter) (done, error) {
-	return done{}, h.node.Collect("")
+// collectAll answers nothing at all: Nomad's client takes no body here.
+func (h *Handler) collectAll(w http.ResponseWriter, _ *http.Request, _ auth.Identity, _ nodeParameter) error {
+	if err := h.node.Collect(""); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Length", "0")
+	w.WriteHeader(http.StatusOK)
+	return nil
 }
