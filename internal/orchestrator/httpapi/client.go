@@ -193,8 +193,7 @@ func (l *leased) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	l.taken(c)
-	// What was read of the connection with the request belongs to it; and nobody is told that one half of it could be closed alone.
-	return taken{c, rw.Reader}, rw, nil
+	return struct{ net.Conn }{c}, rw, nil // nobody is told that one half of it could be closed alone
 }
 
 type execPath struct {
