@@ -21,12 +21,12 @@ func TestConformance(t *testing.T) {
 		Says: func(out, err string) map[string]any {
 			return map[string]any{"run_for": "1ms", "stdout_string": out, "stderr_string": err}
 		},
-		Wrong:   map[string]any{"colour": "red"},
-		Names:   "colour",
-		Cat:     []string{"cat"},
-		Exit:    func(code int) []string { return []string{"exit", strconv.Itoa(code)} },
-		Both:    func(out, err string) []string { return []string{"both", out, err} },
-		Sleep:   []string{"sleep", "5m"},
-		Size:    []string{"size"},
+		Wrong: map[string]any{"colour": "red"},
+		Names: "colour",
+		Cat:   []string{"cat"},
+		Exit:  func(code int) []string { return []string{"exit", strconv.Itoa(code)} },
+		Both:  func(out, err string) []string { return []string{"both", out, err} },
+		Sleep: []string{"sleep", "5m"},
+		Size:  []string{"size"},
 	})
 }

@@ -81,8 +81,8 @@ func TestConformanceInRealSandboxes(t *testing.T) {
 		Says: func(out, err string) map[string]any {
 			return map[string]any{"image": "host", "command": "sh", "args": []any{"-c", `printf %s "$1"; printf %s "$2" >&2`, "sh", out, err}}
 		},
-		Wrong:   map[string]any{"image": "host", "command": "true", "entrypoint": "x"},
-		Names:   "entrypoint",
+		Wrong: map[string]any{"image": "host", "command": "true", "entrypoint": "x"},
+		Names: "entrypoint",
 	}))
 }
 
