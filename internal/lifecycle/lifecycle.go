@@ -106,6 +106,20 @@ func (t *Tasks) Go(f func()) bool {
 	return true
 }
 
+// Do runs f in the caller's own goroutine, as one of the set, and reports whether it did: after Wait has been called, nothing starts.
+func (t *Tasks) Do(f func()) bool {
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return false
+	}
+	t.wg.Add(1)
+	t.mu.Unlock()
+	defer t.wg.Done()
+	f()
+	return true
+}
+
 // Wait refuses new goroutines and waits for those that run, or for ctx.
 func (t *Tasks) Wait(ctx context.Context) error {
 	t.mu.Lock()

@@ -19,16 +19,24 @@ const (
 	retryTime  = time.Second      // between two connections of the feed
 	silentTime = 90 * time.Second // a stream without a line for so long is dead; there is one every 30 s
 	listTime   = time.Minute      // for a full listing
+	steadyTime = 10 * time.Second // a feed that has lasted so long had been well
+	repeatTime = 5 * time.Minute  // between two words about the same outage
 )
 
 // Watch feeds f until ctx ends; after a break it begins anew.
 func (c *Client) Watch(ctx context.Context, f runner.Feed) error {
+	var told time.Time
 	for {
+		begun := time.Now()
 		err := c.follow(ctx, f)
 		if ctx.Err() != nil {
 			return nil
 		}
-		c.log.WithField("error", fmt.Sprint(err)).Warn("the cluster's event stream broke, it is opened again with a full listing")
+		// Of a cluster that cannot be reached it is told once, and again from time to time.
+		if now := time.Now(); told.IsZero() || now.Sub(begun) > steadyTime || now.Sub(told) > repeatTime {
+			told = now
+			c.log.WithField("error", fmt.Sprint(err)).Warn("the cluster's event stream broke, it is opened again with a full listing")
+		}
 		t := time.NewTimer(retryTime)
 		select {
 		case <-ctx.Done():

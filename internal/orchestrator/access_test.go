@@ -717,7 +717,9 @@ func TestSearch(t *testing.T) {
 }
 
 // A terminal ends with the right to it, and not with a change that leaves the right.
-func TestATerminalEndsWithItsRight(t *testing.T) {
+func TestATerminalEndsWithItsRight(t *testing.T) { eachWay(t, testATerminalEndsWithItsRight) }
+
+func testATerminalEndsWithItsRight(t *testing.T, withAgent placing) {
 	c, _, alloc := withAgent(t, func(e *execution) {
 		in := make([]byte, 1)
 		for {

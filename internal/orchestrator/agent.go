@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"rockpool/internal/certs"
@@ -20,8 +21,10 @@ import (
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/mock"
 	"rockpool/internal/orchestrator/httpapi"
+	"rockpool/internal/orchestrator/link"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/node"
+	"rockpool/internal/orchestrator/node/serve"
 )
 
 // release is set when a release is linked.
@@ -86,7 +89,7 @@ func DefaultNetwork() NetworkConfig {
 // walls are the drivers that a node isolates with.
 type walls struct {
 	drivers  []driver.Driver
-	images   httpapi.Images      // of this node
+	images   serve.Images        // of this node; nil = none
 	networks node.Networks       // nil = none
 	services []lifecycle.Service // that run as long as the node does, and longer
 	close    func() error
@@ -102,6 +105,8 @@ type Agent struct {
 	server   *Server      // nil = the agent has none
 	edge     *httpapi.Edge
 	node     *node.Agent // nil = the agent has none
+	remote   *node.Remote
+	answers  *serve.Handler // what the node answers
 	walls    walls
 	unlock   func() error
 }
@@ -174,10 +179,14 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		Name: cfg.Name, Datacenter: cfg.Datacenter, NodePool: cfg.Node.Pool, NodeClass: cfg.Node.Class, Meta: cfg.Node.Meta, Volumes: cfg.Node.Volumes,
 		Reserved:  model.NodeResources{CPU: cfg.Node.ReservedCPU, MemoryMB: cfg.Node.ReservedMemory, DiskMB: cfg.Node.ReservedDisk},
 		Resources: cfg.Node.resources(),
+		Attributes: func() map[string]string {
+			return map[string]string{serve.AttributeImages: strconv.FormatBool(a.walls.images != nil)}
+		},
 	})
 	if err != nil {
 		return nil, err
 	}
+	a.answers, a.remote = serve.New(a.node, a.walls.images, cfg.Log), servers
 	if a.server == nil {
 		a.edge, err = httpapi.NewEdge(httpapi.EdgeConfig{
 			Servers: a.servers(cfg), Transport: toServers, NodeID: identity.ID, Name: cfg.Name, Version: Version(), Process: cfg.Process, Log: cfg.Log,
@@ -192,8 +201,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		})
 		return a, err
 	}
-	a.server.SetLocalNode(a.node)
-	a.server.SetImages(a.walls.images)
+	a.server.SetLocalNode(identity.ID, a.answers)
 	return a, nil
 }
 
@@ -230,7 +238,8 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 	services = append(services, lifecycle.Service{Name: "orchestrator api", Run: a.serve})
 	if a.node != nil {
-		services = append(services, lifecycle.Service{Name: "node", Run: a.runNode, Grace: stopGrace})
+		services = append(services, lifecycle.Service{Name: "node", Run: a.runNode, Grace: stopGrace},
+			lifecycle.Service{Name: "node connections", Run: a.connect})
 	}
 	services = append(services,
 		lifecycle.Service{Name: "readiness", Run: func(ctx context.Context) error {
@@ -253,6 +262,16 @@ func (a *Agent) runNode(ctx context.Context) error {
 	select {
 	case <-a.server.Ready():
 		return a.node.Run(ctx)
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// connect keeps the node's connections to the servers once they know it.
+func (a *Agent) connect(ctx context.Context) error {
+	select {
+	case <-a.node.Registered():
+		return link.Keep(ctx, a.remote, a.answers, a.log)
 	case <-ctx.Done():
 		return nil
 	}

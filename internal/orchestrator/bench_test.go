@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"rockpool/internal/orchestrator"
+	"rockpool/internal/orchestrator/model"
 )
 
 func report(b *testing.B, took []time.Duration) {
@@ -101,13 +102,19 @@ func BenchmarkRegisterParallel(b *testing.B) {
 
 // BenchmarkExecStream measures output from a program's pipe to the writer of an api client, 100 MiB at a time.
 func BenchmarkExecStream(b *testing.B) {
+	for name, reach := range ways {
+		b.Run(name, func(b *testing.B) { benchmarkExecStream(b, reach) })
+	}
+}
+
+func benchmarkExecStream(b *testing.B, reach func(*cluster, *agent, *model.Node)) {
 	const size = 100 << 20
 	block := bytes.Repeat([]byte("0123456789abcde\n"), 4096)
 	c, _, alloc := withAgent(b, func(e *execution) {
 		for range size / len(block) {
 			_, _ = e.out.Write(block)
 		}
-	})
+	}, reach)
 	b.SetBytes(size)
 	for b.Loop() {
 		var got counter

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,14 +22,23 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"rockpool/internal/fault"
+	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator"
 	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/link"
+	"rockpool/internal/orchestrator/model"
+	nodeagent "rockpool/internal/orchestrator/node"
+	"rockpool/internal/orchestrator/node/serve"
+	"rockpool/internal/orchestrator/wire"
 )
 
-// agent is a LocalNode whose executions are functions.
+// agent is a node whose executions are functions.
 type agent struct {
-	id  string
-	run func(*execution)
+	serve.Node // what it does not have itself is not asked of it
+	id         string
+	dir        string      // of its only allocation
+	ended      atomic.Bool // its task
+	run        func(*execution)
 
 	mu   sync.Mutex
 	last *execution
@@ -44,6 +54,19 @@ func (a *agent) Task(_, task string) (driver.Task, error) {
 		return nil, driver.ErrTaskGone
 	}
 	return &fakeTask{}, nil
+}
+func (a *agent) Tasks(string) ([]string, error) { return []string{"t"}, nil }
+func (a *agent) SignalTask(_ context.Context, _, task string, _ int) error {
+	if task != "t" {
+		return driver.ErrTaskGone
+	}
+	return nil
+}
+func (a *agent) CoreMHz() int                       { return 1000 }
+func (a *agent) Directory(string) (string, error)   { return a.dir, nil }
+func (a *agent) Ended(string, string) (bool, error) { return a.ended.Load(), nil }
+func (a *agent) Checks(string) (wire.AllocCheckStatuses, error) {
+	return wire.AllocCheckStatuses{}, nil
 }
 func (a *agent) Exec(_ context.Context, _, task string, spec driver.ExecSpec) (driver.Execution, error) {
 	switch {
@@ -164,12 +187,48 @@ func (fakeFiles) Open(_ context.Context, path, _ string) (io.ReadCloser, driver.
 	return io.NopCloser(strings.NewReader("hello")), driver.FileInfo{Size: 5}, nil
 }
 
-// withAgent starts a cluster with a running allocation on the server's own node.
-func withAgent(t testing.TB, run func(*execution)) (*cluster, *agent, *api.Allocation) {
+// placing starts a cluster with a running allocation on a node that a server can reach.
+type placing func(t testing.TB, run func(*execution)) (*cluster, *agent, *api.Allocation)
+
+// ways are how a server reaches a node: in its own process, and over nothing but the node's own connection.
+var ways = map[string]func(*cluster, *agent, *model.Node){
+	"in this process":            func(c *cluster, a *agent, _ *model.Node) { c.server.SetLocalNode(a.id, serve.New(a, nil, nil)) },
+	"over the node's connection": func(c *cluster, a *agent, n *model.Node) { c.connect(n, serve.New(a, nil, nil)) },
+}
+
+// eachWay runs a test in all of them.
+func eachWay(t *testing.T, f func(*testing.T, placing)) {
+	for name, reach := range ways {
+		t.Run(name, func(t *testing.T) {
+			f(t, func(t testing.TB, run func(*execution)) (*cluster, *agent, *api.Allocation) {
+				return withAgent(t, run, reach)
+			})
+		})
+	}
+}
+
+// connect gives a node its own connection to the server. It returns once requests can go over it, and what cuts it.
+func (c *cluster) connect(n *model.Node, h http.Handler) (cut func()) {
+	c.tb.Helper()
+	remote, err := nodeagent.NewRemote([]string{c.http.URL}, nodeagent.Identity{ID: n.ID, Secret: n.SecretID}, c.token, c.http.Client())
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = link.Keep(ctx, remote, h, logging.Discard()) })
+	cut = func() { cancel(); wg.Wait() }
+	c.tb.Cleanup(cut)
+	eventually(c.tb, "the node is connected", func() bool { return slices.Contains(c.server.Nodes().Nodes(), n.ID) })
+	return cut
+}
+
+func withAgent(t testing.TB, run func(*execution), reach func(*cluster, *agent, *model.Node)) (*cluster, *agent, *api.Allocation) {
 	c := start(t, orchestrator.ServerConfig{Token: "secret"})
-	n := c.join(newModelNode())
-	a := &agent{id: n.id, run: run}
-	c.server.SetLocalNode(a)
+	m := newModelNode()
+	n := c.join(m)
+	a := &agent{id: n.id, run: run, dir: t.TempDir()}
+	reach(c, a, m)
 	c.register(job("10-a"))
 	alloc, _, err := c.api.Allocations().Info(c.running("10-a", 1)[0].ID, nil)
 	if err != nil {
@@ -183,7 +242,9 @@ func withAgent(t testing.TB, run func(*execution)) (*cluster, *agent, *api.Alloc
 	return c, a, alloc
 }
 
-func TestExecThroughTheAPIClient(t *testing.T) {
+func TestExecThroughTheAPIClient(t *testing.T) { eachWay(t, testExecThroughTheAPIClient) }
+
+func testExecThroughTheAPIClient(t *testing.T, withAgent placing) {
 	c, a, alloc := withAgent(t, func(e *execution) {
 		in, _ := io.ReadAll(e.inR)
 		fmt.Fprintf(e.out, "got %s", in)
@@ -225,7 +286,9 @@ func command(argv ...string) url.Values {
 	return url.Values{"task": {"t"}, "command": {string(data)}}
 }
 
-func TestExecFrames(t *testing.T) {
+func TestExecFrames(t *testing.T) { eachWay(t, testExecFrames) }
+
+func testExecFrames(t *testing.T, withAgent placing) {
 	c, a, alloc := withAgent(t, func(e *execution) {
 		size := <-e.size
 		fmt.Fprintf(e.out, "%dx%d", size[0], size[1])
@@ -276,10 +339,12 @@ func TestExecFrames(t *testing.T) {
 	}
 }
 
-func TestTheContainmentTable(t *testing.T) {
-	c, _, _ := withAgent(t, nil)
+func TestTheContainmentTable(t *testing.T) { eachWay(t, testTheContainmentTable) }
+
+func testTheContainmentTable(t *testing.T, withAgent placing) {
+	c, a, _ := withAgent(t, nil)
 	get := func(token string) (int, string) {
-		req, _ := http.NewRequestWithContext(t.Context(), "GET", c.http.URL+"/v1/nodes/self/fences", nil)
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", c.http.URL+"/v1/nodes/self/fences?node_id="+a.id, nil)
 		req.Header.Set("X-Nomad-Token", token)
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
@@ -300,6 +365,10 @@ func TestTheContainmentTable(t *testing.T) {
 }
 
 func TestAClientThatLeavesKillsItsExecution(t *testing.T) {
+	eachWay(t, testAClientThatLeavesKillsItsExecution)
+}
+
+func testAClientThatLeavesKillsItsExecution(t *testing.T, withAgent placing) {
 	c, a, alloc := withAgent(t, func(e *execution) { <-e.killed })
 	conn := c.dial(t, alloc.ID, command("sleep"), "secret")
 	eventually(t, "it runs", func() bool { return a.lastExecution() != nil })
@@ -307,7 +376,9 @@ func TestAClientThatLeavesKillsItsExecution(t *testing.T) {
 	<-a.lastExecution().killed
 }
 
-func TestAServerThatStopsEndsExecutions(t *testing.T) {
+func TestAServerThatStopsEndsExecutions(t *testing.T) { eachWay(t, testAServerThatStopsEndsExecutions) }
+
+func testAServerThatStopsEndsExecutions(t *testing.T, withAgent placing) {
 	c, a, alloc := withAgent(t, func(e *execution) { <-e.killed })
 	c.dial(t, alloc.ID, command("sleep"), "secret")
 	eventually(t, "it runs", func() bool { return a.lastExecution() != nil })
@@ -315,7 +386,9 @@ func TestAServerThatStopsEndsExecutions(t *testing.T) {
 	<-a.lastExecution().killed
 }
 
-func TestExecRefusals(t *testing.T) {
+func TestExecRefusals(t *testing.T) { eachWay(t, testExecRefusals) }
+
+func testExecRefusals(t *testing.T, withAgent placing) {
 	c, _, alloc := withAgent(t, func(e *execution) { e.unknown = fmt.Errorf("lost") })
 	other := "4a8a8d94-4c3c-4a1c-9c1a-5a6b7c8d9e0f"
 	with := func(q url.Values, k, v string) url.Values { q.Set(k, v); return q }
@@ -366,7 +439,9 @@ func TestExecRefusals(t *testing.T) {
 	}
 }
 
-func TestRoutesOfARunningTask(t *testing.T) {
+func TestRoutesOfARunningTask(t *testing.T) { eachWay(t, testRoutesOfARunningTask) }
+
+func testRoutesOfARunningTask(t *testing.T, withAgent placing) {
 	c, _, alloc := withAgent(t, nil)
 	var archive bytes.Buffer
 	w := tar.NewWriter(&archive)
@@ -394,7 +469,8 @@ func TestRoutesOfARunningTask(t *testing.T) {
 		{"a listing of nothing", "GET", "/files?task=t&path=missing", "", 424, "file not found"},
 		{"a file", "GET", "/files/raw?task=t&path=a", "", 200, "hello"},
 		{"a missing file", "GET", "/files/raw?task=t&path=b", "", 424, "file not found"},
-		{"what we do not have", "GET", "/checks", "", 501, "not supported"},
+		{"checks", "GET", "/checks", "", 200, "{}"},
+		{"what we do not have", "GET", "/pause", "", 501, "not supported"},
 	} {
 		t.Run(q.name, func(t *testing.T) {
 			status, body, err := c.call(q.method, "/v1/client/allocation/"+alloc.ID+q.path, q.body)
@@ -403,7 +479,7 @@ func TestRoutesOfARunningTask(t *testing.T) {
 			}
 		})
 	}
-	if _, body, err := c.call("GET", "/v1/client/allocation/"+alloc.ID+"/files?task=t&path=broken", ""); err == nil && strings.Contains(body, "end") {
+	if _, body, err := c.call("GET", "/v1/client/allocation/"+alloc.ID+"/files?task=t&path=broken", ""); err == nil && strings.Contains(body, `"end"`) {
 		t.Errorf("a listing that broke off looks complete: %q", body)
 	}
 }

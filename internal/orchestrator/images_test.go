@@ -10,6 +10,7 @@ import (
 	"rockpool/internal/fault"
 	"rockpool/internal/image"
 	"rockpool/internal/orchestrator"
+	"rockpool/internal/orchestrator/node/serve"
 )
 
 // oneImage is a store that knows one image.
@@ -22,7 +23,7 @@ func (oneImage) Resolve(_ context.Context, ref string, _ *image.Credentials) (im
 	return image.Resolved{Digest: "sha256:1", Reference: "course/python@sha256:1", Bytes: 7}, nil
 }
 
-func TestImagesAreResolvedByTheNodeInThisProcess(t *testing.T) {
+func TestImagesAreResolvedByANode(t *testing.T) {
 	c := start(t, orchestrator.ServerConfig{Token: "secret"})
 	ask := func(token, ref string) (int, string) {
 		r, err := http.NewRequestWithContext(t.Context(), "PUT", c.http.URL+"/v1/rockpool/image/resolve", strings.NewReader(`{"Image":"`+ref+`"}`))
@@ -41,7 +42,10 @@ func TestImagesAreResolvedByTheNodeInThisProcess(t *testing.T) {
 	if status, text := ask("secret", "course/python:3"); status != 501 {
 		t.Errorf("without a node: %d %s", status, text)
 	}
-	c.server.SetImages(oneImage{})
+	n := newModelNode()
+	n.Attributes[serve.AttributeImages] = "true"
+	c.join(n)
+	c.connect(n, serve.New(&agent{id: n.ID}, oneImage{}, nil))
 	for _, q := range []struct {
 		token, ref string
 		status     int

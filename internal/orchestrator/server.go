@@ -26,6 +26,7 @@ import (
 	"rockpool/internal/orchestrator/httpapi"
 	"rockpool/internal/orchestrator/keyring"
 	"rockpool/internal/orchestrator/leader"
+	"rockpool/internal/orchestrator/link"
 	"rockpool/internal/orchestrator/membership"
 	"rockpool/internal/orchestrator/propose"
 	"rockpool/internal/orchestrator/state"
@@ -106,6 +107,7 @@ type Server struct {
 	api    *httpapi.API
 	// proposer is between everything that writes and raft.
 	proposer *propose.Proposer
+	nodes    *link.Hub
 
 	cluster *cluster
 	certs   *certs.Store // nil = no TLS
@@ -133,7 +135,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		cfg.Metrics = metrics.New(nil)
 	}
 	cfg.Address = cmp.Or(cfg.Address, "127.0.0.1:4646")
-	s := &Server{store: state.New(), ready: make(chan struct{}), tls: cfg.Cluster.TLS}
+	s := &Server{store: state.New(), nodes: link.NewHub(), ready: make(chan struct{}), tls: cfg.Cluster.TLS}
 	s.cluster = &cluster{store: s.store}
 	id, err := s.connect(cfg)
 	if err != nil {
@@ -173,14 +175,14 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 			s.once.Do(func() { close(s.ready) })
 			s.raft.Tell()
 		},
-		Namespaces: cfg.Namespaces, KEK: kek,
+		Namespaces: cfg.Namespaces, KEK: kek, Prober: s.nodes,
 		Services: []lifecycle.Service{{Name: "autopilot", Run: s.cluster.pilot.Run}, {Name: "configuration of Raft", Run: s.reconcile}},
 	})
 	s.api = httpapi.New(httpapi.Config{
 		Store: s.store, Log: log, Leader: s.leader, Events: s.events, Logger: cfg.Log, Name: cfg.Name, Token: cfg.Token,
 		JoinToken: cfg.JoinToken, Datacenter: cfg.Datacenter, Address: cfg.Address,
 		Version: cmp.Or(cfg.Version, "0.0.0"), Region: cfg.Cluster.Region, Cluster: s.cluster, StrictIntroduction: cfg.Cluster.StrictIntroduction,
-		ACL: cfg.ACL, ACLResetFile: resetFile, KEK: kek, Audit: auditor,
+		ACL: cfg.ACL, ACLResetFile: resetFile, KEK: kek, Audit: auditor, Nodes: s.nodes, Servers: s.ServerURLs,
 	})
 	cfg.Metrics.Read(s.api.Figures)
 	s.api.SetProcess(httpapi.Process{Metrics: cfg.Metrics})
@@ -193,11 +195,11 @@ func (s *Server) SetProcess(p httpapi.Process) { s.api.SetProcess(p) }
 // Handler serves the HTTP API. It must be served by HTTP/1.1 only, for the sake of WebSockets.
 func (s *Server) Handler() http.Handler { return s.api }
 
-// SetLocalNode makes routes about allocations reach the node agent in this process.
-func (s *Server) SetLocalNode(n httpapi.LocalNode) { s.api.SetLocalNode(n) }
+// SetLocalNode makes the node in this process reachable, by what answers for it.
+func (s *Server) SetLocalNode(id string, node http.Handler) { s.nodes.SetLocal(id, node) }
 
-// SetImages makes routes about images reach the store of the node in this process.
-func (s *Server) SetImages(i httpapi.Images) { s.api.SetImages(i) }
+// Nodes knows the nodes that this server can reach. It is how the leader asks one for a sign of life.
+func (s *Server) Nodes() *link.Hub { return s.nodes }
 
 // Ready is closed once this server has taken leadership for the first time: everything can be asked of it.
 func (s *Server) Ready() <-chan struct{} { return s.ready }

@@ -185,7 +185,9 @@ type end struct {
 
 func (m *Manager) finish(ended []end) {
 	for _, e := range ended {
-		e.r.end(e.cause)
+		if !e.r.end(e.cause) {
+			continue // it was told before
+		}
 		m.log.WithFields(logging.Fields{"runner_id": e.r.ID, "environment_id": int(e.r.Env), "destroy_reason": e.cause.Error()}).
 			Info("runner ended")
 	}

@@ -324,7 +324,9 @@ func (m *Manager) release(r *Runner, cause error) {
 		delete(m.used, r.ID)
 	}
 	m.mu.Unlock()
-	r.end(cause)
+	if !r.end(cause) {
+		return // it was told before
+	}
 	m.log.WithFields(logging.Fields{"runner_id": r.ID, "environment_id": int(r.Env), "destroy_reason": cause.Error()}).Info("runner ended")
 }
 

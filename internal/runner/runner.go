@@ -79,12 +79,12 @@ func (r *Runner) start(timeout time.Duration, expired func()) {
 	}
 }
 
-// end is the runner's one end; later causes are ignored.
-func (r *Runner) end(cause error) {
+// end is the runner's one end, and reports whether it was; later causes are ignored.
+func (r *Runner) end(cause error) bool {
 	r.mu.Lock()
 	if r.cause != nil {
 		r.mu.Unlock()
-		return
+		return false
 	}
 	r.cause = cause
 	if r.timer != nil {
@@ -96,6 +96,7 @@ func (r *Runner) end(cause error) {
 	for cancel := range bound {
 		(*cancel)(cause)
 	}
+	return true
 }
 
 func (r *Runner) update(s Seen) {

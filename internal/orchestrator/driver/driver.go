@@ -38,7 +38,25 @@ type TaskConfig struct {
 	DiskMB    int
 	Env       map[string]string // complete: NOMAD_* and the task's own
 	StateDir  string            // private to this task, made by the agent
+	Stdout    io.Writer         // takes what the main process writes, and never blocks for long or fails; nil = nobody wants it
+	Stderr    io.Writer         // the same of its other stream
+	Files     []File            // what the node puts into the task before its main process starts
+	Mounts    []Mount           // directories of the node that the task sees; a driver that cannot show them refuses the task
 	Emit      func(note string) // tells the task's events about progress, such as that of a pull; never nil, may be called from any goroutine
+}
+
+// File is one that a task finds when it starts.
+type File struct {
+	Path string // relative to the task's directory, clean, such as local/settings.ini: the root of a task with a file system of its own
+	Mode int64  // permission bits
+	Data []byte
+}
+
+// Mount is a directory of the node in a task.
+type Mount struct {
+	Source   string // absolute, on the node
+	Target   string // absolute, inside
+	ReadOnly bool
 }
 
 // Network is the allocation's network namespace, which all its tasks share. The agent made it before the first task starts
@@ -217,6 +235,17 @@ func Fences(drivers iter.Seq[Driver], others ...any) []Fence {
 		}
 	}
 	return rows
+}
+
+// Bare is implemented by drivers whose tasks keep nothing on the node's disk: the agent makes no directory for them.
+type Bare interface {
+	Bare() bool
+}
+
+// Rooted is implemented by drivers whose tasks have a file system of their own: paths of the task begin at its root, and the driver puts TaskConfig.Files
+// there. For others the agent writes the files below its own directory of the task, and tells that by NOMAD_TASK_DIR.
+type Rooted interface {
+	Rooted() bool
 }
 
 // Sweeper is implemented by drivers that can find what earlier processes left behind. Sweep destroys all of it but the

@@ -18,8 +18,8 @@ func (a *API) agentSelf(context.Context, auth.Identity, endpoint.None) (reply, e
 		"nomad": {"server": "true", "leader": strconv.FormatBool(a.cfg.Leader.Leading())},
 		"raft":  a.cfg.Log.Stats(),
 	}
-	if n := a.local.Load(); n != nil {
-		stats["client"] = map[string]string{"node_id": (*n).ID()}
+	if id := a.nodes.Local(); id != "" {
+		stats["client"] = map[string]string{"node_id": id}
 	}
 	return a.written(a.store.Index(), map[string]any{
 		"config": map[string]any{
@@ -27,7 +27,7 @@ func (a *API) agentSelf(context.Context, auth.Identity, endpoint.None) (reply, e
 			"Version":  map[string]any{"Version": a.cfg.Version, "VersionPrerelease": "", "VersionMetadata": "", "Revision": ""},
 			"ACL":      map[string]any{"Enabled": a.controlled()},
 			"Server":   map[string]any{"Enabled": true},
-			"Client":   map[string]any{"Enabled": a.local.Load() != nil},
+			"Client":   map[string]any{"Enabled": a.nodes.Local() != ""},
 			"UI":       map[string]any{"Enabled": false},
 			"Rockpool": a.offers(),
 			"Agent":    a.proc().config(), // the configuration by its own keys
@@ -64,8 +64,8 @@ func (a *API) agentHealth(_ context.Context, _ auth.Identity, r agentHealth) (he
 		}
 		ok = out.Server.Ok
 	}
-	if n := a.local.Load(); n != nil && (r.Type == "" || r.Type == "client") {
-		node := a.store.Snapshot().Node(nil, (*n).ID())
+	if id := a.nodes.Local(); id != "" && (r.Type == "" || r.Type == "client") {
+		node := a.store.Snapshot().Node(nil, id)
 		up := node != nil && node.Status == model.NodeReady
 		out.Client = &wire.AgentHealth{Ok: up, Message: "ok"}
 		if !up {
@@ -131,7 +131,7 @@ func (a *API) noCSI(_ context.Context, _ auth.Identity, r listVolumes) (reply, e
 // offers is what of docs/native-api.md a client may use here.
 func (a *API) offers() map[string]bool {
 	offers := map[string]bool{"NativeExec": true}
-	if i := a.images.Load(); i != nil && *i != nil {
+	if a.imageNode() != "" {
 		offers["ImageResolve"] = true
 	}
 	return offers

@@ -8,35 +8,13 @@ import (
 
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
-	"rockpool/internal/image"
 	"rockpool/internal/logging"
-	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/events"
 	"rockpool/internal/orchestrator/keyring"
 	"rockpool/internal/orchestrator/leader"
+	"rockpool/internal/orchestrator/link"
 	"rockpool/internal/orchestrator/state"
 )
-
-// LocalNode is the node agent in this process.
-type LocalNode interface {
-	ID() string
-	// Fences is the containment table; empty where no driver isolates.
-	Fences() []driver.Fence
-	// Task is a running task. A fault of kind NotFound says that the allocation is unknown or the task does not run.
-	Task(allocID, task string) (driver.Task, error)
-	Exec(ctx context.Context, allocID, task string, spec driver.ExecSpec) (driver.Execution, error)
-	// Execution is known until 60 s after its end.
-	Execution(allocID, task, id string) (state string, res driver.ExecResult, err error)
-	SignalExecution(allocID, task, id string, signal int) error
-	KillExecution(allocID, task, id string) error
-	RestartTask(ctx context.Context, allocID, task string) error
-}
-
-// Images is the image store of the node in this process.
-type Images interface {
-	// Resolve asks what a reference means now.
-	Resolve(ctx context.Context, ref string, c *image.Credentials) (image.Resolved, error)
-}
 
 // Log is what handlers need of consensus.
 type Log interface {
@@ -73,6 +51,10 @@ type Config struct {
 	Cluster    Cluster
 	// StrictIntroduction asks each node that is not known for an introduction token, JoinToken or Token, also where there is no Token.
 	StrictIntroduction bool
+	// Nodes knows the connections of nodes to this server. nil = the API has one of its own.
+	Nodes *link.Hub
+	// Servers are the URLs of all servers' HTTP API, which nodes are told of. nil = they keep to those they know.
+	Servers func() []string
 }
 
 // API is the handler.
@@ -82,15 +64,13 @@ type API struct {
 	cfg      Config
 	store    *state.Store
 	server   *endpoint.Server
-	local    atomic.Pointer[LocalNode]
-	images   atomic.Pointer[Images]
+	nodes    *link.Hub
 	around   atomic.Pointer[Process]
 	tallied  tally
 	// closing ends when long answers must end.
 	closing context.Context
 	close   context.CancelFunc
 	conns   tracker
-	execs   atomic.Int64 // executions that are carried now
 	pushes  *pushes
 	specs   *specs
 }
@@ -101,7 +81,10 @@ func New(cfg Config) *API {
 		cfg.Logger = logging.Discard()
 	}
 	cfg.Region = cmp.Or(cfg.Region, "global")
-	a := &API{cfg: cfg, store: cfg.Store, pushes: newPushes(), specs: newSpecs()}
+	a := &API{cfg: cfg, store: cfg.Store, pushes: newPushes(), specs: newSpecs(), nodes: cfg.Nodes}
+	if a.nodes == nil {
+		a.nodes = link.NewHub()
+	}
 	cfg.Store.Observe(a.pushes.observe)
 	a.closing, a.close = context.WithCancel(context.Background())
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
@@ -113,12 +96,6 @@ func New(cfg Config) *API {
 }
 
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.server.ServeHTTP(w, r) }
-
-// SetLocalNode makes client routes reach the node agent in this process.
-func (a *API) SetLocalNode(n LocalNode) { a.local.Store(&n) }
-
-// SetImages makes routes about images reach the store of the node in this process.
-func (a *API) SetImages(i Images) { a.images.Store(&i) }
 
 // Run ends streams and WebSockets when ctx ends, and returns when all have.
 func (a *API) Run(ctx context.Context) error {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strings"
 	"time"
 
 	"rockpool/internal/auth"
@@ -54,7 +55,7 @@ func stale(r *http.Request) bool {
 
 // forward hands a request to the leader where that must serve it. It is held while there is none.
 func (a *API) forward(w http.ResponseWriter, r *http.Request, route endpoint.Route) (bool, error) {
-	if route.Policy.Serve != endpoint.Leader && !fresh(r, route.Policy) {
+	if route.Policy.Serve != endpoint.Leader && !fresh(r, route.Policy) && !a.cutOff(r, route) {
 		return false, nil
 	}
 	if a.cfg.Leader.Leading() {
@@ -101,6 +102,16 @@ func (a *API) forward(w http.ResponseWriter, r *http.Request, route endpoint.Rou
 			return false, noLeader()
 		}
 	}
+}
+
+// cutOff reports whether this server cannot reach the node of a request's allocation: it has not heard of the allocation yet, for followers come to know of
+// it a little later than those who asked for it, or the node has no connection to it. The leader has.
+func (a *API) cutOff(r *http.Request, route endpoint.Route) bool {
+	if route.Policy.Serve != endpoint.OwningNode || a.cfg.Leader.Leading() || !strings.Contains(route.Path, "{id}") {
+		return false
+	}
+	_, err := a.nodeOfAlloc(endpoint.PathVar(r, "id"))
+	return err != nil
 }
 
 // passing is a request on its way to another server.

@@ -117,8 +117,19 @@ func (a *API) registerNode(ctx context.Context, who auth.Identity, r registerNod
 	if err != nil {
 		return reply{}, err
 	}
-	logging.From(ctx).WithFields(logging.Fields{"node_id": n.ID, "node_name": n.Name}).Info("node registered")
-	return a.written(index, model.NodeLease{HeartbeatTTL: a.cfg.Leader.Heartbeat(n.ID), Index: index}), nil
+	if old == nil || old.Status != n.Status { // the node itself tells of what it does
+		logging.From(ctx).WithFields(logging.Fields{"node_id": n.ID, "node_name": n.Name}).Info("node joined")
+	}
+	return a.written(index, a.lease(n.ID, index)), nil
+}
+
+// lease answers a node that was heard of.
+func (a *API) lease(nodeID string, index uint64) model.NodeLease {
+	l := model.NodeLease{HeartbeatTTL: a.cfg.Leader.Heartbeat(nodeID), Index: index}
+	if a.cfg.Servers != nil {
+		l.Servers = a.cfg.Servers()
+	}
+	return l
 }
 
 type nodePath struct {
@@ -142,7 +153,7 @@ func (a *API) heartbeat(ctx context.Context, _ auth.Identity, r nodePath) (reply
 			return reply{}, err
 		}
 	}
-	return a.written(index, model.NodeLease{HeartbeatTTL: a.cfg.Leader.Heartbeat(n.ID), Index: index}), nil
+	return a.written(index, a.lease(n.ID, index)), nil
 }
 
 type reportAllocs struct {

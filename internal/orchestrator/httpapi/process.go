@@ -150,7 +150,7 @@ func (a *API) elsewhere(w http.ResponseWriter, r *http.Request, t which) (bool, 
 	case t.NodeID != "" && t.ServerID != "":
 		return false, fault.New(fault.Invalid, "name either a node or a server")
 	case t.NodeID != "":
-		if n := a.local.Load(); n != nil && (*n).ID() == t.NodeID {
+		if a.nodes.Local() == t.NodeID {
 			return false, nil
 		}
 		return false, fault.New(fault.Unsupported, "ask the agent of node %s itself: servers do not hand this on to nodes", t.NodeID)

@@ -167,6 +167,7 @@ const (
 	toAgentWrite    = "agent {\npolicy = \"write\"\n}"
 	toLifecycle     = "namespace \"%ns\" {\ncapabilities = [\"alloc-lifecycle\"]\n}"
 	toAllocExec     = "namespace \"%ns\" {\ncapabilities = [\"alloc-exec\"]\n}"
+	toReadLogs      = "namespace \"%ns\" {\ncapabilities = [\"read-logs\"]\n}"
 	toReadFS        = "namespace \"%ns\" {\ncapabilities = [\"read-fs\"]\n}"
 	toWriteFS       = "namespace \"%ns\" {\ncapabilities = [\"write-fs\"]\n}"
 	toVarList       = "namespace \"%ns\" {\nvariables {\npath \"x/*\" {\ncapabilities = [\"list\"]\n}\n}\n}"
@@ -223,6 +224,10 @@ var needs = map[string]string{
 	"job.scale.get": toReadScaling, "job.scale": toScaleJob, "scaling.list": toListScaling, "scaling.get": toScalingPolicy,
 	"agent.monitor": toAgentRead, "agent.pprof": toOpWrite, "agent.host": toOpRead, "agent.schedulers": toAgentRead, "agent.schedulers.config": toAgentRead,
 	"license.get": toOpRead, "agent.reload": toOpWrite,
+	"node.connection": toByNode, "client.checks": toReadJob, "client.fs.logs": toReadLogs, "client.fs.ls": toReadFS, "client.fs.stat": toReadFS,
+	"client.fs.cat": toReadFS, "client.fs.readat": toReadFS, "client.fs.stream": toReadFS, "client.gc.get": toSubmitJob, "client.gc": toSubmitJob,
+	"client.host.stats": toNodeRead, "client.metadata": toNodeRead, "client.collect.get": toNodeWrite, "client.collect": toNodeWrite,
+	"client.metadata.put": toNodeWrite, "client.metadata.post": toNodeWrite,
 	"node.drain": toNodeWrite, "node.purge": toNodeWrite, "node.evaluate": toNodeWrite,
 }
 
@@ -330,9 +335,9 @@ func TestEveryRouteAsksForItsRight(t *testing.T) {
 			}
 			is("nobody", "", false)
 			is("a stranger", ident.New(), false)
-			readers := r.Method == "GET" && need != toManagement && need != toOpWrite || need == toAnyToken
+			readers := r.Method == "GET" && need != toManagement && need != toOpWrite && need != toNodeWrite && need != toSubmitJob || need == toAnyToken
 			mayRead := readers || strings.HasPrefix(name, "job.validate") || need == toParseJob
-			if need == toReadFS || need == toAllocExec {
+			if need == toReadFS || need == toReadLogs || need == toAllocExec {
 				mayRead = false
 			}
 			is("a reader", w.token(t, readOnly), mayRead)

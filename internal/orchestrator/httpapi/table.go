@@ -13,7 +13,6 @@ const (
 	jobBody   = 4 << 20
 	smallBody = 64 << 10
 	nodeBody  = 16 << 20
-	filesBody = 1 << 30
 	short     = 30 * time.Second
 )
 
@@ -34,11 +33,6 @@ func anywhere(s auth.Scope) endpoint.Policy {
 // write is that of what the leader decides. body bounds the request in bytes.
 func write(s auth.Scope, body int64) endpoint.Policy {
 	return endpoint.Policy{Scope: s, Serve: endpoint.Leader, Body: body, Timeout: short}
-}
-
-// onNode is that of what the node of an allocation answers.
-func onNode(s auth.Scope, body int64) endpoint.Policy {
-	return endpoint.Policy{Scope: s, Serve: endpoint.OwningNode, Body: body}
 }
 
 // putAndPost lists the rows of writes for both methods, as Nomad has it. rows gets the method and what to end the names of rows with.
@@ -73,7 +67,6 @@ func (a *API) coreTable() endpoint.Table {
 		endpoint.Call("allocation.get", "GET", "/v1/allocation/{id}", read(auth.ReadJob), a.getAlloc),
 
 		endpoint.Call("node.list", "GET", "/v1/nodes", read(auth.NodeRead), a.listNodes),
-		endpoint.Call("node.fences", "GET", "/v1/nodes/self/fences", onNode(auth.NodeRead, 0), a.fences),
 		endpoint.Call("node.get", "GET", "/v1/node/{id}", read(auth.NodeRead), a.getNode),
 		endpoint.Call("node.allocations", "GET", "/v1/node/{id}/allocations", read(auth.NodeRead), a.listNodeAllocs),
 
@@ -98,7 +91,6 @@ func (a *API) coreTable() endpoint.Table {
 			endpoint.Stream("allocation.stop"+name, method, "/v1/allocation/{id}/stop", write(auth.AllocLife, smallBody), a.stopAlloc),
 			endpoint.Call("node.eligibility"+name, method, "/v1/node/{id}/eligibility", write(auth.NodeWrite, smallBody), a.setEligibility),
 			endpoint.Call("scheduler.set"+name, method, "/v1/operator/scheduler/configuration", write(auth.OpWrite, smallBody), a.setSchedulerConfig),
-			endpoint.Call("image.resolve"+name, method, "/v1/rockpool/image/resolve", write(auth.SubmitJob, smallBody), a.resolveImage),
 			endpoint.Call("system.gc"+name, method, "/v1/system/gc", write(auth.Management, smallBody), a.collect),
 		}
 	})...)

@@ -125,6 +125,7 @@ type DriverInfo struct {
 type NodeLease struct {
 	HeartbeatTTL time.Duration // the node is down when it has not been heard of for this long and the servers' grace
 	Index        uint64
+	Servers      []string `json:",omitempty"` // URLs of the HTTP API of all servers; empty = as the node knows them
 }
 
 // AllocPush is one message on the stream from a server to a node. The first message of a stream is a full one.

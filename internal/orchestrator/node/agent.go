@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/shirou/gopsutil/v4/cpu"
+
 	"rockpool/internal/fault"
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
@@ -64,18 +66,25 @@ type Agent struct {
 	identity   Identity
 	machine    machine
 	drivers    map[string]driver.Driver
-	db         stateDB
+	db         *stateDB
 	reporter   *reporter
+	registrar  *registrar    // nil = nobody is told of services
 	slots      chan struct{} // one per start in progress
 	recoveries chan struct{} // one per task being taken back
 	executions executions
+	describing chan struct{}   // level trigger: the description is to be made again
 	registered chan struct{}   // closed once the servers know the node
 	goroutines lifecycle.Tasks // executions being watched
 
+	changing sync.Mutex      // held over a change of the metadata, and over reading the processors' times
+	times    []cpu.TimesStat // as last asked for
+
 	mu         sync.Mutex
 	runners    map[string]*allocRunner
-	generation uint64      // of the newest push applied
-	described  *model.Node // replaced whole
+	generation uint64             // of the newest push applied
+	described  *model.Node        // replaced whole
+	dynamic    map[string]*string // metadata that was changed; nil values are removed keys
+	heard      time.Time          // of the servers, last
 	stopping   bool
 	allocs     sync.WaitGroup // runners; Add only with mu held and stopping false
 	letGo      context.CancelCauseFunc
@@ -108,8 +117,8 @@ func New(cfg Config) (*Agent, error) {
 	}
 	cfg.DataDir = dir
 	a := &Agent{cfg: cfg, log: cfg.Log.WithField("node_id", identity.ID), identity: identity, drivers: map[string]driver.Driver{},
-		db: stateDB{filepath.Join(dir, "allocs")}, slots: make(chan struct{}, cfg.MaxStarts),
-		recoveries: make(chan struct{}, cfg.MaxStarts), registered: make(chan struct{}), runners: map[string]*allocRunner{}}
+		db: newStateDB(dir), slots: make(chan struct{}, cfg.MaxStarts),
+		recoveries: make(chan struct{}, cfg.MaxStarts), registered: make(chan struct{}), describing: make(chan struct{}, 1), runners: map[string]*allocRunner{}}
 	for _, d := range cfg.Drivers {
 		if a.drivers[d.Name()] != nil {
 			return nil, fmt.Errorf("node agent: two drivers are named %q", d.Name())
@@ -117,6 +126,12 @@ func New(cfg Config) (*Agent, error) {
 		a.drivers[d.Name()] = d
 	}
 	a.reporter = newReporter(cfg.Servers.UpdateAllocations, a.log)
+	if servers, ok := cfg.Servers.(ServiceConn); ok {
+		a.registrar = newRegistrar(servers, a.log)
+	}
+	if a.dynamic, err = loadMetadata(dir); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -126,7 +141,7 @@ func (a *Agent) Registered() <-chan struct{} { return a.registered }
 // Run takes back what an earlier process left, connects to the servers and runs what they place here, until ctx ends. It
 // returns when every goroutine has ended. An agent runs once.
 func (a *Agent) Run(ctx context.Context) error {
-	a.machine = look(a.cfg.DataDir)
+	a.look()
 	a.describe(ctx)
 	// Allocations outlive ctx until they were stopped, or let go.
 	life, letGo := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -142,13 +157,32 @@ func (a *Agent) Run(ctx context.Context) error {
 	rctx, stopReporting := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopReporting()
 	reporting.Go(func() { a.reporter.Run(rctx, flushTimeout) })
+	if a.registrar != nil {
+		reporting.Go(func() { a.registrar.run(rctx) })
+	}
 
 	a.connect(ctx, life)
 
 	err := a.stopAll(life)
 	stopReporting()
 	reporting.Wait()
-	return err
+	return errors.Join(err, a.db.close())
+}
+
+// look describes the machine anew. The room on its disk is that of the agent's start: what tasks fill of it was theirs to fill.
+func (a *Agent) look() {
+	m := look(a.cfg.DataDir)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if old := a.machine; old.attributes != nil {
+		m.resources.DiskMB = old.resources.DiskMB
+		m.attributes["unique.storage.bytesfree"] = old.attributes["unique.storage.bytesfree"]
+		m.resources.CPU = old.resources.CPU // a clock that changes with the load is no new machine
+		for _, k := range []string{"cpu.frequency", "cpu.totalcompute"} {
+			m.attributes[k] = old.attributes[k]
+		}
+	}
+	a.machine = m
 }
 
 // stopAll ends the executions, then the tasks or the agent's hold on them.
@@ -186,7 +220,7 @@ func (a *Agent) removeAll(life context.Context, runners []*allocRunner) error {
 	bounded, cancel := context.WithTimeout(life, removeTimeout)
 	defer cancel()
 	for _, r := range runners {
-		r.stop.set(&stopReason{text: "the node is stopping", fails: true, within: stopWithin})
+		r.stop.set(&stopReason{text: "the node is stopping", fails: true, within: stopWithin, final: true})
 	}
 	for _, r := range runners {
 		select {
@@ -202,7 +236,7 @@ func (a *Agent) removeAll(life context.Context, runners []*allocRunner) error {
 func (a *Agent) restore(ctx, life context.Context) error {
 	all, broken, err := a.db.load()
 	if err != nil {
-		return err
+		return errors.Join(err, a.db.close())
 	}
 	var keep []string
 	var runners []*allocRunner

@@ -47,15 +47,19 @@ type allocRunner struct {
 	stop    *latch        // the tasks shall end
 	purge   *latch        // the allocation shall vanish; sets stop too
 	renewed chan struct{} // level trigger: alloc was replaced
+	moved   chan struct{} // level trigger: a task's state or a check's result has changed
 	quiet   chan struct{} // closed when no task runs or ever will
 	saving  sync.Mutex    // held over writing the state, so that an older one never overwrites a newer
 	network networkOf
+	offers  offers
 
 	mu          sync.Mutex
 	alloc       *model.Allocation // as the servers last sent it
 	description string            // overrides the derived one
 	reported    model.AllocUpdate
 	debris      map[string]driver.Driver // by task id: what could not be destroyed
+	tracker     *healthTracker           // nil = nobody asks for the allocation's health
+	health      *model.AllocHealth       // nil = not decided
 
 	networkStatus *model.NetworkStatus
 }
@@ -63,7 +67,7 @@ type allocRunner struct {
 // newAllocRunner makes the runner of an allocation: a new one, or one that an earlier process of the agent left.
 func newAllocRunner(a *Agent, alloc *model.Allocation, records map[string]taskRecord) *allocRunner {
 	r := &allocRunner{id: alloc.ID, agent: a, log: a.log.WithFields(logging.Fields{"alloc_id": alloc.ID, "job_id": alloc.JobID}),
-		tasks: map[string]*taskRunner{}, stop: newLatch(), purge: newLatch(), renewed: make(chan struct{}, 1),
+		tasks: map[string]*taskRunner{}, stop: newLatch(), purge: newLatch(), renewed: make(chan struct{}, 1), moved: make(chan struct{}, 1),
 		quiet: make(chan struct{}), alloc: alloc, debris: map[string]driver.Driver{}}
 	var tasks []*model.Task
 	if g := alloc.Job.Group(alloc.TaskGroup); g != nil {
@@ -74,8 +78,9 @@ func newAllocRunner(a *Agent, alloc *model.Allocation, records map[string]taskRe
 		if !known || record.State == nil {
 			record.State = firstState(alloc)
 		}
-		r.tasks[spec.Name] = &taskRunner{name: spec.Name, alloc: r, record: record, restart: make(chan chan struct{})}
+		r.tasks[spec.Name] = &taskRunner{name: spec.Name, phase: phaseOf(spec), alloc: r, record: record, restart: make(chan chan struct{}), gate: newLatch()}
 	}
+	r.tracker = newHealthTracker(alloc)
 	if alloc.DesiredStatus != model.DesiredRun {
 		r.stop.set(desiredStop(alloc))
 	}
@@ -133,7 +138,7 @@ func (r *allocRunner) renew(alloc *model.Allocation, full bool) {
 
 // destroy makes the allocation vanish.
 func (r *allocRunner) destroy() {
-	r.purge.set(&stopReason{text: "the allocation was purged"})
+	r.purge.set(&stopReason{text: "the allocation was purged", final: true})
 	r.stop.set(r.purge.reason)
 	r.agent.reporter.forget(r.id)
 }
@@ -182,7 +187,7 @@ func (r *allocRunner) runTasks(ctx context.Context) bool {
 	for _, t := range r.tasks {
 		tctx, kill := context.WithCancelCause(ctx)
 		t.kill = kill
-		if r.stop.isSet() { // never start what is to be stopped
+		if r.stop.isSet() && t.endsWith(r.stop.reason) { // never start what is to be stopped
 			kill(r.stop.reason)
 		}
 		wg.Go(func() {
@@ -192,16 +197,39 @@ func (r *allocRunner) runTasks(ctx context.Context) bool {
 			}
 		})
 	}
-	stop, deadline := r.stop.c, r.deadline()
+	defer r.offers.end()
+	stop, purge, deadline := r.stop.c, r.purge.c, r.deadline()
 	defer deadline.Stop()
+	delay, verdict := time.NewTimer(time.Hour), time.NewTimer(time.Hour) // of the stop, of the health
+	delay.Stop()
+	defer delay.Stop()
+	defer verdict.Stop()
+	r.advance(ctx, alive, verdict)
 	for len(alive) > 0 {
 		select {
 		case t := <-over:
 			delete(alive, t.name)
 			r.sibling(t, alive)
+			r.advance(ctx, alive, verdict)
+		case <-r.moved:
+			r.advance(ctx, alive, verdict)
+		case <-verdict.C:
+			r.advance(ctx, alive, verdict)
 		case <-stop:
 			stop = nil
+			r.advance(ctx, alive, verdict) // nobody shall find its services any more
+			if d := r.shutdownDelay(alive); d > 0 {
+				delay.Reset(d)
+				continue
+			}
 			r.stopTasks(alive)
+		case <-delay.C:
+			r.stopTasks(alive)
+		case <-purge:
+			purge = nil
+			for _, t := range alive {
+				t.kill(r.purge.reason)
+			}
 		case <-deadline.C:
 			r.describe("max_run_duration exceeded")
 			r.stop.set(&stopReason{text: "the group's max_run_duration is over"})
@@ -214,7 +242,78 @@ func (r *allocRunner) runTasks(ctx context.Context) bool {
 	return true
 }
 
-// sibling ends the other tasks when one failed, or when the leader is done.
+// advance does what follows from the tasks' states: who may start, who must end, what is offered, and whether all is well.
+func (r *allocRunner) advance(ctx context.Context, alive map[string]*taskRunner, verdict *time.Timer) {
+	r.mu.Lock()
+	parts := make(map[string]part, len(r.tasks))
+	for name, t := range r.tasks {
+		parts[name] = part{t.phase, t.record.State}
+	}
+	r.mu.Unlock()
+	o := decide(parts)
+	ever := false // some task has run
+	for _, p := range parts {
+		ever = ever || p.state.StartedAt != 0
+	}
+	for _, name := range o.start {
+		t := r.tasks[name]
+		if t.phase == phasePoststop && !ever { // there is nothing to clean up after
+			t.kill(&stopReason{text: "no other task has run"})
+			continue
+		}
+		t.gate.set(nil)
+	}
+	for _, name := range o.release {
+		if t := alive[name]; t != nil {
+			t.kill(&stopReason{kind: eventMainDead, text: "Main tasks in the group died"})
+		}
+	}
+	r.offers.update(ctx, r, parts, r.stop.isSet())
+	r.judge(parts, verdict)
+}
+
+// judge finds out whether the allocation is well, and when to look again.
+func (r *allocRunner) judge(parts map[string]part, again *time.Timer) {
+	if r.tracker == nil || r.stop.isSet() {
+		return
+	}
+	healthy, wake := r.tracker.judge(time.Now(), parts, r.offers.passing())
+	if healthy == nil {
+		if !wake.IsZero() {
+			again.Reset(max(time.Until(wake), 0))
+		}
+		return
+	}
+	again.Stop()
+	r.tracker = nil
+	r.mu.Lock()
+	r.health = &model.AllocHealth{Healthy: healthy, Timestamp: time.Now().UnixNano()}
+	if was := r.alloc.DeploymentStatus; was != nil {
+		r.health.Canary = was.Canary
+	}
+	r.mu.Unlock()
+	r.report(true)
+}
+
+// shutdownDelay is how long the tasks that were asked to stop go on, for those who have found them before.
+func (r *allocRunner) shutdownDelay(alive map[string]*taskRunner) time.Duration {
+	if r.stop.reason.final {
+		return 0
+	}
+	r.mu.Lock()
+	g := r.alloc.Job.Group(r.alloc.TaskGroup)
+	skip := r.alloc.Transition != nil && r.alloc.Transition.NoShutdownDelay
+	r.mu.Unlock()
+	if g == nil || g.ShutdownDelay <= 0 || skip {
+		return 0
+	}
+	for _, t := range alive {
+		t.announceDelay(g.ShutdownDelay)
+	}
+	return g.ShutdownDelay
+}
+
+// sibling ends the other tasks when one failed, or when the leader is done. What cleans up after them is left.
 func (r *allocRunner) sibling(ended *taskRunner, alive map[string]*taskRunner) {
 	var reason *stopReason
 	switch {
@@ -226,20 +325,26 @@ func (r *allocRunner) sibling(ended *taskRunner, alive map[string]*taskRunner) {
 		return
 	}
 	for _, t := range alive {
-		t.kill(reason)
+		if t.endsWith(reason) {
+			t.kill(reason)
+		}
 	}
 }
 
-// stopTasks ends the leader, whose end takes the others along, or all where nobody leads.
+// stopTasks ends the leader, whose end takes the others along; or the main tasks, whose end releases what runs beside them; or all that are left.
 func (r *allocRunner) stopTasks(alive map[string]*taskRunner) {
+	reason, mains := r.stop.reason, false
 	for _, t := range alive {
 		if r.leads(t.name) {
-			t.kill(r.stop.reason)
+			t.kill(reason)
 			return
 		}
+		mains = mains || t.phase == phaseMain
 	}
 	for _, t := range alive {
-		t.kill(r.stop.reason)
+		if t.endsWith(reason) && (!mains || !t.phase.sidecar() || reason.final) {
+			t.kill(reason)
+		}
 	}
 }
 
@@ -310,6 +415,14 @@ func (r *allocRunner) bury(ctx context.Context) {
 	}
 }
 
+// move makes the allocation's goroutine look at the tasks again.
+func (r *allocRunner) move() {
+	select {
+	case r.moved <- struct{}{}:
+	default:
+	}
+}
+
 func (r *allocRunner) leftOver(d driver.Driver, taskID string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -320,15 +433,6 @@ func (r *allocRunner) jobType() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.alloc.Job.Type
-}
-
-func (r *allocRunner) restartPolicy() model.RestartPolicy {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if g := r.alloc.Job.Group(r.alloc.TaskGroup); g != nil {
-		return g.Restart
-	}
-	return model.RestartPolicy{}
 }
 
 // save keeps the allocation as the servers last sent it.
@@ -379,7 +483,7 @@ func (r *allocRunner) report(force bool) {
 	if r.description != "" {
 		u.ClientDescription = r.description
 	}
-	u.NetworkStatus = r.networkStatus
+	u.NetworkStatus, u.Health = r.networkStatus, r.health
 	same := reflect.DeepEqual(u.TaskStates, r.reported.TaskStates) && !force
 	urgent := force || statesDiffer(u, r.reported)
 	r.reported = u

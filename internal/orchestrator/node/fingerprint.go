@@ -6,9 +6,11 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"reflect"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -31,7 +33,7 @@ func (a *Agent) node() *model.Node {
 func (a *Agent) describe(ctx context.Context) bool {
 	old := a.node()
 	n := &model.Node{ID: a.identity.ID, SecretID: a.identity.Secret, Name: a.cfg.Name, Datacenter: a.cfg.Datacenter,
-		NodePool: a.cfg.NodePool, NodeClass: a.cfg.NodeClass, HTTPAddr: a.cfg.HTTPAddr, Meta: maps.Clone(a.cfg.Meta),
+		NodePool: a.cfg.NodePool, NodeClass: a.cfg.NodeClass, HTTPAddr: a.cfg.HTTPAddr, Meta: a.currentMeta(), HostVolumes: a.cfg.Volumes,
 		Status: model.NodeReady, SchedulingEligibility: model.NodeEligible, Reserved: a.cfg.Reserved,
 		Attributes: maps.Clone(a.machine.attributes), Resources: a.machine.resources, Drivers: map[string]*model.DriverInfo{}}
 	if n.Name == "" {
@@ -91,8 +93,9 @@ func look(dataDir string) machine {
 	cores := runtime.NumCPU()
 	name, mhz := processor()
 	compute, mem := cores*mhz, memoryBytes()
-	total, free := disk(dataDir)
+	total, free := space(dataDir)
 	attr := map[string]string{
+		"unique.storage.bytesfree":  strconv.FormatInt(free, 10),
 		"cpu.arch":                  runtime.GOARCH,
 		"cpu.numcores":              strconv.Itoa(cores),
 		"cpu.frequency":             strconv.Itoa(mhz),
@@ -112,6 +115,8 @@ func look(dataDir string) machine {
 	}
 	maps.Copy(attr, kernel())
 	maps.Copy(attr, osRelease())
+	maps.Copy(attr, controlGroups())
+	maps.Copy(attr, address())
 	return machine{attr, model.NodeResources{CPU: compute, Cores: cores, MemoryMB: int(mem >> 20), DiskMB: int(free >> 20)}}
 }
 
@@ -180,6 +185,69 @@ func memoryLimits() (limits []int64) {
 		}
 	}
 	return limits
+}
+
+// controlGroups is the version of the kernel's control groups and the controllers that can be used.
+func controlGroups() map[string]string {
+	if b, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		return map[string]string{"os.cgroups.version": "2", "os.cgroups.controllers": strings.Join(strings.Fields(string(b)), ",")}
+	}
+	b, err := os.ReadFile("/proc/cgroups")
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line) // name, hierarchy, groups, enabled
+		if len(f) == 4 && !strings.HasPrefix(f[0], "#") && f[1] != "0" && f[3] == "1" {
+			names = append(names, f[0])
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	slices.Sort(names)
+	return map[string]string{"os.cgroups.version": "1", "os.cgroups.controllers": strings.Join(names, ",")}
+}
+
+// address is that of the machine: of the interface that leads out, else the first that is up and no loopback.
+func address() map[string]string {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil
+	}
+	// Nothing is sent: a route is looked up.
+	var out net.IP
+	if c, err := net.Dial("udp", "192.0.2.1:9"); err == nil {
+		if a, ok := c.LocalAddr().(*net.UDPAddr); ok {
+			out = a.IP
+		}
+		_ = c.Close()
+	}
+	first := map[string]string{}
+	for _, i := range interfaces {
+		if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		addrs, err := i.Addrs()
+		if err != nil {
+			continue
+		}
+		for _, a := range addrs {
+			n, ok := a.(*net.IPNet)
+			if !ok || n.IP.IsLinkLocalUnicast() {
+				continue
+			}
+			found := map[string]string{"unique.network.ip-address": n.IP.String(), "unique.network.interface": i.Name}
+			if out != nil && n.IP.Equal(out) {
+				return found
+			}
+			if len(first) == 0 && n.IP.To4() != nil {
+				first = found
+			}
+		}
+	}
+	return first
 }
 
 func osRelease() map[string]string {

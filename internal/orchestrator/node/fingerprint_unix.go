@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// disk is the size of the file system that holds dir, and what is free on it for us.
-func disk(dir string) (total, free int64) {
+// space is the size of the file system that holds dir, and what is free on it for us.
+func space(dir string) (total, free int64) {
 	var s unix.Statfs_t
 	if unix.Statfs(dir, &s) != nil {
 		return 0, 0

@@ -30,3 +30,9 @@ type ServerConn interface {
 	// Watch calls f for each message of one stream, the first being full, until the stream or ctx ends, or f fails.
 	Watch(ctx context.Context, f func(model.AllocPush) error) error
 }
+
+// ServiceConn is what the agent needs of servers that keep a catalogue of services.
+type ServiceConn interface {
+	// UpdateServices replaces all that these allocations offer; it returns once that is committed.
+	UpdateServices(ctx context.Context, services []model.AllocServices) error
+}

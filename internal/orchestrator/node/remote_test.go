@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,5 +128,38 @@ func TestRemoteRefusesWhatIsNoAddress(t *testing.T) {
 		if _, err := node.NewRemote(addrs, node.Identity{}, "", http.DefaultClient); err == nil {
 			t.Errorf("%q taken", addrs)
 		}
+	}
+}
+
+func TestTheNodeLearnsOfOtherServers(t *testing.T) {
+	leases := make(chan []string, 1)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(model.NodeLease{Servers: <-leases})
+	}))
+	defer server.Close()
+	r, err := node.NewRemote([]string{server.URL}, node.Identity{ID: "id", Secret: "s"}, "", server.Client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, changed := r.Servers()
+	leases <- []string{"http://192.0.2.9:4646", server.URL, "not an address", server.URL}
+	if _, err := r.Heartbeat(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-changed
+	addrs, again := r.Servers()
+	want := []string{"http://192.0.2.9:4646", server.URL}
+	slices.Sort(want)
+	if !slices.Equal(addrs, want) {
+		t.Errorf("%v", addrs)
+	}
+	leases <- nil // one that says nothing changes nothing, and it is still asked
+	if _, err := r.Heartbeat(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-again:
+		t.Error("the list has changed")
+	default:
 	}
 }

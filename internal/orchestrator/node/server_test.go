@@ -30,6 +30,8 @@ type server struct {
 	registered int
 	node       *model.Node // as last registered
 	beats      int
+	down       bool // answers nothing
+	offered    map[string][]*model.ServiceRegistration
 	unknown    bool          // does not know the node until it registers again
 	failing    int           // reports to refuse
 	hold       chan struct{} // reports wait for it
@@ -41,11 +43,34 @@ func newServer() *server {
 	return &server{index: 10, reported: make(chan struct{}, 1), allocs: map[string]*model.Allocation{}, latest: map[string]model.AllocUpdate{}}
 }
 
+var errDown = fault.New(fault.Unavailable, "connection refused")
+
+func (s *server) UpdateServices(_ context.Context, all []model.AllocServices) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.offered == nil {
+		s.offered = map[string][]*model.ServiceRegistration{}
+	}
+	for _, a := range all {
+		s.offered[a.AllocID] = a.Services
+	}
+	return nil
+}
+
+func (s *server) services(id string) []*model.ServiceRegistration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.offered[id]
+}
+
 var errUnknownNode = fault.New(fault.NotFound, "unknown node")
 
 func (s *server) Register(_ context.Context, n *model.Node) (model.NodeLease, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.down {
+		return model.NodeLease{}, errDown
+	}
 	s.node = n
 	s.registered++
 	s.unknown = false
@@ -56,6 +81,9 @@ func (s *server) Register(_ context.Context, n *model.Node) (model.NodeLease, er
 func (s *server) Heartbeat(context.Context) (model.NodeLease, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.down {
+		return model.NodeLease{}, errDown
+	}
 	if s.unknown {
 		return model.NodeLease{}, errUnknownNode
 	}
@@ -76,6 +104,9 @@ func (s *server) UpdateAllocations(ctx context.Context, updates []model.AllocUpd
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.down {
+		return errDown
+	}
 	if s.failing > 0 {
 		s.failing--
 		return errors.New("no leader")
@@ -103,6 +134,10 @@ func (s *server) UpdateAllocations(ctx context.Context, updates []model.AllocUpd
 
 func (s *server) Watch(ctx context.Context, f func(model.AllocPush) error) error {
 	s.mu.Lock()
+	if s.down {
+		s.mu.Unlock()
+		return errDown
+	}
 	if s.unknown {
 		s.mu.Unlock()
 		return errUnknownNode

@@ -22,3 +22,11 @@ func signalNumber(name string) int {
 	}
 	return int(syscall.Signal(unix.SignalNum(name)))
 }
+
+// signalName is its name, or the number of one without.
+func signalName(n int) string {
+	if name := unix.SignalName(syscall.Signal(n)); name != "" {
+		return name
+	}
+	return strconv.Itoa(n)
+}

@@ -20,6 +20,8 @@ const (
 	eventSiblingFailed   = "Sibling Task Failed"
 	eventLeaderDead      = "Leader Task Dead"
 	eventFailedRestoring = "Failed Restoring Task"
+	eventMainDead        = "Main Tasks Dead"
+	eventDelay           = "Waiting for shutdown delay"
 )
 
 // event makes a task event. Pairs are keys and values of its details.

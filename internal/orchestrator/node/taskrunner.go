@@ -10,6 +10,7 @@ import (
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/node/tasklog"
 )
 
 const (
@@ -28,6 +29,7 @@ type stopReason struct {
 	text   string
 	fails  bool          // the task counts as failed
 	within time.Duration // bounds the task's kill timeout; 0 = not at all
+	final  bool          // nothing may go on or begin, neither to clean up nor for who still asks
 }
 
 func (s *stopReason) Error() string { return s.text }
@@ -38,7 +40,9 @@ var errLetGo = errors.New("the agent lets go of its tasks")
 // taskRunner lives through one task: its starts, its ends, its restarts.
 type taskRunner struct {
 	name    string
+	phase   phase
 	alloc   *allocRunner
+	gate    *latch                  // set when the task may start
 	kill    context.CancelCauseFunc // with a *stopReason
 	restart chan chan struct{}      // the answer is closed when the old process is gone
 
@@ -46,6 +50,12 @@ type taskRunner struct {
 	record taskRecord
 	handle driver.Task // nil while nothing runs
 	nomad  map[string]string
+	output []*tasklog.Writer // of the incarnation that runs
+}
+
+// endsWith reports whether a reason that ends the allocation's tasks ends this one, or whether it is what cleans up after them.
+func (t *taskRunner) endsWith(reason *stopReason) bool {
+	return t.phase != phasePoststop || reason.final
 }
 
 // fate is what became of one incarnation.
@@ -65,6 +75,13 @@ func (t *taskRunner) run(life, ctx context.Context) fate {
 	task, lost := t.takeBack(ctx)
 	if lost {
 		return dead
+	}
+	if task == nil {
+		select {
+		case <-t.gate.c:
+		case <-ctx.Done():
+			return t.endUnstarted(ctx)
+		}
 	}
 	for {
 		f := again
@@ -95,6 +112,7 @@ func (t *taskRunner) takeBack(ctx context.Context) (task driver.Task, lost bool)
 	defer cancel()
 	d, cfg, err := t.config()
 	if err == nil {
+		t.openLogs(&cfg, cfg.Task)
 		cfg.Network, err = t.alloc.network.recover(bounded, t.alloc, d)
 	}
 	if err == nil {
@@ -134,11 +152,17 @@ func (t *taskRunner) start(ctx context.Context) (driver.Task, fate) {
 }
 
 // tryStart waits for its turn and asks the driver.
-func (t *taskRunner) tryStart(ctx context.Context) (driver.Task, error) {
+func (t *taskRunner) tryStart(ctx context.Context) (_ driver.Task, err error) {
 	d, cfg, err := t.next()
 	if err != nil {
 		return nil, err
 	}
+	t.openLogs(&cfg, cfg.Task)
+	defer func() {
+		if err != nil {
+			t.closeLogs()
+		}
+	}()
 	if p, ok := d.(driver.Preparer); ok {
 		if err := p.Prepare(ctx, cfg); err != nil {
 			return nil, err
@@ -150,8 +174,10 @@ func (t *taskRunner) tryStart(ctx context.Context) (driver.Task, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make task directory: %w", err)
+	if bare, ok := d.(driver.Bare); !ok || !bare.Bare() {
+		if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+			return nil, fmt.Errorf("make task directory: %w", err)
+		}
 	}
 	if cfg.Network, err = t.alloc.network.attach(ctx, t.alloc, d); err != nil {
 		return nil, err
@@ -237,6 +263,9 @@ func (t *taskRunner) config() (driver.Driver, driver.TaskConfig, error) {
 	if d == nil {
 		return nil, cfg, fault.New(fault.Invalid, "this node has no driver %q", spec.Driver)
 	}
+	if err := t.furnish(d, &cfg, n, a, group, spec); err != nil {
+		return nil, cfg, err
+	}
 	return d, cfg, nil
 }
 
@@ -260,6 +289,7 @@ func (t *taskRunner) supervise(life, ctx context.Context, task driver.Task) fate
 		if !ok {
 			return letGo
 		}
+		t.delay(life, task, reason)
 		t.announce(reason)
 		exit := t.stop(life, task, reason)
 		t.die(reason.fails, terminated(exit), event(model.TaskKilled, "Task successfully killed"))
@@ -268,10 +298,49 @@ func (t *taskRunner) supervise(life, ctx context.Context, task driver.Task) fate
 	}
 }
 
+// delay lets a task go on for a while that was asked to stop.
+func (t *taskRunner) delay(life context.Context, task driver.Task, reason *stopReason) {
+	t.alloc.mu.Lock()
+	spec, _ := specOf(t.alloc.alloc, t.name)
+	skip := reason.final || t.alloc.alloc.Transition != nil && t.alloc.alloc.Transition.NoShutdownDelay
+	t.alloc.mu.Unlock()
+	if skip || spec == nil || spec.ShutdownDelay <= 0 {
+		return
+	}
+	t.announceDelay(spec.ShutdownDelay)
+	timer := time.NewTimer(spec.ShutdownDelay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-task.Done():
+	case <-t.alloc.purge.c:
+	case <-life.Done():
+	}
+}
+
+func (t *taskRunner) announceDelay(d time.Duration) {
+	_ = t.update(func(r *taskRecord) { // an error is logged there
+		r.State = withEvents(r.State, event(eventDelay, fmt.Sprintf("Waiting for shutdown_delay of %v before killing the task.", d)))
+	})
+}
+
+func (t *taskRunner) restartPolicy() model.RestartPolicy {
+	t.alloc.mu.Lock()
+	defer t.alloc.mu.Unlock()
+	spec, group := specOf(t.alloc.alloc, t.name)
+	switch {
+	case spec == nil:
+		return model.RestartPolicy{}
+	case spec.Restart != nil:
+		return *spec.Restart
+	}
+	return group.Restart
+}
+
 // exited handles a main process that ended by itself.
 func (t *taskRunner) exited(ctx context.Context, exit driver.Exit) fate {
 	good := exit.Err == nil && exit.ExitCode == 0 && exit.Signal == 0 && !exit.OOMKilled
-	if good && endsWithSuccess(t.alloc.jobType()) {
+	if good && t.phase.endsByItself(t.alloc.jobType()) {
 		t.die(false, terminated(exit))
 		t.cleanup(ctx)
 		return dead
@@ -281,7 +350,7 @@ func (t *taskRunner) exited(ctx context.Context, exit driver.Exit) fate {
 
 // restartOrDie asks the restart policy, cleans up and waits for the time of the restart.
 func (t *taskRunner) restartOrDie(ctx context.Context, e *model.TaskEvent) fate {
-	policy := t.alloc.restartPolicy()
+	policy := t.restartPolicy()
 	t.alloc.mu.Lock()
 	d := t.record.Restarts.next(policy, time.Now())
 	t.alloc.mu.Unlock()
@@ -395,6 +464,7 @@ func (t *taskRunner) cleanup(ctx context.Context) {
 	t.alloc.mu.Lock()
 	id, driverName := t.id(), t.record.Driver
 	t.alloc.mu.Unlock()
+	defer t.closeLogs()
 	d := t.alloc.agent.drivers[driverName]
 	if d == nil {
 		return // nothing was ever started
@@ -425,5 +495,7 @@ func (t *taskRunner) update(change func(*taskRecord)) error {
 	t.alloc.mu.Lock()
 	change(&t.record)
 	t.alloc.mu.Unlock()
-	return t.alloc.changedState()
+	err := t.alloc.changedState()
+	t.alloc.move()
+	return err
 }

@@ -143,9 +143,7 @@ func (p *Problems) group(g *api.TaskGroup, jobType string) {
 	if d := g.EphemeralDisk; d != nil && val(d.SizeMB) < 1 {
 		p.err("%s: ephemeral disk needs at least 1 MB, not %d", where, val(d.SizeMB))
 	}
-	if len(g.Volumes) > 0 {
-		p.err("%s: volumes are not supported by Rockpool", where)
-	}
+	p.volumes(where, g.Volumes)
 	p.services(where, g.Services)
 	p.policies(where, g, jobType)
 	p.networks(where, g.Networks)
@@ -177,6 +175,7 @@ func (p *Problems) group(g *api.TaskGroup, jobType string) {
 	if leaders > 1 {
 		p.err("%s: only one task may be marked as leader", where)
 	}
+	p.lifecycles(where, g)
 }
 
 func (p *Problems) task(group string, t *api.Task) {
@@ -214,8 +213,8 @@ func (p *Problems) task(group string, t *api.Task) {
 		what string
 		used bool
 	}{
-		{"artifacts", len(t.Artifacts) > 0}, {"templates", len(t.Templates) > 0}, {"volume mounts", len(t.VolumeMounts) > 0},
-		{"Vault", t.Vault != nil}, {"dispatch payloads", t.DispatchPayload != nil}, {"lifecycle hooks", t.Lifecycle != nil},
+		{"artifacts", len(t.Artifacts) > 0},
+		{"Vault", t.Vault != nil},
 		{"CSI plugins", t.CSIPluginConfig != nil}, {"secrets", len(t.Secrets) > 0}, {"schedules", t.Schedule != nil},
 	} {
 		if f.used {
@@ -226,6 +225,7 @@ func (p *Problems) task(group string, t *api.Task) {
 	if t.ShutdownDelay < 0 {
 		p.err("%s: ShutdownDelay must be a positive value", where)
 	}
+	p.furnishing(where, t)
 	if len(t.Actions) > 0 {
 		p.ignored("action", where)
 	}

@@ -68,6 +68,7 @@ func (d *Driver) container(c *config, cfg driver.TaskConfig, e *engine) (client.
 			Memory: memory << 20, MemorySwap: memory << 20, PidsLimit: &c.pids, CPUShares: max(cpu, 2), Ulimits: c.ulimits,
 		},
 	}
+	host.Mounts = mounts(cfg.Mounts)
 	if reserved < memory {
 		host.MemoryReservation = reserved << 20
 	}

@@ -77,6 +77,9 @@ func (*Driver) Name() string { return Name }
 // OwnNetwork says that a container's network is the engine's: it cannot be put into a namespace that the node made.
 func (*Driver) OwnNetwork() bool { return true }
 
+// Rooted says that a task's paths begin at the root of its container.
+func (d *Driver) Rooted() bool { return true }
+
 // Validate checks a task's driver configuration.
 func (*Driver) Validate(t *model.Task) error {
 	_, err := parse(t.Config)
@@ -133,12 +136,27 @@ func (d *Driver) launch(ctx context.Context, c *config, cfg driver.TaskConfig) (
 			return nil, err
 		}
 		made, err := d.api.ContainerCreate(ctx, options)
+		var out *output
 		if err == nil {
+			if err := d.furnish(ctx, made.ID, cfg.Files); err != nil {
+				return nil, err
+			}
+			if out, err = d.attach(ctx, cfg, made.ID); err != nil { // before the start: nothing is missed
+				return nil, err
+			}
 			_, err = d.api.ContainerStart(ctx, made.ID, client.ContainerStartOptions{})
 		}
+		if err == nil {
+			t, err := d.open(ctx, c, cfg)
+			if err != nil {
+				out.close()
+				return nil, err
+			}
+			t.output = out
+			return t, nil
+		}
+		out.close()
 		switch {
-		case err == nil:
-			return d.open(ctx, c, cfg)
 		case !d.learn(err, options):
 			return nil, d.explain(err, "start container")
 		}
@@ -230,6 +248,9 @@ func (d *Driver) Recover(ctx context.Context, cfg driver.TaskConfig) (driver.Tas
 	}
 	if t.inside == nil && len(r.Container.ExecIDs) > 0 {
 		return nil, fmt.Errorf("recover: %w: a program of an earlier agent still runs in it, and cannot be reached", driver.ErrTaskGone)
+	}
+	if t.output, err = d.attach(ctx, cfg, r.Container.ID); err != nil {
+		d.cfg.Log.WithField("task_id", cfg.ID).WithError(err).Warn("the output of a container that was taken back is not kept")
 	}
 	return d.adopt(t), nil
 }

@@ -32,6 +32,7 @@ type task struct {
 	placement []string // names of variables that executions do not see
 	inside    *inside  // the container's processes; nil = they are not on this machine
 	files     driver.Files
+	output    *output       // of the main process; nil = nobody wants it
 	starting  chan struct{} // holds one: executions start one after the other, see inside.admit
 	done      chan struct{}
 
@@ -78,9 +79,11 @@ func (t *task) watch() {
 	if t.inside != nil {
 		defer t.inside.close()
 	}
+	defer t.output.close()
 	if !ok {
 		return // let go
 	}
+	t.output.lastWords()
 	t.cutOff()
 	t.mu.Lock()
 	t.exit = exit

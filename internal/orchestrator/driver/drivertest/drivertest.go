@@ -35,6 +35,11 @@ type Subject struct {
 	Wrong map[string]any
 	Names string
 
+	// Says is the configuration of a task that writes a text to each stream and ends; nil where tasks write nothing.
+	Says func(out, err string) map[string]any
+	// SaysOn is that of one that writes 100 lines of growing length, for about a second, and ends; nil where a task with a command ends with its agent.
+	SaysOn map[string]any
+
 	// Commands to execute inside a task.
 	Cat   []string                       // copies stdin to stdout
 	Exit  func(code int) []string        // returns code
@@ -72,6 +77,8 @@ func Run(t *testing.T, s Subject) {
 	t.Run("starts, runs and stops", s.lifecycle)
 	t.Run("reports the main process's exit code", s.exitCode)
 	t.Run("refuses a wrong configuration", s.wrongConfig)
+	t.Run("keeps what the main process writes", s.output)
+	t.Run("loses nothing of it between two agents", s.outputRecovered)
 	t.Run("passes stdin to stdout", s.echo)
 	t.Run("passes much data both ways", s.bulk)
 	t.Run("reports exit codes", s.exitCodes)

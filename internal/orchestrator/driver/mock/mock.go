@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 	"syscall"
@@ -45,6 +46,9 @@ func (d *Driver) Fingerprint(context.Context) model.DriverInfo {
 	return model.DriverInfo{Detected: true, Healthy: true, HealthDescription: "Healthy"}
 }
 
+// Bare says that a task is nothing but an entry in memory.
+func (d *Driver) Bare() bool { return true }
+
 // Validate checks the configuration.
 func (d *Driver) Validate(t *model.Task) error {
 	_, err := parse(t.Config)
@@ -79,9 +83,20 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 		return nil, fmt.Errorf("task id %s was used before", cfg.ID)
 	}
 	t := newTask(d, cfg, s, d.exitCode(s, key))
+	say(cfg, s)
 	d.tasks[cfg.ID] = t
 	d.started = append(d.started, cfg.ID)
 	return t, nil
+}
+
+// say writes what the task's program would. It is so little that it is written before the start ends.
+func say(cfg driver.TaskConfig, s script) {
+	if cfg.Stdout != nil && s.stdout != "" {
+		_, _ = io.WriteString(cfg.Stdout, s.stdout)
+	}
+	if cfg.Stderr != nil && s.stderr != "" {
+		_, _ = io.WriteString(cfg.Stderr, s.stderr)
+	}
 }
 
 // exitCode is 0 from the second time on where the task fails once.

@@ -18,12 +18,15 @@ func TestConformance(t *testing.T) {
 		New:     func(*testing.T) driver.Driver { return d },
 		Forever: map[string]any{},
 		Exits:   map[string]any{"run_for": "1ms", "exit_code": 3},
-		Wrong:   map[string]any{"colour": "red"},
-		Names:   "colour",
-		Cat:     []string{"cat"},
-		Exit:    func(code int) []string { return []string{"exit", strconv.Itoa(code)} },
-		Both:    func(out, err string) []string { return []string{"both", out, err} },
-		Sleep:   []string{"sleep", "5m"},
-		Size:    []string{"size"},
+		Says: func(out, err string) map[string]any {
+			return map[string]any{"run_for": "1ms", "stdout_string": out, "stderr_string": err}
+		},
+		Wrong: map[string]any{"colour": "red"},
+		Names: "colour",
+		Cat:   []string{"cat"},
+		Exit:  func(code int) []string { return []string{"exit", strconv.Itoa(code)} },
+		Both:  func(out, err string) []string { return []string{"both", out, err} },
+		Sleep: []string{"sleep", "5m"},
+		Size:  []string{"size"},
 	})
 }

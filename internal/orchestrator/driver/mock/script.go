@@ -21,10 +21,12 @@ type script struct {
 	startDelay    time.Duration
 	recoverError  string
 	ignoreSignals bool // only a kill ends it
+	stdout        string
+	stderr        string
 }
 
 var keys = []string{"exit_code", "exit_signal", "fail_once", "ignore_signals", "oom_killed", "recover_error", "run_for",
-	"start_delay", "start_error", "start_errors"}
+	"start_delay", "start_error", "start_errors", "stderr_string", "stdout_string"}
 
 func parse(config map[string]any) (s script, err error) {
 	for k, v := range config {
@@ -43,6 +45,10 @@ func parse(config map[string]any) (s script, err error) {
 			s.startError, err = as[string](v)
 		case "recover_error":
 			s.recoverError, err = as[string](v)
+		case "stdout_string":
+			s.stdout, err = as[string](v)
+		case "stderr_string":
+			s.stderr, err = as[string](v)
 		case "oom_killed":
 			s.oomKilled, err = as[bool](v)
 		case "fail_once":

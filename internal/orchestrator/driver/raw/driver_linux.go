@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 
+	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/model"
 )
@@ -54,6 +55,9 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 	if err := d.Validate(cfg.Task); err != nil {
 		return nil, err
 	}
+	if len(cfg.Mounts) > 0 {
+		return nil, fault.New(fault.Unsupported, "driver %s: a plain process sees the node's own files, and no volumes: use their paths", Name)
+	}
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("start process: %w", context.Cause(ctx))
 	}
@@ -71,8 +75,14 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 	if err := become(cmd.SysProcAttr, cfg.Task.User); err != nil {
 		return nil, err
 	}
+	out, err := d.openOutput(cfg, true)
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout, cmd.Stderr = out.stdio(0), out.stdio(1)
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start process: %w", err)
+		out.close()
+		return nil, errors.Join(fmt.Errorf("start process: %w", err), d.removeOutput(cfg.ID))
 	}
 	p, err := attach(cmd.Process.Pid)
 	if err == nil {
@@ -81,10 +91,11 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 	if err != nil {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		_ = cmd.Wait()
-		return nil, fmt.Errorf("start process: %w", err)
+		out.close()
+		return nil, errors.Join(fmt.Errorf("start process: %w", err), d.removeOutput(cfg.ID))
 	}
 	_ = cmd.Process.Release() // it is waited for by p
-	return d.watch(cfg, c, p), nil
+	return d.watch(cfg, c, p, out), nil
 }
 
 func (d *Driver) keep(r record) error {
@@ -126,7 +137,12 @@ func (d *Driver) Recover(_ context.Context, cfg driver.TaskConfig) (driver.Task,
 	if err != nil {
 		return nil, fmt.Errorf("recover %s: %w", cfg.ID, err)
 	}
-	return d.watch(cfg, c, p), nil
+	out, err := d.openOutput(cfg, false)
+	if err != nil {
+		_ = p.handle.Close()
+		return nil, fmt.Errorf("recover %s: %w", cfg.ID, err)
+	}
+	return d.watch(cfg, c, p, out), nil
 }
 
 // Cleanup kills the task's process group.
@@ -142,6 +158,7 @@ func (d *Driver) Cleanup(ctx context.Context, taskID string) error {
 		case <-ctx.Done():
 			return fmt.Errorf("kill process group: %w", context.Cause(ctx))
 		}
+		t.output.close() // what has left the group may hold it open
 	} else if p, err := d.find(taskID); err == nil {
 		_ = syscall.Kill(-p.pid, syscall.SIGKILL)
 		_, err := p.wait()
@@ -149,6 +166,9 @@ func (d *Driver) Cleanup(ctx context.Context, taskID string) error {
 		if err != nil && !errors.Is(err, errNotOurs) {
 			return fmt.Errorf("kill process group: %w", err)
 		}
+	}
+	if err := d.removeOutput(taskID); err != nil {
+		return err
 	}
 	if err := os.Remove(d.path(taskID)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove process record: %w", err)
@@ -164,8 +184,9 @@ func (d *Driver) Sweep(ctx context.Context, keep []string) error {
 	}
 	var errs []error
 	for _, e := range entries {
-		id, err := url.PathUnescape(strings.TrimSuffix(e.Name(), ".json"))
-		if err == nil && !slices.Contains(keep, id) {
+		name, ok := strings.CutSuffix(e.Name(), ".json")
+		id, err := url.PathUnescape(name)
+		if ok && err == nil && !slices.Contains(keep, id) {
 			errs = append(errs, d.Cleanup(ctx, id))
 		}
 	}

@@ -21,8 +21,12 @@ func TestConformance(t *testing.T) {
 		New:     func(*testing.T) driver.Driver { return raw.New(raw.Config{Enabled: true, Dir: dir}) },
 		Forever: map[string]any{"command": "sleep", "args": []any{"300"}},
 		Exits:   map[string]any{"command": "sh", "args": []any{"-c", "exit 3"}},
-		Wrong:   map[string]any{"command": "true", "image": "x"},
-		Names:   "image",
+		Says: func(out, err string) map[string]any {
+			return map[string]any{"command": "sh", "args": []any{"-c", `printf %s "$1"; printf %s "$2" >&2`, "sh", out, err}}
+		},
+		SaysOn: map[string]any{"command": "sh", "args": []any{"-c", `x=; i=0; while [ $i -lt 100 ]; do echo "$x"; x=x$x; i=$((i+1)); sleep 0.005; done`}},
+		Wrong:  map[string]any{"command": "true", "image": "x"},
+		Names:  "image",
 	}))
 }
 

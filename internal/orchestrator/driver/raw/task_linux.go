@@ -21,6 +21,7 @@ type task struct {
 	cfg     driver.TaskConfig
 	dir     string
 	process *process
+	output  *output
 	done    chan struct{}
 
 	mu         sync.Mutex
@@ -30,17 +31,19 @@ type task struct {
 }
 
 // watch waits for the end of a task's process in the background.
-func (d *Driver) watch(cfg driver.TaskConfig, c command, p *process) *task {
-	t := &task{driver: d, cfg: cfg, dir: workDir(c.dir, cfg), process: p, done: make(chan struct{}), executions: map[*execution]bool{}}
+func (d *Driver) watch(cfg driver.TaskConfig, c command, p *process, out *output) *task {
+	t := &task{driver: d, cfg: cfg, dir: workDir(c.dir, cfg), process: p, output: out, done: make(chan struct{}), executions: map[*execution]bool{}}
 	d.mu.Lock()
 	d.tasks[cfg.ID] = t
 	d.mu.Unlock()
+	out.read(cfg, &d.goroutines)
 	d.goroutines.Go(func() {
 		status, err := p.wait()
 		if errors.Is(err, os.ErrClosed) {
 			return // let go
 		}
 		_ = p.handle.Close()
+		out.lastWords()
 		t.killExecutions()
 		exit := driver.Exit{Err: err}
 		if err == nil {
@@ -126,6 +129,7 @@ func (t *task) killExecutions() {
 
 func (t *task) detach() {
 	t.killExecutions()
+	t.output.close()
 	_ = t.process.handle.Close()
 }
 

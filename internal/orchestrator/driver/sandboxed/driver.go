@@ -112,6 +112,9 @@ func (d *Driver) Fences() []driver.Fence {
 	return rows
 }
 
+// Rooted says that a task's paths begin at the root of its sandbox.
+func (d *Driver) Rooted() bool { return true }
+
 // Validate checks a task's driver configuration.
 func (d *Driver) Validate(t *model.Task) error {
 	_, _, err := d.read(t)
@@ -191,6 +194,9 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (_ driver.Tas
 	if c.workDir != "" {
 		root.WorkDir = c.workDir
 	}
+	for _, m := range cfg.Mounts {
+		root.Binds = append(slices.Clip(root.Binds), sandbox.Bind{Source: m.Source, Target: m.Target})
+	}
 	if cfg.Task.User == "" {
 		cfg.Task.User = root.User
 	}
@@ -208,6 +214,9 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (_ driver.Tas
 	t := newTask(cfg, s)
 	t.release = lease.Release
 	err = introduce(ctx, s.Files(), cfg.Network)
+	if err == nil {
+		err = furnish(ctx, s.Files(), cfg.Files)
+	}
 	if err == nil {
 		err = t.startMain(ctx, c.argv)
 	}
@@ -229,6 +238,11 @@ func (d *Driver) offered(cfg driver.TaskConfig) error {
 			return fault.New(fault.Invalid, "driver %s: network mode \"host\" is not offered: a sandbox never shares the node's network; ask for \"bridge\"", d.name)
 		case cfg.Network == nil:
 			return fault.New(fault.Unsupported, "driver %s: this node gave the allocation no network, and the mode %q is asked for", d.name, n.Mode)
+		}
+	}
+	for _, m := range cfg.Mounts {
+		if !m.ReadOnly {
+			return fault.New(fault.Unsupported, "driver %s: a directory of the node is shown inside for reading only: say read_only = true for %s", d.name, m.Target)
 		}
 	}
 	if len(cfg.Resources.Devices) > 0 {

@@ -78,8 +78,11 @@ func TestConformanceInRealSandboxes(t *testing.T) {
 		New:     opener(t),
 		Forever: map[string]any{"image": "host", "command": "sleep", "args": []any{"infinity"}},
 		Exits:   map[string]any{"image": "host", "command": "sh", "args": []any{"-c", "exit 3"}},
-		Wrong:   map[string]any{"image": "host", "command": "true", "entrypoint": "x"},
-		Names:   "entrypoint",
+		Says: func(out, err string) map[string]any {
+			return map[string]any{"image": "host", "command": "sh", "args": []any{"-c", `printf %s "$1"; printf %s "$2" >&2`, "sh", out, err}}
+		},
+		Wrong: map[string]any{"image": "host", "command": "true", "entrypoint": "x"},
+		Names: "entrypoint",
 	}))
 }
 
@@ -201,5 +204,34 @@ func TestLimitsOfARealExecution(t *testing.T) {
 		if spec.ID == "look" && len(out) == 0 {
 			t.Error("the service did not outlive its execution")
 		}
+	}
+}
+
+func TestATaskFindsItsFilesAndVolumes(t *testing.T) {
+	d := opener(t)(t)
+	volume := t.TempDir()
+	if err := errors.Join(os.Chmod(volume, 0o755), os.WriteFile(filepath.Join(volume, "v"), []byte("volume"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	cfg := driver.TaskConfig{ID: ident.New() + ".task.1", StateDir: t.TempDir(), DiskMB: 32, Stdout: &out,
+		Files:  []driver.File{{Path: "local/deep/a", Mode: 0o640, Data: []byte("hello")}},
+		Mounts: []driver.Mount{{Source: volume, Target: "/mnt", ReadOnly: true}},
+		Task: &model.Task{Name: "task", Config: map[string]any{"image": "host", "command": "sh",
+			"args": []any{"-c", `cat /local/deep/a; stat -c %a /local/deep/a; cat /mnt/v; echo x 2>/dev/null >/mnt/w || echo " refused"`}}}}
+	task, err := d.Start(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-task.Done()
+	if err := d.Cleanup(t.Context(), cfg.ID); err != nil {
+		t.Error(err)
+	}
+	if want := "hello640\nvolume refused\n"; out.String() != want {
+		t.Errorf("it saw %q, want %q", out.String(), want)
+	}
+	cfg.ID, cfg.Mounts[0].ReadOnly = ident.New()+".task.1", false
+	if _, err := d.Start(t.Context(), cfg); err == nil {
+		t.Error("a volume to write to is shown")
 	}
 }

@@ -7,6 +7,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"path"
+	"slices"
 	"strings"
 
 	"rockpool/internal/orchestrator/driver"
@@ -22,11 +25,47 @@ func introduce(ctx context.Context, files driver.Files, n *driver.Network) error
 	}
 	texts := describeNetwork(n)
 	var deletes []string
-	archive := new(bytes.Buffer)
-	w := tar.NewWriter(archive)
 	for _, t := range texts {
 		deletes = append(deletes, t.name)
-		if err := w.WriteHeader(&tar.Header{Name: t.name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(t.text))}); err != nil {
+	}
+	if err := put(ctx, files, deletes, texts); err != nil {
+		return fmt.Errorf("describe the network inside: %w", err)
+	}
+	return nil
+}
+
+// furnish puts the task's own files inside, with the directories that they are in.
+func furnish(ctx context.Context, files driver.Files, given []driver.File) error {
+	if len(given) == 0 {
+		return nil
+	}
+	var entries []insideFile
+	made := map[string]bool{}
+	for _, f := range given {
+		for dir := path.Dir(f.Path); dir != "." && !made[dir]; dir = path.Dir(dir) {
+			made[dir] = true
+		}
+		entries = append(entries, insideFile{"/" + f.Path, string(f.Data), f.Mode})
+	}
+	for _, dir := range slices.Backward(slices.Sorted(maps.Keys(made))) { // each before what is in it
+		entries = slices.Insert(entries, 0, insideFile{"/" + dir + "/", "", 0o755})
+	}
+	if err := put(ctx, files, nil, entries); err != nil {
+		return fmt.Errorf("put the task's files inside: %w", err)
+	}
+	return nil
+}
+
+// put writes files inside, after the deletes. A name that ends with a slash is a directory.
+func put(ctx context.Context, files driver.Files, deletes []string, entries []insideFile) error {
+	archive := new(bytes.Buffer)
+	w := tar.NewWriter(archive)
+	for _, t := range entries {
+		head := &tar.Header{Name: t.name, Typeflag: tar.TypeReg, Mode: t.mode, Size: int64(len(t.text))}
+		if strings.HasSuffix(t.name, "/") {
+			head.Typeflag = tar.TypeDir
+		}
+		if err := w.WriteHeader(head); err != nil {
 			return fmt.Errorf("%s: %w", t.name, err)
 		}
 		if _, err := io.WriteString(w, t.text); err != nil {
@@ -34,17 +73,17 @@ func introduce(ctx context.Context, files driver.Files, n *driver.Network) error
 		}
 	}
 	if err := w.Close(); err != nil {
-		return fmt.Errorf("describe the network inside: %w", err)
+		return err
 	}
-	if err := files.Apply(ctx, deletes, archive); err != nil {
-		return fmt.Errorf("describe the network inside: %w", err)
-	}
-	return nil
+	return files.Apply(ctx, deletes, archive)
 }
 
-type networkFile struct{ name, text string }
+type insideFile struct {
+	name, text string
+	mode       int64
+}
 
-func describeNetwork(n *driver.Network) []networkFile {
+func describeNetwork(n *driver.Network) []insideFile {
 	name := cmp.Or(n.Hostname, hostnameInside)
 	hosts := "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 	if n.Address != "" {
@@ -60,5 +99,5 @@ func describeNetwork(n *driver.Network) []networkFile {
 	if len(n.Options) > 0 {
 		resolv.WriteString("options " + strings.Join(n.Options, " ") + "\n")
 	}
-	return []networkFile{{"/etc/hosts", hosts}, {"/etc/hostname", name + "\n"}, {"/etc/resolv.conf", resolv.String()}}
+	return []insideFile{{"/etc/hosts", hosts, 0o644}, {"/etc/hostname", name + "\n", 0o644}, {"/etc/resolv.conf", resolv.String(), 0o644}}
 }

@@ -19,6 +19,9 @@ import (
 // destroyTimeout bounds clean-up that nobody's deadline covers.
 const destroyTimeout = 30 * time.Second
 
+// drainTimeout bounds how long the output of a command that has ended is waited for.
+const drainTimeout = 2 * time.Second
+
 // What is meant for bash runs in sh where an image has only that, as Alpine's.
 const (
 	bash = "/bin/bash"
@@ -62,7 +65,7 @@ func (t *task) startMain(ctx context.Context, argv []string) (err error) {
 	for k, v := range t.cfg.Env {
 		env = append(env, k+"="+v)
 	}
-	t.main, err = t.sandbox.Exec(ctx, sandbox.ExecSpec{ID: mainID, Argv: argv, Env: env, User: t.cfg.Task.User, MergeStderr: true})
+	t.main, err = t.sandbox.Exec(ctx, sandbox.ExecSpec{ID: mainID, Argv: argv, Env: env, User: t.cfg.Task.User, MergeStderr: t.cfg.Stderr == nil})
 	return err
 }
 
@@ -71,15 +74,20 @@ func (t *task) watch() {
 	var ended <-chan struct{}
 	var draining sync.WaitGroup
 	defer draining.Wait()
+	drained := make(chan struct{})
 	if t.main != nil {
 		ended = t.main.Done()
 		_ = t.main.Stdin().Close()
-		draining.Go(func() { _, _ = io.Copy(nullio.Discard{}, t.main.Stdout()) })
+		draining.Go(func() {
+			defer close(drained)
+			drain(t.cfg.Stdout, t.main.Stdout(), t.cfg.Stderr, t.main.Stderr())
+		})
 	}
 	var exit driver.Exit
 	select {
 	case <-ended:
 		exit = t.mainExit()
+		lastWords(drained)
 	case <-t.sandbox.Done():
 		exit = t.sandboxExit()
 	case <-t.letGo:
@@ -93,6 +101,37 @@ func (t *task) watch() {
 	t.mu.Unlock()
 	close(t.done)
 }
+
+// lastWords waits until all is read that the command has written. What it left behind may hold its streams open: they are not waited for.
+func lastWords(drained <-chan struct{}) {
+	timer := time.NewTimer(drainTimeout)
+	defer timer.Stop()
+	select {
+	case <-drained:
+	case <-timer.C:
+	}
+}
+
+// drain carries both streams of a command to where they are wanted, to their ends.
+func drain(toOut io.Writer, out io.Reader, toErr io.Writer, errs io.Reader) {
+	var both sync.WaitGroup
+	for _, s := range []struct {
+		to   io.Writer
+		from io.Reader
+	}{{toOut, out}, {toErr, errs}} {
+		if s.from == nil {
+			continue
+		}
+		if s.to == nil {
+			s.to = nullio.Discard{}
+		}
+		both.Go(func() { _, _ = io.CopyBuffer(plain{s.to}, s.from, make([]byte, 16<<10)) })
+	}
+	both.Wait()
+}
+
+// plain hides all that a writer can do besides, so that the buffer of a copy is the given one.
+type plain struct{ io.Writer }
 
 func (t *task) mainExit() driver.Exit {
 	r, err := t.main.Result()

@@ -1,4 +1,4 @@
-package httpapi
+package serve
 
 import (
 	"cmp"
@@ -21,20 +21,19 @@ import (
 	"rockpool/internal/endpoint"
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/driver"
-	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/wire"
 )
 
 type execRequest struct {
 	taskPath
-	TTY       endpoint.Flag `query:"tty"`
-	Command   string        `query:"command"`
-	Handshake endpoint.Flag `query:"ws_handshake"`
-	ExecID    string        `query:"rockpool_id"`
-	Env       string        `query:"rockpool_env"`
-	Dir       string        `query:"rockpool_dir"`
-	User      string        `query:"rockpool_user"`
-	Environ   string        `query:"rockpool_environ"`
-	Split     endpoint.Flag `query:"rockpool_split"`
+	TTY     endpoint.Flag `query:"tty"`
+	Command string        `query:"command"`
+	ExecID  string        `query:"rockpool_id"`
+	Env     string        `query:"rockpool_env"`
+	Dir     string        `query:"rockpool_dir"`
+	User    string        `query:"rockpool_user"`
+	Environ string        `query:"rockpool_environ"`
+	Split   endpoint.Flag `query:"rockpool_split"`
 	execLimits
 }
 
@@ -103,112 +102,77 @@ const (
 	execLinger    = time.Second      // for a client to answer the close frame
 )
 
-// exec runs a program in a task and carries its streams over a WebSocket. What goes wrong after the upgrade is a close frame.
-func (a *API) exec(w http.ResponseWriter, r *http.Request, _ auth.Identity, req execRequest) error {
-	if !websocket.IsWebSocketUpgrade(r) {
-		return answer(http.StatusInternalServerError, "websocket: the client is not using the websocket protocol: 'upgrade' token not found in 'Connection' header")
-	}
-	ctx, done, err := a.conns.begin(r.Context(), a.closing)
-	if err != nil {
+// exec runs a program in a task and carries its streams over a WebSocket. What goes wrong after the upgrade is a close frame. The server has asked for the
+// caller's right, which may come in the first message: none is left here.
+func (h *Handler) exec(w http.ResponseWriter, r *http.Request, _ auth.Identity, req execRequest) error {
+	conn, err := Upgrade(w, r)
+	if err != nil || conn == nil {
 		return err
 	}
-	defer done()
-	up := websocket.Upgrader{ReadBufferSize: 2048, WriteBufferSize: execChunk * 3 / 2, Error: func(w http.ResponseWriter, r *http.Request, _ int, reason error) {
-		a.writeError(w, r, answer(http.StatusInternalServerError, "%s", reason.Error()))
-	}}
-	conn, err := up.Upgrade(w, r, nil)
-	if err != nil {
-		return nil //nolint:nilerr // it was answered
-	}
 	defer conn.Close()
-	conn.SetReadLimit(execFrame)
+	ctx := r.Context()
 	unhook := context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends reads and writes
 	defer unhook()
-	run, allowed, err := a.startExec(ctx, conn, r, req)
+	run, err := h.startExec(ctx, req)
 	if err != nil {
-		goodbye(conn, closeCode(err), fault.Public(err))
+		Refuse(conn, err)
 		return nil
 	}
-	a.execs.Add(1)
-	defer a.execs.Add(-1)
-	// Whoever loses the right loses the terminal that it opened.
-	ctx, end := a.whileAllowed(ctx, 0, allowed)
-	defer end()
-	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	s := &execSession{conn: conn, run: run, out: make(chan []byte), alone: func() bool { return a.execs.Load() <= 1 }}
+	h.execs.Add(1)
+	defer h.execs.Add(-1)
+	s := &execSession{conn: conn, run: run, out: make(chan []byte), alone: func() bool { return h.execs.Load() <= 1 }}
 	s.serve(ctx)
 	return nil
 }
 
-// startExec checks who is there and what is asked for, and starts it. allowed asks again whether the caller may.
-func (a *API) startExec(ctx context.Context, conn *websocket.Conn, r *http.Request, req execRequest) (run driver.Execution, allowed func() bool, err error) {
-	if req.Handshake {
-		var hello struct {
-			Version   int    `json:"version"`
-			AuthToken string `json:"auth_token"`
-		}
-		_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
-		if err := conn.ReadJSON(&hello); err != nil || hello.Version != 1 {
-			return nil, nil, fault.New(fault.Invalid, "failed to decode the handshake message")
-		}
-		_ = conn.SetReadDeadline(time.Time{})
-		r = r.Clone(ctx)
-		r.Header.Set("X-Nomad-Token", hello.AuthToken)
+// Upgrade makes a request the WebSocket of an execution. A nil connection without an error says that the request was answered.
+func Upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Conn, error) {
+	if !websocket.IsWebSocketUpgrade(r) {
+		return nil, wire.Answer(http.StatusInternalServerError, "websocket: the client is not using the websocket protocol: 'upgrade' token not found in 'Connection' header")
 	}
-	if err := a.mayExec(r, req.taskPath); err != nil {
-		return nil, nil, err
+	// The reader is that of the connection: what it holds beyond the first message is not lost to whoever takes the connection over.
+	up := websocket.Upgrader{WriteBufferSize: execChunk * 3 / 2, Error: func(w http.ResponseWriter, _ *http.Request, _ int, reason error) {
+		wire.WriteError(w, wire.Answer(http.StatusInternalServerError, "%s", reason.Error()))
+	}}
+	conn, err := up.Upgrade(w, r, nil)
+	if err != nil {
+		return nil, nil //nolint:nilerr // it was answered
 	}
+	conn.SetReadLimit(execFrame)
+	return conn, nil
+}
+
+// startExec checks what is asked for, and starts it.
+func (h *Handler) startExec(ctx context.Context, req execRequest) (driver.Execution, error) {
 	spec := driver.ExecSpec{TTY: bool(req.TTY)}
 	if err := json.Unmarshal([]byte(req.Command), &spec.Argv); err != nil || len(spec.Argv) == 0 {
-		return nil, nil, fault.New(fault.Invalid, "command is not present, or not a JSON array of strings")
+		return nil, fault.New(fault.Invalid, "command is not present, or not a JSON array of strings")
 	}
 	if req.Task == "" {
-		return nil, nil, fault.New(fault.Invalid, "task name is not present")
+		return nil, fault.New(fault.Invalid, "task name is not present")
 	}
 	if req.ExecID != "" {
 		if err := execID(req.ExecID); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		spec.ID, spec.Dir, spec.User, spec.SplitStderr = req.ExecID, req.Dir, req.User, bool(req.Split)
 		var err error
 		if spec.Env, err = req.environ(); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if err := req.into(&spec); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
-	n, _, err := a.owner(req.ID)
-	if err != nil {
-		return nil, nil, err
-	}
-	run, err = n.Exec(ctx, req.ID, req.Task, spec)
+	run, err := h.node.Exec(ctx, req.ID, req.Task, spec)
 	if errors.Is(err, driver.ErrNoCommand) {
-		return nil, nil, fault.Wrap(fault.Internal, err, "command not found: %s", spec.Argv[0])
+		return nil, fault.Wrap(fault.Internal, err, "command not found: %s", spec.Argv[0])
 	}
-	return run, func() bool { return a.mayExec(r, req.taskPath) == nil }, taskError(err, req.Task)
+	return run, taskError(err, req.Task)
 }
 
-// mayExec asks for the right to run something in a task. In one whose driver has no walls that is the right to run it on the node.
-func (a *API) mayExec(r *http.Request, p taskPath) error {
-	id, err := a.authenticate(r)
-	if err != nil {
-		return denied()
-	}
-	al := a.store.Snapshot().Alloc(nil, p.ID)
-	if al == nil {
-		return require(id, auth.AllocExec, cmp.Or(r.URL.Query().Get("namespace"), model.DefaultNamespace))
-	}
-	if err := require(id, auth.AllocExec, al.Namespace); err != nil {
-		return err
-	}
-	if g := al.Job.Group(al.TaskGroup); g != nil {
-		if t := g.Task(p.Task); t != nil && t.Driver == "raw_exec" {
-			return require(id, auth.AllocNodeExec, al.Namespace)
-		}
-	}
-	return nil
-}
+// Refuse ends the WebSocket of an execution that was not started, or of which no more is known.
+func Refuse(conn *websocket.Conn, err error) { goodbye(conn, closeCode(err), fault.Public(err)) }
 
 // closeCode is 1008 for what the caller can mend and 1011 for the rest, among which Nomad counts a missing right.
 func closeCode(err error) int {

@@ -1,4 +1,4 @@
-package httpapi
+package serve
 
 import (
 	"bufio"
@@ -12,12 +12,13 @@ import (
 	"rockpool/internal/endpoint"
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/wire"
 )
 
 const maxDeleteLine = 1 << 20 // bytes of the line that names what is deleted
 
-func (a *API) files(r taskPath) (driver.Files, error) {
-	t, err := a.task(r)
+func (h *Handler) files(r taskPath) (driver.Files, error) {
+	t, err := h.task(r)
 	if err != nil {
 		return nil, err
 	}
@@ -33,8 +34,8 @@ type applyFiles struct {
 	Body io.Reader `body:"raw"`
 }
 
-func (a *API) applyFiles(w http.ResponseWriter, r *http.Request, _ auth.Identity, req applyFiles) error {
-	f, err := a.files(req.taskPath)
+func (h *Handler) applyFiles(w http.ResponseWriter, r *http.Request, _ auth.Identity, req applyFiles) error {
+	f, err := h.files(req.taskPath)
 	if err != nil {
 		return err
 	}
@@ -54,9 +55,9 @@ func (a *API) applyFiles(w http.ResponseWriter, r *http.Request, _ auth.Identity
 		if errors.Is(err, driver.ErrTaskGone) || errors.Is(err, driver.ErrNotSupported) {
 			return taskError(err, req.Task)
 		}
-		return answer(http.StatusUnprocessableEntity, "%s", err.Error())
+		return wire.Answer(http.StatusUnprocessableEntity, "%s", err.Error())
 	}
-	return endpoint.WriteJSON(w, r, "application/json", http.StatusOK, indexBody{})
+	return endpoint.WriteJSON(w, r, "application/json", http.StatusOK, done{})
 }
 
 func firstLine(r *bufio.Reader) ([]byte, error) {
@@ -89,12 +90,12 @@ func unreadable(err error, task string) error {
 	if errors.Is(err, driver.ErrTaskGone) || errors.Is(err, driver.ErrNotSupported) {
 		return taskError(err, task)
 	}
-	return answer(http.StatusFailedDependency, "%s", err.Error())
+	return wire.Answer(http.StatusFailedDependency, "%s", err.Error())
 }
 
 // listFiles writes a line for each entry, and a last one that says that it is the last.
-func (a *API) listFiles(w http.ResponseWriter, r *http.Request, _ auth.Identity, req listFiles) error {
-	f, err := a.files(req.taskPath)
+func (h *Handler) listFiles(w http.ResponseWriter, r *http.Request, _ auth.Identity, req listFiles) error {
+	f, err := h.files(req.taskPath)
 	if err != nil {
 		return err
 	}
@@ -135,8 +136,8 @@ type readFile struct {
 	User string `query:"user"`
 }
 
-func (a *API) readFile(w http.ResponseWriter, r *http.Request, _ auth.Identity, req readFile) error {
-	f, err := a.files(req.taskPath)
+func (h *Handler) readFile(w http.ResponseWriter, r *http.Request, _ auth.Identity, req readFile) error {
+	f, err := h.files(req.taskPath)
 	if err != nil {
 		return err
 	}

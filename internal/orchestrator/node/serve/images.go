@@ -1,4 +1,4 @@
-package httpapi
+package serve
 
 import (
 	"context"
@@ -18,12 +18,11 @@ type resolvedImage struct {
 	Bytes     int64  // to download; 0 when not known
 }
 
-// resolveImage asks where the images are: at the node in this process.
-func (a *API) resolveImage(ctx context.Context, _ auth.Identity, r resolveImage) (resolvedImage, error) {
-	images := a.images.Load()
-	if images == nil || *images == nil {
-		return resolvedImage{}, fault.New(fault.Unsupported, "no node of this server's own has images that it could ask about")
+// resolveImage asks where the images are.
+func (h *Handler) resolveImage(ctx context.Context, _ auth.Identity, r resolveImage) (resolvedImage, error) {
+	if h.images == nil {
+		return resolvedImage{}, fault.New(fault.Unsupported, "this node has no images that it could ask about")
 	}
-	found, err := (*images).Resolve(ctx, r.Body.Image, nil)
+	found, err := h.images.Resolve(ctx, r.Body.Image, nil)
 	return resolvedImage{found.Digest, found.Reference, found.Bytes}, err
 }

@@ -1,0 +1,124 @@
+package node
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/wire"
+)
+
+// runner finds what runs an allocation.
+func (a *Agent) runner(allocID string) (*allocRunner, error) {
+	a.mu.Lock()
+	r := a.runners[allocID]
+	a.mu.Unlock()
+	if r == nil || r.purge.isSet() {
+		return nil, fault.New(fault.NotFound, "Unknown allocation %q", allocID)
+	}
+	return r, nil
+}
+
+// Tasks are the names of an allocation's tasks, in the order of its job.
+func (a *Agent) Tasks(allocID string) (names []string, err error) {
+	r, err := a.runner(allocID)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if g := r.alloc.Job.Group(r.alloc.TaskGroup); g != nil {
+		for _, t := range g.Tasks {
+			names = append(names, t.Name)
+		}
+	}
+	return names, nil
+}
+
+// SignalTask signals a task's main process.
+func (a *Agent) SignalTask(ctx context.Context, allocID, task string, signal int) error {
+	t, handle, err := a.running(allocID, task)
+	if err != nil {
+		return err
+	}
+	_ = t.update(func(r *taskRecord) { // an error is logged there
+		r.State = withEvents(r.State, event(model.TaskSignaling, "Task being sent signal "+signalName(signal), "signal", signalName(signal)))
+	})
+	return handle.Signal(ctx, signal)
+}
+
+// Directory is the path of an allocation's directory as clients see it. What it always has is made when somebody asks for the first time.
+func (a *Agent) Directory(allocID string) (string, error) {
+	names, err := a.Tasks(allocID)
+	if err != nil {
+		return "", err
+	}
+	dir := a.db.files(allocID)
+	for _, d := range append(names, logDir) {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return "", fault.Wrap(fault.Internal, err, "the allocation's directory cannot be made")
+		}
+	}
+	return dir, nil
+}
+
+// Ended reports whether a task will write no more.
+func (a *Agent) Ended(allocID, task string) (bool, error) {
+	r, err := a.runner(allocID)
+	if err != nil {
+		return false, err
+	}
+	t := r.tasks[task]
+	if t == nil {
+		return true, nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return t.record.State.State == model.TaskDead && len(t.output) == 0, nil
+}
+
+// Checks are the newest results of an allocation's checks.
+func (a *Agent) Checks(allocID string) (wire.AllocCheckStatuses, error) {
+	r, err := a.runner(allocID)
+	if err != nil {
+		return nil, err
+	}
+	return r.offers.all(), nil
+}
+
+// Collect removes what is kept of an allocation that has ended: logs, files. Its record stays until the servers purge it.
+func (a *Agent) Collect(allocID string) error {
+	if allocID != "" {
+		r, err := a.runner(allocID)
+		if err != nil {
+			return err
+		}
+		return a.collect(r)
+	}
+	a.mu.Lock()
+	all := make([]*allocRunner, 0, len(a.runners))
+	for _, r := range a.runners {
+		all = append(all, r)
+	}
+	a.mu.Unlock()
+	for _, r := range all {
+		if err := a.collect(r); err != nil && !fault.Is(err, fault.Invalid) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *Agent) collect(r *allocRunner) error {
+	select {
+	case <-r.quiet:
+	default:
+		return fault.New(fault.Invalid, "allocation %s still runs, or will", r.id)
+	}
+	if err := os.RemoveAll(a.db.dir(r.id)); err != nil {
+		return fault.Wrap(fault.Internal, err, "what is kept of allocation %s cannot be removed", r.id)
+	}
+	return nil
+}

@@ -1,0 +1,144 @@
+package node
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"rockpool/internal/orchestrator/model"
+)
+
+func stateAlloc(id string, index uint64) *model.Allocation {
+	g := &model.TaskGroup{Name: "group", Tasks: []*model.Task{{Name: "a", Driver: "mock", Config: map[string]any{"run_for": "1s"}}}}
+	return &model.Allocation{ID: id, JobID: "job", Job: &model.Job{ID: "job", TaskGroups: []*model.TaskGroup{g}}, TaskGroup: "group", ModifyIndex: index}
+}
+
+// content is what a state says, as plain values.
+func content(t interface{ Fatal(...any) }, db *stateDB) (map[string][2]uint64, []string) {
+	all, broken, err := db.load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string][2]uint64{}
+	for _, s := range all {
+		out[s.alloc.ID] = [2]uint64{s.alloc.ModifyIndex, s.tasks["a"].Incarnation}
+	}
+	return out, broken
+}
+
+func TestTheStateIsWhatWasWrittenLast(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		dir, err := os.MkdirTemp("", "state")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		open := func() *stateDB {
+			db := newStateDB(dir)
+			db.limit = 2000 // so that it is written anew now and then
+			return db
+		}
+		db := open()
+		if _, _, err := db.load(); err != nil {
+			t.Fatal(err)
+		}
+		want := map[string][2]uint64{}
+		for step := range uint64(rapid.IntRange(1, 60).Draw(t, "steps")) {
+			id := rapid.SampledFrom([]string{"one", "two", "three"}).Draw(t, "id")
+			had, known := want[id]
+			switch rapid.IntRange(0, 5).Draw(t, "what") {
+			case 0, 1:
+				err, want[id] = db.saveAlloc(stateAlloc(id, step)), [2]uint64{step, had[1]}
+			case 2, 3:
+				if known {
+					err, want[id] = db.saveTasks(id, map[string]taskRecord{"a": {Incarnation: step}}), [2]uint64{had[0], step}
+				}
+			case 4:
+				err = db.remove(id)
+				delete(want, id)
+			default: // as a process that ends in the middle of a record
+				if err := db.close(); err != nil {
+					t.Fatal(err)
+				}
+				f, ferr := os.OpenFile(db.path, os.O_APPEND|os.O_WRONLY, 0)
+				if ferr != nil {
+					t.Fatal(ferr)
+				}
+				_, _ = f.WriteString(rapid.SampledFrom([]string{"", "0", `00000000 {"ID":"one"`}).Draw(t, "torn"))
+				_ = f.Close()
+				db = open()
+				_, _, err = db.load()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if waste := db.size - db.live; waste > 4000 && waste > 2*db.live {
+			t.Fatalf("%d bytes, %d of which count", db.size, db.live)
+		}
+		if err := db.close(); err != nil {
+			t.Fatal(err)
+		}
+		got, broken := content(t, open())
+		if !maps.Equal(got, want) || len(broken) > 0 {
+			t.Fatalf("%v, broken %v, want %v", got, broken, want)
+		}
+	})
+}
+
+func TestADamagedRecordLosesItsAllocationAlone(t *testing.T) {
+	dir := t.TempDir()
+	db := newStateDB(dir)
+	if _, _, err := db.load(); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"one", "two"} {
+		if err := db.saveAlloc(stateAlloc(id, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := db.at["one"].alloc
+	if err := db.close(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(db.path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("X"), at.at+at.n/2); err != nil {
+		t.Fatal(err)
+	}
+	_ = f.Close()
+	got, broken := content(t, newStateDB(dir))
+	if len(got) != 1 || got["two"] != [2]uint64{1, 0} || len(broken) != 1 || broken[0] != "one" {
+		t.Errorf("%v, broken %v", got, broken)
+	}
+}
+
+// BenchmarkState is the cost of an allocation's life on disk: it comes, its task changes four times, it goes.
+func BenchmarkState(b *testing.B) {
+	db := newStateDB(b.TempDir())
+	if _, _, err := db.load(); err != nil {
+		b.Fatal(err)
+	}
+	i := 0
+	for b.Loop() {
+		i++
+		id := fmt.Sprint("alloc-", i)
+		err := db.saveAlloc(stateAlloc(id, 1))
+		for k := range uint64(4) {
+			if err == nil {
+				err = db.saveTasks(id, map[string]taskRecord{"a": {Incarnation: k, State: &model.TaskState{State: model.TaskRunning}}})
+			}
+		}
+		if err == nil {
+			err = db.remove(id)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+}
