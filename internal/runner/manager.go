@@ -83,6 +83,11 @@ func (m *Manager) Run(ctx context.Context) error {
 	g.Go(func() error { return m.follow(ctx) })
 	g.Go(func() error { return m.reconcile(ctx) })
 	err := g.Wait()
+	m.mu.Lock()
+	for _, r := range m.used {
+		r.rest() // whoever takes the runners back begins their time anew
+	}
+	m.mu.Unlock()
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
 	defer cancel()
 	return errors.Join(err, m.tasks.Wait(stop))

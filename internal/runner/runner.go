@@ -79,6 +79,15 @@ func (r *Runner) start(timeout time.Duration, expired func()) {
 	}
 }
 
+// rest stops the inactivity timer. The runner goes on.
+func (r *Runner) rest() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+}
+
 // end is the runner's one end, and reports whether it was; later causes are ignored.
 func (r *Runner) end(cause error) bool {
 	r.mu.Lock()

@@ -75,8 +75,12 @@ func (d *Driver) join(c *config, auth string, emit func(string)) *pull {
 	d.pulls.mu.Lock()
 	defer d.pulls.mu.Unlock()
 	p := d.pulls.byID[key]
-	if p == nil {
-		p = &pull{done: make(chan struct{})}
+	if p != nil {
+		p.mu.Lock()
+		p.tell = append(p.tell, emit)
+		p.mu.Unlock()
+	} else {
+		p = &pull{done: make(chan struct{}), tell: []func(string){emit}} // who begins it misses nothing
 		d.pulls.byID[key] = p
 		d.goroutines.Go(func() {
 			p.err = d.pull(c, auth, p)
@@ -86,9 +90,6 @@ func (d *Driver) join(c *config, auth string, emit func(string)) *pull {
 			close(p.done)
 		})
 	}
-	p.mu.Lock()
-	p.tell = append(p.tell, emit)
-	p.mu.Unlock()
 	return p
 }
 
