@@ -60,6 +60,14 @@ type Node interface {
 // AttributeImages is "true" in the attributes of a node that can be asked about images.
 const AttributeImages = "rockpool.images"
 
+const (
+	// AttributeHeldImages names the images of registries that a node has already, by full name and by digest, with commas between them: an affinity with the
+	// operator set_contains prefers the node. It begins with unique so that nodes of one class stay one class.
+	AttributeHeldImages = "unique.rockpool.images"
+	// MaxHeldImages bounds how many it names.
+	MaxHeldImages = 64
+)
+
 // Images is the image store of the node.
 type Images interface {
 	// Resolve asks what a reference means now.
