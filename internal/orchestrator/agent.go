@@ -22,6 +22,7 @@ import (
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/mock"
 	"rockpool/internal/orchestrator/httpapi"
+	"rockpool/internal/orchestrator/inspect"
 	"rockpool/internal/orchestrator/link"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/node"
@@ -185,7 +186,8 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a.answers, a.remote = serve.New(a.node, a.walls.images, cfg.Log), servers
+	a.answers, a.remote = serve.New(a.node, a.walls.images,
+		inspect.Process{Name: cfg.Name, Log: cfg.Process.Log, Profiles: cfg.Process.Profiles}, cfg.Log), servers
 	if a.server == nil {
 		a.edge, err = httpapi.NewEdge(httpapi.EdgeConfig{
 			Servers: a.servers(cfg), Transport: toServers, NodeID: identity.ID, Name: cfg.Name, Version: Version(), Process: cfg.Process, Log: cfg.Log,

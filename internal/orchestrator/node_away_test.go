@@ -15,6 +15,7 @@ import (
 	"rockpool/internal/orchestrator"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/mock"
+	"rockpool/internal/orchestrator/inspect"
 	"rockpool/internal/orchestrator/link"
 	"rockpool/internal/orchestrator/model"
 	nodeagent "rockpool/internal/orchestrator/node"
@@ -102,7 +103,7 @@ func (p *nodeProcess) start() {
 			p.t.Errorf("node: %v", err)
 		}
 	})
-	wg.Go(func() { _ = link.Keep(ctx, remote, serve.New(a, nil, nil), logging.Discard()) })
+	wg.Go(func() { _ = link.Keep(ctx, remote, serve.New(a, nil, inspect.Process{}, nil), logging.Discard()) })
 	p.finish = sync.OnceFunc(func() { cancel(); wg.Wait() })
 	eventually(p.t, "the node is connected", func() bool { return slices.Contains(p.c.server.Nodes().Nodes(), a.ID()) })
 }

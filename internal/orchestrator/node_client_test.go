@@ -14,6 +14,7 @@ import (
 	"rockpool/internal/orchestrator"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/mock"
+	"rockpool/internal/orchestrator/inspect"
 	"rockpool/internal/orchestrator/link"
 	nodeagent "rockpool/internal/orchestrator/node"
 	"rockpool/internal/orchestrator/node/serve"
@@ -43,7 +44,7 @@ func withNode(t *testing.T, c *cluster) *nodeagent.Agent {
 			t.Errorf("node: %v", err)
 		}
 	})
-	wg.Go(func() { _ = link.Keep(ctx, remote, serve.New(a, nil, nil), logging.Discard()) })
+	wg.Go(func() { _ = link.Keep(ctx, remote, serve.New(a, nil, inspect.Process{}, nil), logging.Discard()) })
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	eventually(t, "the node is connected", func() bool { return slices.Contains(c.server.Nodes().Nodes(), a.ID()) })
 	return a

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -78,6 +79,12 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		e.health(w)
 		return
 	}
+	if q := r.URL.Query(); ofProcess(r.URL.Path) && q.Get("node_id") == "" && q.Get("server_id") == "" {
+		// A server asks for the caller's right, and then this agent over the connection that it holds.
+		q.Set("node_id", e.cfg.NodeID)
+		r = r.Clone(r.Context())
+		r.URL.RawQuery = q.Encode()
+	}
 	local := e.local[r.URL.Path]
 	if local == nil || r.Method != http.MethodGet {
 		e.proxy.ServeHTTP(w, r)
@@ -92,6 +99,11 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	local(w, r)
+}
+
+// ofProcess reports whether a path is about the process that is asked, and one that servers hand on to nodes.
+func ofProcess(path string) bool {
+	return path == "/v1/agent/host" || path == "/v1/agent/monitor" || strings.HasPrefix(path, "/v1/agent/pprof/")
 }
 
 const allowBound = 10 * time.Second

@@ -50,6 +50,10 @@ func TestAnAgentWithoutAServer(t *testing.T) {
 		{"GET", "/v1/agent/health", "", 200, `"ok":true`},
 		{"PUT", "/v1/jobs?namespace=x", "good", 200, "server PUT /v1/jobs?namespace=x"},
 		{"GET", "/v1/jobs", "bad", 403, "Permission denied"},
+		{"GET", "/v1/agent/host", "good", 200, "server GET /v1/agent/host?node_id=n-1"}, // which comes back over the connection
+		{"GET", "/v1/agent/pprof/heap?debug=1", "good", 200, "server GET /v1/agent/pprof/heap?debug=1&node_id=n-1"},
+		{"GET", "/v1/agent/monitor?server_id=one", "good", 200, "server GET /v1/agent/monitor?server_id=one"},
+		{"GET", "/v1/agent/monitor?node_id=n-2", "good", 200, "server GET /v1/agent/monitor?node_id=n-2"},
 		{"GET", "/v1/agent/self", "bad", 403, "Permission denied"},
 		{"GET", "/v1/agent/self", "good", 200, `"node_id":"n-1"`},
 		{"GET", "/v1/agent/self", "good", 200, `"log_level":"INFO"`},
