@@ -190,7 +190,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		inspect.Process{Name: cfg.Name, Log: cfg.Process.Log, Profiles: cfg.Process.Profiles}, cfg.Log), servers
 	if a.server == nil {
 		a.edge, err = httpapi.NewEdge(httpapi.EdgeConfig{
-			Servers: a.servers(cfg), Transport: toServers, NodeID: identity.ID, Name: cfg.Name, Version: Version(), Process: cfg.Process, Log: cfg.Log,
+			Servers: a.servers(cfg), Transport: toServers, Known: func() []string { known, _ := servers.Servers(); return known }, NodeID: identity.ID, Name: cfg.Name, Version: Version(), Process: cfg.Process, Log: cfg.Log,
 			Registered: func() bool {
 				select {
 				case <-a.node.Registered():

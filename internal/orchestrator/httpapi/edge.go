@@ -18,6 +18,8 @@ import (
 // EdgeConfig is what the API of an agent without a server is made of.
 type EdgeConfig struct {
 	Servers []string // base addresses of servers' HTTP API
+	// Known are those that there are now, as the servers said; nil = always Servers. What it gives stands before Servers, which are asked when none of it answers.
+	Known func() []string
 	// Transport reaches them.
 	Transport http.RoundTripper
 	NodeID    string
@@ -71,7 +73,19 @@ func NewEdge(cfg EdgeConfig) (*Edge, error) {
 	return e, nil
 }
 
-func (e *Edge) server() *url.URL { return e.servers[int(e.at.Load())%len(e.servers)] }
+// server is the one to ask now.
+func (e *Edge) server() *url.URL {
+	var all []*url.URL
+	if e.cfg.Known != nil {
+		for _, s := range e.cfg.Known() {
+			if u, err := url.Parse(s); err == nil && u.Host != "" {
+				all = append(all, u)
+			}
+		}
+	}
+	all = append(all, e.servers...)
+	return all[int(e.at.Load())%len(all)]
+}
 
 func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")

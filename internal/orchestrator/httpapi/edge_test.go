@@ -66,3 +66,31 @@ func TestAnAgentWithoutAServer(t *testing.T) {
 		}
 	}
 }
+
+func TestAnAgentWithoutAServerFollowsTheServers(t *testing.T) {
+	answering := func(name string) string {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, name) }))
+		t.Cleanup(s.Close)
+		return s.URL
+	}
+	given, later := answering("given"), answering("later")
+	var known []string
+	edge, err := httpapi.NewEdge(httpapi.EdgeConfig{Servers: []string{given}, Known: func() []string { return known }, Transport: http.DefaultTransport})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func() string {
+		w := httptest.NewRecorder()
+		edge.ServeHTTP(w, httptest.NewRequest("GET", "/v1/jobs", nil))
+		return w.Body.String()
+	}
+	if got := ask(); got != "given" {
+		t.Errorf("before it was told of others: %q", got)
+	}
+	if known = []string{later}; ask() != "later" {
+		t.Error("the server that it was told of is not asked")
+	}
+	if known = []string{"http://127.0.0.1:1", "no address"}; ask() != "No server answered\n" || ask() != "given" {
+		t.Error("when none of those answers, the given one is not asked")
+	}
+}
