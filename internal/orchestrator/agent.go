@@ -186,6 +186,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg.Process.Metrics.Read(a.node.Figures)
 	a.answers, a.remote = serve.New(a.node, a.walls.images,
 		inspect.Process{Name: cfg.Name, Log: cfg.Process.Log, Profiles: cfg.Process.Profiles}, cfg.Log), servers
 	if a.server == nil {
