@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -340,6 +341,12 @@ func (a *API) deleteJob(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	namespace := cmp.Or(req.Namespace, model.DefaultNamespace)
 	j := a.store.Snapshot().Job(nil, namespace, req.ID)
 	if j == nil {
+		// Nothing is written that would show that this server does not lead any more, and that another one knows the job.
+		if c := a.cfg.Cluster; c != nil {
+			if err := c.Verify(r.Context()); err != nil {
+				return fmt.Errorf("answer that there is no job: %w", err)
+			}
+		}
 		return flushed(w, a.written(0, &jobWritten{KnownLeader: true}))
 	}
 	entry := &command.JobDeregister{
