@@ -270,16 +270,21 @@ func (a *Agent) restore(ctx, life context.Context) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, r := range runners {
-		a.startRunner(life, r)
-	}
+	a.startRunners(life, runners)
 	return nil
 }
 
-// startRunner gives a runner its goroutine. The caller holds mu.
-func (a *Agent) startRunner(life context.Context, r *allocRunner) {
-	a.runners[r.id] = r
-	a.allocs.Go(func() { r.run(life) })
+// startRunners gives runners their goroutines, once all of them are known: some wait for others. The caller holds mu.
+func (a *Agent) startRunners(life context.Context, runners []*allocRunner) {
+	for _, r := range runners {
+		a.runners[r.id] = r
+	}
+	for _, r := range runners {
+		r.before = a.precedes(r)
+	}
+	for _, r := range runners {
+		a.allocs.Go(func() { r.run(life) })
+	}
 }
 
 // apply brings the runners to what a message wants. It waits for nothing.
@@ -295,6 +300,7 @@ func (a *Agent) apply(life context.Context, p model.AllocPush) error {
 	}
 	a.generation = p.Generation
 	wanted := make(map[string]bool, len(p.Allocs))
+	var fresh []*allocRunner
 	for _, alloc := range p.Allocs {
 		wanted[alloc.ID] = true
 		if r := a.runners[alloc.ID]; r != nil {
@@ -302,7 +308,8 @@ func (a *Agent) apply(life context.Context, p model.AllocPush) error {
 		} else if !safeID(alloc.ID) || alloc.Job == nil {
 			a.log.WithField("alloc_id", alloc.ID).Error("allocation without a valid id or job ignored")
 		} else if !alloc.ClientTerminal() {
-			a.startRunner(life, newAllocRunner(a, alloc, nil))
+			r := newAllocRunner(a, alloc, nil)
+			a.runners[alloc.ID], fresh = r, append(fresh, r)
 		}
 	}
 	if p.Full {
@@ -317,6 +324,7 @@ func (a *Agent) apply(life context.Context, p model.AllocPush) error {
 			r.destroy()
 		}
 	}
+	a.startRunners(life, fresh) // who waits for others sees which of them have to go
 	return nil
 }
 
