@@ -28,6 +28,16 @@ func plausible(n *model.Node) error {
 			return fault.New(fault.Invalid, "a resource of the node is %d: it must be 0 to %d", v, mostOfANode)
 		}
 	}
+	for name, d := range n.Drivers {
+		if d == nil {
+			return fault.New(fault.Invalid, "the node's driver %q is null", name)
+		}
+	}
+	for name, v := range n.HostVolumes {
+		if v == nil {
+			return fault.New(fault.Invalid, "the node's host volume %q is null", name)
+		}
+	}
 	switch {
 	case n.Status != model.NodeReady && n.Status != model.NodeInitializing: // what else there is servers decide
 		return fault.New(fault.Invalid, "a node registers with the status %q or %q, not with %q", model.NodeReady, model.NodeInitializing, n.Status)

@@ -29,11 +29,19 @@ type memoryLog struct {
 	mu    sync.Mutex
 	store *state.Store
 	index uint64
+	// poison is what an entry panicked with: one like it on the log would end every server, each time that it starts.
+	poison any // guarded by mu
 }
 
 func (l *memoryLog) Apply(_ context.Context, entry any) (any, uint64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	defer func() {
+		if p := recover(); p != nil {
+			l.poison = p
+			panic(p)
+		}
+	}()
 	data, err := command.Encode(entry)
 	if err != nil {
 		return nil, 0, err

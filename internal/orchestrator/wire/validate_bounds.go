@@ -2,6 +2,7 @@ package wire
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -117,6 +118,9 @@ func (p *Problems) taskBounds(group string, t *api.Task) {
 			p.err("%s: at most %d devices, not %d", where, maxDevices, val(d.Count))
 		}
 		p.number(where, "constraints and affinities of a device", len(d.Constraints)+len(d.Affinities), maxConditions)
+		if slices.Contains(d.Constraints, nil) || slices.Contains(d.Affinities, nil) {
+			p.err("%s: a constraint or an affinity of a device is null", where)
+		}
 	}
 	p.ports(where, r.Networks)
 }
