@@ -274,6 +274,14 @@ func (a *API) admit(j *wire.Job, namespace string, id auth.Identity) (*model.Job
 	return job, warnings, a.room(id)
 }
 
+// again refuses to run once more what may be known, but is not allowed where it is any longer.
+func (a *API) again(s *state.Snapshot, j *model.Job, id auth.Identity) error {
+	if problem := misplaced(s, j); problem != "" {
+		return answer(http.StatusInternalServerError, "%s", problem)
+	}
+	return a.room(id)
+}
+
 // room refuses new work while an operator wants none, and what could not be placed in time.
 func (a *API) room(id auth.Identity) error {
 	if a.store.Snapshot().SchedulerConfig().RejectRegistrations && (!a.controlled() || !id.Management) {
@@ -302,10 +310,10 @@ func (a *API) checked(j *wire.Job, namespace string, id auth.Identity) (*model.J
 	if len(p.Errors) > 0 {
 		return nil, "", answer(http.StatusInternalServerError, "%s", p.Text())
 	}
-	if problem := misplaced(snap, j); problem != "" {
+	job := wire.JobIn(j)
+	if problem := misplaced(snap, job); problem != "" {
 		return nil, "", answer(http.StatusInternalServerError, "%s", problem)
 	}
-	job := wire.JobIn(j)
 	nameScaling(job)
 	return job, p.WarningText(), nil
 }
