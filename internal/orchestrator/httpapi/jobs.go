@@ -148,7 +148,7 @@ func (a *API) listJobAllocs(ctx context.Context, _ auth.Identity, r byJob) (repl
 		j := s.Job(w, r.namespace(), r.ID)
 		stubs := mapped(s.AllocsByJob(w, r.namespace(), r.ID), func(al *model.Allocation) (*wire.AllocationListStub, bool) {
 			// An allocation of an earlier job with this id is shown only when asked for.
-			return wire.AllocStub(al, true, true), bool(r.All) || j == nil || al.Job.CreateIndex == j.CreateIndex
+			return wire.AllocStub(al, false, true), bool(r.All) || j == nil || al.Job.CreateIndex == j.CreateIndex
 		})
 		out, next, err := page(stubs, &r.query, func(s *wire.AllocationListStub) string { return s.ID })
 		return found{s.AllocsIndex(), out, next}, err
@@ -396,7 +396,8 @@ func (a *API) validateJob(_ context.Context, id auth.Identity, r validateJob) (r
 		return reply{}, err
 	}
 	p := wire.Validate(j)
-	out := &wire.JobValidateResponse{ValidationErrors: p.Errors, Warnings: p.WarningText()}
+	// Nomad's client takes false for a server that it could not reach. As with Nomad's own servers, what a driver is told is up to the nodes.
+	out := &wire.JobValidateResponse{DriverConfigValidated: true, ValidationErrors: p.Errors, Warnings: p.WarningText()}
 	if len(p.Errors) > 0 {
 		out.Error = p.Text()
 	}
