@@ -10,7 +10,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"rockpool/internal/certs"
@@ -30,12 +32,20 @@ import (
 // release is set when a release is linked.
 var release string
 
-// Version is the release, or 0.0.0: Nomad's clients want three numbers.
-func Version() string {
-	if release != "" {
-		return release
+// Version is the release, or 0.0.0 with the commit behind it: Nomad's clients and autopilot want three numbers.
+func Version() string { return version(release) }
+
+var threeNumbers = regexp.MustCompile(`^\d+\.\d+\.\d+([-+]|$)`)
+
+func version(release string) string {
+	switch v := strings.TrimPrefix(release, "v"); {
+	case release == "":
+		return "0.0.0"
+	case threeNumbers.MatchString(v):
+		return v
+	default:
+		return "0.0.0+" + release
 	}
-	return "0.0.0"
 }
 
 // AgentConfig says what one agent is: a server, a node, or both in one process.
@@ -174,7 +184,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		onStop = node.Remove
 	}
 	a.node, err = node.New(node.Config{
-		DataDir: nodeDir, HTTPAddr: address, Version: Version(), Drivers: a.walls.drivers, Networks: a.walls.networks,
+		DataDir: nodeDir, HTTPAddr: address, TLS: a.scheme == "https", Version: Version(), Drivers: a.walls.drivers, Networks: a.walls.networks,
 		OnStop: onStop, Servers: servers, Log: cfg.Log,
 		Name: cfg.Name, Datacenter: cfg.Datacenter, NodePool: cfg.Node.Pool, NodeClass: cfg.Node.Class, Meta: cfg.Node.Meta, Volumes: cfg.Node.Volumes,
 		Reserved:  model.NodeResources{CPU: cfg.Node.ReservedCPU, MemoryMB: cfg.Node.ReservedMemory, DiskMB: cfg.Node.ReservedDisk},

@@ -11,3 +11,6 @@ func (s *Server) CutOff() {
 func (s *Server) IntroductionKey() *state.IntroductionKey {
 	return s.store.Snapshot().IntroductionKey()
 }
+
+// VersionOf is what a release is called among servers.
+var VersionOf = version

@@ -17,7 +17,7 @@ import (
 // NodeOut makes the wire's node; its secret stays here.
 func NodeOut(n *model.Node) *api.Node {
 	return &api.Node{
-		ID: n.ID, Datacenter: n.Datacenter, Name: n.Name, HTTPAddr: n.HTTPAddr, Attributes: n.Attributes, NodeResources: nodeResources(n),
+		ID: n.ID, Datacenter: n.Datacenter, Name: n.Name, HTTPAddr: n.HTTPAddr, TLSEnabled: n.TLSEnabled, Attributes: n.Attributes, NodeResources: nodeResources(n),
 		ReservedResources: reserved(n), Links: map[string]string{}, Meta: n.Meta, NodeClass: n.NodeClass, NodePool: n.NodePool,
 		SchedulingEligibility: n.SchedulingEligibility, Status: n.Status, StatusDescription: n.StatusDescription,
 		StatusUpdatedAt: n.StatusUpdatedAt / 1e9, Drivers: drivers(n), CreateIndex: n.CreateIndex, ModifyIndex: n.ModifyIndex,
@@ -40,7 +40,7 @@ func hostVolumes(n *model.Node) map[string]*api.HostVolumeInfo {
 func NodeStub(n *model.Node, resources, attributes bool) *api.NodeListStub {
 	out := &api.NodeListStub{
 		ID: n.ID, Datacenter: n.Datacenter, Name: n.Name, NodeClass: n.NodeClass, NodePool: n.NodePool,
-		Version: n.Attributes["nomad.version"], SchedulingEligibility: n.SchedulingEligibility, Status: n.Status,
+		Version: n.Attributes["rockpool.version"], SchedulingEligibility: n.SchedulingEligibility, Status: n.Status,
 		StatusDescription: n.StatusDescription, Drivers: drivers(n), Drain: n.Drain != nil, LastDrain: lastDrainOut(n.LastDrain),
 		CreateIndex: n.CreateIndex, ModifyIndex: n.ModifyIndex,
 	}
