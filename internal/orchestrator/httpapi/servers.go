@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -417,8 +418,13 @@ func (a *API) restoreSnapshot(w http.ResponseWriter, r *http.Request, _ auth.Ide
 	if err := a.cfg.Cluster.Restore(r.Context(), req.Body, snapshotBody, check); err != nil {
 		return err
 	}
-	a.written(a.store.Index(), nil).HTTPHeader(w.Header())
-	return endpoint.WriteJSON(w, r, "application/json", http.StatusOK, indexBody{a.store.Index()})
+	// An update that changes nothing lifts the index of the state, which is that of the archive, above all that readers and nodes have seen.
+	_, index, err := a.apply(r.Context(), &command.EvalUpdate{Now: time.Now().UnixNano()})
+	if err != nil {
+		return fmt.Errorf("the snapshot was restored, its first update failed: %w", err)
+	}
+	a.written(index, nil).HTTPHeader(w.Header())
+	return endpoint.WriteJSON(w, r, "application/json", http.StatusOK, indexBody{index})
 }
 
 // ServerURLs are the HTTP APIs of all servers that are alive, for nodes to know.
