@@ -180,7 +180,7 @@ func (s *Server) connect(cfg ServerConfig) (id string, err error) {
 	if id, err = serverID(cfg.DataDir, cfg.Name); err != nil {
 		return "", err
 	}
-	pc := peer.Config{Address: cc.RPCAddress, Advertise: cc.Advertise, Log: cfg.Log}
+	pc := peer.Config{Address: cc.RPCAddress, Advertise: cc.AdvertiseRPC, Log: cfg.Log}
 	if s.certs != nil {
 		pc.Listener, pc.Dialer = s.certs.RPCListener(), s.certs.RPCDialer()
 	}
@@ -193,8 +193,8 @@ func (s *Server) connect(cfg ServerConfig) (id string, err error) {
 	}
 	s.cluster.members, err = membership.New(membership.Config{
 		Name: cfg.Name, ID: id, Region: cc.Region, Datacenter: cfg.Datacenter, Build: cmp.Or(cfg.Version, "0.0.0"), Entries: command.Known(),
-		Expect: cc.Expect, RPCAddress: s.cluster.network.Address(), HTTP: scheme + cfg.Address, Address: cc.GossipAddress, Advertise: cc.Advertise,
-		Key: cc.GossipKey, Join: cc.Join, Dir: cfg.DataDir, Log: cfg.Log, Interval: cc.GossipInterval,
+		Expect: cc.Expect, RPCAddress: s.cluster.network.Address(), HTTP: scheme + cfg.Address, Address: cc.GossipAddress, Advertise: cc.AdvertiseGossip,
+		Key: cc.GossipKey, Join: cc.Join, JoinInterval: cc.JoinInterval, Dir: cfg.DataDir, Log: cfg.Log, Interval: cc.GossipInterval,
 	})
 	if err != nil {
 		return "", errors.Join(err, s.cluster.network.Close())
