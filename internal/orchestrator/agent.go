@@ -196,6 +196,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg.Process.Metrics.Read(a.node.Figures)
 	a.answers, a.remote = serve.New(a.node, a.walls.images, cfg.Log), servers
 	if a.server == nil {
 		a.edge, err = httpapi.NewEdge(httpapi.EdgeConfig{

@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -215,6 +217,9 @@ func autopilotHealth(f *pflag.FlagSet) func(context.Context, *Call) error {
 	asJSON := f.Bool("json", false, "")
 	return func(ctx context.Context, c *Call) error {
 		h, _, err := c.api.Operator().AutopilotServerHealth(c.query(ctx))
+		if r, ok := errors.AsType[api.UnexpectedResponseError](err); ok && r.StatusCode() == http.StatusTooManyRequests { // that is how it says that one is not well
+			err = json.Unmarshal([]byte(r.Body()), &h)
+		}
 		if err != nil {
 			return err
 		}
