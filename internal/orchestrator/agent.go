@@ -294,7 +294,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	s := &http.Server{
 		Handler: a.limiter.Handler(a.handler()), Protocols: &protocols, ConnContext: a.limiter.Context,
 		ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 2 * time.Minute,
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: logging.Connections(a.log),
 	}
 	stopped := context.AfterFunc(ctx, func() {
 		// Streams end with their context; what is left after a moment is cut.
