@@ -3,7 +3,7 @@
 GO          ?= go
 BIN         := bin
 VERSION     := $(shell git describe --tags --always --dirty=-modified 2>/dev/null || echo unknown)
-LDFLAGS     := -X rockpool/internal/gateway.release=$(VERSION)
+LDFLAGS     := -X rockpool/internal/gateway.release=$(VERSION) -X rockpool/internal/orchestrator.release=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.1
 PACKAGES    := ./cmd/... ./internal/... ./pkg/... ./tests/...
 

@@ -177,7 +177,7 @@ func (s *Server) connect(cfg ServerConfig) (id string, err error) {
 	if cc.GossipAddress == "" {
 		return "", errors.New("a server in a cluster needs an address for gossip, besides that for RPC")
 	}
-	pc := peer.Config{Address: cc.RPCAddress, Advertise: cc.Advertise, Log: cfg.Log}
+	pc := peer.Config{Address: cc.RPCAddress, Advertise: cc.AdvertiseRPC, Log: cfg.Log}
 	var gossip membership.Transport
 	if sim := cc.Simulated; sim != nil {
 		id, pc.Listen, pc.Dial, gossip = cfg.Name, sim.Listen, sim.Dial, sim.Gossip
@@ -196,8 +196,8 @@ func (s *Server) connect(cfg ServerConfig) (id string, err error) {
 	}
 	s.cluster.members, err = membership.New(membership.Config{
 		Name: cfg.Name, ID: id, Region: cc.Region, Datacenter: cfg.Datacenter, Build: cmp.Or(cfg.Version, "0.0.0"), Entries: command.Known(),
-		Expect: cc.Expect, RPCAddress: s.cluster.network.Address(), HTTP: scheme + cfg.Address, Address: cc.GossipAddress, Advertise: cc.Advertise,
-		Key: cc.GossipKey, Join: cc.Join, Dir: cfg.DataDir, Log: cfg.Log, Interval: cc.GossipInterval, Transport: gossip,
+		Expect: cc.Expect, RPCAddress: s.cluster.network.Address(), HTTP: scheme + cfg.Address, Address: cc.GossipAddress, Advertise: cc.AdvertiseGossip,
+		Key: cc.GossipKey, Join: cc.Join, JoinInterval: cc.JoinInterval, Dir: cfg.DataDir, Log: cfg.Log, Interval: cc.GossipInterval, Transport: gossip,
 	})
 	if err != nil {
 		return "", errors.Join(err, s.cluster.network.Close())

@@ -17,3 +17,6 @@ func (s *Server) IntroductionKey() *state.IntroductionKey {
 
 // Routes are all that the server's API has.
 func (s *Server) Routes() endpoint.Table { return s.api.Routes() }
+
+// VersionOf is what a release is called among servers.
+var VersionOf = version

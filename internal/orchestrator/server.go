@@ -74,10 +74,12 @@ type ClusterConfig struct {
 	RPCAddress string
 	// GossipAddress is the host:port of the membership protocol, TCP and UDP.
 	GossipAddress string
-	// Advertise is the host that others are told; "" = that of the addresses.
-	Advertise string
+	// AdvertiseRPC and AdvertiseGossip are the host, or host:port, that others are told; "" = that of the address.
+	AdvertiseRPC, AdvertiseGossip string
 	// Join are servers to find at start, host:port of their gossip; names are looked up anew at each attempt, and stand for all their addresses.
 	Join []string
+	// JoinInterval is the longest time between two attempts; 0 = 30 s.
+	JoinInterval time.Duration
 	// GossipKey encrypts the membership protocol: 16, 24 or 32 bytes. Empty = it is open.
 	GossipKey []byte
 	TLS       TLSConfig

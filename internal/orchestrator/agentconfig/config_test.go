@@ -209,11 +209,14 @@ func TestValuesThatCannotBe(t *testing.T) {
 		"would be open to everybody":    func(c *agentconfig.Config) { c.BindAddr = "0.0.0.0" },
 		"tls: http and rpc need":        func(c *agentconfig.Config) { c.TLS.HTTP = true },
 		"verify_https_client: it needs": func(c *agentconfig.Config) { c.TLS.VerifyHTTPSClient = true },
-		"neither keep nor remove":       func(c *agentconfig.Config) { c.Client.OnStop = "stop" },
-		"log_level":                     func(c *agentconfig.Config) { c.LogLevel = "loud" },
-		"not an IPv4 prefix":            func(c *agentconfig.Config) { c.Client.Network.Range = "fd00::/8" },
-		"not of the form name=value":    func(c *agentconfig.Config) { c.Client.Runtimes = []string{"runsc"} },
-		"min_heartbeat_ttl: it must":    func(c *agentconfig.Config) { c.Server.MinHeartbeatTTL = 0 },
+		"tls.rpc: servers that have": func(c *agentconfig.Config) {
+			c.TLS = agentconfig.TLS{HTTP: true, CAFile: "a", CertFile: "b", KeyFile: "c"}
+		},
+		"neither keep nor remove":    func(c *agentconfig.Config) { c.Client.OnStop = "stop" },
+		"log_level":                  func(c *agentconfig.Config) { c.LogLevel = "loud" },
+		"not an IPv4 prefix":         func(c *agentconfig.Config) { c.Client.Network.Range = "fd00::/8" },
+		"not of the form name=value": func(c *agentconfig.Config) { c.Client.Runtimes = []string{"runsc"} },
+		"min_heartbeat_ttl: it must": func(c *agentconfig.Config) { c.Server.MinHeartbeatTTL = 0 },
 	} {
 		c := good()
 		change(&c)

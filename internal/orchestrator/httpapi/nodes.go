@@ -259,10 +259,11 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	idle := time.NewTimer(pushIdle)
 	defer idle.Stop()
 	sent, secret := uint64(0), r.Header.Get(secretHeader)
+	beyond := uint64(0) // nodes ignore what is not newer than what they were told before a restore
 	for a.stillNode(req.ID, secret) {
 		replaced := a.store.Replaced()
 		msg := pushSince(a.store.Snapshot(), req.ID, sent)
-		if msg.Full || len(msg.Allocs)+len(msg.Purged) > 0 {
+		if msg.Full && msg.Generation > beyond || !msg.Full && len(msg.Allocs)+len(msg.Purged) > 0 {
 			line, err := a.encodePush(msg)
 			if err != nil {
 				return err
@@ -279,8 +280,8 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 				return nil
 			case <-wake:
 				waiting = false
-			case <-replaced:
-				waiting = false
+			case <-replaced: // everything may be another, at an index of before: the node is told anew
+				beyond, sent, waiting = max(beyond, sent), 0, false
 			case <-idle.C:
 				if err := send([]byte("{}")); err != nil {
 					return err

@@ -224,6 +224,7 @@ var needs = map[string]string{
 	"search.prefix": toAnyToken, "search.fuzzy": toAnyToken,
 	"evaluation.delete": toManagement, "agent.servers": toAgentRead, "raft.configuration": toOpRead, "raft.remove": toOpWrite, "raft.transfer": toOpWrite,
 	"autopilot.get": toOpRead, "autopilot.set": toOpWrite, "autopilot.health": toOpRead, "snapshot.save": toManagement, "snapshot.restore": toManagement,
+	"agent.keyring.list": toAgentWrite, "agent.keyring.install": toAgentWrite, "agent.keyring.use": toAgentWrite, "agent.keyring.remove": toAgentWrite,
 	"agent.join": toAgentWrite, "agent.force-leave": toAgentWrite, "introduction.create": toNodeWrite,
 	"job.submission": toReadJob, "job.untag": toSubmitJob, "job.dispatch": toDispatchJob, "job.evaluate": toSubmitJob, "job.periodic.force": toSubmitJob,
 	"job.revert": toSubmitJob, "job.stable": toSubmitJob, "job.tag": toSubmitJob, "job.plan": toSubmitJob, "job.explanation": toReadJob, "system.reconcile": toManagement,
@@ -343,7 +344,7 @@ func TestEveryRouteAsksForItsRight(t *testing.T) {
 			}
 			is("nobody", "", false)
 			is("a stranger", ident.New(), false)
-			readers := r.Method == "GET" && need != toManagement && need != toOpWrite && need != toNodeWrite && need != toSubmitJob || need == toAnyToken
+			readers := r.Method == "GET" && need != toManagement && need != toOpWrite && need != toNodeWrite && need != toAgentWrite && need != toSubmitJob || need == toAnyToken
 			mayRead := readers || strings.HasPrefix(name, "job.validate") || need == toParseJob
 			if need == toReadFS || need == toReadLogs || need == toAllocExec {
 				mayRead = false

@@ -41,7 +41,7 @@ func hostVolumes(n *model.Node) map[string]*api.HostVolumeInfo {
 func NodeStub(n *model.Node, resources, attributes bool) *api.NodeListStub {
 	out := &api.NodeListStub{
 		ID: n.ID, Datacenter: n.Datacenter, Name: n.Name, NodeClass: n.NodeClass, NodePool: n.NodePool,
-		Version: n.Attributes["nomad.version"], SchedulingEligibility: n.SchedulingEligibility, Status: n.Status,
+		Version: n.Attributes["rockpool.version"], SchedulingEligibility: n.SchedulingEligibility, Status: n.Status,
 		StatusDescription: n.StatusDescription, Drivers: drivers(n), Drain: n.Drain != nil, LastDrain: lastDrainOut(n.LastDrain),
 		CreateIndex: n.CreateIndex, ModifyIndex: n.ModifyIndex,
 	}
