@@ -1,7 +1,7 @@
 # Every key of the orchestrator's agent with its default. Start it with: orchestrator agent -config=<this file>
 # -config may be given again, and may name a directory: later files win, a list in a later file replaces an earlier one, maps and blocks are merged.
 # A file that ends in .yaml or .yml holds the same keys in YAML. Keys that do not exist and values that do not fit are refused at start.
-# What the signal HUP reads again: log_level, the files named in tls, and server.encrypt. Everything else needs a restart.
+# What the signal HUP reads again: log_level and the files named in tls. Everything else needs a restart.
 
 # Of the server and the node in the cluster. Empty: the host's name. It must not change while data_dir is kept.
 name = ""
@@ -41,7 +41,8 @@ server {
   enabled = false
   # How many servers meet before the first election: 1, 3 or 5. 0 = this server joins a cluster that exists.
   bootstrap_expect = 0
-  # Encrypts the membership protocol: a key from "orchestrator operator gossip keyring generate". Empty: it is open.
+  # Encrypts the membership protocol: a key from "orchestrator operator gossip keyring generate". Empty: it is open. It is the first key: from then on the
+  # servers keep what "orchestrator operator gossip keyring install", "use" and "remove" have made of it.
   encrypt = ""
   # What a node that is not known yet shows to register, where acl is enabled. Empty: only a token with node:write may introduce nodes.
   join_token = ""
@@ -56,7 +57,7 @@ server {
   server_join {
     # Servers to find at start: host or host:port of their membership protocol. A name stands for all its addresses.
     retry_join = []
-    # Between two attempts.
+    # The longest time between two attempts, which come faster at first.
     retry_interval = "30s"
   }
 
@@ -162,7 +163,7 @@ acl {
 }
 
 tls {
-  # Serve HTTPS, and between servers mutual TLS.
+  # Serve HTTPS. Between servers mutual TLS, which those that have certificates need.
   http = false
   rpc  = false
   # Made by "orchestrator tls ca create" and "orchestrator tls cert create".

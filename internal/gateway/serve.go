@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log"
 	"net"
 	"net/http"
 	"os"
@@ -22,6 +21,7 @@ import (
 
 	"rockpool/internal/api"
 	"rockpool/internal/config"
+	"rockpool/internal/logging"
 )
 
 // release is set by the linker for releases.
@@ -75,18 +75,10 @@ func listeners(s config.Server) ([]net.Listener, error) {
 	return open, nil
 }
 
-// bridge takes in what net/http logs.
-type bridge struct{ g *Gateway }
-
-func (b bridge) Write(p []byte) (int, error) {
-	b.g.log.WithField("error", strings.TrimSpace(string(p))).Debug("a connection failed")
-	return len(p), nil
-}
-
 // serve answers requests until ctx ends, then waits for plain requests and ends the sessions.
 func (g *Gateway) serve(ctx context.Context, routes *api.API) error {
 	server := &http.Server{
-		Handler: routes, ErrorLog: log.New(bridge{g}, "", 0),
+		Handler: routes, ErrorLog: logging.Connections(g.log),
 		// Bodies have a deadline of their own, and nothing bounds an answer: a PUT of an environment or a WebSocket may take long.
 		ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second,
 		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS13, CurvePreferences: []tls.CurveID{tls.CurveP521, tls.CurveP384, tls.CurveP256}},

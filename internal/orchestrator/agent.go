@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -32,12 +33,20 @@ import (
 // release is set when a release is linked.
 var release string
 
-// Version is the release, or 0.0.0: Nomad's clients want three numbers.
-func Version() string {
-	if release != "" {
-		return release
+// Version is the release, or 0.0.0 with the commit behind it: Nomad's clients and autopilot want three numbers.
+func Version() string { return version(release) }
+
+var threeNumbers = regexp.MustCompile(`^\d+\.\d+\.\d+([-+]|$)`)
+
+func version(release string) string {
+	switch v := strings.TrimPrefix(release, "v"); {
+	case release == "":
+		return "0.0.0"
+	case threeNumbers.MatchString(v):
+		return v
+	default:
+		return "0.0.0+" + release
 	}
-	return "0.0.0"
 }
 
 // AgentConfig says what one agent is: a server, a node, or both in one process.
@@ -176,11 +185,11 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		onStop = node.Remove
 	}
 	a.node, err = node.New(node.Config{
-		DataDir: nodeDir, HTTPAddr: address, Version: Version(), Drivers: a.walls.drivers, Networks: a.walls.networks,
+		DataDir: nodeDir, HTTPAddr: address, TLS: a.scheme == "https", Version: Version(), Drivers: a.walls.drivers, Networks: a.walls.networks,
 		OnStop: onStop, Servers: servers, Log: cfg.Log,
 		Name: cfg.Name, Datacenter: cfg.Datacenter, NodePool: cfg.Node.Pool, NodeClass: cfg.Node.Class, Meta: cfg.Node.Meta, Volumes: cfg.Node.Volumes,
-		Reserved:   model.NodeResources{CPU: cfg.Node.ReservedCPU, MemoryMB: cfg.Node.ReservedMemory, DiskMB: cfg.Node.ReservedDisk},
-		Resources:  cfg.Node.resources(),
+		Reserved:  model.NodeResources{CPU: cfg.Node.ReservedCPU, MemoryMB: cfg.Node.ReservedMemory, DiskMB: cfg.Node.ReservedDisk},
+		Resources: cfg.Node.resources(), KeepEnded: cfg.Node.KeepEnded, KeepEndedFor: cfg.Node.KeepEndedFor,
 		Attributes: a.attributes,
 	})
 	if err != nil {
@@ -296,7 +305,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	s := &http.Server{
 		Handler: a.limiter.Handler(a.handler()), Protocols: &protocols, ConnContext: a.limiter.Context,
 		ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 2 * time.Minute,
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: logging.Connections(a.log),
 	}
 	stopped := context.AfterFunc(ctx, func() {
 		// Streams end with their context; what is left after a moment is cut.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -19,8 +20,13 @@ import (
 	"go.uber.org/goleak"
 
 	"rockpool/internal/certs"
+	"rockpool/internal/ident"
+	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator"
 	"rockpool/internal/orchestrator/leader"
+	"rockpool/internal/orchestrator/link"
+	"rockpool/internal/orchestrator/model"
+	nodeagent "rockpool/internal/orchestrator/node"
 )
 
 // pki is an authority and the files of its servers and nodes.
@@ -211,6 +217,19 @@ func clusterJob(id string) *api.Job {
 	return j.AddTaskGroup(g)
 }
 
+// connections are a node's own, to servers where the test has them listen.
+type connections struct {
+	*nodeagent.Remote
+	to []*fellow
+}
+
+func (c connections) Servers() (addrs []string, changed <-chan struct{}) {
+	for _, s := range c.to {
+		addrs = append(addrs, s.http.URL)
+	}
+	return addrs, nil
+}
+
 func TestThreeServers(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreTopFunction("internal/poll.runtime_pollWait"), goleak.IgnoreTopFunction("net/http.(*persistConn).writeLoop"),
 		goleak.IgnoreTopFunction("net/http.(*persistConn).readLoop"))
@@ -283,6 +302,28 @@ func TestThreeServers(t *testing.T) {
 		h, _, err := c.client(t).Operator().AutopilotServerHealth(nil)
 		return err == nil && h.Healthy && h.FailureTolerance == 1 && len(h.Voters) == 3
 	})
+
+	// A node holds a connection to each server, so that each of them reaches it.
+	n := &model.Node{ID: ident.New(), SecretID: ident.New(), Name: "n", Datacenter: "dc1"}
+	remote, err := nodeagent.NewRemote([]string{first.http.URL}, nodeagent.Identity{ID: n.ID, Secret: n.SecretID}, "root", &http.Client{Transport: &http.Transport{DisableKeepAlives: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	retried(t, "register a node", func() error {
+		_, err := remote.Register(t.Context(), n)
+		return err
+	})
+	reachable, leave := context.WithCancel(t.Context())
+	var kept sync.WaitGroup
+	kept.Go(func() {
+		_ = link.Keep(reachable, connections{remote, all}, http.NotFoundHandler(), logging.Discard())
+	})
+	defer kept.Wait()
+	defer leave()
+	for _, s := range all {
+		until(t, s.cfg.Name+" reaches the node", func() bool { _, err := s.server.Nodes().To(n.ID); return err == nil })
+	}
+	leave()
 
 	// What the first program did not know is proposed, since all servers here know it; and a follower passes on more than it would keep.
 	follower := all[slices.IndexFunc(all, func(s *fellow) bool { return s != first })]

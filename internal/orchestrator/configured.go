@@ -122,12 +122,14 @@ func clusterOf(conf agentconfig.Config, c *ClusterConfig) error {
 	c.Expect, c.StrictIntroduction = s.BootstrapExpect, s.ClientIntroduction.Enforcement == agentconfig.Strict
 	c.RPCAddress = listening(conf.Addresses.RPC, conf.BindAddr, conf.Ports.RPC)
 	c.GossipAddress = listening(conf.Addresses.Serf, conf.BindAddr, conf.Ports.Serf)
-	if c.Advertise = conf.Advertise.RPC; c.Advertise == "" {
-		c.Advertise = conf.Advertise.Serf
+	c.AdvertiseRPC, c.AdvertiseGossip = conf.Advertise.RPC, conf.Advertise.Serf
+	if c.AdvertiseRPC == "" { // one of the two says where the machine is reached
+		c.AdvertiseRPC = hostOf(conf.Advertise.Serf)
 	}
-	if host, _, err := net.SplitHostPort(c.Advertise); err == nil {
-		c.Advertise = host // ports are those of the addresses
+	if c.AdvertiseGossip == "" {
+		c.AdvertiseGossip = hostOf(conf.Advertise.RPC)
 	}
+	c.JoinInterval = s.ServerJoin.RetryInterval
 	for _, j := range s.ServerJoin.RetryJoin {
 		c.Join = append(c.Join, advertised(j, conf.Ports.Serf))
 	}
@@ -147,6 +149,14 @@ func listening(own, all string, port int) string {
 		own = all
 	}
 	return net.JoinHostPort(own, strconv.Itoa(port))
+}
+
+// hostOf takes the port off an address that has one.
+func hostOf(address string) string {
+	if host, _, err := net.SplitHostPort(address); err == nil {
+		return host
+	}
+	return address
 }
 
 // advertised adds the port where an address has none.

@@ -10,6 +10,7 @@ import (
 func TestWhatAConfigurationMeans(t *testing.T) {
 	c := agentconfig.Default()
 	c.Name, c.DataDir, c.BindAddr, c.Advertise.HTTP, c.Advertise.RPC = "s1", "/d", "10.0.0.1", "node.example", "192.0.2.1:9"
+	c.Advertise.Serf, c.Server.ServerJoin.RetryInterval = "192.0.2.2", time.Minute
 	c.Server.Enabled, c.Server.BootstrapExpect = true, 3
 	c.Server.Encrypt = "MDEyMzQ1Njc4OTAxMjM0NQ=="
 	c.Server.ServerJoin.RetryJoin = []string{"10.0.0.2", "servers.example:7000", "fd00::1"}
@@ -22,11 +23,18 @@ func TestWhatAConfigurationMeans(t *testing.T) {
 		t.Errorf("the agent is %+v", got)
 	}
 	cl := got.Server.Cluster
-	if cl.Expect != 3 || cl.RPCAddress != "10.0.0.1:4647" || cl.GossipAddress != "10.0.0.1:4648" || cl.Advertise != "192.0.2.1" || string(cl.GossipKey) != "0123456789012345" {
+	if cl.Expect != 3 || cl.RPCAddress != "10.0.0.1:4647" || cl.GossipAddress != "10.0.0.1:4648" || cl.AdvertiseRPC != "192.0.2.1:9" || cl.AdvertiseGossip != "192.0.2.2" || cl.JoinInterval != time.Minute || string(cl.GossipKey) != "0123456789012345" {
 		t.Errorf("the cluster is %+v", cl)
+	}
+	c.Advertise.Serf = ""
+	if got, err := agentConfig(c, "token"); err != nil || got.Server.Cluster.AdvertiseGossip != "192.0.2.1" {
+		t.Errorf("gossip is advertised at %q, %v; want the host of rpc", got.Server.Cluster.AdvertiseGossip, err)
 	}
 	if len(cl.Join) != 3 || cl.Join[0] != "10.0.0.2:4648" || cl.Join[1] != "servers.example:7000" || cl.Join[2] != "[fd00::1]:4648" {
 		t.Errorf("it joins %q", cl.Join)
+	}
+	if got.Node.KeepEnded != 50 || got.Node.KeepEndedFor != 24*time.Hour {
+		t.Errorf("the node keeps %d allocations for %v", got.Node.KeepEnded, got.Node.KeepEndedFor)
 	}
 	if got.Server.Keep.Jobs != 4*time.Hour || !cl.TLS.HTTP || cl.TLS.CAFile != "ca.pem" {
 		t.Errorf("the server is %+v", got.Server)

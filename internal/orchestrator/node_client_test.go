@@ -22,7 +22,7 @@ import (
 )
 
 // withNode runs a whole node agent that has nothing but what it opens to the server itself.
-func withNode(t *testing.T, c *cluster) *nodeagent.Agent {
+func withNode(t *testing.T, c *cluster, edit ...func(*nodeagent.Config)) *nodeagent.Agent {
 	t.Helper()
 	dir := t.TempDir()
 	identity, err := nodeagent.LoadIdentity(dir)
@@ -33,8 +33,12 @@ func withNode(t *testing.T, c *cluster) *nodeagent.Agent {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := nodeagent.New(nodeagent.Config{DataDir: dir, Datacenter: "dc1", Drivers: []driver.Driver{mock.New()}, Servers: remote, OnStop: nodeagent.Remove,
-		Meta: map[string]string{"static": "s"}, Log: logging.Discard()})
+	cfg := nodeagent.Config{DataDir: dir, Datacenter: "dc1", Drivers: []driver.Driver{mock.New()}, Servers: remote, OnStop: nodeagent.Remove,
+		Meta: map[string]string{"static": "s"}, Log: logging.Discard()}
+	for _, e := range edit {
+		e(&cfg)
+	}
+	a, err := nodeagent.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,23 @@ func TestOperatorsAtAServerAlone(t *testing.T) {
 	}
 	op := c.Operator()
 
+	until(t, "figures of autopilot", func() bool {
+		m, _, err := op.MetricsSummary(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		healthy, depth := -1.0, -1.0
+		for _, g := range m.Gauges {
+			switch g.Name {
+			case "nomad.nomad.autopilot.healthy":
+				healthy = float64(g.Value)
+			case "nomad.nomad.plan.queue_depth":
+				depth = float64(g.Value)
+			}
+		}
+		return healthy == 1 && depth == 0
+	})
+
 	conf, _, err := op.AutopilotGetConfiguration(nil)
 	if err != nil || !conf.CleanupDeadServers || conf.LastContactThreshold != 200*time.Millisecond || conf.MaxTrailingLogs != 250 || conf.ServerStabilizationTime != 10*time.Second {
 		t.Fatalf("autopilot: %+v, %v", conf, err)

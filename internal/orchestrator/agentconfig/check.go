@@ -186,6 +186,9 @@ func (c *Config) checkTLS(refuse refusal) {
 	if (t.HTTP || t.RPC) && (t.CAFile == "" || t.CertFile == "" || t.KeyFile == "") {
 		refuse("tls: http and rpc need ca_file, cert_file and key_file: make them with \"orchestrator tls ca create\" and \"orchestrator tls cert create\"")
 	}
+	if c.Server.Enabled && t.CAFile != "" && !t.RPC {
+		refuse("tls.rpc: servers that have certificates show them to one another: set it to true")
+	}
 	if t.VerifyHTTPSClient && !t.HTTP {
 		refuse("tls.verify_https_client: it needs tls.http")
 	}

@@ -198,17 +198,20 @@ func TestValuesThatCannotBe(t *testing.T) {
 		t.Fatal(c.Check())
 	}
 	for want, change := range map[string]func(*agentconfig.Config){
-		"would do nothing":                func(c *agentconfig.Config) { c.Server.Enabled = false },
-		"data_dir: an absolute path":      func(c *agentconfig.Config) { c.DataDir = "d" },
-		"is none of 1, 3 and 5":           func(c *agentconfig.Config) { c.Server.BootstrapExpect = 2 },
-		"retry_join, which is empty":      func(c *agentconfig.Config) { c.Server.BootstrapExpect = 3 },
-		"set it to 1 for a server":        func(c *agentconfig.Config) { c.Server.BootstrapExpect = 0 },
-		"gossip keyring generate":         func(c *agentconfig.Config) { c.Server.Encrypt = "c2hvcnQ=" },
-		"client.servers: name":            func(c *agentconfig.Config) { c.Server.Enabled, c.Client.Enabled = false, true },
-		"are both 4646":                   func(c *agentconfig.Config) { c.Ports.RPC = 4646 },
-		"would be open to everybody":      func(c *agentconfig.Config) { c.BindAddr = "0.0.0.0" },
-		"tls: http and rpc need":          func(c *agentconfig.Config) { c.TLS.HTTP = true },
-		"verify_https_client: it needs":   func(c *agentconfig.Config) { c.TLS.VerifyHTTPSClient = true },
+		"would do nothing":              func(c *agentconfig.Config) { c.Server.Enabled = false },
+		"data_dir: an absolute path":    func(c *agentconfig.Config) { c.DataDir = "d" },
+		"is none of 1, 3 and 5":         func(c *agentconfig.Config) { c.Server.BootstrapExpect = 2 },
+		"retry_join, which is empty":    func(c *agentconfig.Config) { c.Server.BootstrapExpect = 3 },
+		"set it to 1 for a server":      func(c *agentconfig.Config) { c.Server.BootstrapExpect = 0 },
+		"gossip keyring generate":       func(c *agentconfig.Config) { c.Server.Encrypt = "c2hvcnQ=" },
+		"client.servers: name":          func(c *agentconfig.Config) { c.Server.Enabled, c.Client.Enabled = false, true },
+		"are both 4646":                 func(c *agentconfig.Config) { c.Ports.RPC = 4646 },
+		"would be open to everybody":    func(c *agentconfig.Config) { c.BindAddr = "0.0.0.0" },
+		"tls: http and rpc need":        func(c *agentconfig.Config) { c.TLS.HTTP = true },
+		"verify_https_client: it needs": func(c *agentconfig.Config) { c.TLS.VerifyHTTPSClient = true },
+		"tls.rpc: servers that have": func(c *agentconfig.Config) {
+			c.TLS = agentconfig.TLS{HTTP: true, CAFile: "a", CertFile: "b", KeyFile: "c"}
+		},
 		"client.gc_max_allocs: 0 is less": func(c *agentconfig.Config) { c.Client.GCMaxAllocs = 0 },
 		"neither keep nor remove":         func(c *agentconfig.Config) { c.Client.OnStop = "stop" },
 		"log_level":                       func(c *agentconfig.Config) { c.LogLevel = "loud" },

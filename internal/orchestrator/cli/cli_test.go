@@ -149,7 +149,7 @@ func TestEachCommandAsksForWhatItSays(t *testing.T) {
 		{"operator raft remove-peer", "", nil, nil, 1, "either -peer-id or -peer-address"},
 		{"operator raft transfer-leadership --peer-id x", "", map[string][]string{"PUT /v1/operator/raft/transfer-leadership": {"null"}}, []string{"PUT /v1/operator/raft/transfer-leadership?id=x"}, 0, "goes to x"},
 		{"operator autopilot get-config", "", map[string][]string{"GET /v1/operator/autopilot/configuration": {`{"CleanupDeadServers":true,"LastContactThreshold":"200ms","ServerStabilizationTime":"10s"}`}}, []string{"GET /v1/operator/autopilot/configuration"}, 0, "200ms"},
-		{"operator autopilot health", "", map[string][]string{"GET /v1/operator/autopilot/health": {`{"Healthy":false,"Servers":[]}`}}, []string{"GET /v1/operator/autopilot/health"}, 2, "Healthy"},
+		{"operator autopilot health", "", map[string][]string{"GET /v1/operator/autopilot/health": {`!429 {"Healthy":false,"Servers":[{"Name":"b.global","LastContact":"1s"}]}`}}, []string{"GET /v1/operator/autopilot/health"}, 2, "b.global"},
 		{"acl bootstrap " + secret, "", map[string][]string{"PUT /v1/acl/bootstrap": {`{"AccessorID":"a","SecretID":"s3cret"}`}}, []string{`PUT /v1/acl/bootstrap {"BootstrapSecret":"s3cret"}`}, 0, "s3cret"},
 		{"namespace apply --description d n", "", map[string][]string{"GET /v1/namespace/n": {`{"Name":"n","Quota":"q"}`}, "PUT /v1/namespace": {"null"}}, []string{"GET /v1/namespace/n", `PUT /v1/namespace {"Name":"n","Description":"d","Quota":"q"`}, 0, "applied"},
 		{"namespace apply n", "", map[string][]string{"GET /v1/namespace/n": {"!404 Namespace not found"}, "PUT /v1/namespace": {"null"}}, []string{"GET", `PUT /v1/namespace {"Name":"n"`}, 0, "applied"},

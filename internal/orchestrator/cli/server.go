@@ -4,9 +4,12 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,6 +31,10 @@ var serverCommands = []Command{
 	{Path: "operator autopilot health", Remote: true, Setup: autopilotHealth, Short: "Show the health of the servers",
 		Long: "Show the health of the servers.\nExit codes: 0 all are healthy, 2 one is not, 1 an error."},
 	{Path: "operator gossip keyring generate", Setup: gossipKey, Short: "Make a key for server.encrypt"},
+	{Path: "operator gossip keyring list", Remote: true, Setup: gossipKeys, Short: "Show the keys that the servers know"},
+	{Path: "operator gossip keyring install", Setup: gossipChange((*api.Agent).InstallKey, "All servers know the key"), Args: "<key>", Min: 1, Max: 1, Remote: true, Short: "Have all servers know a key"},
+	{Path: "operator gossip keyring use", Setup: gossipChange((*api.Agent).UseKey, "All servers encrypt with the key"), Args: "<key>", Min: 1, Max: 1, Remote: true, Short: "Have all servers encrypt with a key that they know"},
+	{Path: "operator gossip keyring remove", Setup: gossipChange((*api.Agent).RemoveKey, "No server knows the key any more"), Args: "<key>", Min: 1, Max: 1, Remote: true, Short: "Have all servers forget a key"},
 }
 
 func serverMembers(f *pflag.FlagSet) func(context.Context, *Call) error {
@@ -210,6 +217,9 @@ func autopilotHealth(f *pflag.FlagSet) func(context.Context, *Call) error {
 	asJSON := f.Bool("json", false, "")
 	return func(ctx context.Context, c *Call) error {
 		h, _, err := c.api.Operator().AutopilotServerHealth(c.query(ctx))
+		if r, ok := errors.AsType[api.UnexpectedResponseError](err); ok && r.StatusCode() == http.StatusTooManyRequests { // that is how it says that one is not well
+			err = json.Unmarshal([]byte(r.Body()), &h)
+		}
 		if err != nil {
 			return err
 		}
@@ -237,5 +247,32 @@ func gossipKey(*pflag.FlagSet) func(context.Context, *Call) error {
 		_, _ = rand.Read(key) // never fails, by its documentation
 		fmt.Fprintln(c.Out, base64.StdEncoding.EncodeToString(key))
 		return nil
+	}
+}
+
+func gossipKeys(*pflag.FlagSet) func(context.Context, *Call) error {
+	return func(_ context.Context, c *Call) error {
+		keys, err := c.api.Agent().ListKeys()
+		if err != nil {
+			return err
+		}
+		rows := [][]string{{"Key", "Servers"}}
+		for _, k := range slices.Sorted(maps.Keys(keys.Keys)) {
+			rows = append(rows, []string{k, fmt.Sprintf("%d of %d", keys.Keys[k], keys.NumNodes)})
+		}
+		table(c.Out, rows)
+		return nil
+	}
+}
+
+func gossipChange(change func(*api.Agent, string) (*api.KeyringResponse, error), done string) func(*pflag.FlagSet) func(context.Context, *Call) error {
+	return func(*pflag.FlagSet) func(context.Context, *Call) error {
+		return func(_ context.Context, c *Call) error {
+			if _, err := change(c.api.Agent(), c.Args[0]); err != nil {
+				return err
+			}
+			fmt.Fprintln(c.Out, done)
+			return nil
+		}
 	}
 }

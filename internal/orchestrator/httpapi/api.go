@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"net/http"
+	"sync"
 	"sync/atomic"
 
 	"rockpool/internal/auth"
@@ -73,6 +74,7 @@ type API struct {
 	conns   tracker
 	pushes  *pushes
 	specs   *specs
+	joining sync.Map // ids of nodes that are being registered for the first time
 }
 
 // New builds the handler.
@@ -86,6 +88,7 @@ func New(cfg Config) *API {
 		a.nodes = link.NewHub()
 	}
 	cfg.Store.Observe(a.pushes.observe)
+	cfg.Store.Observe(a.observeNodes)
 	a.closing, a.close = context.WithCancel(context.Background())
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
 		Auth: auth.Func(a.authenticate), Error: a.writeError, CompressAbove: 1024, Log: cfg.Logger, Lookup: a.settled, Forward: a.forward,

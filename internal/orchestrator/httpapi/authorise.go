@@ -126,7 +126,7 @@ func (c *compiledACLs) of(policies []*model.ACLPolicy) *acl.ACL {
 	return made
 }
 
-// Restored forgets what was made of a state that another one has replaced: that one may use an index again.
+// Restored forgets what was made of a state that another one has replaced: that one may use an index again. It must be called before the next update.
 func (a *API) Restored() {
 	a.compiled.mu.Lock()
 	clear(a.compiled.sets)
@@ -134,6 +134,7 @@ func (a *API) Restored() {
 	a.roots.mu.Lock()
 	clear(a.roots.open)
 	a.roots.mu.Unlock()
+	a.pushes.restored()
 }
 
 // owned are the routes whose path names an object by an id that says nothing of its namespace. Their scope must hold in the namespace that the object lives

@@ -25,7 +25,7 @@ import (
 // this process or over the node's own connection to this server. It ends with the connection of a node.
 func (a *API) clientTable() endpoint.Table {
 	t := endpoint.Table{
-		endpoint.Stream("node.connection", "GET", "/v1/internal/node/{id}/connection", anywhere(auth.NodeSelf), a.connectNode),
+		endpoint.Stream("node.connection", "GET", "/v1/internal/node/{id}/connection", anywhere(auth.NodeSelf), a.connectNode), // to each server, not to the leader by way of each
 	}
 	for _, row := range serve.Rows(nil) {
 		p := row.Policy

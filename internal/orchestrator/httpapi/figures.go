@@ -47,12 +47,23 @@ func (a *API) Figures(set func(name string, v float64)) {
 	for k, name := range brokerNames {
 		set(name, float64(counts[k])) // 0 where another server leads
 	}
+	if leads == 0 || a.cfg.Cluster == nil {
+		return
+	}
+	if h, err := a.cfg.Cluster.Health(); err == nil { // only a leader knows
+		healthy := 0.0
+		if h.Healthy {
+			healthy = 1
+		}
+		set("nomad.nomad.autopilot.healthy", healthy)
+		set("nomad.nomad.autopilot.failure_tolerance", float64(h.FailureTolerance))
+	}
 }
 
-// brokerNames are the counts of the evaluation queue.
+// brokerNames are the counts of the queues of evaluations and of plans.
 var brokerNames = map[string]string{
 	"ready": "nomad.nomad.broker.total_ready", "unacked": "nomad.nomad.broker.total_unacked", "waiting": "nomad.nomad.broker.total_pending",
-	"delayed": "nomad.nomad.broker.total_waiting", "blocked": "nomad.nomad.blocked_evals.total_blocked",
+	"delayed": "nomad.nomad.broker.total_waiting", "blocked": "nomad.nomad.blocked_evals.total_blocked", "plans": "nomad.nomad.plan.queue_depth",
 }
 
 // census counts what is in the state.

@@ -104,13 +104,18 @@ func (a *API) forward(w http.ResponseWriter, r *http.Request, route endpoint.Rou
 	}
 }
 
-// cutOff reports whether this server cannot reach the node of a request's allocation: it has not heard of the allocation yet, for followers come to know of
-// it a little later than those who asked for it, or the node has no connection to it. The leader has.
+// cutOff reports whether this server cannot reach the node that a request names, or whose allocation it names: it has not heard of the allocation yet, for
+// followers come to know of it a little later than those who asked for it, or the node has no connection to it. The leader has.
 func (a *API) cutOff(r *http.Request, route endpoint.Route) bool {
-	if route.Policy.Serve != endpoint.OwningNode || a.cfg.Leader.Leading() || !strings.Contains(route.Path, "{id}") {
+	if route.Policy.Serve != endpoint.OwningNode || a.cfg.Leader.Leading() {
 		return false
 	}
-	_, err := a.nodeOfAlloc(endpoint.PathVar(r, "id"))
+	var err error
+	if strings.Contains(route.Path, "{id}") {
+		_, err = a.nodeOfAlloc(endpoint.PathVar(r, "id"))
+	} else if id := r.URL.Query().Get("node_id"); id != "" {
+		_, err = a.nodes.To(id)
+	}
 	return err != nil
 }
 

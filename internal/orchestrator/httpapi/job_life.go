@@ -69,7 +69,8 @@ type dispatchJob struct {
 }
 
 func (a *API) dispatchJob(w http.ResponseWriter, r *http.Request, id auth.Identity, req dispatchJob) error {
-	parent := a.store.Snapshot().Job(nil, cmp.Or(req.Namespace, model.DefaultNamespace), req.ID)
+	s := a.store.Snapshot()
+	parent := s.Job(nil, cmp.Or(req.Namespace, model.DefaultNamespace), req.ID)
 	if parent == nil {
 		return notFound("parameterized job")
 	}
@@ -77,7 +78,7 @@ func (a *API) dispatchJob(w http.ResponseWriter, r *http.Request, id auth.Identi
 	if err := mayDispatch(parent, &b); err != nil {
 		return err
 	}
-	if err := a.room(id); err != nil {
+	if err := a.again(s, parent, id); err != nil {
 		return err
 	}
 	prefix := cmp.Or(b.IdPrefixTemplate, req.Prefix)
@@ -191,14 +192,15 @@ type forcePeriodic struct {
 }
 
 func (a *API) forcePeriodic(w http.ResponseWriter, r *http.Request, id auth.Identity, req forcePeriodic) error {
-	j, err := req.find(a.store.Snapshot())
+	s := a.store.Snapshot()
+	j, err := req.find(s)
 	if err != nil {
 		return err
 	}
 	if j.Periodic == nil {
 		return fault.New(fault.Conflict, "can't periodically launch non-periodic job")
 	}
-	if err := a.room(id); err != nil {
+	if err := a.again(s, j, id); err != nil {
 		return err
 	}
 	entry := leader.LaunchPeriodic(j, time.Now(), true)
@@ -210,7 +212,7 @@ type revertJob struct {
 	Body wire.JobRevertRequest `body:"json"`
 }
 
-func (a *API) revertJob(w http.ResponseWriter, r *http.Request, _ auth.Identity, req revertJob) error {
+func (a *API) revertJob(w http.ResponseWriter, r *http.Request, id auth.Identity, req revertJob) error {
 	s := a.store.Snapshot()
 	j, err := req.find(s)
 	if err != nil {
@@ -225,6 +227,9 @@ func (a *API) revertJob(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	old := s.JobVersion(j.Namespace, j.ID, req.Body.JobVersion)
 	if old == nil {
 		return noVersion(j, req.Body.JobVersion)
+	}
+	if err := a.again(s, old, id); err != nil {
+		return err
 	}
 	c := *old
 	c.Stop, c.Stable, c.VersionTag = false, false, nil

@@ -15,6 +15,7 @@ import (
 type pushes struct {
 	mu      sync.Mutex
 	streams map[string][]chan struct{} // guarded by mu; by node, each of 1
+	all     bool                       // guarded by mu; the next update concerns each of them
 }
 
 func newPushes() *pushes { return &pushes{streams: map[string][]chan struct{}{}} }
@@ -44,6 +45,13 @@ func (p *pushes) watch(node string) (wake <-chan struct{}, end func()) {
 func (p *pushes) observe(c state.Commit) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.all {
+		p.all = false
+		for _, streams := range p.streams {
+			wake(streams)
+		}
+		return
+	}
 	for _, ch := range c.Changes {
 		a, ok := ch.After.(*model.Allocation)
 		if ok && a.AllocModifyIndex != c.Index {
@@ -54,13 +62,24 @@ func (p *pushes) observe(c state.Commit) {
 				continue
 			}
 		}
-		for _, s := range p.streams[a.NodeID] {
-			select {
-			case s <- struct{}{}:
-			default:
-			}
+		wake(p.streams[a.NodeID])
+	}
+}
+
+func wake(streams []chan struct{}) {
+	for _, s := range streams {
+		select {
+		case s <- struct{}{}:
+		default:
 		}
 	}
+}
+
+// restored has each stream look at the state after the next update: only that has an index beyond all that nodes were told before the restore.
+func (p *pushes) restored() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all = true
 }
 
 // specs keeps the encoded forms of specifications that were sent lately: a job of a thousand allocations is encoded once, not for each node anew.

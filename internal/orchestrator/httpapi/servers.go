@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -57,6 +58,7 @@ func (a *API) serverTable() endpoint.Table {
 		endpoint.Call("status.leader", "GET", "/v1/status/leader", read(auth.Public), a.statusLeader),
 		endpoint.Call("status.peers", "GET", "/v1/status/peers", read(auth.Public), a.statusPeers),
 		endpoint.Call("regions", "GET", "/v1/regions", read(auth.Public), a.regions),
+		endpoint.Call("agent.keyring.list", "GET", "/v1/agent/keyring/list", anywhere(auth.AgentWrite), a.gossipKeys),
 		endpoint.Call("raft.configuration", "GET", "/v1/operator/raft/configuration", read(auth.OpRead), a.raftConfiguration),
 		endpoint.Call("raft.remove", "DELETE", "/v1/operator/raft/peer", write(auth.OpWrite, smallBody), a.removePeer),
 		endpoint.Call("autopilot.get", "GET", "/v1/operator/autopilot/configuration", read(auth.OpRead), a.getAutopilot),
@@ -68,6 +70,9 @@ func (a *API) serverTable() endpoint.Table {
 	return append(t, putAndPost(func(method, name string) endpoint.Table {
 		return endpoint.Table{
 			endpoint.Call("agent.join"+name, method, "/v1/agent/join", onSelf, a.agentJoin),
+			endpoint.Call("agent.keyring.install"+name, method, "/v1/agent/keyring/install", onSelf, a.changeGossipKey(membership.InstallKey)),
+			endpoint.Call("agent.keyring.use"+name, method, "/v1/agent/keyring/use", onSelf, a.changeGossipKey(membership.UseKey)),
+			endpoint.Call("agent.keyring.remove"+name, method, "/v1/agent/keyring/remove", onSelf, a.changeGossipKey(membership.RemoveKey)),
 			endpoint.Call("agent.force-leave"+name, method, "/v1/agent/force-leave", onSelf, a.forceLeave),
 			endpoint.Call("raft.transfer"+name, method, "/v1/operator/raft/transfer-leadership", write(auth.OpWrite, smallBody), a.transferLeadership),
 			endpoint.Call("autopilot.set"+name, method, "/v1/operator/autopilot/configuration", write(auth.OpWrite, smallBody), a.setAutopilot),
@@ -184,6 +189,36 @@ func (a *API) forceLeave(_ context.Context, _ auth.Identity, r forceLeave) (repl
 		return reply{}, err
 	}
 	return a.written(a.store.Index(), nil), nil
+}
+
+func (a *API) gossipKeys(context.Context, auth.Identity, endpoint.None) (reply, error) {
+	m := a.membership()
+	if m == nil {
+		return reply{}, alone()
+	}
+	keys, err := m.Keys()
+	if err != nil {
+		return reply{}, err
+	}
+	return a.written(a.store.Index(), keys), nil
+}
+
+type gossipKey struct {
+	Body struct{ Key string } `body:"json"`
+}
+
+func (a *API) changeGossipKey(c membership.KeyChange) func(context.Context, auth.Identity, gossipKey) (reply, error) {
+	return func(_ context.Context, _ auth.Identity, r gossipKey) (reply, error) {
+		m := a.membership()
+		if m == nil {
+			return reply{}, alone()
+		}
+		keys, err := m.ChangeKey(c, r.Body.Key)
+		if err != nil {
+			return reply{}, err
+		}
+		return a.written(a.store.Index(), keys), nil
+	}
 }
 
 func (a *API) statusLeader(context.Context, auth.Identity, endpoint.None) (reply, error) {
@@ -417,8 +452,13 @@ func (a *API) restoreSnapshot(w http.ResponseWriter, r *http.Request, _ auth.Ide
 	if err := a.cfg.Cluster.Restore(r.Context(), req.Body, snapshotBody, check); err != nil {
 		return err
 	}
-	a.written(a.store.Index(), nil).HTTPHeader(w.Header())
-	return endpoint.WriteJSON(w, r, "application/json", http.StatusOK, indexBody{a.store.Index()})
+	// An update that changes nothing lifts the index of the state, which is that of the archive, above all that readers and nodes have seen.
+	_, index, err := a.apply(r.Context(), &command.EvalUpdate{Now: time.Now().UnixNano()})
+	if err != nil {
+		return fmt.Errorf("the snapshot was restored, its first update failed: %w", err)
+	}
+	a.written(index, nil).HTTPHeader(w.Header())
+	return endpoint.WriteJSON(w, r, "application/json", http.StatusOK, indexBody{index})
 }
 
 // ServerURLs are the HTTP APIs of all servers that are alive, for nodes to know.

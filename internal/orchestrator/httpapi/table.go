@@ -46,6 +46,9 @@ func (a *API) table() endpoint.Table {
 		a.nodeLifeTable(), a.explainTable(), a.processTable())
 }
 
+// Routes lists all that is served.
+func (a *API) Routes() endpoint.Table { return a.table() }
+
 func (a *API) coreTable() endpoint.Table {
 	t := endpoint.Table{
 		endpoint.Call("job.list", "GET", "/v1/jobs", read(auth.ListJobs), a.listJobs),

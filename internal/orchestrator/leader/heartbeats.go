@@ -364,7 +364,7 @@ func (l *Leader) Counts() map[string]int {
 		return nil
 	}
 	c := t.broker.Counts()
-	return map[string]int{"ready": c.Ready, "waiting": c.Waiting, "delayed": c.Delayed, "unacked": c.InWork, "blocked": c.Blocked}
+	return map[string]int{"ready": c.Ready, "waiting": c.Waiting, "delayed": c.Delayed, "unacked": c.InWork, "blocked": c.Blocked, "plans": t.plans.Waiting()}
 }
 
 // expect sets up the heartbeats of a new term. All nodes have their full time to find this server, but for those that were silent before.

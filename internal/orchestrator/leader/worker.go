@@ -25,15 +25,20 @@ func (t *term) work(ctx context.Context) error {
 		for _, d := range t.broker.Duplicates() {
 			t.supersede(d)
 		}
+		idle := time.Now()
 		e, err := t.broker.Dequeue(ctx)
 		if err != nil {
 			return nil
 		}
+		t.measure("nomad.nomad.worker.dequeue_eval", idle)
 		if now := t.cfg.Store.Snapshot().Eval(nil, e.ID); now == nil || now.Terminal() {
 			t.broker.Skip(e.ID) // it was canceled or collected meanwhile
 			continue
 		}
-		if err := t.evaluate(ctx, e); err != nil {
+		begun := time.Now()
+		err = t.evaluate(ctx, e)
+		t.measure("nomad.nomad.broker.process_time", begun)
+		if err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}

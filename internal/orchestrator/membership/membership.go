@@ -34,14 +34,20 @@ type Config struct {
 	RPCAddress                   string // host:port
 	HTTP                         string // URL of its HTTP API, for nodes
 	Address                      string // host:port of gossip
-	Advertise                    string // host; "" = that of Address
-	Key                          []byte // 16, 24 or 32 bytes; empty = gossip is open
+	Advertise                    string // host or host:port that others are told; "" = that of Address
+	Key                          []byte // 16, 24 or 32 bytes, until another is used; empty = gossip is open
 	Join                         []string
-	Dir                          string // what is remembered of other servers; "" = nothing
+	JoinInterval                 time.Duration // the longest between two attempts; 0 = 30 s
+	Dir                          string        // what is remembered of other servers; "" = nothing
 	Log                          logging.Logger
 	// Interval is the time between two probes of other servers. 0 = 1 s.
 	Interval time.Duration
+	// Transport takes the place of TCP and UDP at Address; nil = it is those.
+	Transport Transport
 }
+
+// Transport carries the protocol of the membership.
+type Transport = memberlist.Transport
 
 // Status of a member.
 const (
@@ -93,6 +99,9 @@ func New(cfg Config) (*Membership, error) {
 	if cfg.Region == "" {
 		cfg.Region = "global"
 	}
+	if cfg.JoinInterval == 0 {
+		cfg.JoinInterval = 30 * time.Second
+	}
 	if n := len(cfg.Key); n != 0 && memberlist.ValidateKey(cfg.Key) != nil {
 		return nil, fmt.Errorf("the gossip key has %d bytes: it must have 16, 24 or 32", n)
 	}
@@ -131,9 +140,16 @@ func (m *Membership) config(events chan<- serf.Event) (*serf.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gossip address: %w", err)
 	}
-	n, err := strconv.ParseUint(port, 10, 16)
+	n, err := gossipPort(port)
 	if err != nil {
-		return nil, fmt.Errorf("gossip port %q: it must be a number of at most 65535", port)
+		return nil, err
+	}
+	told, toldPort := m.cfg.Advertise, n
+	if h, p, err := net.SplitHostPort(told); err == nil {
+		told = h
+		if toldPort, err = gossipPort(p); err != nil {
+			return nil, err
+		}
 	}
 	lines := stdlog.New(writer{m.cfg.Log}, "", 0)
 	c := serf.DefaultConfig()
@@ -147,19 +163,25 @@ func (m *Membership) config(events chan<- serf.Event) (*serf.Config, error) {
 	c.DisableCoordinates = true
 	c.MemberlistConfig = memberlist.DefaultLANConfig()
 	l := c.MemberlistConfig
-	l.BindAddr, l.BindPort = host, int(n)
+	l.BindAddr, l.BindPort = host, n
 	if host == "" {
 		l.BindAddr = "0.0.0.0"
 	}
-	l.AdvertiseAddr, l.AdvertisePort = m.cfg.Advertise, int(n)
+	l.AdvertiseAddr, l.AdvertisePort = told, toldPort
 	l.Logger, l.LogOutput = lines, nil
-	l.SecretKey = m.cfg.Key
+	if l.Keyring, err = m.keyring(); err != nil {
+		return nil, err
+	}
+	c.KeyringFile = m.keyFile()
 	// A server that failed may come back at another address.
 	l.DeadNodeReclaimTime = 30 * time.Second
 	if m.cfg.Interval > 0 {
 		l.ProbeInterval, l.ProbeTimeout = m.cfg.Interval, m.cfg.Interval/2
 		l.GossipInterval = min(l.GossipInterval, m.cfg.Interval)
 		c.ReconnectInterval = 5 * m.cfg.Interval
+	}
+	if m.cfg.Transport != nil {
+		l.Transport = m.cfg.Transport
 	}
 	if m.cfg.Dir != "" {
 		dir := filepath.Join(m.cfg.Dir, "gossip")
@@ -169,6 +191,14 @@ func (m *Membership) config(events chan<- serf.Event) (*serf.Config, error) {
 		c.SnapshotPath = filepath.Join(dir, "known-servers")
 	}
 	return c, nil
+}
+
+func gossipPort(text string) (int, error) {
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return 0, fmt.Errorf("gossip port %q: it must be a number of at most 65535", text)
+	}
+	return int(n), nil
 }
 
 // Run takes part in the gossip until ctx ends. It does not say farewell: a server that is restarted stays a member, and one that is gone for good is removed
@@ -222,7 +252,7 @@ ended:
 
 // joinAll tries the configured servers until another one is seen. Names are looked up anew each time.
 func (m *Membership) joinAll(ctx context.Context) {
-	wait := time.Second / 4
+	wait := min(time.Second/4, m.cfg.JoinInterval)
 	for len(m.cfg.Join) > 0 && ctx.Err() == nil {
 		alive := 0
 		for _, o := range m.Members() {
@@ -244,7 +274,7 @@ func (m *Membership) joinAll(ctx context.Context) {
 		case <-ctx.Done():
 			t.Stop()
 		}
-		wait = min(2*wait, 30*time.Second)
+		wait = min(2*wait, m.cfg.JoinInterval)
 	}
 }
 

@@ -3,9 +3,11 @@ package membership_test
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -219,4 +221,52 @@ func TestServersMeetAndMissOneAnother(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "it has left", a, count(membership.Left, 1))
+}
+
+// The key of gossip is replaced on servers that run, and outlives a restart with the old one in the configuration.
+func TestAKeyIsReplaced(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	old, next := bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32)
+	text := base64.StdEncoding.EncodeToString
+	cfg := func(name string) membership.Config {
+		return membership.Config{Name: name, ID: "id-" + name, RPCAddress: "127.0.0.1:" + name, Address: free(t), Advertise: "127.0.0.1", Key: old, Dir: t.TempDir()}
+	}
+	first, second := cfg("1"), cfg("2")
+	second.Join = []string{first.Address}
+	a, stopA := run(t, first)
+	defer stopA()
+	b, stopB := run(t, second)
+	defer func() { stopB() }()
+	await(t, "they meet", a, count(membership.Alive, 2))
+	await(t, "they meet", b, count(membership.Alive, 2))
+	if _, err := a.ChangeKey(membership.InstallKey, "c2hvcnQ="); err == nil {
+		t.Error("a short key is installed")
+	}
+	if _, err := a.ChangeKey(membership.UseKey, text(next)); err == nil || !strings.Contains(err.Error(), "1.global") {
+		t.Errorf("a key that nobody knows is used: %v", err)
+	}
+	for _, step := range []struct {
+		change membership.KeyChange
+		key    []byte
+	}{{membership.InstallKey, next}, {membership.UseKey, next}, {membership.RemoveKey, old}} {
+		if _, err := a.ChangeKey(step.change, text(step.key)); err != nil {
+			t.Fatalf("step %d: %v", step.change, err)
+		}
+	}
+	stopB()
+	await(t, "the loss is noticed", a, count(membership.Failed, 1))
+	b, stopB = run(t, second)
+	await(t, "it is back", a, count(membership.Alive, 2))
+	await(t, "it is back", b, count(membership.Alive, 2))
+	keys, err := b.Keys()
+	if err != nil || keys.NumNodes != 2 || len(keys.Keys) != 1 || keys.Keys[text(next)] != 2 || keys.PrimaryKeys[text(next)] != 2 {
+		t.Errorf("the keys are %+v, %v", keys, err)
+	}
+	open := cfg("3")
+	open.Key = nil
+	c, stopC := run(t, open)
+	defer stopC()
+	if _, err := c.Keys(); err == nil || !strings.Contains(err.Error(), "server.encrypt") {
+		t.Errorf("keys of open gossip: %v", err)
+	}
 }

@@ -25,6 +25,7 @@ type Node struct {
 	NodePool              string
 	NodeClass             string
 	HTTPAddr              string // where its agent serves the HTTP API; empty = only through a server
+	TLSEnabled            bool   `codec:",omitempty"` // HTTPAddr speaks TLS
 	Attributes            map[string]string
 	Meta                  map[string]string
 	Resources             NodeResources

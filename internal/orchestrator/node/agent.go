@@ -44,6 +44,7 @@ type Config struct {
 	NodePool   string // empty = default
 	NodeClass  string
 	HTTPAddr   string // where the HTTP API reaches this agent; empty = only through a server
+	TLS        bool   // HTTPAddr speaks TLS
 	Version    string // of Rockpool
 	Meta       map[string]string
 	Volumes    map[string]*model.HostVolume // directories that jobs may name

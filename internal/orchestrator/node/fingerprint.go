@@ -33,7 +33,7 @@ func (a *Agent) node() *model.Node {
 func (a *Agent) describe(ctx context.Context) bool {
 	old := a.node()
 	n := &model.Node{ID: a.identity.ID, SecretID: a.identity.Secret, Name: a.cfg.Name, Datacenter: a.cfg.Datacenter,
-		NodePool: a.cfg.NodePool, NodeClass: a.cfg.NodeClass, HTTPAddr: a.cfg.HTTPAddr, Meta: a.currentMeta(), HostVolumes: a.cfg.Volumes,
+		NodePool: a.cfg.NodePool, NodeClass: a.cfg.NodeClass, HTTPAddr: a.cfg.HTTPAddr, TLSEnabled: a.cfg.TLS, Meta: a.currentMeta(), HostVolumes: a.cfg.Volumes,
 		Status: model.NodeReady, SchedulingEligibility: model.NodeEligible, Reserved: a.cfg.Reserved,
 		Attributes: maps.Clone(a.machine.attributes), Resources: a.machine.resources, Drivers: map[string]*model.DriverInfo{}}
 	if n.Name == "" {

@@ -60,6 +60,9 @@ func (a *Applier) measure(name string, start time.Time) {
 	}
 }
 
+// Waiting is how many plans wait to be looked at.
+func (a *Applier) Waiting() int { return len(a.queue) }
+
 // New makes an applier.
 func New(s *state.Store, l Log) *Applier {
 	return &Applier{store: s, log: l, queue: make(chan submission, maxBatch)}

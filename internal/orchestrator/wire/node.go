@@ -14,10 +14,11 @@ import (
 	"rockpool/internal/orchestrator/state"
 )
 
-// NodeOut makes the wire's node; its secret stays here.
+// NodeOut makes the wire's node; its secret stays here. So does its address: Nomad's clients send the caller's own token to whatever address a node gives
+// of itself, and a node that somebody has taken over must not be given tokens. Without one they ask a server, which passes on no token.
 func NodeOut(n *model.Node) *api.Node {
 	return &api.Node{
-		ID: n.ID, Datacenter: n.Datacenter, Name: n.Name, HTTPAddr: n.HTTPAddr, Attributes: n.Attributes, NodeResources: nodeResources(n),
+		ID: n.ID, Datacenter: n.Datacenter, Name: n.Name, Attributes: n.Attributes, NodeResources: nodeResources(n),
 		ReservedResources: reserved(n), Links: map[string]string{}, Meta: n.Meta, NodeClass: n.NodeClass, NodePool: n.NodePool,
 		SchedulingEligibility: n.SchedulingEligibility, Status: n.Status, StatusDescription: n.StatusDescription,
 		StatusUpdatedAt: n.StatusUpdatedAt / 1e9, Drivers: drivers(n), CreateIndex: n.CreateIndex, ModifyIndex: n.ModifyIndex,
@@ -40,7 +41,7 @@ func hostVolumes(n *model.Node) map[string]*api.HostVolumeInfo {
 func NodeStub(n *model.Node, resources, attributes bool) *api.NodeListStub {
 	out := &api.NodeListStub{
 		ID: n.ID, Datacenter: n.Datacenter, Name: n.Name, NodeClass: n.NodeClass, NodePool: n.NodePool,
-		Version: n.Attributes["nomad.version"], SchedulingEligibility: n.SchedulingEligibility, Status: n.Status,
+		Version: n.Attributes["rockpool.version"], SchedulingEligibility: n.SchedulingEligibility, Status: n.Status,
 		StatusDescription: n.StatusDescription, Drivers: drivers(n), Drain: n.Drain != nil, LastDrain: lastDrainOut(n.LastDrain),
 		CreateIndex: n.CreateIndex, ModifyIndex: n.ModifyIndex,
 	}
