@@ -147,3 +147,42 @@ func TestWhatANodeRunsWhileItIsAwayRunsOnUnderItsName(t *testing.T) {
 		})
 	}
 }
+
+func TestWhatIsPreemptedEndsBeforeItsPlaceIsTaken(t *testing.T) {
+	c := start(t, orchestrator.ServerConfig{})
+	p := &nodeProcess{t: t, c: c, dir: t.TempDir(), tasks: mock.New(), cable: newCable(c.http.Client().Transport)}
+	p.start()
+	defer func() {
+		p.finish()
+		for _, id := range p.tasks.Tasks() {
+			_ = p.tasks.Cleanup(context.Background(), id)
+		}
+	}()
+	if _, _, err := c.api.Operator().SchedulerSetConfiguration(&api.SchedulerConfiguration{PreemptionConfig: api.PreemptionConfig{BatchSchedulerEnabled: true}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	n, _, err := c.api.Nodes().Info(p.id, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	most := int(n.NodeResources.Memory.MemoryMB) * 6 / 10 // there is no room for two
+	job := func(id string, priority int, config map[string]any) {
+		c.register(&api.Job{ID: new(id), Type: new("batch"), Priority: new(priority), Datacenters: []string{"dc1"}, TaskGroups: []*api.TaskGroup{{Name: new("g"), Count: new(1),
+			Tasks: []*api.Task{{Name: "t", Driver: mock.Name, Config: config, KillTimeout: new(time.Second), Resources: &api.Resources{CPU: new(1), MemoryMB: new(most)}}}}}})
+	}
+	job("low", 10, map[string]any{"ignore_signals": true})
+	low := c.running("low", 1)[0]
+	job("high", 90, map[string]any{})
+	high, _, err := c.api.Allocations().Info(c.running("high", 1)[0].ID, nil)
+	if err != nil || !slices.Equal(high.PreemptedAllocations, []string{low.ID}) {
+		t.Fatalf("it preempts %v, %v", high.PreemptedAllocations, err)
+	}
+	gone, _, err := c.api.Allocations().Info(low.ID, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended, began := gone.TaskStates["t"].FinishedAt, high.TaskStates["t"].StartedAt
+	if ended.IsZero() || began.Before(ended) {
+		t.Errorf("one ended at %v, the other began at %v", ended, began)
+	}
+}

@@ -176,12 +176,22 @@ func TestALogIsFollowedOverRestartsOfItsTask(t *testing.T) {
 	if _, err := c.api.Allocations().Stop(alloc, nil); err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case err := <-errs:
-		if err != io.EOF {
-			t.Errorf("it ends with %v", err)
+	for end := time.After(10 * time.Second); ; {
+		select {
+		case f, ok := <-frames:
+			if !ok {
+				return
+			}
+			if f != nil && len(f.Data) > 0 {
+				t.Errorf("more after the end: %q", f.Data)
+			}
+		case err := <-errs:
+			if err != io.EOF {
+				t.Errorf("it ends with %v", err)
+			}
+			return
+		case <-end:
+			t.Fatal("the log of a task that was stopped goes on")
 		}
-	case <-time.After(10 * time.Second):
-		t.Error("the log of a task that was stopped goes on")
 	}
 }

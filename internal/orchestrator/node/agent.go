@@ -57,7 +57,11 @@ type Config struct {
 	OnStop     OnStop
 	Servers    ServerConn
 	MaxStarts  int // tasks being started at a time; 0 = twice the number of cores
-	Log        logging.Logger
+	// KeepEnded is of how many allocations that have ended the logs and files stay, the newest; 0 = 50. KeepEndedFor is how long they stay at most; 0 = for ever.
+	// Their records stay until the servers purge them.
+	KeepEnded    int
+	KeepEndedFor time.Duration
+	Log          logging.Logger
 }
 
 // Agent runs allocations on this machine.
@@ -112,6 +116,9 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.MaxStarts <= 0 {
 		cfg.MaxStarts = 2 * runtime.NumCPU()
 	}
+	if cfg.KeepEnded <= 0 {
+		cfg.KeepEnded = defaultKeepEnded
+	}
 	dir, err := filepath.Abs(cfg.DataDir)
 	if err != nil {
 		return nil, fmt.Errorf("node agent: %w", err)
@@ -158,6 +165,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	rctx, stopReporting := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopReporting()
 	reporting.Go(func() { a.reporter.Run(rctx, flushTimeout) })
+	reporting.Go(func() { a.collectEnded(rctx) })
 	if a.registrar != nil {
 		reporting.Go(func() { a.registrar.run(rctx) })
 	}

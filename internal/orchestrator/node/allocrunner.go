@@ -58,6 +58,7 @@ type allocRunner struct {
 	description string            // overrides the derived one
 	reported    model.AllocUpdate
 	debris      map[string]driver.Driver // by task id: what could not be destroyed
+	collected   bool                     // its logs and files were removed; nothing else is written after the end
 	before      []before                 // must have ended before a task starts; nil = nobody
 	tracker     *healthTracker           // nil = nobody asks for the allocation's health
 	health      *model.AllocHealth       // nil = not decided
