@@ -74,8 +74,12 @@ type API struct {
 	conns   tracker
 	pushes  *pushes
 	specs   *specs
-	joining sync.Map // ids of nodes that are being registered for the first time
+	// planning has room for the plans that are shown at a time; others wait.
+	planning chan struct{}
+	joining  sync.Map // ids of nodes that are being registered for the first time
 }
+
+const maxPlans = 2
 
 // New builds the handler.
 func New(cfg Config) *API {
@@ -83,7 +87,7 @@ func New(cfg Config) *API {
 		cfg.Logger = logging.Discard()
 	}
 	cfg.Region = cmp.Or(cfg.Region, "global")
-	a := &API{cfg: cfg, store: cfg.Store, pushes: newPushes(), specs: newSpecs(), nodes: cfg.Nodes}
+	a := &API{cfg: cfg, store: cfg.Store, pushes: newPushes(), specs: newSpecs(), nodes: cfg.Nodes, planning: make(chan struct{}, maxPlans)}
 	if a.nodes == nil {
 		a.nodes = link.NewHub()
 	}
