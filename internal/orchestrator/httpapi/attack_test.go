@@ -477,7 +477,7 @@ func TestFiltersAreBounded(t *testing.T) {
 		if rec.Code != http.StatusBadRequest || !strings.Contains(rec.Body.String(), "failed to read filter expression") || rec.Body.Len() > 16<<10 {
 			t.Errorf("%.40s: %d %.200s (%d bytes)", f, rec.Code, rec.Body, rec.Body.Len())
 		}
-		if took := time.Since(at); took > time.Second {
+		if took := time.Since(at); took > 5*time.Second {
 			t.Errorf("%.40s: took %v", f, took)
 		}
 	}
