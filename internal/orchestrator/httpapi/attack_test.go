@@ -440,6 +440,34 @@ func TestPlansWaitForOneAnother(t *testing.T) {
 	}
 }
 
+// A page that a browser shows changes nothing on a server that asks nobody for a token; programs, and pages of the server itself, do.
+func TestPagesOfOthersChangeNothing(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.ACL = false
+	for _, c := range []struct {
+		method, path, body string
+		headers            []string
+		ok                 bool
+	}{
+		{"POST", "/v1/jobs", fullTemplate, []string{"Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site", "Content-Type", "text/plain"}, false},
+		{"POST", "/v1/jobs", fullTemplate, []string{"Origin", "https://evil.example", "Content-Type", "text/plain"}, false},
+		{"POST", "/v1/jobs", fullTemplate, []string{"Origin", "null"}, false},
+		{"PUT", "/v1/node/" + w.node + "/purge", "{}", []string{"Sec-Fetch-Site", "same-site"}, false},
+		{"DELETE", "/v1/job/j?namespace=a", "", []string{"Sec-Fetch-Site", "cross-site"}, false},
+		{"GET", "/v1/client/allocation/" + w.alloc + "/exec?task=t&command=[%22id%22]", "", []string{
+			"Origin", "https://evil.example", "Connection", "Upgrade", "Upgrade", "websocket", "Sec-WebSocket-Version", "13", "Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA==",
+		}, false},
+		{"POST", "/v1/jobs", fullTemplate, nil, true},
+		{"POST", "/v1/jobs", fullTemplate, []string{"Origin", "http://example.com", "Sec-Fetch-Site", "same-origin"}, true},
+		{"GET", "/v1/jobs", "", []string{"Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site"}, true}, // which it cannot read
+	} {
+		rec := w.ask(c.method, c.path, "", c.body, c.headers...)
+		if (rec.Code == 200) != c.ok || rec.Header().Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("%s %s %q: %d %.200s", c.method, c.path, c.headers, rec.Code, rec.Body)
+		}
+	}
+}
+
 // lines is a response that can be read while it is written.
 type lines struct {
 	header http.Header
