@@ -65,7 +65,8 @@ func (p *Problems) groupBounds(g *api.TaskGroup) {
 	}
 	p.ports(where, g.Networks)
 	p.grace(where, "shutdown_delay", val(g.ShutdownDelay))
-	durations := []*time.Duration{g.MaxRunDuration, g.StopAfterClientDisconnect, g.MaxClientDisconnect}
+	lost, stop := olderDisconnect(g)
+	durations := []*time.Duration{g.MaxRunDuration, lost, stop}
 	if r := g.RestartPolicy; r != nil {
 		durations = append(durations, r.Interval, r.Delay)
 	}
