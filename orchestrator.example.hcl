@@ -110,7 +110,7 @@ client {
   cni_path       = "/opt/cni/bin"
   cni_config_dir = "/opt/cni/config"
 
-  # Whether allocations outlive an orderly stop of the agent: keep or remove.
+  # Whether allocations outlive an orderly stop of the agent: keep or remove. Tasks that are a command in a sandbox end in any case.
   on_stop = "keep"
   # Start although this machine cannot confine what it runs. Never where strangers' code runs.
   allow_unconfined = false
