@@ -172,6 +172,9 @@ var masks = []struct {
 }
 
 func mask(s string) string {
+	if !strings.ContainsAny(s, "0123456789") && !strings.Contains(s, "eyJ") && !strings.Contains(s, "prefix=") {
+		return s // most strings, and there are many
+	}
 	for _, m := range masks {
 		s = m.what.ReplaceAllString(s, m.with)
 	}
@@ -374,6 +377,9 @@ func TestTheCommandLineClientsRequests(t *testing.T) {
 			g := &golden{t: t, c: c, acl: m.acl}
 			var mu sync.Mutex
 			c.asked = func(r *http.Request) {
+				if strings.HasSuffix(r.URL.Path, "/heartbeat") {
+					return // whether one comes in time is left to chance
+				}
 				mu.Lock()
 				defer mu.Unlock()
 				driven[r.Method+" "+r.URL.EscapedPath()] = true
@@ -467,18 +473,24 @@ var elsewhere = map[string]string{
 
 // undriven fails for each route that was not asked for. A write's POST is its PUT, by the same handler.
 func undriven(t *testing.T, routes map[string]string, driven map[string]bool) {
-	variable := regexp.MustCompile(`\{[^/]*\}`)
-	of := func(request string) (name string) {
-		best := ""
-		for n, r := range routes {
-			pattern := regexp.QuoteMeta(r)
-			pattern = regexp.MustCompile(`\\\{[^/]*?:\\\.\\\+\\\}`).ReplaceAllString(pattern, `.+`)
-			pattern = regexp.MustCompile(`\\\{[^/]*?\\\}`).ReplaceAllString(pattern, `[^/]+`)
-			if key := variable.ReplaceAllString(r, "\xff"); (best == "" || key < best) && regexp.MustCompile("^"+pattern+"$").MatchString(request) {
-				best, name = key, n
-			}
+	type pattern struct {
+		name string
+		key  string // a path that is spelled out goes before one with a variable in its place
+		path *regexp.Regexp
+	}
+	variable, rest := regexp.MustCompile(`\{[^/]*?\}`), regexp.MustCompile(`\{[^/]*?:\.\+\}`)
+	var patterns []pattern
+	for name, r := range routes {
+		path := variable.ReplaceAllString(rest.ReplaceAllString(r, ".+"), "[^/]+")
+		patterns = append(patterns, pattern{name, variable.ReplaceAllString(r, "\xff"), regexp.MustCompile("^" + path + "$")})
+	}
+	slices.SortFunc(patterns, func(x, y pattern) int { return strings.Compare(x.key, y.key) })
+	of := func(request string) string {
+		i := slices.IndexFunc(patterns, func(p pattern) bool { return p.path.MatchString(request) })
+		if i < 0 {
+			return ""
 		}
-		return name
+		return patterns[i].name
 	}
 	seen := map[string]bool{}
 	for request := range driven {
