@@ -88,7 +88,7 @@ var queryCommands = []goldenCommand{
 		g.raw("GET", "/v1/jobs?namespace=*&prefix=tiny", "")
 		g.raw("GET", "/v1/allocations?namespace=*&filter=JobID+==+\"tiny\"", "")
 		g.raw("GET", "/v1/evaluations?namespace=*&job=none", "")
-		g.raw("GET", "/v1/deployments?namespace=*&prefix=00", "")
+		g.raw("GET", "/v1/deployments?namespace=*&prefix="+unknownID, "")
 	}},
 	{"namespace that is not there", "", func(g *golden) {
 		g.raw("GET", "/v1/jobs?namespace=none", "")

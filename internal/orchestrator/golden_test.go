@@ -237,8 +237,11 @@ func masked(key string, v any) any {
 		if (strings.HasSuffix(key, "_index") || strings.HasSuffix(key, "_term")) && v != "0" {
 			return "<index>"
 		}
-		if key == "OneTimeSecretID" {
+		switch key {
+		case "OneTimeSecretID":
 			return "<secret>"
+		case "fsm_pending":
+			return "<count>"
 		}
 		return mask(v)
 	}
@@ -365,9 +368,13 @@ var modes = []mode{{name: "without access control"}, {name: "with a management t
 
 func TestTheCommandLineClientsRequests(t *testing.T) {
 	driven, routes := map[string]bool{}, map[string]string{}
+	var mu sync.Mutex // guards both, and ran
 	ran := 0
-	for _, m := range modes {
-		t.Run(m.name, func(t *testing.T) {
+	one := func(m mode) func(*testing.T) {
+		return func(t *testing.T) {
+			if !*update {
+				t.Parallel() // they mostly wait
+			}
 			var c *cluster
 			if m.acl {
 				c = bootstrapped(t, orchestrator.ServerConfig{})
@@ -375,7 +382,6 @@ func TestTheCommandLineClientsRequests(t *testing.T) {
 				c = start(t, orchestrator.ServerConfig{})
 			}
 			g := &golden{t: t, c: c, acl: m.acl}
-			var mu sync.Mutex
 			c.asked = func(r *http.Request) {
 				if strings.HasSuffix(r.URL.Path, "/heartbeat") {
 					return // whether one comes in time is left to chance
@@ -405,12 +411,19 @@ func TestTheCommandLineClientsRequests(t *testing.T) {
 				compare(t, s.name, g.text())
 			}
 			c.stop() // before what was asked is read
+			mu.Lock()
+			defer mu.Unlock()
 			for _, r := range c.server.Routes() {
 				routes[r.Name] = r.Method + " " + r.Path
 			}
 			ran++
-		})
+		}
 	}
+	t.Run("commands", func(t *testing.T) {
+		for _, m := range modes {
+			t.Run(m.name, one(m))
+		}
+	})
 	if ran == len(modes) {
 		undriven(t, routes, driven)
 	}
