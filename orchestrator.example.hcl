@@ -114,7 +114,7 @@ client {
   gc_max_allocs = 50
   gc_max_age    = "24h"
 
-  # Whether allocations outlive an orderly stop of the agent: keep or remove.
+  # Whether allocations outlive an orderly stop of the agent: keep or remove. Tasks that are a command in a sandbox end in any case.
   on_stop = "keep"
   # Start although this machine cannot confine what it runs. Never where strangers' code runs.
   allow_unconfined = false

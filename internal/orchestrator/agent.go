@@ -60,6 +60,7 @@ type AgentConfig struct {
 	Datacenter      string // default dc1
 	Server          ServerOptions
 	Node            NodeOptions
+	TLS             TLSConfig
 	Limits          httpapi.Limits  // of client addresses; 0 = unlimited
 	Process         httpapi.Process // what the API tells of the process
 	RemoveOnStop    bool            // an orderly stop ends all allocations; otherwise the next start takes them back
@@ -159,6 +160,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	cfg.Process.Metrics.Read(metrics.Runtime)
 	cfg.Process.Metrics.Read(func(set func(string, float64)) { set("nomad.nomad.agent.http.connections", float64(a.limiter.Open())) })
 	if cfg.Role != NodeOnly {
+		cfg.Server.Cluster.Certs, cfg.Server.Cluster.HTTPS = a.certs, a.certs != nil && cfg.TLS.HTTP
 		if a.server, err = NewServer(cfg.serverConfig(address)); err != nil {
 			return nil, err
 		}

@@ -3,7 +3,6 @@ package orchestrator
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"rockpool/internal/certs"
 	"rockpool/internal/fault"
 	"rockpool/internal/ident"
 	"rockpool/internal/lifecycle"
@@ -160,14 +158,6 @@ func serverID(dir, name string) (string, error) {
 // connect makes what a server needs to be one of several. Without an RPC address there is nothing to make.
 func (s *Server) connect(cfg ServerConfig) (id string, err error) {
 	cc := cfg.Cluster
-	if cc.TLS.CAFile != "" || cc.TLS.CertFile != "" || cc.TLS.KeyFile != "" {
-		files := certs.Files{CA: cc.TLS.CAFile, Cert: cc.TLS.CertFile, Key: cc.TLS.KeyFile}
-		if s.certs, err = certs.Load(files, cc.Region, cc.TLS.VerifyServerHostname); err != nil {
-			return "", err
-		}
-	} else if cc.TLS.HTTP {
-		return "", errors.New("TLS of the HTTP API needs the files of a certificate authority, a certificate and its key")
-	}
 	if cc.RPCAddress == "" {
 		if cc.Expect > 1 || len(cc.Join) > 0 || cc.GossipAddress != "" {
 			return "", errors.New("a server in a cluster needs an RPC address that the others reach it by")
@@ -184,14 +174,14 @@ func (s *Server) connect(cfg ServerConfig) (id string, err error) {
 	} else if id, err = serverID(cfg.DataDir, cfg.Name); err != nil {
 		return "", err
 	}
-	if s.certs != nil {
-		pc.Listener, pc.Dialer = s.certs.RPCListener(), s.certs.RPCDialer()
+	if cc.Certs != nil {
+		pc.Listener, pc.Dialer = cc.Certs.RPCListener(), cc.Certs.RPCDialer()
 	}
 	if s.cluster.network, err = peer.Listen(pc); err != nil {
 		return "", err
 	}
 	scheme := "http://"
-	if cc.TLS.HTTP {
+	if cc.HTTPS {
 		scheme = "https://"
 	}
 	s.cluster.members, err = membership.New(membership.Config{
@@ -204,30 +194,6 @@ func (s *Server) connect(cfg ServerConfig) (id string, err error) {
 	}
 	s.cluster.transport = s.cluster.network.Transport()
 	return id, nil
-}
-
-// HTTPTLS is the TLS of the HTTP API; nil = none.
-func (s *Server) HTTPTLS() *tls.Config {
-	if s.certs == nil || !s.tls.HTTP {
-		return nil
-	}
-	return s.certs.HTTPListener(s.tls.VerifyHTTPSClient)
-}
-
-// NodeTLS is what a node in this process reaches servers with; nil = none.
-func (s *Server) NodeTLS() *tls.Config {
-	if s.certs == nil || !s.tls.HTTP {
-		return nil
-	}
-	return s.certs.HTTPDialer()
-}
-
-// Reload reads the certificates again. Connections keep those they began with; after an error the old ones stay.
-func (s *Server) Reload() error {
-	if s.certs == nil {
-		return nil
-	}
-	return s.certs.Reload()
 }
 
 // ServerURLs are the HTTP APIs of all servers that are alive; empty for a server alone.

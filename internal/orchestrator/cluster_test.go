@@ -87,12 +87,15 @@ var gossipKey = bytes.Repeat([]byte{7}, 32)
 
 func (p *pki) server(t *testing.T, name string, expect int, join ...string) *fellow {
 	t.Helper()
-	f := p.files(t, certs.Server)
+	store, err := certs.Load(p.files(t, certs.Server), "", true)
+	if err != nil {
+		t.Fatal(err)
+	}
 	c := &fellow{cfg: orchestrator.ServerConfig{
 		DataDir: t.TempDir(), Name: name, Token: "root", Keep: leader.Keep{}, LogSegment: 1 << 20,
 		Cluster: orchestrator.ClusterConfig{
 			Expect: expect, RPCAddress: freePort(t), GossipAddress: freePort(t), Join: join, GossipKey: gossipKey,
-			TLS:            orchestrator.TLSConfig{CAFile: f.CA, CertFile: f.Cert, KeyFile: f.Key, VerifyServerHostname: true},
+			Certs:          store,
 			GossipInterval: 100 * time.Millisecond, AutopilotInterval: 50 * time.Millisecond,
 		},
 	}}

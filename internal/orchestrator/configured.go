@@ -100,7 +100,7 @@ func agentConfig(conf agentconfig.Config, token string) (AgentConfig, error) {
 	}
 	t := conf.TLS
 	cfg.Server.Cluster.Region = conf.Region
-	cfg.Server.Cluster.TLS = TLSConfig{
+	cfg.TLS = TLSConfig{
 		CAFile: t.CAFile, CertFile: t.CertFile, KeyFile: t.KeyFile, VerifyServerHostname: t.VerifyServerHostname, HTTP: t.HTTP, VerifyHTTPSClient: t.VerifyHTTPSClient,
 	}
 	for _, server := range n.Servers {

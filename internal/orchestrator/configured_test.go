@@ -33,10 +33,7 @@ func TestWhatAConfigurationMeans(t *testing.T) {
 	if len(cl.Join) != 3 || cl.Join[0] != "10.0.0.2:4648" || cl.Join[1] != "servers.example:7000" || cl.Join[2] != "[fd00::1]:4648" {
 		t.Errorf("it joins %q", cl.Join)
 	}
-	if got.Node.KeepEnded != 50 || got.Node.KeepEndedFor != 24*time.Hour {
-		t.Errorf("the node keeps %d allocations for %v", got.Node.KeepEnded, got.Node.KeepEndedFor)
-	}
-	if got.Server.Keep.Jobs != 4*time.Hour || !cl.TLS.HTTP || cl.TLS.CAFile != "ca.pem" {
+	if got.Server.Keep.Jobs != 4*time.Hour || !got.TLS.HTTP || got.TLS.CAFile != "ca.pem" {
 		t.Errorf("the server is %+v", got.Server)
 	}
 

@@ -53,6 +53,29 @@ var queryCommands = []goldenCommand{
 		resp.Body.Close()
 		g.note("pretty, with Authorization: %d %q\n\n", resp.StatusCode, text)
 	}},
+	{"lists in pages", "", func(g *golden) {
+		g.quietly(func() { // their order is not that of "namespace.job"
+			for _, ns := range []string{"a", "a-b"} {
+				_, err := g.c.api.Namespaces().Register(&api.Namespace{Name: ns}, nil)
+				g.ok(err)
+				j := one("paged")
+				j.TaskGroups[0].Count = new(0)
+				_, _, err = g.c.api.Jobs().Register(j, &api.WriteOptions{Namespace: ns})
+				g.ok(err)
+			}
+		})
+		for path, key := range map[string]string{"jobs": "ID", "namespaces": "Name", "node/pools": "Name", "evaluations": "ID", "allocations": "ID", "deployments": "ID"} {
+			g.pages("/v1/"+path, key)
+		}
+		g.quietly(func() {
+			for _, ns := range []string{"a", "a-b"} {
+				_, _, err := g.c.api.Jobs().Deregister("paged", true, &api.WriteOptions{Namespace: ns})
+				g.ok(err)
+				_, err = g.c.api.Namespaces().Delete(ns, nil)
+				g.ok(err)
+			}
+		})
+	}},
 	{"index, wait", in("list-jobs", "read-job"), func(g *golden) {
 		g.ok(ended(g.api.Jobs().Info("tiny", &api.QueryOptions{WaitIndex: 1, WaitTime: time.Minute})))
 		g.raw("GET", "/v1/jobs?prefix=zz&index=100000&wait=1ms", "")
@@ -65,7 +88,7 @@ var queryCommands = []goldenCommand{
 		g.raw("GET", "/v1/jobs?namespace=*&prefix=tiny", "")
 		g.raw("GET", "/v1/allocations?namespace=*&filter=JobID+==+\"tiny\"", "")
 		g.raw("GET", "/v1/evaluations?namespace=*&job=none", "")
-		g.raw("GET", "/v1/deployments?namespace=*&prefix=00", "")
+		g.raw("GET", "/v1/deployments?namespace=*&prefix="+unknownID, "")
 	}},
 	{"namespace that is not there", "", func(g *golden) {
 		g.raw("GET", "/v1/jobs?namespace=none", "")
@@ -77,6 +100,36 @@ var queryCommands = []goldenCommand{
 		g.raw("GET", "/v1/allocations?task_states=false&filter=JobID+==+\"tiny\"", "")
 		g.raw("GET", "/v1/nodes?os=true&resources=false", "")
 	}},
+}
+
+// pages follows the tokens of a list in pages of one, and holds what it finds to the whole list.
+func (g *golden) pages(path, key string) {
+	g.t.Helper()
+	list := func(q *api.QueryOptions) (out []string, next string) {
+		var items []map[string]any
+		meta, err := g.api.Raw().Query(path, &items, q)
+		g.ok(err)
+		for _, v := range items {
+			out = append(out, v[key].(string))
+		}
+		if meta != nil {
+			next = meta.NextToken
+		}
+		return out, next
+	}
+	g.quietly(func() {
+		for _, reverse := range []bool{false, true} {
+			all, _ := list(&api.QueryOptions{Namespace: "*", Reverse: reverse})
+			var got []string
+			page, next := list(&api.QueryOptions{Namespace: "*", Reverse: reverse, PerPage: 1})
+			for got = page; next != "" && len(got) <= len(all); got = append(got, page...) {
+				page, next = list(&api.QueryOptions{Namespace: "*", Reverse: reverse, PerPage: 1, NextToken: next})
+			}
+			if !slices.Equal(all, got) || len(all) < 2 {
+				g.t.Errorf("%s, reverse %v, is %v, and by pages %v", path, reverse, all, got)
+			}
+		}
+	})
 }
 
 // refusalCommands are the errors of the contract, codes and texts.

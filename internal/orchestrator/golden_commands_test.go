@@ -181,7 +181,7 @@ var jobCommands = []goldenCommand{
 	}},
 	{"status we", in("list-jobs", "read-job"), func(g *golden) {
 		g.ok(ended(g.api.Search().PrefixSearch("we", contexts.All, nil)))
-		g.ok(ended(g.api.Search().FuzzySearch("eb", contexts.All, nil)))
+		g.ok(ended(g.api.Search().FuzzySearch("we", contexts.All, nil)))
 	}},
 	{"job inspect", in("list-jobs", "read-job"), func(g *golden) {
 		g.ok(ended(g.api.Jobs().PrefixList("web")))

@@ -25,10 +25,8 @@ import (
 )
 
 // tlsOf is what an agent is told of its certificate.
-func tlsOf(f certs.Files) orchestrator.ClusterConfig {
-	return orchestrator.ClusterConfig{StrictIntroduction: true, TLS: orchestrator.TLSConfig{
-		CAFile: f.CA, CertFile: f.Cert, KeyFile: f.Key, VerifyServerHostname: true, HTTP: true, VerifyHTTPSClient: true,
-	}}
+func tlsOf(f certs.Files) orchestrator.TLSConfig {
+	return orchestrator.TLSConfig{CAFile: f.CA, CertFile: f.Cert, KeyFile: f.Key, VerifyServerHostname: true, HTTP: true, VerifyHTTPSClient: true}
 }
 
 // runs runs an agent until stop is called.
@@ -77,7 +75,8 @@ func TestANodeJoinsByCertificateAndIntroductionAndOutlivesBoth(t *testing.T) {
 	p := newPKI(t)
 	ours, theirs, people := p.files(t, certs.Server), p.files(t, certs.Client), p.files(t, certs.CLI)
 	at := freePort(t)
-	server := orchestrator.AgentConfig{Role: orchestrator.ServerOnly, DataDir: t.TempDir(), Address: at, Name: "one", Token: "root", Server: orchestrator.ServerOptions{Cluster: tlsOf(ours)}}
+	server := orchestrator.AgentConfig{Role: orchestrator.ServerOnly, DataDir: t.TempDir(), Address: at, Name: "one", Token: "root", TLS: tlsOf(ours),
+		Server: orchestrator.ServerOptions{Cluster: orchestrator.ClusterConfig{StrictIntroduction: true}}}
 	sa, stopServer := runs(t, server)
 	client := func(f certs.Files) *api.Client {
 		t.Helper()
@@ -105,8 +104,8 @@ func TestANodeJoinsByCertificateAndIntroductionAndOutlivesBoth(t *testing.T) {
 	}
 	na, _ := runs(t, orchestrator.AgentConfig{
 		Role: orchestrator.NodeOnly, DataDir: t.TempDir(), Address: "127.0.0.1:0", Name: "alpha", MockDriver: true, RemoveOnStop: true,
-		Server: orchestrator.ServerOptions{Cluster: tlsOf(theirs)},
-		Node:   orchestrator.NodeOptions{Servers: []string{"https://localhost:" + port}, JoinToken: intro.JWT}, // a name, not an address
+		TLS:  tlsOf(theirs),
+		Node: orchestrator.NodeOptions{Servers: []string{"https://localhost:" + port}, JoinToken: intro.JWT}, // a name, not an address
 	})
 	j := &api.Job{ID: new("mock"), Type: new("batch"), Datacenters: []string{"dc1"}, TaskGroups: []*api.TaskGroup{{Name: new("g"), Count: new(1),
 		Tasks: []*api.Task{{Name: "t", Driver: "mock", Config: map[string]any{}}}}}}

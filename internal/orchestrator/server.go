@@ -82,7 +82,10 @@ type ClusterConfig struct {
 	JoinInterval time.Duration
 	// GossipKey encrypts the membership protocol: 16, 24 or 32 bytes. Empty = it is open.
 	GossipKey []byte
-	TLS       TLSConfig
+	// Certs are those that servers show to one another. nil = they speak without TLS.
+	Certs *certs.Store
+	// HTTPS says that Address speaks TLS.
+	HTTPS bool
 	// StrictIntroduction lets only those nodes join that show an introduction token, JoinToken or Token.
 	StrictIntroduction bool
 	// RaftTimeout is how long a server hears nothing of the leader before it wants to be one; 0 = 500 ms.
@@ -105,16 +108,6 @@ type Simulated struct {
 	SnapshotBytes   int64
 }
 
-// TLSConfig names the files of mutual TLS between servers, nodes and clients. Files are read again on Reload.
-type TLSConfig struct {
-	CAFile, CertFile, KeyFile string // empty = no TLS
-	// VerifyServerHostname asks that servers' certificates carry the name server.<region>.nomad (or .rockpool), so that a node's certificate cannot speak
-	// as a server.
-	VerifyServerHostname bool
-	// HTTP asks for TLS on the HTTP API; VerifyHTTPSClient also for a certificate of its clients.
-	HTTP, VerifyHTTPSClient bool
-}
-
 // Server is one orchestrator server.
 type Server struct {
 	store  *state.Store
@@ -127,8 +120,6 @@ type Server struct {
 	nodes    *link.Hub
 
 	cluster *cluster
-	certs   *certs.Store // nil = no TLS
-	tls     TLSConfig
 	audit   *audit.Log // nil = none is kept
 
 	ready chan struct{}
@@ -152,7 +143,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		cfg.Metrics = metrics.New(nil)
 	}
 	cfg.Address = cmp.Or(cfg.Address, "127.0.0.1:4646")
-	s := &Server{store: state.New(), nodes: link.NewHub(), ready: make(chan struct{}), tls: cfg.Cluster.TLS}
+	s := &Server{store: state.New(), nodes: link.NewHub(), ready: make(chan struct{})}
 	s.cluster = &cluster{store: s.store}
 	id, err := s.connect(cfg)
 	if err != nil {

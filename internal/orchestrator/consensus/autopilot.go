@@ -24,11 +24,6 @@ type AutopilotConfig struct {
 	ServerStabilizationTime time.Duration
 }
 
-// DefaultAutopilot holds until an operator sets something else; the numbers are Nomad's.
-func DefaultAutopilot() AutopilotConfig {
-	return AutopilotConfig{CleanupDeadServers: true, LastContactThreshold: 200 * time.Millisecond, MaxTrailingLogs: 250, ServerStabilizationTime: 10 * time.Second}
-}
-
 // Status of a server as its fellows see it.
 const (
 	StatusAlive  = "alive"

@@ -9,6 +9,7 @@ import (
 
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
+	"rockpool/internal/fault"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/events"
 	"rockpool/internal/orchestrator/keyring"
@@ -74,8 +75,13 @@ type API struct {
 	conns   tracker
 	pushes  *pushes
 	specs   *specs
-	joining sync.Map // ids of nodes that are being registered for the first time
+	// planning has room for the plans that are shown at a time; others wait.
+	planning chan struct{}
+	origins  http.CrossOriginProtection
+	joining  sync.Map // ids of nodes that are being registered for the first time
 }
+
+const maxPlans = 2
 
 // New builds the handler.
 func New(cfg Config) *API {
@@ -83,7 +89,7 @@ func New(cfg Config) *API {
 		cfg.Logger = logging.Discard()
 	}
 	cfg.Region = cmp.Or(cfg.Region, "global")
-	a := &API{cfg: cfg, store: cfg.Store, pushes: newPushes(), specs: newSpecs(), nodes: cfg.Nodes}
+	a := &API{cfg: cfg, store: cfg.Store, pushes: newPushes(), specs: newSpecs(), nodes: cfg.Nodes, planning: make(chan struct{}, maxPlans)}
 	if a.nodes == nil {
 		a.nodes = link.NewHub()
 	}
@@ -98,7 +104,16 @@ func New(cfg Config) *API {
 	return a
 }
 
-func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.server.ServeHTTP(w, r) }
+// ServeHTTP serves the API. A page of another site that somebody's browser shows may not change anything here, for without access control nothing else would
+// hold it back.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if a.origins.Check(r) != nil {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		a.writeError(w, r, fault.New(fault.Forbidden, "a page of another origin may not change anything here"))
+		return
+	}
+	a.server.ServeHTTP(w, r)
+}
 
 // Run ends streams and WebSockets when ctx ends, and returns when all have.
 func (a *API) Run(ctx context.Context) error {

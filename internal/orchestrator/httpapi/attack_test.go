@@ -2,8 +2,10 @@ package httpapi
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -186,6 +188,7 @@ func TestJobsThatMeanHarmAreRefused(t *testing.T) {
 		{"a delay beyond time", group(fmt.Sprintf(`,"ReschedulePolicy":{"Attempts":0,"Unlimited":true,"DelayFunction":"fibonacci","Delay":%d,"MaxDelay":%d}`, big, big)), "a duration is at most"},
 		{"constraints without end", whole(`,"Constraints":` + many(10_000, `{"LTarget":"a","RTarget":"b","Operand":"="}`)), "constraints, affinities and spreads"},
 		{"a regular expression that explodes", whole(`,"Constraints":[{"LTarget":"${attr.x}","RTarget":"((((a{100}){100}){100}){100})","Operand":"regexp"}]`), "failed to compile"},
+		{"a regular expression without end", whole(`,"Constraints":[{"LTarget":"${attr.x}","RTarget":"` + strings.Repeat("a|b", 1<<20) + `","Operand":"regexp"}]`), "longer than"},
 		{"ports without end", group(`,"Networks":[{"DynamicPorts":` + many(10_000, `{"Label":"a"}`) + `}]`), "at most 1000 ports"},
 		{"a payload's file outside", of(`,"DispatchPayload":{"File":"../../../etc/passwd"}`), "no path below"},
 		{"a template outside", of(`,"Templates":[{"DestPath":"../../x","EmbeddedTmpl":"x"}]`), "no path below"},
@@ -372,6 +375,99 @@ func TestAPurgedNodeIsToldNothing(t *testing.T) {
 	}
 }
 
+// The purge of a node ends the connection that servers reach it over.
+func TestAPurgedNodeIsReachedNoMore(t *testing.T) {
+	w := newWorld(t)
+	here, there := net.Pipe()
+	defer here.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = w.nodes.Serve(t.Context(), w.node, there) })
+	for len(w.nodes.Nodes()) == 0 {
+		runtime.Gosched()
+	}
+	w.must(t, &command.NodeDeregister{NodeIDs: []string{w.node}})
+	wg.Wait()
+	if n := w.nodes.Nodes(); len(n) != 0 {
+		t.Errorf("reachable are %v", n)
+	}
+}
+
+// A job as large as one may be costs a server no more than a moment, also where there is no room for any of it.
+func TestTheLargestJobsAreDecidedQuickly(t *testing.T) {
+	w := newWorld(t)
+	token := w.management(t)
+	groups := func(n, count int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, `,{"Name":"g%d","Count":%d,"Tasks":[{"Name":"t","Driver":"mock"}]}`, i, count)
+		}
+		return `{"Job":{"ID":"big","Name":"big","Type":"service","Namespace":"a","TaskGroups":[` + b.String()[1:] + `]},"Diff":true}`
+	}
+	for name, body := range map[string]string{"one group": groups(1, 100_000), "all groups": groups(1000, 100)} {
+		for _, path := range []string{"/v1/job/big/plan", "/v1/jobs"} {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			at := time.Now()
+			rec := w.ask("PUT", path+"?namespace=a", token, body)
+			runtime.ReadMemStats(&after)
+			t.Logf("%s, %s: %d, %v, %d MB", name, path, rec.Code, time.Since(at), (after.TotalAlloc-before.TotalAlloc)>>20)
+			if rec.Code != 200 || time.Since(at) > 10*time.Second || after.TotalAlloc-before.TotalAlloc > 1<<30 {
+				t.Errorf("%s, %s: %d %.200s after %v and %d MB", name, path, rec.Code, rec.Body, time.Since(at), (after.TotalAlloc-before.TotalAlloc)>>20)
+			}
+		}
+	}
+}
+
+// Plans that are only shown wait for one another, so that many at once take no more memory than a few.
+func TestPlansWaitForOneAnother(t *testing.T) {
+	w := newWorld(t)
+	token := w.management(t)
+	for range maxPlans {
+		w.planning <- struct{}{}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	r := httptest.NewRequestWithContext(ctx, "PUT", "/v1/job/x/plan?namespace=a", strings.NewReader(fullTemplate))
+	r.Header.Set("X-Nomad-Token", token)
+	cancel()
+	rec := httptest.NewRecorder()
+	w.ServeHTTP(rec, r)
+	if rec.Code != http.StatusTooManyRequests {
+		t.Errorf("%d %s", rec.Code, rec.Body)
+	}
+	<-w.planning
+	if rec := w.ask("PUT", "/v1/job/y/plan?namespace=a", token, fullTemplate); rec.Code != 200 {
+		t.Errorf("%d %s", rec.Code, rec.Body)
+	}
+}
+
+// A page that a browser shows changes nothing on a server that asks nobody for a token; programs, and pages of the server itself, do.
+func TestPagesOfOthersChangeNothing(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.ACL = false
+	for _, c := range []struct {
+		method, path, body string
+		headers            []string
+		ok                 bool
+	}{
+		{"POST", "/v1/jobs", fullTemplate, []string{"Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site", "Content-Type", "text/plain"}, false},
+		{"POST", "/v1/jobs", fullTemplate, []string{"Origin", "https://evil.example", "Content-Type", "text/plain"}, false},
+		{"POST", "/v1/jobs", fullTemplate, []string{"Origin", "null"}, false},
+		{"PUT", "/v1/node/" + w.node + "/purge", "{}", []string{"Sec-Fetch-Site", "same-site"}, false},
+		{"DELETE", "/v1/job/j?namespace=a", "", []string{"Sec-Fetch-Site", "cross-site"}, false},
+		{"GET", "/v1/client/allocation/" + w.alloc + "/exec?task=t&command=[%22id%22]", "", []string{
+			"Origin", "https://evil.example", "Connection", "Upgrade", "Upgrade", "websocket", "Sec-WebSocket-Version", "13", "Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA==",
+		}, false},
+		{"POST", "/v1/jobs", fullTemplate, nil, true},
+		{"POST", "/v1/jobs", fullTemplate, []string{"Origin", "http://example.com", "Sec-Fetch-Site", "same-origin"}, true},
+		{"GET", "/v1/jobs", "", []string{"Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site"}, true}, // which it cannot read
+	} {
+		rec := w.ask(c.method, c.path, "", c.body, c.headers...)
+		if (rec.Code == 200) != c.ok || rec.Header().Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("%s %s %q: %d %.200s", c.method, c.path, c.headers, rec.Code, rec.Body)
+		}
+	}
+}
+
 // lines is a response that can be read while it is written.
 type lines struct {
 	header http.Header
@@ -409,7 +505,7 @@ func TestFiltersAreBounded(t *testing.T) {
 		if rec.Code != http.StatusBadRequest || !strings.Contains(rec.Body.String(), "failed to read filter expression") || rec.Body.Len() > 16<<10 {
 			t.Errorf("%.40s: %d %.200s (%d bytes)", f, rec.Code, rec.Body, rec.Body.Len())
 		}
-		if took := time.Since(at); took > time.Second {
+		if took := time.Since(at); took > 5*time.Second {
 			t.Errorf("%.40s: took %v", f, took)
 		}
 	}

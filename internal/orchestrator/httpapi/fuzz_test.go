@@ -13,7 +13,7 @@ import (
 // it makes ends a server.
 func FuzzRequests(f *testing.F) {
 	for i, body := range []string{
-		fullJob, fullTemplate, `{}`, `null`, `[]`, `[null]`, `{"Name":"x"}`, `{"ID":1e999}`, `"x"`, strings.Repeat("[", 20_000), `{"Job":{"ID":"x","TaskGroups":[{"Tasks":[{"Config":{"a":[1,{"b":null}]}}]}]}}`,
+		fullJob, fullTemplate, `{}`, `null`, `[]`, `[null]`, `{"Name":"x"}`, `{"ID":1e999}`, `"x"`, strings.Repeat("[", 2_000), `{"Job":{"ID":"x","TaskGroups":[{"Tasks":[{"Config":{"a":[1,{"b":null}]}}]}]}}`,
 		`{"JobHCL":"job \"x\" { group \"g\" { count = 2 task \"t\" { driver = \"mock\" } } }","Canonicalize":true}`, `{"NodeID":"","Meta":{"a":null}}`,
 	} {
 		f.Add(uint16(i*7), "namespace=a&prefix=x&filter=ID==a", body)

@@ -59,7 +59,10 @@ func (r onJob) find(s *state.Snapshot) (*model.Job, error) {
 	return nil, notFound("job")
 }
 
-const maxPayload = 16 << 10 // bytes
+const (
+	maxPayload = 16 << 10 // bytes
+	maxToken   = 1024     // bytes of an idempotency token, which its job keeps
+)
 
 type dispatchJob struct {
 	onJob
@@ -75,6 +78,9 @@ func (a *API) dispatchJob(w http.ResponseWriter, r *http.Request, id auth.Identi
 		return notFound("parameterized job")
 	}
 	b := req.Body
+	if len(req.Token) > maxToken {
+		return answer(http.StatusBadRequest, "an idempotency token has at most %d bytes", maxToken)
+	}
 	if err := mayDispatch(parent, &b); err != nil {
 		return err
 	}
@@ -162,6 +168,9 @@ func (a *API) evaluateJob(w http.ResponseWriter, r *http.Request, _ auth.Identit
 		return fault.New(fault.Conflict, "can't evaluate periodic job")
 	case j.IsTemplate():
 		return fault.New(fault.Conflict, "can't evaluate parameterized job")
+	}
+	if err := a.busy(); err != nil {
+		return err
 	}
 	e := leader.JobEval(j, model.TriggerJobRegister)
 	entry := &command.AllocTransitions{Now: time.Now().UnixNano(), Evals: []*model.Evaluation{e}}
@@ -406,7 +415,13 @@ type planJob struct {
 }
 
 // planJob shows what a registration would do: it is decided on a state that supposes it was made, and nothing is written.
-func (a *API) planJob(_ context.Context, id auth.Identity, r planJob) (reply, error) {
+func (a *API) planJob(ctx context.Context, id auth.Identity, r planJob) (reply, error) {
+	select { // a plan of a large job takes hundreds of megabytes while it lasts
+	case a.planning <- struct{}{}:
+		defer func() { <-a.planning }()
+	case <-ctx.Done():
+		return reply{}, fault.New(fault.Exhausted, "other plans are under way: try again")
+	}
 	in := r.Body.Job
 	switch {
 	case in == nil:

@@ -287,6 +287,11 @@ func (a *API) room(id auth.Identity) error {
 	if a.store.Snapshot().SchedulerConfig().RejectRegistrations && (!a.controlled() || !id.Management) {
 		return fault.New(fault.Forbidden, "job registration is disabled in the scheduler configuration")
 	}
+	return a.busy()
+}
+
+// busy refuses more evaluations while those that there are take too long.
+func (a *API) busy() error {
 	if retry, overloaded := a.cfg.Leader.Overloaded(); overloaded {
 		return fault.New(fault.Exhausted, "more is registered than can be placed in time: try again in %v", retry)
 	}

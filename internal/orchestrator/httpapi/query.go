@@ -143,12 +143,15 @@ func page[T any](items iter.Seq[T], q *query, key func(T) string) ([]T, string, 
 		slices.Reverse(out)
 	}
 	if q.NextToken != "" {
-		i := slices.IndexFunc(out, func(v T) bool {
-			if q.Reverse {
-				return key(v) <= q.NextToken
-			}
-			return key(v) >= q.NextToken
-		})
+		i := slices.IndexFunc(out, func(v T) bool { return key(v) == q.NextToken })
+		if i < 0 { // it is gone, so the page begins with what came after it
+			i = slices.IndexFunc(out, func(v T) bool {
+				if q.Reverse {
+					return key(v) < q.NextToken
+				}
+				return key(v) > q.NextToken
+			})
+		}
 		if i < 0 {
 			i = len(out)
 		}

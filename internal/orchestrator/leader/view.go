@@ -14,7 +14,7 @@ type view struct {
 	fleet *sched.Fleet
 }
 
-// View shows a snapshot to the scheduler, for those who want to know what it would decide; see [sched.Proposed].
+// View shows a snapshot to the scheduler, for those who want to know what it would decide.
 func (l *Leader) View(snap *state.Snapshot) sched.State {
 	if t := l.current(); t != nil {
 		return t.view(snap)

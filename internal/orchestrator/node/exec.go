@@ -140,7 +140,7 @@ func (a *Agent) RestartTask(ctx context.Context, allocID, task string) error {
 		names = a.runningTasks(allocID)
 	}
 	if len(names) == 0 {
-		return notRunning(task, nil)
+		return fault.New(fault.NotFound, "no task of the allocation is running.")
 	}
 	for _, name := range names {
 		if err := a.restartOne(ctx, allocID, name); err != nil {

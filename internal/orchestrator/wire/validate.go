@@ -136,6 +136,9 @@ func (p *Problems) group(g *api.TaskGroup, jobType string) {
 		if f := val(r.DelayFunction); !slices.Contains([]string{"constant", "exponential", "fibonacci"}, f) {
 			p.err("%s: invalid delay function %q, must be one of [constant exponential fibonacci]", where, f)
 		}
+		if val(r.Unlimited) && val(r.Delay) == 0 {
+			p.err("%s: unlimited rescheduling needs a delay: what fails at once would be placed without end", where)
+		}
 		if val(r.Delay) < 0 || val(r.Interval) < 0 || val(r.MaxDelay) < 0 {
 			p.err("%s: reschedule delays and interval can't be negative", where)
 		}

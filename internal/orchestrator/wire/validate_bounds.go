@@ -22,6 +22,7 @@ const (
 	maxDevices    = 1024
 	maxAmount     = 100_000_000 // MHz or MB, of one task
 	maxName       = 1024        // bytes
+	maxText       = 8 << 10     // bytes of a side of a condition, which is held against each node
 	// maxGrace is how long a task may take to stop. An order to stop is obeyed within it, whatever the task does.
 	maxGrace = time.Hour
 	// maxDuration keeps times that are reckoned from now within what an integer of nanoseconds can say.
@@ -39,6 +40,7 @@ func (p *Problems) bounds(j *api.Job) {
 	p.number("Job", "constraints, affinities and spreads", len(j.Constraints)+len(j.Affinities)+len(j.Spreads), maxConditions)
 	p.number("Job", "datacenters", len(j.Datacenters), maxConditions)
 	p.targets("Job", j.Spreads)
+	p.texts("Job", j.Constraints, j.Affinities)
 	total := 0
 	for _, g := range j.TaskGroups {
 		n := val(g.Count)
@@ -57,12 +59,14 @@ func (p *Problems) groupBounds(g *api.TaskGroup) {
 	p.number(where, "tasks", len(g.Tasks), maxTasks)
 	p.number(where, "constraints, affinities and spreads", len(g.Constraints)+len(g.Affinities)+len(g.Spreads), maxConditions)
 	p.targets(where, g.Spreads)
+	p.texts(where, g.Constraints, g.Affinities)
 	if d := g.EphemeralDisk; d != nil {
 		p.number(where, "MB of ephemeral disk", val(d.SizeMB), maxAmount)
 	}
 	p.ports(where, g.Networks)
 	p.grace(where, "shutdown_delay", val(g.ShutdownDelay))
-	durations := []*time.Duration{g.MaxRunDuration, g.StopAfterClientDisconnect, g.MaxClientDisconnect}
+	lost, stop := olderDisconnect(g)
+	durations := []*time.Duration{g.MaxRunDuration, lost, stop}
 	if r := g.RestartPolicy; r != nil {
 		durations = append(durations, r.Interval, r.Delay)
 	}
@@ -92,6 +96,7 @@ func (p *Problems) taskBounds(group string, t *api.Task) {
 		p.err("%s: a task cannot be called %q, which is the name of a directory of its allocation", where, t.Name)
 	}
 	p.number(where, "constraints and affinities", len(t.Constraints)+len(t.Affinities), maxConditions)
+	p.texts(where, t.Constraints, t.Affinities)
 	p.grace(where, "kill_timeout", val(t.KillTimeout))
 	p.grace(where, "shutdown_delay", t.ShutdownDelay)
 	if r := t.RestartPolicy; r != nil {
@@ -121,6 +126,7 @@ func (p *Problems) taskBounds(group string, t *api.Task) {
 		if slices.Contains(d.Constraints, nil) || slices.Contains(d.Affinities, nil) {
 			p.err("%s: a constraint or an affinity of a device is null", where)
 		}
+		p.texts(where, d.Constraints, d.Affinities)
 	}
 	p.ports(where, r.Networks)
 }
@@ -139,6 +145,20 @@ func (p *Problems) name(what, s string) {
 	}
 	if strings.ContainsFunc(s, func(r rune) bool { return r != 0 && unicode.IsControl(r) }) { // of NUL others speak
 		p.err("%s contains a control character", what)
+	}
+}
+
+// texts refuses conditions that it would take long to hold against a node, such as regular expressions of megabytes.
+func (p *Problems) texts(where string, cs []*api.Constraint, as []*api.Affinity) {
+	for _, c := range cs {
+		if c != nil && len(c.LTarget)+len(c.RTarget) > maxText {
+			p.err("%s: a constraint is longer than %d bytes", where, maxText)
+		}
+	}
+	for _, a := range as {
+		if a != nil && len(a.LTarget)+len(a.RTarget) > maxText {
+			p.err("%s: an affinity is longer than %d bytes", where, maxText)
+		}
 	}
 }
 

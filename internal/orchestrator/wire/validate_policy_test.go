@@ -50,6 +50,9 @@ func TestPoliciesOfJobsAreChecked(t *testing.T) {
 		{"negative canaries", "service", func(_ *api.Job, g *api.TaskGroup) { g.Update = &api.UpdateStrategy{Canary: new(-1)} }, "Canary count can not be less than zero: -1 < 0"},
 		{"an unknown check", "service", func(_ *api.Job, g *api.TaskGroup) { g.Update = &api.UpdateStrategy{HealthCheck: new("feeling")} }, `Invalid health check given: "feeling"`},
 		{"migrate of batch", "batch", func(_ *api.Job, g *api.TaskGroup) { g.Migrate = api.DefaultMigrateStrategy() }, "does not allow migrate block"},
+		{"rescheduling without end or delay", "service", func(_ *api.Job, g *api.TaskGroup) {
+			g.ReschedulePolicy = &api.ReschedulePolicy{Unlimited: new(true), Delay: new(time.Duration(0))}
+		}, "unlimited rescheduling needs a delay"},
 		{"disconnect", "service", func(_ *api.Job, g *api.TaskGroup) { g.Disconnect = &api.DisconnectStrategy{LostAfter: new(time.Hour)} }, ""},
 		{"disconnect twice", "service", func(_ *api.Job, g *api.TaskGroup) {
 			g.Disconnect = &api.DisconnectStrategy{LostAfter: new(time.Hour)}

@@ -344,8 +344,13 @@ func (s *execSession) read() {
 	stdin := s.run.Stdin()
 	open := true
 	for {
+		_, frame, err := s.conn.NextReader()
+		if err != nil {
+			return
+		}
 		var in execInput
-		if err := s.conn.ReadJSON(&in); err != nil {
+		if json.NewDecoder(frame).Decode(&in) != nil {
+			goodbye(s.conn, websocket.ClosePolicyViolation, "failed to decode a frame of input")
 			return
 		}
 		if in.TTYSize != nil {
