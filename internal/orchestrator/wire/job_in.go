@@ -12,12 +12,18 @@ import (
 
 // Complete fills in the defaults of a job as a client sent it. It refuses a job with holes, which only broken JSON clients send.
 func Complete(j *api.Job) error {
+	if len(j.TaskGroups) > maxGroups { // each of which would get its defaults first
+		return fmt.Errorf("a job has at most %d task groups, not %d", maxGroups, len(j.TaskGroups))
+	}
 	for i, g := range j.TaskGroups {
 		if g == nil {
 			return fmt.Errorf("task group %d is null", i+1)
 		}
 		if g.Name == nil {
 			g.Name = new("")
+		}
+		if len(g.Tasks) > maxTasks {
+			return fmt.Errorf("a group has at most %d tasks, not %d", maxTasks, len(g.Tasks))
 		}
 		for k, t := range g.Tasks {
 			if t == nil {

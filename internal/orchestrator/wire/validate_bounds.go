@@ -15,9 +15,9 @@ import (
 const (
 	// MaxCount is how many allocations the groups of a job may ask for, all together.
 	MaxCount      = 1_000_000
-	maxGroups     = 1000
-	maxTasks      = 200 // of a group
-	maxConditions = 200 // constraints, affinities, spreads and targets of a spread, in one place
+	maxGroups     = 1000 // see Complete
+	maxTasks      = 200  // of a group
+	maxConditions = 200  // constraints, affinities, spreads and targets of a spread, in one place
 	maxPorts      = 1000
 	maxDevices    = 1024
 	maxAmount     = 100_000_000 // MHz or MB, of one task
@@ -33,10 +33,6 @@ const (
 func (p *Problems) bounds(j *api.Job) {
 	p.name("Job ID", val(j.ID))
 	p.name("Job name", val(j.Name))
-	if len(j.TaskGroups) > maxGroups {
-		p.err("A job has at most %d task groups, not %d", maxGroups, len(j.TaskGroups))
-		return
-	}
 	p.number("Job", "constraints, affinities and spreads", len(j.Constraints)+len(j.Affinities)+len(j.Spreads), maxConditions)
 	p.number("Job", "datacenters", len(j.Datacenters), maxConditions)
 	p.targets("Job", j.Spreads)
@@ -56,7 +52,6 @@ func (p *Problems) bounds(j *api.Job) {
 func (p *Problems) groupBounds(g *api.TaskGroup) {
 	where := fmt.Sprintf("Task group %.64q", val(g.Name))
 	p.name(where+": name", val(g.Name))
-	p.number(where, "tasks", len(g.Tasks), maxTasks)
 	p.number(where, "constraints, affinities and spreads", len(g.Constraints)+len(g.Affinities)+len(g.Spreads), maxConditions)
 	p.targets(where, g.Spreads)
 	p.texts(where, g.Constraints, g.Affinities)
