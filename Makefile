@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.1
 PACKAGES    := ./cmd/... ./internal/... ./pkg/... ./tests/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e hostile vm check lint cross bench bench-control fmt clean
+.PHONY: help build demo test unit e2e hostile sim vm check lint cross bench bench-control fmt clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,10 +27,16 @@ unit: ## unit tests with the race detector
 
 # One package at a time: they look at processes and control groups of the whole machine.
 e2e: ## end-to-end tests against the real binary (root)
-	$(GO) test -timeout 5m -count 1 -p 1 ./tests/e2e ./tests/hostile
+	$(GO) test -timeout 5m -count 1 -p 1 ./tests/e2e ./tests/hostile ./tests/cluster
 
 hostile: ## attack a live service and print what held (root; HOSTILE="A1 B4" runs some cases)
 	$(GO) test -timeout 5m -count 1 -v ./tests/hostile
+
+sim: export SEEDS ?= 200
+sim: export MINUTES ?= 10
+sim: export FLAPS ?= 1500
+sim: ## simulate clusters in which things go wrong, and 1,000 changes of leader (SEEDS=200 FIRST=1 MINUTES=10 FLAPS=1500; RACE=-race)
+	$(GO) test $(RACE) -timeout $$(($(MINUTES) + 60))m -count 1 -v -run 'TestSeeds|TestFlaps' ./internal/orchestrator/sim/chaos
 
 vm: export ROCKPOOL_VM_KERNEL ?= $(CURDIR)/.cache/kernel
 vm: ## the sandbox's tests on control groups v2, in an emulated machine (needs qemu and a kernel, says so when it skips)

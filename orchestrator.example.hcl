@@ -110,6 +110,10 @@ client {
   cni_path       = "/opt/cni/bin"
   cni_config_dir = "/opt/cni/config"
 
+  # Of how many allocations that have ended the logs and files stay on the node, and for how long ("0s": whatever their age). The newest stay.
+  gc_max_allocs = 50
+  gc_max_age    = "24h"
+
   # Whether allocations outlive an orderly stop of the agent: keep or remove. Tasks that are a command in a sandbox end in any case.
   on_stop = "keep"
   # Start although this machine cannot confine what it runs. Never where strangers' code runs.

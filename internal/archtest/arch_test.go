@@ -144,7 +144,7 @@ var homes = map[string][]string{
 	"github.com/hashicorp/raft-wal":               {"internal/orchestrator/consensus"},
 	"github.com/hashicorp/raft-autopilot":         {"internal/orchestrator/consensus"},
 	"github.com/hashicorp/serf":                   {"internal/orchestrator/membership"},
-	"github.com/hashicorp/memberlist":             {"internal/orchestrator/membership"},
+	"github.com/hashicorp/memberlist":             {"internal/orchestrator/membership", "internal/orchestrator/sim"},
 	"github.com/hashicorp/cronexpr":               {"internal/orchestrator/cron"},
 	"github.com/hashicorp/go-memdb":               {"internal/orchestrator/state"},
 	"github.com/influxdata/influxdb-client-go/v2": {"internal/metrics/influx"},

@@ -103,7 +103,7 @@ func decodeJSON(r *http.Request, p Policy, into any) error {
 	if p.Strict {
 		d.DisallowUnknownFields()
 	}
-	if err := d.Decode(into); err != nil {
+	if err := guarded(d, into); err != nil {
 		if errors.Is(err, io.EOF) {
 			return fault.Wrap(fault.Invalid, errNoBody, "the request body is empty, but a JSON object is needed")
 		}
@@ -115,6 +115,16 @@ func decodeJSON(r *http.Request, p Policy, into any) error {
 		}
 	}
 	return nil
+}
+
+// guarded decodes a value. Some types of clients' libraries decode themselves in a way that panics where null stands for an object: that is the caller's fault.
+func guarded(d *json.Decoder, into any) (err error) {
+	defer func() {
+		if recover() != nil {
+			err = errors.New("the request body has a value where another kind of value is needed, such as null for an object")
+		}
+	}()
+	return d.Decode(into)
 }
 
 // set parses values into a field; no value or an empty one leaves the zero value.

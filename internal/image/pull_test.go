@@ -427,3 +427,30 @@ func TestLocalSources(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatIsHeldIsListedByNameAndDigest(t *testing.T) {
+	d := newDepot(t, false)
+	ref, old := d.push(t, "moving:latest", built(t, nil, layer(t, file("v", "1"))))
+	s, _ := newStore(t, d, nil)
+	if got := s.Held(10); len(got) != 0 {
+		t.Errorf("an empty store holds %v", got)
+	}
+	acquire(t, s, ref)
+	if got := s.Held(10); !slices.Equal(got, []string{ref, old}) {
+		t.Errorf("%v, want %v", got, []string{ref, old})
+	}
+	_, now := d.push(t, "moving:latest", built(t, nil, layer(t, file("v", "2"))))
+	i, err := s.Acquire(t.Context(), ref, image.Options{Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.Release()
+	want := []string{ref, old, now}
+	slices.Sort(want)
+	if got := s.Held(10); !slices.Equal(got, want) { // the name means the new one, the old one can still be had by its digest
+		t.Errorf("%v, want %v", got, want)
+	}
+	if got := s.Held(1); len(got) != 1 {
+		t.Errorf("%d names, want 1", len(got))
+	}
+}

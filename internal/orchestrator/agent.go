@@ -23,6 +23,7 @@ import (
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/mock"
 	"rockpool/internal/orchestrator/httpapi"
+	"rockpool/internal/orchestrator/inspect"
 	"rockpool/internal/orchestrator/link"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/node"
@@ -189,20 +190,19 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		DataDir: nodeDir, HTTPAddr: address, TLS: a.scheme == "https", Version: Version(), Drivers: a.walls.drivers, Networks: a.walls.networks,
 		OnStop: onStop, Servers: servers, Log: cfg.Log,
 		Name: cfg.Name, Datacenter: cfg.Datacenter, NodePool: cfg.Node.Pool, NodeClass: cfg.Node.Class, Meta: cfg.Node.Meta, Volumes: cfg.Node.Volumes,
-		Reserved:  model.NodeResources{CPU: cfg.Node.ReservedCPU, MemoryMB: cfg.Node.ReservedMemory, DiskMB: cfg.Node.ReservedDisk},
-		Resources: cfg.Node.resources(),
-		Attributes: func() map[string]string {
-			return map[string]string{serve.AttributeImages: strconv.FormatBool(a.walls.images != nil)}
-		},
+		Reserved:   model.NodeResources{CPU: cfg.Node.ReservedCPU, MemoryMB: cfg.Node.ReservedMemory, DiskMB: cfg.Node.ReservedDisk},
+		Resources:  cfg.Node.resources(),
+		Attributes: a.attributes,
 	})
 	if err != nil {
 		return nil, err
 	}
 	cfg.Process.Metrics.Read(a.node.Figures)
-	a.answers, a.remote = serve.New(a.node, a.walls.images, cfg.Log), servers
+	a.answers, a.remote = serve.New(a.node, a.walls.images,
+		inspect.Process{Name: cfg.Name, Log: cfg.Process.Log, Profiles: cfg.Process.Profiles}, cfg.Log), servers
 	if a.server == nil {
 		a.edge, err = httpapi.NewEdge(httpapi.EdgeConfig{
-			Servers: a.servers(cfg), Transport: toServers, NodeID: identity.ID, Name: cfg.Name, Version: Version(), Process: cfg.Process, Log: cfg.Log,
+			Servers: a.servers(cfg), Transport: toServers, Known: func() []string { known, _ := servers.Servers(); return known }, NodeID: identity.ID, Name: cfg.Name, Version: Version(), Process: cfg.Process, Log: cfg.Log,
 			Registered: func() bool {
 				select {
 				case <-a.node.Registered():
@@ -216,6 +216,17 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	}
 	a.server.SetLocalNode(identity.ID, a.answers)
 	return a, nil
+}
+
+// attributes are those of the node that its agent does not find by itself.
+func (a *Agent) attributes() map[string]string {
+	attr := map[string]string{serve.AttributeImages: strconv.FormatBool(a.walls.images != nil)}
+	if images, ok := a.walls.images.(interface{ Held(most int) []string }); ok {
+		if held := images.Held(serve.MaxHeldImages); len(held) > 0 {
+			attr[serve.AttributeHeldImages] = strings.Join(held, ",")
+		}
+	}
+	return attr
 }
 
 // URL is where the HTTP API is served. It answers once Run is under way.

@@ -73,6 +73,14 @@ func TestAnAgentRunsAnImageOfARegistry(t *testing.T) {
 		t.Fatal(err)
 	}
 	alloc := running(t, c, "hello")
+	// The node describes itself anew at once when its metadata changes, and else from time to time.
+	if _, err := c.Nodes().Meta().Apply(&api.NodeMetaApplyRequest{NodeID: alloc.NodeID, Meta: map[string]*string{"look": new("again")}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the node names the image", func() bool {
+		n, _, err := c.Nodes().Info(alloc.NodeID, nil)
+		return err == nil && strings.Contains(n.Attributes["unique.rockpool.images"], found.Digest)
+	})
 	var told []string
 	for _, e := range alloc.TaskStates["task"].Events {
 		told = append(told, e.Type+": "+e.DisplayMessage)

@@ -47,6 +47,9 @@ type NodeOptions struct {
 	Meta      map[string]string
 	Volumes   map[string]*model.HostVolume // directories that jobs may name
 
+	KeepEnded    int           // allocations that have ended whose logs and files stay; 0 = 50
+	KeepEndedFor time.Duration // 0 = whatever their age
+
 	ReservedCPU, ReservedMemory, ReservedDisk int // MHz, MB, MB that allocations do not get
 	TotalCPU, TotalMemory                     int // MHz and MB that the machine is said to have; 0 = what is found
 }

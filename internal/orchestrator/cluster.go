@@ -167,10 +167,13 @@ func (s *Server) connect(cfg ServerConfig) (id string, err error) {
 	if cc.GossipAddress == "" {
 		return "", errors.New("a server in a cluster needs an address for gossip, besides that for RPC")
 	}
-	if id, err = serverID(cfg.DataDir, cfg.Name); err != nil {
+	pc := peer.Config{Address: cc.RPCAddress, Advertise: cc.AdvertiseRPC, Log: cfg.Log}
+	var gossip membership.Transport
+	if sim := cc.Simulated; sim != nil {
+		id, pc.Listen, pc.Dial, gossip = cfg.Name, sim.Listen, sim.Dial, sim.Gossip
+	} else if id, err = serverID(cfg.DataDir, cfg.Name); err != nil {
 		return "", err
 	}
-	pc := peer.Config{Address: cc.RPCAddress, Advertise: cc.AdvertiseRPC, Log: cfg.Log}
 	if cc.Certs != nil {
 		pc.Listener, pc.Dialer = cc.Certs.RPCListener(), cc.Certs.RPCDialer()
 	}
@@ -184,7 +187,7 @@ func (s *Server) connect(cfg ServerConfig) (id string, err error) {
 	s.cluster.members, err = membership.New(membership.Config{
 		Name: cfg.Name, ID: id, Region: cc.Region, Datacenter: cfg.Datacenter, Build: cmp.Or(cfg.Version, "0.0.0"), Entries: command.Known(),
 		Expect: cc.Expect, RPCAddress: s.cluster.network.Address(), HTTP: scheme + cfg.Address, Address: cc.GossipAddress, Advertise: cc.AdvertiseGossip,
-		Key: cc.GossipKey, Join: cc.Join, JoinInterval: cc.JoinInterval, Dir: cfg.DataDir, Log: cfg.Log, Interval: cc.GossipInterval,
+		Key: cc.GossipKey, Join: cc.Join, JoinInterval: cc.JoinInterval, Dir: cfg.DataDir, Log: cfg.Log, Interval: cc.GossipInterval, Transport: gossip,
 	})
 	if err != nil {
 		return "", errors.Join(err, s.cluster.network.Close())
@@ -213,6 +216,12 @@ func (s *Server) Hash() (hash string, index uint64, err error) {
 	hash, err = snap.Hash()
 	return hash, snap.Index(), err
 }
+
+// State is this server's copy of the state.
+func (s *Server) State() *state.Store { return s.store }
+
+// Leading reports whether this server's services of leadership run.
+func (s *Server) Leading() bool { return s.leader.Leading() }
 
 // services of a server among others, in the order in which they start around those of one alone.
 func (s *Server) clusterServices() (below, above []lifecycle.Service) {

@@ -110,7 +110,16 @@ func (c *fellow) start(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c.server, c.cancel = s, cancel
-	c.http = httptest.NewServer(s.Handler())
+	c.http = httptest.NewUnstartedServer(s.Handler())
+	if c.cfg.Address != "" { // that others are told
+		l, err := net.Listen("tcp", c.cfg.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.http.Listener.Close()
+		c.http.Listener = l
+	}
+	c.http.Start()
 	c.wg.Go(func() {
 		if err := s.Run(ctx); err != nil {
 			t.Errorf("%s: %v", c.cfg.Name, err)

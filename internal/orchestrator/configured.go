@@ -81,7 +81,7 @@ func agentConfig(conf agentconfig.Config, token string) (AgentConfig, error) {
 		},
 		Node: NodeOptions{
 			JoinToken: n.JoinToken, Class: n.NodeClass, Pool: n.NodePool, Meta: n.Meta, ReservedCPU: n.Reserved.CPU, ReservedMemory: n.Reserved.Memory,
-			ReservedDisk: n.Reserved.Disk, TotalCPU: n.CPUTotalCompute, TotalMemory: n.MemoryTotalMB,
+			ReservedDisk: n.Reserved.Disk, TotalCPU: n.CPUTotalCompute, TotalMemory: n.MemoryTotalMB, KeepEnded: n.GCMaxAllocs, KeepEndedFor: n.GCMaxAge,
 		},
 		Limits:       httpapi.Limits{Conns: conf.Limits.HTTPMaxConnsPerClient, Streams: conf.Limits.HTTPMaxStreamsPerClient},
 		RemoveOnStop: n.OnStop == agentconfig.Remove, AllowUnconfined: n.AllowUnconfined,

@@ -25,6 +25,7 @@ import (
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator"
 	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/inspect"
 	"rockpool/internal/orchestrator/link"
 	"rockpool/internal/orchestrator/model"
 	nodeagent "rockpool/internal/orchestrator/node"
@@ -192,8 +193,10 @@ type placing func(t testing.TB, run func(*execution)) (*cluster, *agent, *api.Al
 
 // ways are how a server reaches a node: in its own process, and over nothing but the node's own connection.
 var ways = map[string]func(*cluster, *agent, *model.Node){
-	"in this process":            func(c *cluster, a *agent, _ *model.Node) { c.server.SetLocalNode(a.id, serve.New(a, nil, nil)) },
-	"over the node's connection": func(c *cluster, a *agent, n *model.Node) { c.connect(n, serve.New(a, nil, nil)) },
+	"in this process": func(c *cluster, a *agent, _ *model.Node) {
+		c.server.SetLocalNode(a.id, serve.New(a, nil, inspect.Process{}, nil))
+	},
+	"over the node's connection": func(c *cluster, a *agent, n *model.Node) { c.connect(n, serve.New(a, nil, inspect.Process{}, nil)) },
 }
 
 // eachWay runs a test in all of them.

@@ -1,6 +1,9 @@
 package orchestrator
 
-import "rockpool/internal/orchestrator/state"
+import (
+	"rockpool/internal/endpoint"
+	"rockpool/internal/orchestrator/state"
+)
 
 // CutOff ends the server's network without a word to anybody, while the rest of it goes on.
 func (s *Server) CutOff() {
@@ -11,6 +14,9 @@ func (s *Server) CutOff() {
 func (s *Server) IntroductionKey() *state.IntroductionKey {
 	return s.store.Snapshot().IntroductionKey()
 }
+
+// Routes are all that the server's API has.
+func (s *Server) Routes() endpoint.Table { return s.api.Routes() }
 
 // VersionOf is what a release is called among servers.
 var VersionOf = version

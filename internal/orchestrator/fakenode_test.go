@@ -31,6 +31,8 @@ type cluster struct {
 	stop   func()
 	// answered is called with each answer to a PUT, once it has been handed to the network. nil = nobody looks.
 	answered func(body []byte)
+	// asked is called with each request. nil = nobody looks.
+	asked func(*http.Request)
 }
 
 // flushed notes what a handler has written, and tells when it is flushed.
@@ -63,6 +65,9 @@ func start(tb testing.TB, cfg orchestrator.ServerConfig) *cluster {
 	}
 	c := &cluster{tb: tb, server: s, token: cfg.Token}
 	c.http = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c.asked != nil {
+			c.asked(r)
+		}
 		if c.answered != nil && r.Method == http.MethodPut {
 			w = &flushed{ResponseWriter: w, tell: c.answered}
 		}

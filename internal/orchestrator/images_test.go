@@ -10,6 +10,7 @@ import (
 	"rockpool/internal/fault"
 	"rockpool/internal/image"
 	"rockpool/internal/orchestrator"
+	"rockpool/internal/orchestrator/inspect"
 	"rockpool/internal/orchestrator/node/serve"
 )
 
@@ -45,7 +46,7 @@ func TestImagesAreResolvedByANode(t *testing.T) {
 	n := newModelNode()
 	n.Attributes[serve.AttributeImages] = "true"
 	c.join(n)
-	c.connect(n, serve.New(&agent{id: n.ID}, oneImage{}, nil))
+	c.connect(n, serve.New(&agent{id: n.ID}, oneImage{}, inspect.Process{}, nil))
 	for _, q := range []struct {
 		token, ref string
 		status     int

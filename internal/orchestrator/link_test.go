@@ -15,6 +15,7 @@ import (
 	"github.com/gorilla/websocket"
 	"github.com/hashicorp/nomad/api"
 
+	"rockpool/internal/orchestrator/inspect"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/node/serve"
 )
@@ -67,7 +68,9 @@ func TestANodeWithoutAConnectionIsToldAtOnce(t *testing.T) {
 func TestANodeThatVanishesEndsItsRequestsWithAnError(t *testing.T) {
 	var cut func()
 	c, a, alloc := withAgent(t, func(e *execution) { fmt.Fprint(e.out, "begun"); <-e.killed },
-		func(c *cluster, a *agent, n *model.Node) { cut = c.connect(n, serve.New(a, nil, nil)) })
+		func(c *cluster, a *agent, n *model.Node) {
+			cut = c.connect(n, serve.New(a, nil, inspect.Process{}, nil))
+		})
 	if err := c.server.Nodes().Probe(t.Context(), a.id); err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +111,7 @@ func TestASlowClientHoldsUpNobodyElse(t *testing.T) {
 				return
 			}
 		}
-	}, func(c *cluster, a *agent, n *model.Node) { c.connect(n, serve.New(a, nil, nil)) })
+	}, func(c *cluster, a *agent, n *model.Node) { c.connect(n, serve.New(a, nil, inspect.Process{}, nil)) })
 	slow := c.dial(t, alloc.ID, command("endless"), "secret") // and nobody reads
 	eventually(t, "it runs", func() bool { return a.lastExecution() != nil })
 	endless := a.lastExecution()

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/nomad/api"
 
@@ -14,13 +15,14 @@ import (
 	"rockpool/internal/orchestrator"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/mock"
+	"rockpool/internal/orchestrator/inspect"
 	"rockpool/internal/orchestrator/link"
 	nodeagent "rockpool/internal/orchestrator/node"
 	"rockpool/internal/orchestrator/node/serve"
 )
 
 // withNode runs a whole node agent that has nothing but what it opens to the server itself.
-func withNode(t *testing.T, c *cluster) *nodeagent.Agent {
+func withNode(t *testing.T, c *cluster, edit ...func(*nodeagent.Config)) *nodeagent.Agent {
 	t.Helper()
 	dir := t.TempDir()
 	identity, err := nodeagent.LoadIdentity(dir)
@@ -31,8 +33,12 @@ func withNode(t *testing.T, c *cluster) *nodeagent.Agent {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := nodeagent.New(nodeagent.Config{DataDir: dir, Datacenter: "dc1", Drivers: []driver.Driver{mock.New()}, Servers: remote, OnStop: nodeagent.Remove,
-		Meta: map[string]string{"static": "s"}, Log: logging.Discard()})
+	cfg := nodeagent.Config{DataDir: dir, Datacenter: "dc1", Drivers: []driver.Driver{mock.New()}, Servers: remote, OnStop: nodeagent.Remove,
+		Meta: map[string]string{"static": "s"}, Log: logging.Discard()}
+	for _, e := range edit {
+		e(&cfg)
+	}
+	a, err := nodeagent.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +49,7 @@ func withNode(t *testing.T, c *cluster) *nodeagent.Agent {
 			t.Errorf("node: %v", err)
 		}
 	})
-	wg.Go(func() { _ = link.Keep(ctx, remote, serve.New(a, nil, nil), logging.Discard()) })
+	wg.Go(func() { _ = link.Keep(ctx, remote, serve.New(a, nil, inspect.Process{}, nil), logging.Discard()) })
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	eventually(t, "the node is connected", func() bool { return slices.Contains(c.server.Nodes().Nodes(), a.ID()) })
 	return a
@@ -128,5 +134,64 @@ func TestTheClientRoutesOfANodeThroughTheAPIClient(t *testing.T) {
 	}
 	if _, err := c.api.Nodes().Stats("4a8a8d94-4c3c-4a1c-9c1a-5a6b7c8d9e0f", nil); err == nil || !strings.Contains(err.Error(), "Unknown node") {
 		t.Errorf("an unknown node: %v", err)
+	}
+}
+
+func TestALogIsFollowedOverRestartsOfItsTask(t *testing.T) {
+	c := start(t, orchestrator.ServerConfig{Token: "secret"})
+	a := withNode(t, c)
+	c.register(&api.Job{ID: new("logs"), Type: new("batch"), Datacenters: []string{"dc1"}, TaskGroups: []*api.TaskGroup{{Name: new("g"), Count: new(1),
+		Tasks: []*api.Task{{Name: "main", Driver: "mock", Config: map[string]any{"stdout_string": "hello\n"}}}}}})
+	alloc, _, err := c.api.Allocations().Info(c.running("logs", 1)[0].ID, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the task runs", func() bool { _, err := a.Task(alloc.ID, "main"); return err == nil })
+	cancel := make(chan struct{})
+	defer close(cancel)
+	frames, errs := c.api.AllocFS().Logs(alloc, true, "main", "stdout", "start", 0, cancel, nil)
+	var got strings.Builder
+	until := func(want string) {
+		t.Helper()
+		for got.String() != want {
+			select {
+			case f := <-frames:
+				if f != nil {
+					got.Write(f.Data)
+				}
+			case err := <-errs:
+				t.Fatalf("after %q: %v", got.String(), err)
+			case <-time.After(10 * time.Second):
+				t.Fatalf("nothing comes after %q", got.String())
+			}
+		}
+	}
+	until("hello\n")
+	for _, want := range []string{"hello\nhello\n", "hello\nhello\nhello\n"} {
+		if err := c.api.Allocations().Restart(alloc, "main", nil); err != nil {
+			t.Fatal(err)
+		}
+		until(want)
+	}
+	if _, err := c.api.Allocations().Stop(alloc, nil); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.After(10 * time.Second); ; {
+		select {
+		case f, ok := <-frames:
+			if !ok {
+				return
+			}
+			if f != nil && len(f.Data) > 0 {
+				t.Errorf("more after the end: %q", f.Data)
+			}
+		case err := <-errs:
+			if err != io.EOF {
+				t.Errorf("it ends with %v", err)
+			}
+			return
+		case <-end:
+			t.Fatal("the log of a task that was stopped goes on")
+		}
 	}
 }

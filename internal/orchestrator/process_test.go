@@ -71,7 +71,7 @@ func TestAnOperatorLooksIntoTheProcess(t *testing.T) {
 		{"/v1/agent/pprof/nothing", 404, "nothing"},
 		{"/v1/agent/pprof/profile?seconds=9999", 400, "seconds"},
 		{"/v1/agent/pprof/cmdline?server_id=other", 404, "other"},
-		{"/v1/agent/pprof/cmdline?node_id=other", 501, "node other itself"},
+		{"/v1/agent/pprof/cmdline?node_id=other", 404, "Unknown node"},
 		{"/v1/agent/self", 200, `"Agent":{"datacenter":"dc1"}`},
 		{"/v1/agent/host", 200, `"Environment":{`},
 		{"/v1/agent/schedulers/config", 200, `"num_schedulers":64`},

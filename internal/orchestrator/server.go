@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -91,6 +92,20 @@ type ClusterConfig struct {
 	RaftTimeout time.Duration
 	// GossipInterval is the time between two probes of another server, AutopilotInterval that between two looks at the servers' health; 0 = 1 s and 2 s.
 	GossipInterval, AutopilotInterval time.Duration
+	// Simulated takes the place of this machine; nil = the machine it is.
+	Simulated *Simulated
+}
+
+// Simulated is what a server in a simulation stands on. Its id is its name.
+type Simulated struct {
+	Listen func(address string) (net.Listener, error)
+	Dial   func(ctx context.Context, address string) (net.Conn, error)
+	Stores *consensus.Stores
+	Gossip membership.Transport
+	Entry  func(entry any) // called with each entry before it is proposed
+	// How much makes a snapshot; see consensus.Config.
+	SnapshotEntries uint64
+	SnapshotBytes   int64
 }
 
 // Server is one orchestrator server.
@@ -136,17 +151,23 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	}
 	s.events = events.New(events.DefaultLimits, 0)
 	s.store.Observe(s.events.Publish)
-	s.raft = consensus.New(consensus.Config{
+	rc := consensus.Config{
 		Dir: cfg.DataDir, ServerID: id, Machine: measured{machine{s.store, s.events, func() { s.api.Restored() }}, cfg.Metrics}, Log: cfg.Log, SegmentBytes: cfg.LogSegment,
 		Network: s.cluster.network, Timeout: cfg.Cluster.RaftTimeout,
-	})
+	}
+	allows := s.cluster.allows
+	if sim := cfg.Cluster.Simulated; sim != nil {
+		rc.Stores, rc.SnapshotEntries, rc.SnapshotBytes = sim.Stores, sim.SnapshotEntries, sim.SnapshotBytes
+		allows = func(entry any) error { sim.Entry(entry); return s.cluster.allows(entry) }
+	}
+	s.raft = consensus.New(rc)
 	s.cluster.Raft = s.raft
 	if s.cluster.members != nil {
 		s.cluster.founder = membership.NewFounder(s.cluster.members, s.raft, s.cluster.transport)
 	}
 	s.cluster.pilot = consensus.NewAutopilot(s.raft, fellows{s.cluster}, cfg.Cluster.AutopilotInterval)
 	s.proposer = propose.New(s.raft, func() bool { return s.cluster.allows(&command.Batch{}) == nil })
-	log := entryLog{s.raft, s.proposer, s.cluster.allows}
+	log := entryLog{s.raft, s.proposer, allows}
 	kek, err := keyEncryptionKey(cfg)
 	if err != nil {
 		return nil, err

@@ -59,7 +59,7 @@ func (s *Sandbox) Usage() (Usage, error) {
 	default:
 	}
 	c := s.group.counters()
-	return Usage{MemoryBytes: c.memory, CPUTime: c.cpu, PIDs: c.pids}, nil
+	return Usage{MemoryBytes: c.memory, PeakMemory: c.peakMemory, CPUTime: c.cpu, PIDs: c.pids}, nil
 }
 
 // Attach takes back a sandbox that an earlier process of the node left running. Executions of that time have lost their

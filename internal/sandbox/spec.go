@@ -96,6 +96,7 @@ type Exit struct {
 // Usage is what a sandbox uses at one moment.
 type Usage struct {
 	MemoryBytes int64
+	PeakMemory  int64 // bytes, the most there ever was; 0 when the kernel does not count it
 	CPUTime     time.Duration
 	PIDs        int64
 }

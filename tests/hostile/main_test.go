@@ -45,10 +45,10 @@ var attacks = slices.Concat(resources, fileSystem, kernel, network, connectedAtt
 
 // untried are the cases of the checklist that attack what is not there, or cannot be attacked from here.
 var untried = []attack{
-	{id: "D7", what: "a server inside that answers a proxy of ours", missing: "there is no proxy: clients reach exposed ports themselves"},
+	{id: "D7", what: "a server inside that answers a proxy of ours", missing: "there is no proxy: clients reach exposed ports themselves. What a node answers through a server is tried in internal/orchestrator/link: TestAnAnswerOfANodeSpeaksForTheNodeAlone"},
 	{id: "G7", what: "the node's clock jumps", missing: "the clock is not this suite's to set; wall time is monotonic"},
-	{id: "H9", what: "garbage, old terms and forged members for Raft", missing: "one server has no peers, and no port for them"},
-	{id: "H10", what: "a join token, replayed", missing: "nodes do not join yet"},
+	{id: "H9", what: "garbage, old terms and forged members for Raft", missing: "one server has no peers, and no port for them; tried in internal/orchestrator: TestRaftStandsGarbage, TestAForgedMemberGetsNoVote, TestStrangersAtTheServersPort"},
+	{id: "H10", what: "a join token, replayed", missing: "the only node here is the service's own; tried in internal/orchestrator: TestANodeIsIntroduced"},
 	{id: "H11", what: "a panic in a handler", missing: "no request is known that makes one; tested in internal/endpoint"},
 	{id: "I1", what: "memory of a GPU that another tenant used", missing: "no GPU is handed in yet"},
 	{id: "I2", what: "all memory of a GPU, or a kernel for ever", missing: "no GPU is handed in yet"},

@@ -136,6 +136,9 @@ func (c *Config) checkClient(refuse refusal) {
 			refuse("client.servers: %q is neither host:port nor an address such as https://10.0.0.1:4646", s)
 		}
 	}
+	if n.GCMaxAllocs < 1 {
+		refuse("client.gc_max_allocs: %d is less than 1", n.GCMaxAllocs)
+	}
 	if n.OnStop != Keep && n.OnStop != Remove {
 		refuse("client.on_stop: %q is neither %s nor %s", n.OnStop, Keep, Remove)
 	}

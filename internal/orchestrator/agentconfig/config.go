@@ -95,6 +95,9 @@ type Client struct {
 	CNIPath         string `key:"cni_path"`
 	CNIConfigDir    string `key:"cni_config_dir"`
 
+	GCMaxAllocs int           `key:"gc_max_allocs"`
+	GCMaxAge    time.Duration `key:"gc_max_age"` // ours; 0 = whatever their age
+
 	OnStop          string   `key:"on_stop"`          // ours
 	AllowUnconfined bool     `key:"allow_unconfined"` // ours
 	JoinToken       string   `key:"join_token"`       // ours
@@ -189,7 +192,7 @@ func Default() Config {
 			AllocGCAge: 4 * time.Hour, AllocGCCount: 5000, JobGCCount: 10_000, ClientIntroduction: ClientIntroduction{Enforcement: None}, RaftLogSegment: 64 << 20,
 		},
 		Client: Client{
-			NodePool: "default", CNIPath: "/opt/cni/bin", CNIConfigDir: "/opt/cni/config", OnStop: Keep,
+			NodePool: "default", CNIPath: "/opt/cni/bin", CNIConfigDir: "/opt/cni/config", GCMaxAllocs: 50, GCMaxAge: 24 * time.Hour, OnStop: Keep,
 			Images:  Images{MaxSize: 20, MaxAge: 168 * time.Hour},
 			Network: Network{Range: "172.30.64.0/20"},
 		},

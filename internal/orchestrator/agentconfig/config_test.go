@@ -212,11 +212,12 @@ func TestValuesThatCannotBe(t *testing.T) {
 		"tls.rpc: servers that have": func(c *agentconfig.Config) {
 			c.TLS = agentconfig.TLS{HTTP: true, CAFile: "a", CertFile: "b", KeyFile: "c"}
 		},
-		"neither keep nor remove":    func(c *agentconfig.Config) { c.Client.OnStop = "stop" },
-		"log_level":                  func(c *agentconfig.Config) { c.LogLevel = "loud" },
-		"not an IPv4 prefix":         func(c *agentconfig.Config) { c.Client.Network.Range = "fd00::/8" },
-		"not of the form name=value": func(c *agentconfig.Config) { c.Client.Runtimes = []string{"runsc"} },
-		"min_heartbeat_ttl: it must": func(c *agentconfig.Config) { c.Server.MinHeartbeatTTL = 0 },
+		"client.gc_max_allocs: 0 is less": func(c *agentconfig.Config) { c.Client.GCMaxAllocs = 0 },
+		"neither keep nor remove":         func(c *agentconfig.Config) { c.Client.OnStop = "stop" },
+		"log_level":                       func(c *agentconfig.Config) { c.LogLevel = "loud" },
+		"not an IPv4 prefix":              func(c *agentconfig.Config) { c.Client.Network.Range = "fd00::/8" },
+		"not of the form name=value":      func(c *agentconfig.Config) { c.Client.Runtimes = []string{"runsc"} },
+		"min_heartbeat_ttl: it must":      func(c *agentconfig.Config) { c.Server.MinHeartbeatTTL = 0 },
 	} {
 		c := good()
 		change(&c)

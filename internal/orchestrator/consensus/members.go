@@ -53,16 +53,16 @@ func (r *Raft) transport() raft.Transport {
 	case r.cfg.Transport != nil:
 		return r.cfg.Transport
 	case r.cfg.Network != nil:
-		return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		return transport{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: stream{r.cfg.Network.Listener(peer.Raft), r.cfg.Network}, MaxPool: connPool, Timeout: rpcTimeout, Logger: bridge(r.cfg.Log),
-		})
+		})}
 	}
 	_, t := raft.NewInmemTransport(raft.ServerAddress(r.cfg.ServerID))
 	return t
 }
 
 func closeTransport(t raft.Transport) error {
-	if n, ok := t.(*raft.NetworkTransport); ok {
+	if n, ok := t.(transport); ok {
 		n.CloseStreams()
 		if err := n.Close(); err != nil {
 			return fmt.Errorf("close the transport: %w", err)

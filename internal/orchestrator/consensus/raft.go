@@ -34,6 +34,8 @@ type Config struct {
 	Log      logging.Logger
 	// Transport connects servers. nil = a cluster of this one server.
 	Transport raft.Transport
+	// Stores take the place of those in Dir; nil = they are there.
+	Stores *Stores
 	// SegmentBytes is the size of a log segment, which is allocated ahead. 0 = 64 MiB.
 	SegmentBytes int
 	// Network connects servers over TCP; Transport is used instead when both are set.

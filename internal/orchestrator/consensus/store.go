@@ -42,6 +42,21 @@ func (r *Raft) config() *raft.Config {
 	return c
 }
 
+// Stores are where a server's log and snapshots are kept.
+type Stores struct {
+	Log       raft.LogStore
+	Stable    raft.StableStore
+	Snapshots raft.SnapshotStore
+}
+
+// end has Run return err, unless it has a reason already.
+func (r *Raft) end(err error) {
+	select {
+	case r.fatal <- err:
+	default:
+	}
+}
+
 type stores struct {
 	log       raft.LogStore
 	stable    raft.StableStore
@@ -50,6 +65,9 @@ type stores struct {
 }
 
 func (r *Raft) open() (stores, error) {
+	if s := r.cfg.Stores; s != nil {
+		return stores{s.Log, s.Stable, s.Snapshots, func() error { return nil }}, nil
+	}
 	if r.cfg.Dir == "" {
 		mem := raft.NewInmemStore()
 		return stores{mem, mem, raft.NewInmemSnapshotStore(), func() error { return nil }}, nil
@@ -72,6 +90,9 @@ func (r *Raft) open() (stores, error) {
 		}
 		return errors.Join(errs...)
 	}
+	if err := mend(dir, meta); err != nil {
+		return stores{}, errors.Join(err, closeAll())
+	}
 	wal, err := raftwal.Open(dir, raftwal.WithSegmentSize(cmp.Or(r.cfg.SegmentBytes, 64<<20)), raftwal.WithMetaStore(meta),
 		raftwal.WithLogger(bridge(r.cfg.Log)))
 	if err != nil {
@@ -82,7 +103,7 @@ func (r *Raft) open() (stores, error) {
 	if err != nil {
 		return stores{}, errors.Join(fmt.Errorf("open the snapshots: %w", err), closeAll())
 	}
-	return stores{wal, wal, snaps, closeAll}, nil
+	return stores{&failstop{WAL: wal, tell: r.end}, wal, snaps, closeAll}, nil
 }
 
 // peersFile is what an operator writes into the data directory of each server that is left, all stopped, when a majority is lost for good: a JSON list of

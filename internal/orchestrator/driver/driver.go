@@ -112,6 +112,7 @@ type Exit struct {
 // Usage is what a task uses now.
 type Usage struct {
 	MemoryBytes int64
+	PeakMemory  int64 // bytes, the most there ever was; 0 = not known
 	CPUTime     time.Duration
 	PIDs        int64
 }

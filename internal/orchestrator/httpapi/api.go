@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"context"
 	"net/http"
+	"sync"
 	"sync/atomic"
 
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
+	"rockpool/internal/fault"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/events"
 	"rockpool/internal/orchestrator/keyring"
@@ -73,7 +75,13 @@ type API struct {
 	conns   tracker
 	pushes  *pushes
 	specs   *specs
+	// planning has room for the plans that are shown at a time; others wait.
+	planning chan struct{}
+	origins  http.CrossOriginProtection
+	joining  sync.Map // ids of nodes that are being registered for the first time
 }
+
+const maxPlans = 2
 
 // New builds the handler.
 func New(cfg Config) *API {
@@ -81,11 +89,12 @@ func New(cfg Config) *API {
 		cfg.Logger = logging.Discard()
 	}
 	cfg.Region = cmp.Or(cfg.Region, "global")
-	a := &API{cfg: cfg, store: cfg.Store, pushes: newPushes(), specs: newSpecs(), nodes: cfg.Nodes}
+	a := &API{cfg: cfg, store: cfg.Store, pushes: newPushes(), specs: newSpecs(), nodes: cfg.Nodes, planning: make(chan struct{}, maxPlans)}
 	if a.nodes == nil {
 		a.nodes = link.NewHub()
 	}
 	cfg.Store.Observe(a.pushes.observe)
+	cfg.Store.Observe(a.observeNodes)
 	a.closing, a.close = context.WithCancel(context.Background())
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
 		Auth: auth.Func(a.authenticate), Error: a.writeError, CompressAbove: 1024, Log: cfg.Logger, Lookup: a.settled, Forward: a.forward,
@@ -95,7 +104,16 @@ func New(cfg Config) *API {
 	return a
 }
 
-func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.server.ServeHTTP(w, r) }
+// ServeHTTP serves the API. A page of another site that somebody's browser shows may not change anything here, for without access control nothing else would
+// hold it back.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if a.origins.Check(r) != nil {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		a.writeError(w, r, fault.New(fault.Forbidden, "a page of another origin may not change anything here"))
+		return
+	}
+	a.server.ServeHTTP(w, r)
+}
 
 // Run ends streams and WebSockets when ctx ends, and returns when all have.
 func (a *API) Run(ctx context.Context) error {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -17,6 +18,8 @@ import (
 // EdgeConfig is what the API of an agent without a server is made of.
 type EdgeConfig struct {
 	Servers []string // base addresses of servers' HTTP API
+	// Known are those that there are now, as the servers said; nil = always Servers. What it gives stands before Servers, which are asked when none of it answers.
+	Known func() []string
 	// Transport reaches them.
 	Transport http.RoundTripper
 	NodeID    string
@@ -70,13 +73,31 @@ func NewEdge(cfg EdgeConfig) (*Edge, error) {
 	return e, nil
 }
 
-func (e *Edge) server() *url.URL { return e.servers[int(e.at.Load())%len(e.servers)] }
+// server is the one to ask now.
+func (e *Edge) server() *url.URL {
+	var all []*url.URL
+	if e.cfg.Known != nil {
+		for _, s := range e.cfg.Known() {
+			if u, err := url.Parse(s); err == nil && u.Host != "" {
+				all = append(all, u)
+			}
+		}
+	}
+	all = append(all, e.servers...)
+	return all[int(e.at.Load())%len(all)]
+}
 
 func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if r.URL.Path == "/v1/agent/health" && r.Method == http.MethodGet {
 		e.health(w)
 		return
+	}
+	if q := r.URL.Query(); ofProcess(r.URL.Path) && q.Get("node_id") == "" && q.Get("server_id") == "" {
+		// A server asks for the caller's right, and then this agent over the connection that it holds.
+		q.Set("node_id", e.cfg.NodeID)
+		r = r.Clone(r.Context())
+		r.URL.RawQuery = q.Encode()
 	}
 	local := e.local[r.URL.Path]
 	if local == nil || r.Method != http.MethodGet {
@@ -92,6 +113,11 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	local(w, r)
+}
+
+// ofProcess reports whether a path is about the process that is asked, and one that servers hand on to nodes.
+func ofProcess(path string) bool {
+	return path == "/v1/agent/host" || path == "/v1/agent/monitor" || strings.HasPrefix(path, "/v1/agent/pprof/")
 }
 
 const allowBound = 10 * time.Second

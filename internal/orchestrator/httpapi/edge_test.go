@@ -50,6 +50,10 @@ func TestAnAgentWithoutAServer(t *testing.T) {
 		{"GET", "/v1/agent/health", "", 200, `"ok":true`},
 		{"PUT", "/v1/jobs?namespace=x", "good", 200, "server PUT /v1/jobs?namespace=x"},
 		{"GET", "/v1/jobs", "bad", 403, "Permission denied"},
+		{"GET", "/v1/agent/host", "good", 200, "server GET /v1/agent/host?node_id=n-1"}, // which comes back over the connection
+		{"GET", "/v1/agent/pprof/heap?debug=1", "good", 200, "server GET /v1/agent/pprof/heap?debug=1&node_id=n-1"},
+		{"GET", "/v1/agent/monitor?server_id=one", "good", 200, "server GET /v1/agent/monitor?server_id=one"},
+		{"GET", "/v1/agent/monitor?node_id=n-2", "good", 200, "server GET /v1/agent/monitor?node_id=n-2"},
 		{"GET", "/v1/agent/self", "bad", 403, "Permission denied"},
 		{"GET", "/v1/agent/self", "good", 200, `"node_id":"n-1"`},
 		{"GET", "/v1/agent/self", "good", 200, `"log_level":"INFO"`},
@@ -60,5 +64,33 @@ func TestAnAgentWithoutAServer(t *testing.T) {
 		if code, text := ask(c.method, c.path, c.token); code != c.code || !strings.Contains(text, c.want) {
 			t.Errorf("%s %s as %q: %d %s", c.method, c.path, c.token, code, text)
 		}
+	}
+}
+
+func TestAnAgentWithoutAServerFollowsTheServers(t *testing.T) {
+	answering := func(name string) string {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, name) }))
+		t.Cleanup(s.Close)
+		return s.URL
+	}
+	given, later := answering("given"), answering("later")
+	var known []string
+	edge, err := httpapi.NewEdge(httpapi.EdgeConfig{Servers: []string{given}, Known: func() []string { return known }, Transport: http.DefaultTransport})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func() string {
+		w := httptest.NewRecorder()
+		edge.ServeHTTP(w, httptest.NewRequest("GET", "/v1/jobs", nil))
+		return w.Body.String()
+	}
+	if got := ask(); got != "given" {
+		t.Errorf("before it was told of others: %q", got)
+	}
+	if known = []string{later}; ask() != "later" {
+		t.Error("the server that it was told of is not asked")
+	}
+	if known = []string{"http://127.0.0.1:1", "no address"}; ask() != "No server answered\n" || ask() != "given" {
+		t.Error("when none of those answers, the given one is not asked")
 	}
 }

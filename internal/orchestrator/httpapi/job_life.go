@@ -59,7 +59,10 @@ func (r onJob) find(s *state.Snapshot) (*model.Job, error) {
 	return nil, notFound("job")
 }
 
-const maxPayload = 16 << 10 // bytes
+const (
+	maxPayload = 16 << 10 // bytes
+	maxToken   = 1024     // bytes of an idempotency token, which its job keeps
+)
 
 type dispatchJob struct {
 	onJob
@@ -69,15 +72,19 @@ type dispatchJob struct {
 }
 
 func (a *API) dispatchJob(w http.ResponseWriter, r *http.Request, id auth.Identity, req dispatchJob) error {
-	parent := a.store.Snapshot().Job(nil, cmp.Or(req.Namespace, model.DefaultNamespace), req.ID)
+	s := a.store.Snapshot()
+	parent := s.Job(nil, cmp.Or(req.Namespace, model.DefaultNamespace), req.ID)
 	if parent == nil {
 		return notFound("parameterized job")
 	}
 	b := req.Body
+	if len(req.Token) > maxToken {
+		return answer(http.StatusBadRequest, "an idempotency token has at most %d bytes", maxToken)
+	}
 	if err := mayDispatch(parent, &b); err != nil {
 		return err
 	}
-	if err := a.room(id); err != nil {
+	if err := a.again(s, parent, id); err != nil {
 		return err
 	}
 	prefix := cmp.Or(b.IdPrefixTemplate, req.Prefix)
@@ -162,6 +169,9 @@ func (a *API) evaluateJob(w http.ResponseWriter, r *http.Request, _ auth.Identit
 	case j.IsTemplate():
 		return fault.New(fault.Conflict, "can't evaluate parameterized job")
 	}
+	if err := a.busy(); err != nil {
+		return err
+	}
 	e := leader.JobEval(j, model.TriggerJobRegister)
 	entry := &command.AllocTransitions{Now: time.Now().UnixNano(), Evals: []*model.Evaluation{e}}
 	if req.Body.EvalOptions.ForceReschedule {
@@ -191,14 +201,15 @@ type forcePeriodic struct {
 }
 
 func (a *API) forcePeriodic(w http.ResponseWriter, r *http.Request, id auth.Identity, req forcePeriodic) error {
-	j, err := req.find(a.store.Snapshot())
+	s := a.store.Snapshot()
+	j, err := req.find(s)
 	if err != nil {
 		return err
 	}
 	if j.Periodic == nil {
 		return fault.New(fault.Conflict, "can't periodically launch non-periodic job")
 	}
-	if err := a.room(id); err != nil {
+	if err := a.again(s, j, id); err != nil {
 		return err
 	}
 	entry := leader.LaunchPeriodic(j, time.Now(), true)
@@ -210,7 +221,7 @@ type revertJob struct {
 	Body wire.JobRevertRequest `body:"json"`
 }
 
-func (a *API) revertJob(w http.ResponseWriter, r *http.Request, _ auth.Identity, req revertJob) error {
+func (a *API) revertJob(w http.ResponseWriter, r *http.Request, id auth.Identity, req revertJob) error {
 	s := a.store.Snapshot()
 	j, err := req.find(s)
 	if err != nil {
@@ -225,6 +236,9 @@ func (a *API) revertJob(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	old := s.JobVersion(j.Namespace, j.ID, req.Body.JobVersion)
 	if old == nil {
 		return noVersion(j, req.Body.JobVersion)
+	}
+	if err := a.again(s, old, id); err != nil {
+		return err
 	}
 	c := *old
 	c.Stop, c.Stable, c.VersionTag = false, false, nil
@@ -401,7 +415,13 @@ type planJob struct {
 }
 
 // planJob shows what a registration would do: it is decided on a state that supposes it was made, and nothing is written.
-func (a *API) planJob(_ context.Context, id auth.Identity, r planJob) (reply, error) {
+func (a *API) planJob(ctx context.Context, id auth.Identity, r planJob) (reply, error) {
+	select { // a plan of a large job takes hundreds of megabytes while it lasts
+	case a.planning <- struct{}{}:
+		defer func() { <-a.planning }()
+	case <-ctx.Done():
+		return reply{}, fault.New(fault.Exhausted, "other plans are under way: try again")
+	}
 	in := r.Body.Job
 	switch {
 	case in == nil:

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -147,7 +148,7 @@ func (a *API) listJobAllocs(ctx context.Context, _ auth.Identity, r byJob) (repl
 		j := s.Job(w, r.namespace(), r.ID)
 		stubs := mapped(s.AllocsByJob(w, r.namespace(), r.ID), func(al *model.Allocation) (*wire.AllocationListStub, bool) {
 			// An allocation of an earlier job with this id is shown only when asked for.
-			return wire.AllocStub(al, true, true), bool(r.All) || j == nil || al.Job.CreateIndex == j.CreateIndex
+			return wire.AllocStub(al, false, true), bool(r.All) || j == nil || al.Job.CreateIndex == j.CreateIndex
 		})
 		out, next, err := page(stubs, &r.query, func(s *wire.AllocationListStub) string { return s.ID })
 		return found{s.AllocsIndex(), out, next}, err
@@ -273,11 +274,24 @@ func (a *API) admit(j *wire.Job, namespace string, id auth.Identity) (*model.Job
 	return job, warnings, a.room(id)
 }
 
+// again refuses to run once more what may be known, but is not allowed where it is any longer.
+func (a *API) again(s *state.Snapshot, j *model.Job, id auth.Identity) error {
+	if problem := misplaced(s, j); problem != "" {
+		return answer(http.StatusInternalServerError, "%s", problem)
+	}
+	return a.room(id)
+}
+
 // room refuses new work while an operator wants none, and what could not be placed in time.
 func (a *API) room(id auth.Identity) error {
 	if a.store.Snapshot().SchedulerConfig().RejectRegistrations && (!a.controlled() || !id.Management) {
 		return fault.New(fault.Forbidden, "job registration is disabled in the scheduler configuration")
 	}
+	return a.busy()
+}
+
+// busy refuses more evaluations while those that there are take too long.
+func (a *API) busy() error {
 	if retry, overloaded := a.cfg.Leader.Overloaded(); overloaded {
 		return fault.New(fault.Exhausted, "more is registered than can be placed in time: try again in %v", retry)
 	}
@@ -301,10 +315,10 @@ func (a *API) checked(j *wire.Job, namespace string, id auth.Identity) (*model.J
 	if len(p.Errors) > 0 {
 		return nil, "", answer(http.StatusInternalServerError, "%s", p.Text())
 	}
-	if problem := misplaced(snap, j); problem != "" {
+	job := wire.JobIn(j)
+	if problem := misplaced(snap, job); problem != "" {
 		return nil, "", answer(http.StatusInternalServerError, "%s", problem)
 	}
-	job := wire.JobIn(j)
 	nameScaling(job)
 	return job, p.WarningText(), nil
 }
@@ -340,6 +354,12 @@ func (a *API) deleteJob(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	namespace := cmp.Or(req.Namespace, model.DefaultNamespace)
 	j := a.store.Snapshot().Job(nil, namespace, req.ID)
 	if j == nil {
+		// Nothing is written that would show that this server does not lead any more, and that another one knows the job.
+		if c := a.cfg.Cluster; c != nil {
+			if err := c.Verify(r.Context()); err != nil {
+				return fmt.Errorf("answer that there is no job: %w", err)
+			}
+		}
 		return flushed(w, a.written(0, &jobWritten{KnownLeader: true}))
 	}
 	entry := &command.JobDeregister{
@@ -381,7 +401,8 @@ func (a *API) validateJob(_ context.Context, id auth.Identity, r validateJob) (r
 		return reply{}, err
 	}
 	p := wire.Validate(j)
-	out := &wire.JobValidateResponse{ValidationErrors: p.Errors, Warnings: p.WarningText()}
+	// Nomad's client takes false for a server that it could not reach. As with Nomad's own servers, what a driver is told is up to the nodes.
+	out := &wire.JobValidateResponse{DriverConfigValidated: true, ValidationErrors: p.Errors, Warnings: p.WarningText()}
 	if len(p.Errors) > 0 {
 		out.Error = p.Text()
 	}

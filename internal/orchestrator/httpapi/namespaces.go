@@ -140,22 +140,20 @@ func choosePool(s *state.Snapshot, j *wire.Job) {
 	}
 }
 
-// misplaced says why a completed and valid job cannot be in its namespace; "" = it can.
-func misplaced(s *state.Snapshot, j *wire.Job) string {
-	n := s.Namespace(nil, *j.Namespace)
+// misplaced says why a job cannot be in its namespace; "" = it can. It is asked of whatever makes a job run that may not have been allowed before: also of an
+// earlier version, and of a template whose namespace has become stricter.
+func misplaced(s *state.Snapshot, j *model.Job) string {
+	n := s.Namespace(nil, j.Namespace)
 	if n == nil {
-		return fmt.Sprintf("job %q is in nonexistent namespace %q", *j.ID, *j.Namespace)
+		return fmt.Sprintf("job %q is in nonexistent namespace %q", j.ID, j.Namespace)
 	}
-	pool := model.PoolDefault
-	if j.NodePool != nil && *j.NodePool != "" {
-		pool = *j.NodePool
-	}
+	pool := cmp.Or(j.NodePool, model.PoolDefault)
 	matches := func(globs []string) bool {
 		return slices.ContainsFunc(globs, func(g string) bool { return acl.Match(g, pool) })
 	}
 	switch {
 	case s.NodePool(nil, pool) == nil:
-		return fmt.Sprintf("job %q is in nonexistent node pool %q", *j.ID, pool)
+		return fmt.Sprintf("job %q is in nonexistent node pool %q", j.ID, pool)
 	case pool != cmp.Or(n.DefaultPool, model.PoolDefault) && (len(n.AllowedPools) > 0 && !matches(n.AllowedPools) || matches(n.DeniedPools)):
 		return fmt.Sprintf("node pool %q is not allowed in namespace %q", pool, n.Name)
 	}

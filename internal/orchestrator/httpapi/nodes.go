@@ -67,7 +67,7 @@ func (a *API) nodeOf(r *http.Request) string {
 	n := a.store.Snapshot().Node(nil, id)
 	switch {
 	case n == nil:
-		if a.mayJoin(r) {
+		if a.mayJoin(token(r)) {
 			return id
 		}
 	case auth.TokenEqual(given, n.SecretID):
@@ -99,6 +99,21 @@ func (a *API) registerNode(ctx context.Context, who auth.Identity, r registerNod
 	n.NodePool = cmp.Or(n.NodePool, "default")
 	n.Datacenter = cmp.Or(n.Datacenter, a.cfg.Datacenter, "dc1")
 	n.Status = cmp.Or(n.Status, model.NodeReady)
+	if err := plausible(&n); err != nil {
+		return reply{}, err
+	}
+	if old == nil {
+		// Of two that come with the same id at once the second would replace the first, and its secret.
+		if _, busy := a.joining.LoadOrStore(n.ID, true); busy {
+			return reply{}, fault.New(fault.Conflict, "the node is being registered")
+		}
+		defer a.joining.Delete(n.ID)
+		if old = a.store.Snapshot().Node(nil, n.ID); old != nil {
+			return reply{}, fault.New(fault.Conflict, "the node has been registered meanwhile")
+		}
+	} else if err := a.mayMove(shownToken(ctx), old, &n); err != nil {
+		return reply{}, err
+	}
 	var evals []*model.Evaluation
 	if old == nil || old.Status != n.Status {
 		evals = leader.NodeEvals(snap, n.ID)
@@ -166,14 +181,16 @@ func (a *API) reportAllocs(ctx context.Context, _ auth.Identity, r reportAllocs)
 	if snap.Node(nil, r.ID) == nil {
 		return reply{}, notFound("node")
 	}
-	for _, u := range r.Body {
-		if u == nil {
-			return reply{}, fault.New(fault.Invalid, "a report is null")
-		}
+	now := time.Now().UnixNano()
+	updates, err := reported(snap, r.ID, r.Body, now)
+	if err != nil {
+		return reply{}, err
 	}
-	_, index, err := a.apply(ctx, &command.AllocUpdates{
-		Now: time.Now().UnixNano(), NodeID: r.ID, Allocs: r.Body, Evals: followUps(snap, r.Body),
-	})
+	a.cfg.Leader.Heartbeat(r.ID)
+	if len(updates) == 0 {
+		return a.written(snap.Index(), indexBody{snap.Index()}), nil
+	}
+	_, index, err := a.apply(ctx, &command.AllocUpdates{Now: now, NodeID: r.ID, Allocs: updates, Evals: followUps(snap, updates)})
 	a.cfg.Leader.Heartbeat(r.ID)
 	return a.written(index, indexBody{index}), err
 }
@@ -241,9 +258,9 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	defer unwatch()
 	idle := time.NewTimer(pushIdle)
 	defer idle.Stop()
-	sent := uint64(0)
+	sent, secret := uint64(0), r.Header.Get(secretHeader)
 	beyond := uint64(0) // nodes ignore what is not newer than what they were told before a restore
-	for {
+	for a.stillNode(req.ID, secret) {
 		replaced := a.store.Replaced()
 		msg := pushSince(a.store.Snapshot(), req.ID, sent)
 		if msg.Full && msg.Generation > beyond || !msg.Full && len(msg.Allocs)+len(msg.Purged) > 0 {
@@ -270,7 +287,9 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 					return err
 				}
 				idle.Reset(pushIdle)
+				waiting = false // and see whether it is a node yet
 			}
 		}
 	}
+	return nil
 }

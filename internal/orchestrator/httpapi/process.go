@@ -5,13 +5,13 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/fault"
 	"rockpool/internal/logging"
 	"rockpool/internal/metrics"
+	"rockpool/internal/orchestrator/inspect"
 )
 
 // Process is the process around the server, as its operator sees it. Every part may be missing.
@@ -142,9 +142,9 @@ type which struct {
 	ServerID string `query:"server_id"`
 }
 
-// elsewhere hands a request about another server's process to that server, once, and reports whether it did. What is about a node's own agent is refused: its
-// operator asks it directly.
-func (a *API) elsewhere(w http.ResponseWriter, r *http.Request, t which) (bool, error) {
+// elsewhere hands a request about another process to that one, and reports whether it did: to a server, once, which asks for the caller's right itself, or over a
+// node's own connection for as long as the caller has the right s.
+func (a *API) elsewhere(w http.ResponseWriter, r *http.Request, s auth.Scope, t which) (bool, error) {
 	leads, leader := a.cfg.Log.Leader()
 	switch {
 	case t.NodeID != "" && t.ServerID != "":
@@ -153,7 +153,7 @@ func (a *API) elsewhere(w http.ResponseWriter, r *http.Request, t which) (bool, 
 		if a.nodes.Local() == t.NodeID {
 			return false, nil
 		}
-		return false, fault.New(fault.Unsupported, "ask the agent of node %s itself: servers do not hand this on to nodes", t.NodeID)
+		return true, a.toNode(w, r, s, t.NodeID, false)
 	case t.ServerID == "", t.ServerID == a.cfg.Name, t.ServerID == a.cfg.Name+"."+a.cfg.Region, t.ServerID == "leader" && leads:
 		return false, nil
 	}
@@ -174,44 +174,52 @@ func (a *API) elsewhere(w http.ResponseWriter, r *http.Request, t which) (bool, 
 	return false, fault.New(fault.NotFound, "no server is called %s", t.ServerID)
 }
 
-type monitorRequest struct {
-	which
-	Level    string `query:"log_level"`
-	JSON     bool   `query:"log_json"`
-	Plain    bool   `query:"plain"`
-	Location bool   `query:"log_include_location"`
+// looked is this process as it may be looked at.
+func (a *API) looked() *inspect.Process {
+	p := a.proc()
+	return &inspect.Process{Name: a.cfg.Name, Log: p.Log, Profiles: p.Profiles}
 }
 
-const monitorIdle = time.Second // between signs of life
-
-// monitor streams the process's log: lines as they are, or in frames.
-func (a *API) monitor(w http.ResponseWriter, r *http.Request, _ auth.Identity, req monitorRequest) error {
-	if done, err := a.elsewhere(w, r, req.which); done || err != nil {
+// agentHost tells of the machine under a process.
+func (a *API) agentHost(w http.ResponseWriter, r *http.Request, _ auth.Identity, t which) error {
+	if done, err := a.elsewhere(w, r, auth.OpRead, t); done || err != nil {
 		return err
 	}
-	feed := a.proc().Log
-	if feed == nil {
-		return fault.New(fault.Unsupported, "the log of this process cannot be followed")
+	return a.looked().Host(w, r)
+}
+
+type monitorRequest struct {
+	which
+	inspect.MonitorRequest
+}
+
+// monitor streams the log of a process for as long as the caller may read it.
+func (a *API) monitor(w http.ResponseWriter, r *http.Request, id auth.Identity, req monitorRequest) error {
+	if done, err := a.elsewhere(w, r, auth.AgentRead, req.which); done || err != nil {
+		return err
 	}
-	if req.Level == "" {
-		req.Level = "info"
-	}
-	f, err := feed.Follow(req.Level, req.JSON)
-	switch {
-	case err == logging.ErrFollowers: //nolint:errorlint // it is never wrapped
-		return fault.New(fault.Exhausted, "%s", err.Error())
-	case err != nil:
-		return fault.New(fault.Invalid, "Unknown log level: %s", req.Level)
-	}
-	defer f.Close()
 	ctx, done, err := a.conns.begin(r.Context(), a.closing)
 	if err != nil {
 		return err
 	}
 	defer done()
-	w.Header().Set("Content-Type", "application/json")
-	if req.Plain {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	ctx, end := a.whileAllowed(ctx, id.Expires, func() bool {
+		who, err := a.authenticate(r)
+		return err == nil && who.May(auth.AgentRead)
+	})
+	defer end()
+	return a.looked().Monitor(ctx, w, req.MonitorRequest)
+}
+
+type profileRequest struct {
+	which
+	inspect.ProfileRequest
+}
+
+// profile takes a profile of a process.
+func (a *API) profile(w http.ResponseWriter, r *http.Request, _ auth.Identity, req profileRequest) error {
+	if done, err := a.elsewhere(w, r, auth.OpWrite, req.which); done || err != nil {
+		return err
 	}
-	return pump(ctx, w, f, req.Plain)
+	return a.looked().Profile(r.Context(), w, req.ProfileRequest)
 }

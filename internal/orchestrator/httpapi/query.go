@@ -108,12 +108,21 @@ func (a *API) read(ctx context.Context, q query, f func(*state.Snapshot, state.W
 	}
 }
 
+const (
+	maxFilter = 8 << 10 // bytes
+	// filterSteps bounds the work of reading a filter, of which brackets in brackets cost many times as much as the ones around them.
+	filterSteps = 1_000_000
+)
+
 // page filters, sorts and cuts a list. key is an item's token and order.
 func page[T any](items iter.Seq[T], q *query, key func(T) string) ([]T, string, error) {
 	var ev *bexpr.Evaluator
 	if q.Filter != "" {
+		if len(q.Filter) > maxFilter {
+			return nil, "", fault.New(fault.Invalid, "failed to read filter expression: it is longer than %d bytes", maxFilter)
+		}
 		var err error
-		if ev, err = bexpr.CreateEvaluator(q.Filter); err != nil {
+		if ev, err = bexpr.CreateEvaluator(q.Filter, bexpr.WithMaxExpressions(filterSteps)); err != nil {
 			return nil, "", fault.New(fault.Invalid, "failed to read filter expression: %v", err)
 		}
 	}

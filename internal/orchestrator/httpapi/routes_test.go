@@ -29,11 +29,19 @@ type memoryLog struct {
 	mu    sync.Mutex
 	store *state.Store
 	index uint64
+	// poison is what an entry panicked with: one like it on the log would end every server, each time that it starts.
+	poison any // guarded by mu
 }
 
 func (l *memoryLog) Apply(_ context.Context, entry any) (any, uint64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	defer func() {
+		if p := recover(); p != nil {
+			l.poison = p
+			panic(p)
+		}
+	}()
 	data, err := command.Encode(entry)
 	if err != nil {
 		return nil, 0, err
@@ -59,7 +67,7 @@ type world struct {
 
 const nodeSecret = "the node's secret"
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	store := state.New()
 	w := &world{log: &memoryLog{store: store}, alloc: ident.New(), eval: ident.New(), node: ident.New(), deploy: ident.New(), role: ident.New()}
@@ -97,7 +105,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) must(t *testing.T, entry any) any {
+func (w *world) must(t testing.TB, entry any) any {
 	t.Helper()
 	r, _, err := w.log.Apply(t.Context(), entry)
 	if err != nil {
@@ -120,7 +128,7 @@ func (w *world) token(t *testing.T, rules string) string {
 	return secret
 }
 
-func (w *world) management(t *testing.T) string {
+func (w *world) management(t testing.TB) string {
 	t.Helper()
 	secret := ident.New()
 	w.must(t, &command.ACLTokenUpsert{Now: time.Now().UnixNano(), Fresh: true, Token: &model.ACLToken{

@@ -95,8 +95,8 @@ func mayScale(s *state.Snapshot, j *model.Job, g *model.TaskGroup, to int64) err
 	if j.Stop {
 		return answer(http.StatusBadRequest, "cannot scale a job that is stopped")
 	}
-	if to > maxCount {
-		return answer(http.StatusBadRequest, "group count was greater than what a group may have: %d > %d", to, maxCount)
+	if to > wire.MaxCount {
+		return answer(http.StatusBadRequest, "group count was greater than what a group may have: %d > %d", to, wire.MaxCount)
 	}
 	if d := s.LatestDeployment(nil, j.Namespace, j.ID); d != nil && d.Active() && d.JobCreateIndex == j.CreateIndex && to != int64(g.Count) {
 		return answer(http.StatusBadRequest, "job scaling blocked due to active deployment")
@@ -111,8 +111,6 @@ func mayScale(s *state.Snapshot, j *model.Job, g *model.TaskGroup, to int64) err
 	}
 	return nil
 }
-
-const maxCount = 1_000_000
 
 func (a *API) getScale(ctx context.Context, _ auth.Identity, r byJob) (reply, error) {
 	return a.readJob(ctx, r, func(s *state.Snapshot, w state.Watch, j *model.Job) (found, error) {

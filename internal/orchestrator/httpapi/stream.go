@@ -22,6 +22,7 @@ import (
 const (
 	streamIdle  = 15 * time.Second // between heartbeats
 	streamBound = 40 * time.Second // for a reader to take a line
+	maxTopics   = 256              // each event is held against all of them
 )
 
 type streamEvents struct {
@@ -44,6 +45,9 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, id auth.Ident
 	f := events.Filter{Namespace: req.Namespace, Topics: map[string][]string{}}
 	if f.Namespace == "" {
 		f.Namespace = model.DefaultNamespace
+	}
+	if len(req.Topics) > maxTopics {
+		return fault.New(fault.Invalid, "a stream has at most %d topics, not %d", maxTopics, len(req.Topics))
 	}
 	for _, t := range req.Topics {
 		topic, key, ok := strings.Cut(t, ":")

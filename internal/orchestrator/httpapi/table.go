@@ -13,6 +13,7 @@ const (
 	jobBody   = 4 << 20
 	smallBody = 64 << 10
 	nodeBody  = 16 << 20
+	registers = 2 << 20 // a node, with all its devices and attributes, which the state keeps
 	short     = 30 * time.Second
 )
 
@@ -46,6 +47,9 @@ func (a *API) table() endpoint.Table {
 		a.nodeLifeTable(), a.explainTable(), a.processTable())
 }
 
+// Routes lists all that is served.
+func (a *API) Routes() endpoint.Table { return a.table() }
+
 func (a *API) coreTable() endpoint.Table {
 	t := endpoint.Table{
 		endpoint.Call("job.list", "GET", "/v1/jobs", read(auth.ListJobs), a.listJobs),
@@ -77,7 +81,7 @@ func (a *API) coreTable() endpoint.Table {
 		endpoint.Call("plugin.list", "GET", "/v1/plugins", read(auth.PluginList), a.noCSI),
 		endpoint.Call("scheduler.get", "GET", "/v1/operator/scheduler/configuration", read(auth.OpRead), a.getSchedulerConfig),
 
-		endpoint.Call("node.watch.register", "PUT", "/v1/internal/node/{id}/register", write(auth.NodeSelf, nodeBody), a.registerNode),
+		endpoint.Call("node.watch.register", "PUT", "/v1/internal/node/{id}/register", write(auth.NodeSelf, registers), a.registerNode),
 		endpoint.Call("node.watch.heartbeat", "PUT", "/v1/internal/node/{id}/heartbeat", write(auth.NodeSelf, smallBody), a.heartbeat),
 		endpoint.Call("node.watch.allocations", "PUT", "/v1/internal/node/{id}/allocations", write(auth.NodeSelf, nodeBody), a.reportAllocs),
 		endpoint.Stream("node.watch", "GET", "/v1/internal/node/{id}/watch", anywhere(auth.NodeSelf), a.watchNode),

@@ -39,6 +39,7 @@ type connection struct {
 	proxy   *httputil.ReverseProxy
 	idle    *http.Transport
 	streams chan struct{} // one per request under way
+	end     func()        // closes it
 }
 
 // NewHub makes a hub without connections.
@@ -116,15 +117,18 @@ func (h *Hub) Probe(ctx context.Context, nodeID string) error {
 
 // Serve holds the connection of a node that has proved to be nodeID, until it ends or ctx does. It closes conn.
 func (h *Hub) Serve(ctx context.Context, nodeID string, conn io.ReadWriteCloser) error {
-	session, err := yamux.Client(conn, settings())
+	session, err := yamux.Client(&watched{ReadWriteCloser: conn}, settings())
 	if err != nil {
 		_ = conn.Close()
 		return fmt.Errorf("connection of node: %w", err)
 	}
 	defer session.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	unhook := context.AfterFunc(ctx, func() { _ = session.Close() })
 	defer unhook()
 	c := connect(session)
+	c.end = cancel
 	defer c.idle.CloseIdleConnections()
 	h.mu.Lock()
 	h.nodes[nodeID] = c
@@ -136,27 +140,23 @@ func (h *Hub) Serve(ctx context.Context, nodeID string, conn io.ReadWriteCloser)
 			delete(h.nodes, nodeID)
 		}
 	}()
-	for { // a node has nothing to ask here
-		s, err := session.AcceptStream()
-		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, io.EOF) || session.IsClosed() {
-				return nil
-			}
-			return fmt.Errorf("connection of node: %w", err)
-		}
-		_ = s.Close()
+	// A node has nothing to ask here: no stream comes, but the end does.
+	_, err = session.AcceptStream()
+	if ctx.Err() != nil || errors.Is(err, io.EOF) || session.IsClosed() {
+		return nil
 	}
+	return fmt.Errorf("connection of node: %w", err)
 }
 
 func connect(s *yamux.Session) *connection {
 	t := &http.Transport{
 		DialContext:     func(context.Context, string, string) (net.Conn, error) { return s.OpenStream() },
 		MaxIdleConns:    64,
-		IdleConnTimeout: 30 * time.Second, DisableCompression: true, WriteBufferSize: 32 << 10, ReadBufferSize: 32 << 10,
+		IdleConnTimeout: 30 * time.Second, DisableCompression: true, MaxResponseHeaderBytes: headBytes, WriteBufferSize: 32 << 10, ReadBufferSize: 32 << 10,
 	}
 	t.MaxIdleConnsPerHost = t.MaxIdleConns
 	return &connection{session: s, idle: t, streams: make(chan struct{}, maxStreams), proxy: &httputil.ReverseProxy{
-		Transport: t, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0), // what it would say there is told to the client
+		Transport: plain{t}, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0), // what it would say there is told to the client
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL.Scheme, p.Out.URL.Host, p.Out.Host = "http", "node", "node"
 		},

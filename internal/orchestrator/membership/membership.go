@@ -42,7 +42,12 @@ type Config struct {
 	Log                          logging.Logger
 	// Interval is the time between two probes of other servers. 0 = 1 s.
 	Interval time.Duration
+	// Transport takes the place of TCP and UDP at Address; nil = it is those.
+	Transport Transport
 }
+
+// Transport carries the protocol of the membership.
+type Transport = memberlist.Transport
 
 // Status of a member.
 const (
@@ -174,6 +179,9 @@ func (m *Membership) config(events chan<- serf.Event) (*serf.Config, error) {
 		l.ProbeInterval, l.ProbeTimeout = m.cfg.Interval, m.cfg.Interval/2
 		l.GossipInterval = min(l.GossipInterval, m.cfg.Interval)
 		c.ReconnectInterval = 5 * m.cfg.Interval
+	}
+	if m.cfg.Transport != nil {
+		l.Transport = m.cfg.Transport
 	}
 	if m.cfg.Dir != "" {
 		dir := filepath.Join(m.cfg.Dir, "gossip")

@@ -65,6 +65,8 @@ func TestChangesOfTheConfiguration(t *testing.T) {
 		{"one without its data replaces itself", append(slices.Clone(all[:2]), member("new", "alive", "h3:1", "")),
 			[]membership.Change{{Remove: true, Peer: peers[2]}, {Peer: consensus.Peer{ID: "new", Address: "h3:1"}}}},
 		{"one without an id is nobody", append(slices.Clone(all), member("", "alive", "h4:1", "")), nil},
+		{"of two with one id none takes the vote along", append(slices.Clone(all), membership.Member{
+			Name: "forged.global", Status: "alive", Tags: map[string]string{"id": "c", "rpc_addr": "h9", "port": "1"}}), nil},
 		{"one that left and is alive under another name stays",
 			append(slices.Clone(all), membership.Member{Name: "old.global", Status: "left", Tags: map[string]string{"id": "c"}}), nil},
 	} {

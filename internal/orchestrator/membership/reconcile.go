@@ -15,24 +15,25 @@ type Change struct {
 }
 
 // Changes compares the members with Raft's configuration. Servers that are alive belong into it; those that have left do not. What becomes of failed ones is
-// autopilot's or an operator's business.
+// autopilot's or an operator's business. Who gossips has shown no certificate: it gets no vote by it, and takes none from a server that is alive.
 func Changes(members []Member, peers []consensus.Peer) []Change {
 	byID := map[string]consensus.Peer{}
 	for _, p := range peers {
 		byID[p.ID] = p
 	}
-	alive := map[string]bool{}
+	alive, twice := map[string]bool{}, map[string]bool{}
 	var out []Change
 	for _, m := range members {
-		if m.Status == Alive && m.ID() != "" {
-			alive[m.ID()] = true
+		if id := m.ID(); m.Status == Alive && id != "" {
+			twice[id] = alive[id]
+			alive[id] = true
 		}
 	}
 	for _, m := range members {
 		id := m.ID()
 		p, known := byID[id]
 		switch {
-		case id == "":
+		case id == "" || twice[id]: // of two that say to be the same server one lies, and a vote does not follow it
 		case m.Status == Alive && !known:
 			for _, o := range peers {
 				if o.Address == m.RPCAddress() && !alive[o.ID] { // its predecessor, whose data are gone

@@ -194,6 +194,7 @@ type AllocMetric struct {
 	ScoreMeta          []NodeScore        `codec:",omitempty"` // of the best nodes, best first
 	QuotaExhausted     []string           `codec:",omitempty"` // dimensions
 	NodesInPool        int                `codec:",omitempty"`
+	NodePool           string             `codec:",omitempty"` // of what found no place; else it is that of the allocation's job
 }
 
 // NodeScore explains what a node was given.

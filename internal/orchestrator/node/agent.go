@@ -57,7 +57,11 @@ type Config struct {
 	OnStop     OnStop
 	Servers    ServerConn
 	MaxStarts  int // tasks being started at a time; 0 = twice the number of cores
-	Log        logging.Logger
+	// KeepEnded is of how many allocations that have ended the logs and files stay, the newest; 0 = 50. KeepEndedFor is how long they stay at most; 0 = for ever.
+	// Their records stay until the servers purge them.
+	KeepEnded    int
+	KeepEndedFor time.Duration
+	Log          logging.Logger
 }
 
 // Agent runs allocations on this machine.
@@ -112,6 +116,9 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.MaxStarts <= 0 {
 		cfg.MaxStarts = 2 * runtime.NumCPU()
 	}
+	if cfg.KeepEnded <= 0 {
+		cfg.KeepEnded = defaultKeepEnded
+	}
 	dir, err := filepath.Abs(cfg.DataDir)
 	if err != nil {
 		return nil, fmt.Errorf("node agent: %w", err)
@@ -158,6 +165,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	rctx, stopReporting := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopReporting()
 	reporting.Go(func() { a.reporter.Run(rctx, flushTimeout) })
+	reporting.Go(func() { a.collectEnded(rctx) })
 	if a.registrar != nil {
 		reporting.Go(func() { a.registrar.run(rctx) })
 	}
@@ -271,16 +279,21 @@ func (a *Agent) restore(ctx, life context.Context) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, r := range runners {
-		a.startRunner(life, r)
-	}
+	a.startRunners(life, runners)
 	return nil
 }
 
-// startRunner gives a runner its goroutine. The caller holds mu.
-func (a *Agent) startRunner(life context.Context, r *allocRunner) {
-	a.runners[r.id] = r
-	a.allocs.Go(func() { r.run(life) })
+// startRunners gives runners their goroutines, once all of them are known: some wait for others. The caller holds mu.
+func (a *Agent) startRunners(life context.Context, runners []*allocRunner) {
+	for _, r := range runners {
+		a.runners[r.id] = r
+	}
+	for _, r := range runners {
+		r.before = a.precedes(r)
+	}
+	for _, r := range runners {
+		a.allocs.Go(func() { r.run(life) })
+	}
 }
 
 // apply brings the runners to what a message wants. It waits for nothing.
@@ -296,6 +309,7 @@ func (a *Agent) apply(life context.Context, p model.AllocPush) error {
 	}
 	a.generation = p.Generation
 	wanted := make(map[string]bool, len(p.Allocs))
+	var fresh []*allocRunner
 	for _, alloc := range p.Allocs {
 		wanted[alloc.ID] = true
 		if r := a.runners[alloc.ID]; r != nil {
@@ -303,7 +317,8 @@ func (a *Agent) apply(life context.Context, p model.AllocPush) error {
 		} else if !safeID(alloc.ID) || alloc.Job == nil {
 			a.log.WithField("alloc_id", alloc.ID).Error("allocation without a valid id or job ignored")
 		} else if !alloc.ClientTerminal() {
-			a.startRunner(life, newAllocRunner(a, alloc, nil))
+			r := newAllocRunner(a, alloc, nil)
+			a.runners[alloc.ID], fresh = r, append(fresh, r)
 		}
 	}
 	if p.Full {
@@ -318,6 +333,7 @@ func (a *Agent) apply(life context.Context, p model.AllocPush) error {
 			r.destroy()
 		}
 	}
+	a.startRunners(life, fresh) // who waits for others sees which of them have to go
 	return nil
 }
 

@@ -1,6 +1,8 @@
 package node_test
 
 import (
+	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -580,5 +582,58 @@ func TestIdentityIsKeptAndPrivate(t *testing.T) {
 	info, err := os.Stat(filepath.Join(dir, "identity.json"))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("mode %v, %v", info.Mode(), err)
+	}
+}
+
+func TestAnUpgradeFromOneDirectoryPerAllocationKeepsWhatRuns(t *testing.T) {
+	inBubble(t, func(t *testing.T, m *machine) {
+		m.server.place(alloc("one", config{}))
+		m.expect("one", model.ClientRunning)
+		if err := m.stop(); err != nil {
+			t.Fatal(err)
+		}
+		m.toOlderState()
+		m.start()
+		m.expect("one", model.ClientRunning)
+		if s := m.driver.Started(); !slices.Equal(s, []string{"one.a.1"}) {
+			t.Errorf("started %v", s)
+		}
+		if tasks := m.driver.Tasks(); !slices.Equal(tasks, []string{"one.a.1"}) {
+			t.Errorf("tasks %v", tasks)
+		}
+	})
+}
+
+// toOlderState keeps the state of a node that is stopped in the way of releases before the one file.
+func (m *machine) toOlderState() {
+	m.t.Helper()
+	at := filepath.Join(m.dir, "allocs.log")
+	text, err := os.ReadFile(at)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for record := range bytes.Lines(text) {
+		var r struct {
+			ID    string
+			Alloc json.RawMessage
+			Tasks json.RawMessage
+		}
+		if err := json.Unmarshal(record[9:], &r); err != nil {
+			m.t.Fatal(err)
+		}
+		dir := filepath.Join(m.dir, "allocs", r.ID)
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			m.t.Fatal(err)
+		}
+		for name, part := range map[string]json.RawMessage{"alloc.json": r.Alloc, "tasks.json": r.Tasks} {
+			if len(part) > 0 {
+				if err := os.WriteFile(filepath.Join(dir, name), part, 0o600); err != nil {
+					m.t.Fatal(err)
+				}
+			}
+		}
+	}
+	if err := os.Remove(at); err != nil {
+		m.t.Fatal(err)
 	}
 }

@@ -58,6 +58,8 @@ type allocRunner struct {
 	description string            // overrides the derived one
 	reported    model.AllocUpdate
 	debris      map[string]driver.Driver // by task id: what could not be destroyed
+	collected   bool                     // its logs and files were removed; nothing else is written after the end
+	before      []before                 // must have ended before a task starts; nil = nobody
 	tracker     *healthTracker           // nil = nobody asks for the allocation's health
 	health      *model.AllocHealth       // nil = not decided
 
@@ -122,9 +124,10 @@ func specOf(a *model.Allocation, task string) (*model.Task, *model.TaskGroup) {
 func (r *allocRunner) renew(alloc *model.Allocation, full bool) {
 	r.mu.Lock()
 	r.alloc = alloc
-	stale := full && r.reported.ID != "" && alloc.ClientStatus != r.reported.ClientStatus
+	// The servers missed or overruled something while there was no stream; or they count as unknown what they can hear of now.
+	stale := r.reported.ID != "" && alloc.ClientStatus != r.reported.ClientStatus && (full || alloc.ClientStatus == model.ClientUnknown)
 	r.mu.Unlock()
-	if stale { // the servers missed or overruled something while there was no stream
+	if stale {
 		r.report(true)
 	}
 	if alloc.DesiredStatus != model.DesiredRun {

@@ -87,38 +87,3 @@ func (a *Agent) Checks(allocID string) (wire.AllocCheckStatuses, error) {
 	}
 	return r.offers.all(), nil
 }
-
-// Collect removes what is kept of an allocation that has ended: logs, files. Its record stays until the servers purge it.
-func (a *Agent) Collect(allocID string) error {
-	if allocID != "" {
-		r, err := a.runner(allocID)
-		if err != nil {
-			return err
-		}
-		return a.collect(r)
-	}
-	a.mu.Lock()
-	all := make([]*allocRunner, 0, len(a.runners))
-	for _, r := range a.runners {
-		all = append(all, r)
-	}
-	a.mu.Unlock()
-	for _, r := range all {
-		if err := a.collect(r); err != nil && !fault.Is(err, fault.Invalid) {
-			return err
-		}
-	}
-	return nil
-}
-
-func (a *Agent) collect(r *allocRunner) error {
-	select {
-	case <-r.quiet:
-	default:
-		return fault.New(fault.Invalid, "allocation %s still runs, or will", r.id)
-	}
-	if err := os.RemoveAll(a.db.dir(r.id)); err != nil {
-		return fault.Wrap(fault.Internal, err, "what is kept of allocation %s cannot be removed", r.id)
-	}
-	return nil
-}

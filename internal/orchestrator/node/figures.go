@@ -1,56 +1,89 @@
 package node
 
 import (
-	"cmp"
 	"context"
-
-	"github.com/shirou/gopsutil/v4/host"
-	"github.com/shirou/gopsutil/v4/mem"
+	"time"
 
 	"rockpool/internal/orchestrator/model"
 )
 
-// Figures sets what this node runs and has left, under Nomad's names, in MHz and MB, and the machine's memory in bytes. There is none per allocation or task.
+// figuresTimeout bounds how long the machine is asked for its figures.
+const figuresTimeout = 2 * time.Second
+
+// Figures sets gauges of the node, under Nomad's names: what its allocations do and hold, and how the machine is. None is of one allocation or task, so that there
+// are as many of them however many jobs run.
 func (a *Agent) Figures(set func(name string, v float64)) {
-	const prefix = "nomad.client."
-	count := map[string]float64{"pending": 0, "running": 0, "terminal": 0}
-	held := &model.Usage{}
+	n := a.node()
+	if n == nil {
+		return // it has not described itself yet
+	}
 	a.mu.Lock()
-	n := a.described
+	runners := make([]*allocRunner, 0, len(a.runners))
 	for _, r := range a.runners {
-		r.mu.Lock()
-		switch cmp.Or(r.reported.ClientStatus, r.alloc.ClientStatus) {
-		case model.ClientRunning:
-			count["running"]++
-			held.Add(&r.alloc.Resources)
-		case model.ClientPending, "":
-			count["pending"]++
-			held.Add(&r.alloc.Resources)
-		default:
-			count["terminal"]++
-		}
-		r.mu.Unlock()
+		runners = append(runners, r)
 	}
 	a.mu.Unlock()
-	for status, n := range count {
-		set(prefix+"allocations."+status, n)
+	count := map[string]int{model.ClientPending: 0, model.ClientRunning: 0, "terminal": 0}
+	var held model.NodeResources
+	for _, r := range runners {
+		status, res := r.standing()
+		count[status]++
+		if status == "terminal" {
+			continue
+		}
+		held.DiskMB += res.DiskMB
+		for _, t := range res.Tasks {
+			held.CPU += t.CPU
+			held.MemoryMB += t.MemoryMB
+		}
 	}
-	set(prefix+"allocated.cpu", float64(held.CPU))
-	set(prefix+"allocated.memory", float64(held.MemoryMB))
-	set(prefix+"allocated.disk", float64(held.DiskMB))
-	if n != nil {
-		set(prefix+"unallocated.cpu", float64(n.Resources.CPU-n.Reserved.CPU-held.CPU))
-		set(prefix+"unallocated.memory", float64(n.Resources.MemoryMB-n.Reserved.MemoryMB-held.MemoryMB))
-		set(prefix+"unallocated.disk", float64(n.Resources.DiskMB-n.Reserved.DiskMB-held.DiskMB))
+	for status, v := range count {
+		set("nomad.client.allocations."+status, float64(v))
 	}
-	// What the machine does not tell is left out.
-	if up, err := host.UptimeWithContext(context.Background()); err == nil {
-		set(prefix+"uptime", float64(up))
+	for _, x := range []struct {
+		name             string
+		all, kept, taken int
+	}{
+		{"cpu", n.Resources.CPU, n.Reserved.CPU, held.CPU}, {"memory", n.Resources.MemoryMB, n.Reserved.MemoryMB, held.MemoryMB},
+		{"disk", n.Resources.DiskMB, n.Reserved.DiskMB, held.DiskMB},
+	} {
+		set("nomad.client.allocated."+x.name, float64(x.taken))
+		set("nomad.client.unallocated."+x.name, float64(max(x.all-x.kept-x.taken, 0)))
 	}
-	if m, err := mem.VirtualMemoryWithContext(context.Background()); err == nil {
-		set(prefix+"host.memory.total", float64(m.Total))
-		set(prefix+"host.memory.available", float64(m.Available))
-		set(prefix+"host.memory.used", float64(m.Used))
-		set(prefix+"host.memory.free", float64(m.Free))
+	set("nomad.client.executions.running", float64(len(a.executions.all())))
+	a.machineFigures(set)
+}
+
+func (a *Agent) machineFigures(set func(name string, v float64)) {
+	ctx, cancel := context.WithTimeout(context.Background(), figuresTimeout)
+	defer cancel()
+	m, err := memory(ctx)
+	if err != nil {
+		return // what is not known is not told
 	}
+	set("nomad.client.host.memory.total", float64(m.Total))
+	set("nomad.client.host.memory.available", float64(m.Available))
+	set("nomad.client.host.memory.used", float64(m.Used))
+	set("nomad.client.host.memory.free", float64(m.Free))
+	if d := diskStats(ctx, a.cfg.DataDir); d != nil {
+		set("nomad.client.host.disk.size", float64(d.Size))
+		set("nomad.client.host.disk.used", float64(d.Used))
+		set("nomad.client.host.disk.available", float64(d.Available))
+		set("nomad.client.host.disk.used_percent", d.UsedPercent)
+		set("nomad.client.host.disk.inodes_percent", d.InodesUsedPercent)
+	}
+}
+
+// standing is what an allocation does, and what it holds.
+func (r *allocRunner) standing() (status string, res model.AllocatedResources) {
+	over := r.over()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case over:
+		return "terminal", r.alloc.Resources
+	case r.reported.ClientStatus == model.ClientPending, r.reported.ID == "":
+		return model.ClientPending, r.alloc.Resources
+	}
+	return model.ClientRunning, r.alloc.Resources // also what is on its way to its end
 }

@@ -9,24 +9,27 @@ import (
 
 func TestFiguresOfANode(t *testing.T) {
 	inBubble(t, func(t *testing.T, m *machine) {
-		for id, c := range map[string]config{"runs": {}, "ends": {"run_for": "1s"}, "starts": {"start_delay": "1h"}} {
+		for id, c := range map[string]config{"runs": {}, "waits": {"start_delay": "1h"}, "ended": {"run_for": "1s"}} {
 			a := alloc(id, c)
-			a.Resources = model.AllocatedResources{DiskMB: 10, Tasks: map[string]*model.AllocatedTask{"a": {CPU: 100, MemoryMB: 64}}}
+			a.Resources = model.AllocatedResources{DiskMB: 3, Tasks: map[string]*model.AllocatedTask{"a": {CPU: 10, MemoryMB: 20}}}
 			m.server.place(a)
 		}
 		after(2 * time.Second)
-		m.expect("ends", model.ClientComplete)
 		got := map[string]float64{}
 		m.agent.Figures(func(name string, v float64) { got[name] = v })
 		for name, want := range map[string]float64{
-			"allocations.running": 1, "allocations.pending": 1, "allocations.terminal": 1, "allocated.cpu": 200, "allocated.memory": 128, "allocated.disk": 20,
+			"nomad.client.allocations.running": 1, "nomad.client.allocations.pending": 1, "nomad.client.allocations.terminal": 1,
+			"nomad.client.allocated.cpu": 20, "nomad.client.allocated.memory": 40, "nomad.client.allocated.disk": 6, "nomad.client.executions.running": 0,
 		} {
-			if v, ok := got["nomad.client."+name]; !ok || v != want {
+			if v, ok := got[name]; !ok || v != want {
 				t.Errorf("%s is %v, want %v", name, v, want)
 			}
 		}
-		if got["nomad.client.unallocated.memory"] <= 0 || got["nomad.client.host.memory.total"] <= 0 {
-			t.Errorf("the machine's figures are %v", got)
+		if got["nomad.client.host.memory.total"] == 0 || got["nomad.client.host.disk.size"] == 0 || got["nomad.client.unallocated.memory"] == 0 {
+			t.Errorf("%v", got)
+		}
+		if len(got) > 30 {
+			t.Errorf("%d figures", len(got))
 		}
 	})
 }

@@ -16,11 +16,11 @@ import (
 // HostStats are figures of the machine. Those of the processors are shares since the machine's start for the first question, and since the one before for
 // all others. What cannot be found out is left out.
 func (a *Agent) HostStats(ctx context.Context) (*wire.HostStats, error) {
-	m, err := mem.VirtualMemoryWithContext(ctx)
+	m, err := memory(ctx)
 	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "figures of the machine's memory are not known")
+		return nil, err
 	}
-	out := &wire.HostStats{Memory: &wire.HostMemoryStats{Total: m.Total, Available: m.Available, Used: m.Used, Free: m.Free}}
+	out := &wire.HostStats{Memory: m}
 	if up, err := host.UptimeWithContext(ctx); err == nil {
 		out.Uptime = up
 	}
@@ -39,6 +39,14 @@ func (a *Agent) HostStats(ctx context.Context) (*wire.HostStats, error) {
 		out.AllocDirStats = &wire.HostDiskStats{}
 	}
 	return out, nil
+}
+
+func memory(ctx context.Context) (*wire.HostMemoryStats, error) {
+	m, err := mem.VirtualMemoryWithContext(ctx)
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "figures of the machine's memory are not known")
+	}
+	return &wire.HostMemoryStats{Total: m.Total, Available: m.Available, Used: m.Used, Free: m.Free}, nil
 }
 
 func diskStats(ctx context.Context, path string) *wire.HostDiskStats {

@@ -254,7 +254,11 @@ type machine struct {
 	onStop node.OnStop
 	starts int
 	agent  *node.Agent
-	stop   func() error
+
+	keepEnded    int
+	keepEndedFor time.Duration
+
+	stop func() error
 }
 
 // inBubble runs f with a machine whose agent has registered.
@@ -277,7 +281,7 @@ func inBubble(t *testing.T, f func(t *testing.T, m *machine)) {
 func (m *machine) start() {
 	m.t.Helper()
 	a, err := node.New(node.Config{DataDir: m.dir, Datacenter: "dc1", Drivers: []driver.Driver{cmp.Or[driver.Driver](m.facade, m.driver)}, Servers: m.server, Networks: m.nets,
-		OnStop: m.onStop, MaxStarts: m.starts, Log: logging.Discard()})
+		OnStop: m.onStop, MaxStarts: m.starts, KeepEnded: m.keepEnded, KeepEndedFor: m.keepEndedFor, Log: logging.Discard()})
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -221,14 +221,35 @@ func (db *stateDB) compact() (err error) {
 	return nil
 }
 
-// load opens the state and reads all allocations. Those whose records cannot be used are listed as broken.
+// load opens the state and reads all allocations, those too that an earlier release kept in another way. Those whose records cannot be used are listed as
+// broken.
 func (db *stateDB) load() (all []saved, broken []string, err error) {
+	all, broken, unknown, err := db.read()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, id := range unknown {
+		s, ok := db.takeOver(id)
+		if !ok { // a directory without a record is of an allocation whose record was lost
+			broken = append(broken, id)
+			continue
+		}
+		if err := db.adopt(s); err != nil {
+			return nil, nil, err
+		}
+		all = append(all, s)
+	}
+	return all, broken, nil
+}
+
+// read reads the file. Unknown are the allocations that have a directory, or task states, and no record of their own.
+func (db *stateDB) read() (all []saved, broken, unknown []string, err error) {
 	if err := os.MkdirAll(db.root, 0o700); err != nil {
-		return nil, nil, fmt.Errorf("open allocation directory: %w", err)
+		return nil, nil, nil, fmt.Errorf("open allocation directory: %w", err)
 	}
 	f, err := os.OpenFile(db.path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, nil, fmt.Errorf("open state: %w", err)
+		return nil, nil, nil, fmt.Errorf("open state: %w", err)
 	}
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -238,7 +259,7 @@ func (db *stateDB) load() (all []saved, broken []string, err error) {
 	for lines := bufio.NewReaderSize(f, 1<<20); ; {
 		b, err := lines.ReadBytes('\n')
 		if err != nil && !errors.Is(err, io.EOF) {
-			return nil, nil, fmt.Errorf("read state: %w", err)
+			return nil, nil, nil, fmt.Errorf("read state: %w", err)
 		}
 		if errors.Is(err, io.EOF) {
 			break // what is left was cut off
@@ -249,7 +270,7 @@ func (db *stateDB) load() (all []saved, broken []string, err error) {
 		if !ok { // what a damaged record said is not known: its allocation counts as lost
 			id := damaged.FindSubmatch(b)
 			if id == nil {
-				return nil, nil, fmt.Errorf("read state: %s is damaged at byte %d: remove it to start without the allocations of this node, which then count as lost", db.path, s.at)
+				return nil, nil, nil, fmt.Errorf("read state: %s is damaged at byte %d: remove it to start without the allocations of this node, which then count as lost", db.path, s.at)
 			}
 			delete(found, string(id[1]))
 			lost[string(id[1])] = true
@@ -275,14 +296,16 @@ func (db *stateDB) load() (all []saved, broken []string, err error) {
 		}
 	}
 	if err := f.Truncate(db.size); err != nil {
-		return nil, nil, fmt.Errorf("read state: %w", err)
+		return nil, nil, nil, fmt.Errorf("read state: %w", err)
 	}
 	for _, id := range order {
 		s := found[id]
 		delete(found, id) // an id can be in order twice
 		switch {
 		case s == nil:
-		case s.alloc == nil || s.alloc.Job == nil || s.alloc.ID != id:
+		case s.alloc == nil:
+			unknown = append(unknown, id)
+		case s.alloc.Job == nil || s.alloc.ID != id:
 			broken = append(broken, id)
 		default:
 			all = append(all, *s)
@@ -291,17 +314,16 @@ func (db *stateDB) load() (all []saved, broken []string, err error) {
 	for id := range lost {
 		broken = append(broken, id)
 	}
-	// Directories without a record are of allocations whose records were lost.
 	entries, err := os.ReadDir(db.root)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read allocation directory: %w", err)
+		return nil, nil, nil, fmt.Errorf("read allocation directory: %w", err)
 	}
 	for _, e := range entries {
 		if _, ok := db.at[e.Name()]; !ok && !lost[e.Name()] {
-			broken = append(broken, e.Name())
+			unknown = append(unknown, e.Name())
 		}
 	}
-	return all, broken, nil
+	return all, broken, unknown, nil
 }
 
 // close lets go of the file.

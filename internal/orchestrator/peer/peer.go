@@ -40,7 +40,10 @@ type Config struct {
 	Advertise string // host or host:port that others are told; "" = that of Address
 	// Listener and Dialer are the TLS of either direction; nil = none.
 	Listener, Dialer *tls.Config
-	Log              logging.Logger
+	// Listen and Dial take the place of TCP; nil = TCP it is.
+	Listen func(address string) (net.Listener, error)
+	Dial   func(ctx context.Context, address string) (net.Conn, error)
+	Log    logging.Logger
 }
 
 // Network is one server's listener and its way to the others.
@@ -62,7 +65,15 @@ func Listen(cfg Config) (*Network, error) {
 	if cfg.Log == nil {
 		cfg.Log = logging.Discard()
 	}
-	l, err := net.Listen("tcp", cfg.Address)
+	if cfg.Listen == nil {
+		cfg.Listen = func(address string) (net.Listener, error) { return net.Listen("tcp", address) }
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+		}
+	}
+	l, err := cfg.Listen(cfg.Address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for other servers: %w", err)
 	}
@@ -229,7 +240,7 @@ var ErrUnreached = errors.New("the server could not be reached")
 func (n *Network) Dial(ctx context.Context, p Protocol, address string) (_ net.Conn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, dialBound)
 	defer cancel()
-	plain, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	plain, err := n.cfg.Dial(ctx, address)
 	if err != nil {
 		return nil, unreached(address, err)
 	}

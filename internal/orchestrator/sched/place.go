@@ -1,6 +1,7 @@
 package sched
 
 import (
+	"cmp"
 	"slices"
 
 	"rockpool/internal/orchestrator/model"
@@ -52,6 +53,7 @@ func (p *pass) fail(g *model.TaskGroup, m *model.AllocMetric) {
 	if first := p.out.Failed[g.Name]; first != nil {
 		first.CoalescedFailures++
 	} else {
+		m.NodePool = cmp.Or(p.job.NodePool, defaultPool)
 		p.out.Failed[g.Name] = m
 	}
 	p.out.Queued[g.Name]++

@@ -8,18 +8,60 @@ import (
 	"rockpool/internal/orchestrator/model"
 )
 
+// Allocation is that of nomad/api, field by field. What is empty is left out, as Nomad does: an allocation that was just placed has no TaskStates.
+type Allocation struct {
+	ID                    string                     `json:",omitempty"`
+	Namespace             string                     `json:",omitempty"`
+	EvalID                string                     `json:",omitempty"`
+	Name                  string                     `json:",omitempty"`
+	NodeID                string                     `json:",omitempty"`
+	NodeName              string                     `json:",omitempty"`
+	JobID                 string                     `json:",omitempty"`
+	Job                   *api.Job                   `json:",omitempty"`
+	TaskGroup             string                     `json:",omitempty"`
+	Resources             *api.Resources             `json:",omitempty"`
+	TaskResources         map[string]*api.Resources  `json:",omitempty"`
+	AllocatedResources    *api.AllocatedResources    `json:",omitempty"`
+	Services              map[string]string          `json:",omitempty"`
+	Metrics               *api.AllocationMetric      `json:",omitempty"`
+	DesiredStatus         string                     `json:",omitempty"`
+	DesiredDescription    string                     `json:",omitempty"`
+	DesiredTransition     api.DesiredTransition      `json:",omitzero"`
+	ClientStatus          string                     `json:",omitempty"`
+	ClientDescription     string                     `json:",omitempty"`
+	TaskStates            map[string]*api.TaskState  `json:",omitempty"`
+	DeploymentID          string                     `json:",omitempty"`
+	DeploymentStatus      *api.AllocDeploymentStatus `json:",omitempty"`
+	FollowupEvalID        string                     `json:",omitempty"`
+	PreviousAllocation    string                     `json:",omitempty"`
+	NextAllocation        string                     `json:",omitempty"`
+	RescheduleTracker     *api.RescheduleTracker     `json:",omitempty"`
+	NetworkStatus         *api.AllocNetworkStatus    `json:",omitempty"`
+	PreemptedAllocations  []string                   `json:",omitempty"`
+	PreemptedByAllocation string                     `json:",omitempty"`
+	CreateIndex           uint64                     `json:",omitempty"`
+	ModifyIndex           uint64                     `json:",omitempty"`
+	AllocModifyIndex      uint64                     `json:",omitempty"`
+	CreateTime            int64                      `json:",omitempty"`
+	ModifyTime            int64                      `json:",omitempty"`
+}
+
 // AllocOut makes the wire's allocation, with its job.
-func AllocOut(a *model.Allocation) *api.Allocation {
-	return &api.Allocation{
+func AllocOut(a *model.Allocation) *Allocation {
+	metrics := MetricOut(a.Metrics)
+	if metrics != nil && a.Job != nil {
+		metrics.NodePool = a.Job.NodePool
+	}
+	return (*Allocation)(&api.Allocation{
 		ID: a.ID, Namespace: a.Namespace, EvalID: a.EvalID, Name: a.Name, NodeID: a.NodeID, NodeName: a.NodeName, JobID: a.JobID,
-		Job: JobOut(a.Job), TaskGroup: a.TaskGroup, AllocatedResources: resourcesOut(a), Metrics: MetricOut(a.Metrics),
+		Job: JobOut(a.Job), TaskGroup: a.TaskGroup, AllocatedResources: resourcesOut(a), Metrics: metrics,
 		DesiredStatus: a.DesiredStatus, DesiredDescription: a.DesiredDescription, ClientStatus: a.ClientStatus,
 		ClientDescription: a.ClientDescription, TaskStates: statesOut(a.TaskStates), FollowupEvalID: a.FollowupEvalID,
 		PreviousAllocation: a.PreviousAllocation, NextAllocation: a.NextAllocation, CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex,
 		AllocModifyIndex: a.AllocModifyIndex, CreateTime: a.CreateTime, ModifyTime: a.ModifyTime, NetworkStatus: networkStatusOut(a.NetworkStatus),
 		DeploymentID: a.DeploymentID, DeploymentStatus: healthOut(a.DeploymentStatus), DesiredTransition: transitionOut(a.Transition),
 		RescheduleTracker: reschedulesOut(a.Reschedules), PreemptedAllocations: a.Preempts, PreemptedByAllocation: a.PreemptedBy,
-	}
+	})
 }
 
 func networkStatusOut(s *model.NetworkStatus) *api.AllocNetworkStatus {
@@ -123,7 +165,7 @@ func MetricOut(m *model.AllocMetric) *api.AllocationMetric {
 		ConstraintFiltered: m.ConstraintFiltered, NodesExhausted: m.NodesExhausted, DimensionExhausted: m.DimensionExhausted,
 		AllocationTime: time.Duration(m.AllocationTimeNS), CoalescedFailures: m.CoalescedFailures,
 	}
-	out.NodesInPool = m.NodesInPool
+	out.NodesInPool, out.NodePool = m.NodesInPool, m.NodePool
 	for _, s := range m.ScoreMeta {
 		out.ScoreMetaData = append(out.ScoreMetaData, &api.NodeScoreMeta{NodeID: s.NodeID, Scores: s.Scores, NormScore: s.Norm})
 	}

@@ -9,7 +9,6 @@ type (
 	AgentHealthResponse          = api.AgentHealthResponse
 	AgentMember                  = api.AgentMember
 	AllocResourceUsage           = api.AllocResourceUsage
-	Allocation                   = api.Allocation
 	AllocationListStub           = api.AllocationListStub
 	AllocationMetric             = api.AllocationMetric
 	AutopilotConfiguration       = api.AutopilotConfiguration

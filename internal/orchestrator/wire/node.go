@@ -14,10 +14,11 @@ import (
 	"rockpool/internal/orchestrator/state"
 )
 
-// NodeOut makes the wire's node; its secret stays here.
+// NodeOut makes the wire's node; its secret stays here. So does its address: Nomad's clients send the caller's own token to whatever address a node gives
+// of itself, and a node that somebody has taken over must not be given tokens. Without one they ask a server, which passes on no token.
 func NodeOut(n *model.Node) *api.Node {
 	return &api.Node{
-		ID: n.ID, Datacenter: n.Datacenter, Name: n.Name, HTTPAddr: n.HTTPAddr, TLSEnabled: n.TLSEnabled, Attributes: n.Attributes, NodeResources: nodeResources(n),
+		ID: n.ID, Datacenter: n.Datacenter, Name: n.Name, Attributes: n.Attributes, NodeResources: nodeResources(n),
 		ReservedResources: reserved(n), Links: map[string]string{}, Meta: n.Meta, NodeClass: n.NodeClass, NodePool: n.NodePool,
 		SchedulingEligibility: n.SchedulingEligibility, Status: n.Status, StatusDescription: n.StatusDescription,
 		StatusUpdatedAt: n.StatusUpdatedAt / 1e9, Drivers: drivers(n), CreateIndex: n.CreateIndex, ModifyIndex: n.ModifyIndex,

@@ -52,6 +52,9 @@ func (p *Problems) ignored(what, where string) {
 // Validate checks a completed job.
 func Validate(j *api.Job) *Problems {
 	p := &Problems{}
+	if p.bounds(j); len(p.Errors) > 0 {
+		return p // of such a job nothing else is looked at
+	}
 	id := val(j.ID)
 	switch {
 	case id == "":

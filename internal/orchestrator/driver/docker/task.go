@@ -271,5 +271,5 @@ func (t *task) Usage(ctx context.Context) (driver.Usage, error) {
 			break
 		}
 	}
-	return driver.Usage{MemoryBytes: memory, CPUTime: time.Duration(s.CPUStats.CPUUsage.TotalUsage), PIDs: int64(s.PidsStats.Current)}, nil
+	return driver.Usage{MemoryBytes: memory, PeakMemory: int64(s.MemoryStats.MaxUsage), CPUTime: time.Duration(s.CPUStats.CPUUsage.TotalUsage), PIDs: int64(s.PidsStats.Current)}, nil
 }

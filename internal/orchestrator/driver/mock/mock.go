@@ -28,7 +28,7 @@ type Driver struct {
 
 	mu      sync.Mutex
 	tasks   map[string]*task
-	started []string       // ids of all tasks ever started
+	started []string       // ids of the tasks started last
 	errors  map[string]int // start errors already given, by allocation and task
 	active  int            // starts in progress
 	peak    int            // most starts in progress at a time
@@ -76,7 +76,7 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 	defer d.mu.Unlock()
 	key := cfg.AllocID + "/" + cfg.Task.Name
 	if s.startError != "" && (s.startErrors == 0 || d.errors[key] < s.startErrors) {
-		d.errors[key]++
+		d.failed(key)
 		return nil, errors.New(s.startError)
 	}
 	if d.tasks[cfg.ID] != nil {
@@ -85,8 +85,21 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 	t := newTask(d, cfg, s, d.exitCode(s, key))
 	say(cfg, s)
 	d.tasks[cfg.ID] = t
-	d.started = append(d.started, cfg.ID)
+	if d.started = append(d.started, cfg.ID); len(d.started) >= 2*maxRemembered {
+		d.started = slices.Clone(d.started[len(d.started)-maxRemembered:])
+	}
 	return t, nil
+}
+
+// maxRemembered bounds what is remembered of tasks that are gone: a driver may start millions.
+const maxRemembered = 10_000
+
+// failed counts a failure of a task. Where very many have failed, the driver forgets them all. The caller holds mu.
+func (d *Driver) failed(key string) {
+	if len(d.errors) >= maxRemembered && d.errors[key] == 0 {
+		clear(d.errors)
+	}
+	d.errors[key]++
 }
 
 // say writes what the task's program would. It is so little that it is written before the start ends.
@@ -105,7 +118,7 @@ func (d *Driver) exitCode(s script, key string) int {
 		if d.errors[key] > 0 {
 			return 0
 		}
-		d.errors[key]++
+		d.failed(key)
 	}
 	return s.exitCode
 }
@@ -186,7 +199,7 @@ func (d *Driver) Tasks() []string {
 	return ids
 }
 
-// Started lists the ids of all tasks ever started, in order.
+// Started lists the ids of the tasks that were started, in order: at least the last 10,000.
 func (d *Driver) Started() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()

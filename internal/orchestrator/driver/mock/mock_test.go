@@ -9,6 +9,7 @@ import (
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/drivertest"
 	"rockpool/internal/orchestrator/driver/mock"
+	"rockpool/internal/orchestrator/model"
 )
 
 func TestConformance(t *testing.T) {
@@ -29,4 +30,20 @@ func TestConformance(t *testing.T) {
 		Sleep: []string{"sleep", "5m"},
 		Size:  []string{"size"},
 	})
+}
+
+func TestItsMemoryIsBounded(t *testing.T) {
+	d := mock.New()
+	const n = 35_000
+	for i := range n {
+		cfg := driver.TaskConfig{ID: strconv.Itoa(i), AllocID: strconv.Itoa(i), Task: &model.Task{Name: "t", Config: map[string]any{"fail_once": true, "exit_code": 1}}}
+		if _, err := d.Start(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		_ = d.Cleanup(t.Context(), cfg.ID)
+	}
+	started := d.Started()
+	if len(started) < 10_000 || len(started) > 20_000 || started[len(started)-1] != strconv.Itoa(n-1) {
+		t.Errorf("%d are remembered", len(started))
+	}
 }

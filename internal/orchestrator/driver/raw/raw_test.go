@@ -4,6 +4,7 @@ package raw_test
 
 import (
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -41,5 +42,30 @@ func TestDisabledUnlessEnabled(t *testing.T) {
 	}
 	if _, err := d.Start(t.Context(), driver.TaskConfig{ID: "x", Task: task, StateDir: t.TempDir()}); err == nil {
 		t.Error("started")
+	}
+}
+
+func TestUsageIsOfTheWholeGroup(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	d := raw.New(raw.Config{Enabled: true, Dir: t.TempDir()})
+	cfg := driver.TaskConfig{ID: "one", StateDir: t.TempDir(), Task: &model.Task{Name: "task", Config: map[string]any{
+		"command": "sh", "args": []any{"-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done & sleep 300"}}}}
+	task, err := d.Start(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := d.Cleanup(t.Context(), cfg.ID); err != nil {
+			t.Error(err)
+		}
+		if err := d.Detach(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}()
+	var u driver.Usage
+	for end := time.Now().Add(20 * time.Second); u.CPUTime == 0 || u.PIDs < 2 || u.MemoryBytes == 0; time.Sleep(time.Millisecond) {
+		if u, err = task.Usage(t.Context()); err != nil || time.Now().After(end) {
+			t.Fatalf("%+v, %v", u, err)
+		}
 	}
 }

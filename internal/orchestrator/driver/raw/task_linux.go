@@ -8,7 +8,6 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -134,18 +133,22 @@ func (t *task) detach() {
 }
 
 // Usage is that of the main process.
+// Usage is that of the task's process group and those of its executions.
 func (t *task) Usage(context.Context) (driver.Usage, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(t.process.pid) + "/statm")
-	if err != nil || t.ended() {
+	if t.ended() {
 		return driver.Usage{}, driver.ErrTaskGone
 	}
-	var pages int64
-	if f := strings.Fields(string(b)); len(f) > 1 {
-		pages, _ = strconv.ParseInt(f[1], 10, 64)
-	}
+	groups := map[int]bool{t.process.pid: true}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	return driver.Usage{MemoryBytes: pages * int64(os.Getpagesize()), PIDs: int64(1 + len(t.executions))}, nil
+	for e := range t.executions {
+		groups[e.cmd.Process.Pid] = true
+	}
+	t.mu.Unlock()
+	u := usageOf(groups)
+	if u.PIDs == 0 {
+		return driver.Usage{}, driver.ErrTaskGone
+	}
+	return u, nil
 }
 
 func workDir(dir string, cfg driver.TaskConfig) string {

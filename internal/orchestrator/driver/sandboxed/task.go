@@ -241,7 +241,7 @@ func (t *task) Usage(context.Context) (driver.Usage, error) {
 	if err != nil {
 		return driver.Usage{}, fmt.Errorf("usage of sandbox: %w", err)
 	}
-	return driver.Usage{MemoryBytes: u.MemoryBytes, CPUTime: u.CPUTime, PIDs: u.PIDs}, nil
+	return driver.Usage{MemoryBytes: u.MemoryBytes, PeakMemory: u.PeakMemory, CPUTime: u.CPUTime, PIDs: u.PIDs}, nil
 }
 
 // Exec runs a program inside. The environment is, the later winning: what the image gives, the user's home and name, the

@@ -262,7 +262,7 @@ type streamRequest struct {
 	Plain  endpoint.Flag `query:"plain"`
 }
 
-// stream follows one file of the allocation's directory. Inside a task's own file system there is nothing to wait with: such a file is sent once.
+// stream follows one file, of the allocation's directory or inside a task's own file system.
 func (h *Handler) stream(w http.ResponseWriter, r *http.Request, _ auth.Identity, req streamRequest) error {
 	follow := true
 	if req.Follow != "" {
@@ -282,7 +282,7 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, _ auth.Identity
 		return err
 	}
 	if at.files != nil {
-		return h.streamInside(w, r, req.ID, at, req.Origin == "end", req.Offset, bool(req.Plain))
+		return streamInside(w, r, at, req, follow)
 	}
 	root, err := h.root(req.ID)
 	if err != nil {
@@ -329,18 +329,76 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, _ auth.Identity
 	}
 }
 
-func (h *Handler) streamInside(w http.ResponseWriter, r *http.Request, allocID string, at place, fromEnd bool, offset int64, plain bool) error {
-	if fromEnd {
-		i, err := statInside(r.Context(), at)
-		if err != nil {
-			return err
-		}
-		offset = max(i.Size-offset, 0)
-	}
-	file, err := h.open(r.Context(), allocID, at.rel, offset)
+// lookInside is how often a file inside a task is opened anew, to find out that it was replaced, cut off or removed. What is appended shows at once.
+const lookInside = time.Second
+
+// streamInside follows a file of a task's own file system, by descriptors of it. One whose size nobody knows, as of the kernel's, is sent once.
+func streamInside(w http.ResponseWriter, r *http.Request, at place, req streamRequest, follow bool) error {
+	file, size, err := openInside(r.Context(), at)
 	if err != nil {
 		return err
 	}
-	defer file.Close()
-	return newFramer(w, r, plain).copy(file, at.rel, &offset)
+	defer func() { _ = file.Close() }()
+	offset := req.Offset
+	if req.Origin == "end" {
+		offset = max(size-offset, 0)
+	}
+	if err := skip(file, offset); err != nil {
+		return fileError(err, at.rel)
+	}
+	f := newFramer(w, r, bool(req.Plain))
+	looked := time.Now()
+	for {
+		if err := f.copy(file, at.rel, &offset); err != nil {
+			return err
+		}
+		if !follow || size < 0 || !f.rest() {
+			return nil
+		}
+		if time.Since(looked) < lookInside {
+			continue
+		}
+		looked = time.Now()
+		again, size, err := openInside(r.Context(), at)
+		if err != nil {
+			if r.Context().Err() != nil {
+				return nil
+			}
+			if err := f.copy(file, at.rel, &offset); err != nil { // what came last
+				return err
+			}
+			return f.event(at.rel, eventDeleted, offset)
+		}
+		_ = file.Close()
+		file = again
+		if size < offset {
+			offset = 0
+			if err := f.event(at.rel, eventTruncated, offset); err != nil {
+				return err
+			}
+		}
+		if err := skip(file, offset); err != nil {
+			return fileError(err, at.rel)
+		}
+	}
+}
+
+func openInside(ctx context.Context, at place) (io.ReadCloser, int64, error) {
+	f, i, err := at.files.Open(ctx, at.path, "")
+	if err != nil {
+		return nil, 0, fileError(err, at.rel)
+	}
+	return f, i.Size, nil
+}
+
+// skip goes to an offset from the start of a file. Where it ends before, there is nothing to read.
+func skip(r io.Reader, offset int64) error {
+	if s, ok := r.(io.Seeker); ok {
+		_, err := s.Seek(offset, io.SeekStart)
+		return err
+	}
+	if _, err := io.CopyN(io.Discard, r, offset); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
 }

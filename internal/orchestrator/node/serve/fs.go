@@ -217,11 +217,11 @@ func (h *Handler) open(ctx context.Context, allocID, p string, offset int64) (io
 		return nil, fault.New(fault.Invalid, "the offset is negative")
 	}
 	if at.files != nil {
-		f, _, err := at.files.Open(ctx, at.path, "")
+		f, _, err := openInside(ctx, at)
 		if err != nil {
-			return nil, fileError(err, at.rel)
+			return nil, err
 		}
-		if _, err := io.CopyN(io.Discard, f, offset); err != nil && !errors.Is(err, io.EOF) {
+		if err := skip(f, offset); err != nil {
 			_ = f.Close()
 			return nil, fileError(err, at.rel)
 		}

@@ -18,7 +18,7 @@ import (
 	"rockpool/internal/image"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/driver"
-	"rockpool/internal/orchestrator/link"
+	"rockpool/internal/orchestrator/inspect"
 	"rockpool/internal/orchestrator/wire"
 )
 
@@ -60,6 +60,14 @@ type Node interface {
 // AttributeImages is "true" in the attributes of a node that can be asked about images.
 const AttributeImages = "rockpool.images"
 
+const (
+	// AttributeHeldImages names the images of registries that a node has already, by full name and by digest, with commas between them: an affinity with the
+	// operator set_contains prefers the node. It begins with unique so that nodes of one class stay one class.
+	AttributeHeldImages = "unique.rockpool.images"
+	// MaxHeldImages bounds how many it names.
+	MaxHeldImages = 64
+)
+
 // Images is the image store of the node.
 type Images interface {
 	// Resolve asks what a reference means now.
@@ -71,14 +79,15 @@ type Handler struct {
 	node    Node
 	images  Images // nil = none
 	server  *endpoint.Server
+	process inspect.Process
 	execs   atomic.Int64 // executions that are carried now
 	samples samples
 }
 
-// New makes the handler of a node. images may be nil.
-func New(n Node, images Images, log logging.Logger) *Handler {
-	h := &Handler{node: n, images: images}
-	table := endpoint.Table{endpoint.Call("probe", "GET", link.ProbePath, endpoint.Policy{Scope: auth.Public}, h.probe)}
+// New makes the handler of a node. images may be nil. The process is that of the node's agent.
+func New(n Node, images Images, process inspect.Process, log logging.Logger) *Handler {
+	h := &Handler{node: n, images: images, process: process}
+	table := h.processTable()
 	for _, r := range Rows(h) {
 		table = append(table, r.Route)
 	}

@@ -59,6 +59,7 @@ func (s *samples) prune(now time.Time) {
 // What drivers measure. Figures that are not named are not known.
 var (
 	measuredMemory = []string{"Usage"}
+	measuredPeak   = []string{"Usage", "Max Usage"}
 	measuredCPU    = []string{"Percent", "Total Ticks"}
 )
 
@@ -83,6 +84,9 @@ func (h *Handler) stats(ctx context.Context, _ auth.Identity, r taskPath) (*wire
 		}
 		one := newUsage()
 		one.MemoryStats.Usage = uint64(max(u.MemoryBytes, 0))
+		if u.PeakMemory > 0 { // of the allocation nobody knows it: its tasks need not have had theirs at one time
+			one.MemoryStats.MaxUsage, one.MemoryStats.Measured = uint64(u.PeakMemory), measuredPeak
+		}
 		one.CpuStats.Percent = percent
 		one.CpuStats.TotalTicks = percent / 100 * float64(h.node.CoreMHz())
 		sum.MemoryStats.Usage += one.MemoryStats.Usage

@@ -26,11 +26,13 @@ const (
 // Outcome is what became of an operation.
 type Outcome string
 
-// Outcomes. Unknown is for a call whose answer was lost: it may have taken effect, at any later time, or not at all.
+// Outcomes. Unknown is for a call whose answer was lost: it may have taken effect, at any later time, or not at all. Never is for one that surely had none,
+// such as one that reached nobody.
 const (
 	Done     Outcome = "done"
 	Conflict Outcome = "conflict" // of a CAS only
 	Unknown  Outcome = "unknown"
+	Never    Outcome = "never"
 )
 
 // Op is one operation on one job.
@@ -52,8 +54,9 @@ type Result struct {
 type History struct {
 	start time.Time
 
-	mu  sync.Mutex
-	ops []porcupine.Operation // guarded by mu
+	mu   sync.Mutex
+	last int64                 // guarded by mu
+	ops  []porcupine.Operation // guarded by mu
 }
 
 // NewHistory makes an empty one.
@@ -61,12 +64,20 @@ func NewHistory() *History { return &History{start: time.Now()} }
 
 // Do records one operation: f carries it out and tells what was seen.
 func (h *History) Do(client int, op Op, f func() Result) Result {
-	call := time.Since(h.start)
+	h.mu.Lock()
+	call := h.tick()
+	h.mu.Unlock()
 	r := f()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.ops = append(h.ops, porcupine.Operation{ClientId: client, Input: op, Call: int64(call), Output: r, Return: int64(time.Since(h.start))})
+	h.ops = append(h.ops, porcupine.Operation{ClientId: client, Input: op, Call: call, Output: r, Return: h.tick()})
 	return r
+}
+
+// tick is the time, later than every one before: the clock of a simulation stands still while things happen one after the other. It is called with mu held.
+func (h *History) tick() int64 {
+	h.last = max(h.last+1, int64(time.Since(h.start)))
+	return h.last
 }
 
 // Len is how many operations were recorded.
@@ -80,10 +91,13 @@ func (h *History) Len() int {
 func (h *History) Check(within time.Duration) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	end := int64(time.Since(h.start)) + 1
+	end := max(h.last, int64(time.Since(h.start))) + 1
 	ops := make([]porcupine.Operation, 0, len(h.ops))
 	for _, o := range h.ops {
 		r := o.Output.(Result)
+		if r.Outcome == Never {
+			continue
+		}
 		if r.Outcome == Unknown {
 			if o.Input.(Op).Kind == Read {
 				continue // it says nothing

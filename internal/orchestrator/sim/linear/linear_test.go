@@ -38,6 +38,7 @@ func TestHistories(t *testing.T) {
 		{"a lost answer never took effect", true, []line{{cas(0, "a"), unknown, 0, 1}, {cas(0, "b"), done(7), 2, 3}, {read, saw(7, "b"), 4, 5}}},
 		{"a lost answer took effect twice", false, []line{{cas(0, "a"), unknown, 0, 1}, {read, saw(5, "a"), 2, 3}, {purge, Result{Outcome: Done}, 4, 5}, {read, saw(9, "a"), 6, 7}}},
 		{"what was purged comes back", false, []line{{cas(0, "a"), done(5), 0, 1}, {purge, Result{Outcome: Done}, 2, 3}, {read, saw(5, "a"), 4, 5}}},
+		{"what reached nobody has no effect", false, []line{{cas(0, "a"), Result{Outcome: Never}, 0, 1}, {read, saw(5, "a"), 2, 3}}},
 		{"a read without an answer says nothing", true, []line{{cas(0, "a"), done(5), 0, 1}, {read, unknown, 2, 3}, {read, saw(5, "a"), 4, 5}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

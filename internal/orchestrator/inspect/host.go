@@ -1,4 +1,4 @@
-package httpapi
+package inspect
 
 import (
 	"net"
@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 )
 
@@ -28,11 +27,8 @@ type diskUsage struct{ DiskMB, UsedMB int64 }
 // maxHostFile bounds what is told of a file, in bytes.
 const maxHostFile = 16 << 10
 
-// agentHost tells of the machine under this process. Values of the environment may be secrets and are not told.
-func (a *API) agentHost(w http.ResponseWriter, r *http.Request, _ auth.Identity, t which) error {
-	if done, err := a.elsewhere(w, r, t); done || err != nil {
-		return err
-	}
+// Host tells of the machine under this process. Values of the environment may be secrets and are not told.
+func (p *Process) Host(w http.ResponseWriter, r *http.Request) error {
 	d := hostData{
 		OS: runtime.GOOS + "/" + runtime.GOARCH + " " + prettyName(head("/etc/os-release")), Network: []map[string]string{}, ResolvConf: head("/etc/resolv.conf"),
 		Hosts: head("/etc/hosts"), Environment: map[string]string{}, Disk: map[string]diskUsage{},
@@ -62,7 +58,7 @@ func (a *API) agentHost(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	return endpoint.WriteJSON(w, r, "application/json", http.StatusOK, struct {
 		AgentID  string
 		HostData hostData
-	}{a.cfg.Name, d})
+	}{p.Name, d})
 }
 
 func head(path string) string {

@@ -1,4 +1,4 @@
-package httpapi
+package inspect
 
 import (
 	"context"
@@ -8,8 +8,47 @@ import (
 	"net/http"
 	"time"
 
+	"rockpool/internal/fault"
 	"rockpool/internal/logging"
 )
+
+// MonitorRequest is which lines of a log are wanted, and how.
+type MonitorRequest struct {
+	Level    string `query:"log_level"`
+	JSON     bool   `query:"log_json"`
+	Plain    bool   `query:"plain"`
+	Location bool   `query:"log_include_location"`
+}
+
+const (
+	monitorIdle  = time.Second      // between signs of life
+	monitorBound = 40 * time.Second // for a reader to take a line
+)
+
+var errIdle = errors.New("nothing was logged")
+
+// Monitor streams the process's log until ctx ends: lines as they are, or in frames.
+func (p *Process) Monitor(ctx context.Context, w http.ResponseWriter, req MonitorRequest) error {
+	if p.Log == nil {
+		return fault.New(fault.Unsupported, "the log of this process cannot be followed")
+	}
+	if req.Level == "" {
+		req.Level = "info"
+	}
+	f, err := p.Log.Follow(req.Level, req.JSON)
+	switch {
+	case errors.Is(err, logging.ErrFollowers):
+		return fault.New(fault.Exhausted, "%s", err.Error())
+	case err != nil:
+		return fault.New(fault.Invalid, "Unknown log level: %s", req.Level)
+	}
+	defer f.Close()
+	w.Header().Set("Content-Type", "application/json")
+	if req.Plain {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	}
+	return pump(ctx, w, f, req.Plain)
+}
 
 // logFrame is one piece of the log on the wire.
 type logFrame struct {
@@ -20,7 +59,7 @@ type logFrame struct {
 func pump(ctx context.Context, w http.ResponseWriter, f *logging.Follower, plain bool) error {
 	rc := http.NewResponseController(w)
 	send := func(data []byte) error {
-		_ = rc.SetWriteDeadline(time.Now().Add(streamBound))
+		_ = rc.SetWriteDeadline(time.Now().Add(monitorBound))
 		switch {
 		case !plain:
 			frame, err := json.Marshal(logFrame{data})

@@ -1,4 +1,4 @@
-package httpapi
+package inspect
 
 import (
 	"context"
@@ -11,14 +11,13 @@ import (
 	"sync"
 	"time"
 
-	"rockpool/internal/auth"
 	"rockpool/internal/fault"
 )
 
-type profileRequest struct {
-	which
+// ProfileRequest is what kind of profile is wanted: one that runtime/pprof knows, profile (of the processor), trace or cmdline.
+type ProfileRequest struct {
 	Profile string `path:"profile"`
-	Seconds int    `query:"seconds"`
+	Seconds int    `query:"seconds"` // 0 to 300, for those over time
 	Debug   int    `query:"debug"`
 	GC      int    `query:"gc"`
 }
@@ -28,12 +27,9 @@ const maxProfile = 300 // seconds
 // profiling is held by the one profile over time that a process can take.
 var profiling sync.Mutex
 
-// profile takes a profile of this process.
-func (a *API) profile(w http.ResponseWriter, r *http.Request, _ auth.Identity, req profileRequest) error {
-	if done, err := a.elsewhere(w, r, req.which); done || err != nil {
-		return err
-	}
-	if !a.proc().Profiles {
+// Profile takes a profile of this process.
+func (p *Process) Profile(ctx context.Context, w http.ResponseWriter, req ProfileRequest) error {
+	if !p.Profiles {
 		return fault.New(fault.Forbidden, "profiles are not enabled: set enable_debug or acl.enabled in the agent's configuration")
 	}
 	if req.Seconds < 0 || req.Seconds > maxProfile {
@@ -48,12 +44,12 @@ func (a *API) profile(w http.ResponseWriter, r *http.Request, _ auth.Identity, r
 		_, err := w.Write([]byte(strings.Join(os.Args, "\x00")))
 		return err
 	case "profile":
-		return during(r.Context(), req.Seconds, func() error { return pprof.StartCPUProfile(w) }, pprof.StopCPUProfile)
+		return during(ctx, req.Seconds, func() error { return pprof.StartCPUProfile(w) }, pprof.StopCPUProfile)
 	case "trace":
-		return during(r.Context(), req.Seconds, func() error { return trace.Start(w) }, trace.Stop)
+		return during(ctx, req.Seconds, func() error { return trace.Start(w) }, trace.Stop)
 	}
-	p := pprof.Lookup(req.Profile)
-	if p == nil {
+	found := pprof.Lookup(req.Profile)
+	if found == nil {
 		return fault.New(fault.NotFound, "Unknown profile: %s", req.Profile)
 	}
 	if req.Profile == "heap" && req.GC > 0 {
@@ -62,7 +58,7 @@ func (a *API) profile(w http.ResponseWriter, r *http.Request, _ auth.Identity, r
 	if req.Debug > 0 {
 		h.Set("Content-Type", "text/plain; charset=utf-8")
 	}
-	return p.WriteTo(w, req.Debug)
+	return found.WriteTo(w, req.Debug)
 }
 
 func during(ctx context.Context, seconds int, start func() error, stop func()) error {

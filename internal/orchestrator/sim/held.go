@@ -1,0 +1,20 @@
+package sim
+
+import "rockpool/internal/orchestrator/model"
+
+// Held has, by node, the ids of the allocations that are starting or running on it.
+func (f *Fleet) Held() map[string][]string {
+	out := make(map[string][]string, len(f.nodes))
+	for _, n := range f.nodes {
+		n.mu.Lock()
+		ids := []string{}
+		for id, a := range n.allocs {
+			if a.state == nil || a.state.State != model.TaskDead {
+				ids = append(ids, id)
+			}
+		}
+		n.mu.Unlock()
+		out[n.description.ID] = ids
+	}
+	return out
+}
