@@ -480,8 +480,9 @@ var elsewhere = map[string]string{
 	"client.files.apply":      "Rockpool's own: exec_test",
 	"client.files.list":       "Rockpool's own: exec_test",
 	"client.files.raw":        "Rockpool's own: exec_test",
-	"node.watch.heartbeat":    "it comes later than all of this takes: node/server_test",
-	"snapshot.restore":        "it changes everything: operator_test",
+	"agent.keyring.install":   "a lone server has no gossip: operator_test and membership", "agent.keyring.use": "a lone server has no gossip: operator_test and membership", "agent.keyring.remove": "a lone server has no gossip: operator_test and membership",
+	"node.watch.heartbeat": "it comes later than all of this takes: node/server_test",
+	"snapshot.restore":     "it changes everything: operator_test",
 }
 
 // undriven fails for each route that was not asked for. A write's POST is its PUT, by the same handler.
