@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -29,7 +30,22 @@ type Driver struct {
 }
 
 // New makes a driver.
-func New(cfg Config) *Driver { return &Driver{cfg: cfg, tasks: map[string]*task{}} }
+func New(cfg Config) *Driver {
+	if cfg.Enabled {
+		unignore()
+	}
+	return &Driver{cfg: cfg, tasks: map[string]*task{}}
+}
+
+// unignore keeps tasks from being deaf to signals that this process was started to ignore, as under nohup: what is ignored stays so in a program that is
+// started, what is caught does not. Those that are caught here are dropped, so that for this process nothing changes.
+func unignore() {
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT} { // which the Go runtime leaves ignored
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
+	}
+}
 
 // Fingerprint says whether the driver is enabled.
 func (d *Driver) Fingerprint(context.Context) model.DriverInfo {

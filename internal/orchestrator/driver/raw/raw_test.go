@@ -3,6 +3,9 @@
 package raw_test
 
 import (
+	"os"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,5 +70,14 @@ func TestUsageIsOfTheWholeGroup(t *testing.T) {
 		if u, err = task.Usage(t.Context()); err != nil || time.Now().After(end) {
 			t.Fatalf("%+v, %v", u, err)
 		}
+	}
+}
+
+// An agent that was started by nohup ignores hang-ups; what it starts must not.
+func TestTasksHearSignalsThatTheAgentWasStartedToIgnore(t *testing.T) {
+	cmd := exec.Command("sh", "-c", `trap "" HUP INT; exec "$0" "$@"`, os.Args[0], "-test.run=^TestConformance$/^ends_by_any_signal$", "-test.v", "-test.timeout=30s")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestConformance/ends_by_any_signal") {
+		t.Errorf("%v:\n%s", err, out)
 	}
 }
