@@ -218,8 +218,7 @@ func (s *Sandbox) launch(files []*os.File) error {
 		fds = append(fds, f.Fd())
 	}
 	pidfd := -1
-	path := fmt.Sprintf("/proc/self/fd/%d", s.runtime.binary.Fd())
-	s.pid, err = syscall.ForkExec(path, []string{supervisorName}, &syscall.ProcAttr{
+	s.pid, err = syscall.ForkExec(s.runtime.binaryPath, []string{supervisorName}, &syscall.ProcAttr{
 		Dir: "/", Env: []string{}, Files: fds,
 		Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, PidFD: &pidfd},
 	})

@@ -22,6 +22,7 @@ type Runtime struct {
 	cfg         Config
 	log         logrus.FieldLogger
 	binary      *os.File // sealed copy of this program, which the supervisor is executed from
+	binaryPath  string   // as children open it
 	hierarchies []hierarchy
 	blkio       []hierarchy // the one of v1 for block devices alone, if there is one
 	filter      []byte
@@ -101,6 +102,9 @@ func (r *Runtime) open() (err error) {
 	if r.binary, err = sealedSelf(); err != nil {
 		return err
 	}
+	if r.binaryPath, err = pathFromChildren(r.binary); err != nil {
+		return err
+	}
 	ids, err := r.List()
 	if err != nil {
 		return err
@@ -111,6 +115,16 @@ func (r *Runtime) open() (err error) {
 		}
 	}
 	return nil
+}
+
+// pathFromChildren names an open file by this process's table of descriptors. A child's own table (/proc/self/fd) would not do: while ForkExec puts the child's
+// files in order it may use any number above theirs, and with that the file's.
+func pathFromChildren(f *os.File) (string, error) {
+	self, err := os.Readlink("/proc/self")
+	if err != nil {
+		return "", fmt.Errorf("find own process: %w", err)
+	}
+	return fmt.Sprintf("/proc/%s/fd/%d", self, f.Fd()), nil
 }
 
 // sealedSelf copies this program into memory that nothing can write again: a supervisor never runs from a file whose
