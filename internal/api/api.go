@@ -71,6 +71,9 @@ func (a *API) table() endpoint.Table {
 	// The body is read before a refusal: clients break on an answer that comes before they have sent everything.
 	drained := endpoint.Policy{Scope: auth.Gateway, Body: smallBody, Timeout: time.Minute, Drain: true}
 	stream := endpoint.Policy{Scope: auth.Gateway, Body: filesBody, Drain: true}
+	// A claim may wait in a queue for longer than anything else.
+	claim := drained
+	claim.Timeout = 6 * time.Minute
 	env, rid := prefix+"/execution-environments", prefix+"/runners/{runnerId}"
 	return endpoint.Table{
 		endpoint.Call("/health", "GET", prefix+"/health", open, a.health),
@@ -80,13 +83,15 @@ func (a *API) table() endpoint.Table {
 		endpoint.Call("get", "GET", env+"/{id:[0-9]+}", call, a.getEnvironment),
 		endpoint.Call("createOrUpdate", "PUT", env+"/{id:[0-9]+}", drained, a.putEnvironment),
 		endpoint.Call("delete", "DELETE", env+"/{id:[0-9]+}", call, a.deleteEnvironment),
-		endpoint.Call("provideRunner", "POST", prefix+"/runners", drained, a.provideRunner),
+		endpoint.Call("provideRunner", "POST", prefix+"/runners", claim, a.provideRunner),
 		endpoint.Call("deleteRunner", "DELETE", rid, drained, a.deleteRunner),
 		endpoint.Stream("/files_list", "GET", rid+"/files", stream, a.listFiles),
 		endpoint.Stream("/files", "PATCH", rid+"/files", stream, a.updateFiles),
 		endpoint.Stream("/files/raw", "GET", rid+"/files/raw", stream, a.downloadFile),
 		endpoint.Call("/execute", "POST", rid+"/execute", drained, a.execute),
 		endpoint.Stream("/websocket", "GET", rid+"/websocket", stream, a.websocket),
+		endpoint.Call("/pools", "GET", prefix+"/rockpool/pools", call, a.listPools),
+		endpoint.Call("/pool", "GET", prefix+"/rockpool/pools/{id:[0-9]+}", call, a.getPool),
 	}
 }
 

@@ -81,7 +81,7 @@ func environmentOut(e environment.Environment) dto.Environment {
 	return dto.Environment{
 		ID: int(e.ID), PrewarmingPoolSize: e.PoolSize, CPULimit: e.CPULimit, MemoryLimit: e.MemoryLimit,
 		Image: e.Image, NetworkAccess: e.NetworkAccess, ExposedPorts: ports,
-		NetworkEgress: e.Egress, Runtime: e.Runtime,
+		NetworkEgress: e.Egress, Runtime: e.Runtime, PoolSizeMin: e.PoolSizeMin, PoolSizeMax: e.PoolSizeMax,
 	}
 }
 
@@ -121,13 +121,16 @@ func (a *API) putEnvironment(ctx context.Context, _ auth.Identity, r putRequest)
 	if b.PrewarmingPoolSize > maxPoolSize {
 		return put{}, fault.New(fault.Invalid, "prewarmingPoolSize must be at most %d", maxPoolSize)
 	}
+	if b.PoolSizeMax > maxPoolSize {
+		return put{}, fault.New(fault.Invalid, "poolSizeMax must be at most %d", maxPoolSize)
+	}
 	if strings.Contains(b.Image, "..") || strings.Contains(b.Image, "://") {
 		return put{}, fault.New(fault.Invalid, "image %q is not a reference of an image", b.Image)
 	}
 	created, err := a.envs.Put(ctx, environment.Environment{
 		ID: environment.ID(r.ID), PoolSize: b.PrewarmingPoolSize, CPULimit: b.CPULimit, MemoryLimit: b.MemoryLimit,
 		Image: b.Image, NetworkAccess: b.NetworkAccess, ExposedPorts: b.ExposedPorts,
-		Egress: b.NetworkEgress, Runtime: b.Runtime,
+		Egress: b.NetworkEgress, Runtime: b.Runtime, PoolSizeMin: b.PoolSizeMin, PoolSizeMax: b.PoolSizeMax,
 	})
 	if kind := fault.KindOf(err); err != nil && kind != fault.Unavailable && kind != fault.Invalid { // only what is beyond the contract is invalid here
 		err = coded(fmt.Errorf("provision environment %d: %w", r.ID, err), dto.CodeUnknown)

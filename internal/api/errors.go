@@ -3,6 +3,7 @@ package api
 import (
 	"errors"
 	"net/http"
+	"strconv"
 
 	"rockpool/internal/api/dto"
 	"rockpool/internal/endpoint"
@@ -15,6 +16,7 @@ type answered struct {
 	status int
 	code   dto.ErrorCode // of a server error
 	empty  bool
+	queue  *dto.Queue // of a claim that waited
 }
 
 func (e *answered) Unwrap() error { return e.error }
@@ -35,8 +37,9 @@ func unreadable(err error) error {
 // writeError writes an error in the contract's form.
 func writeError(w http.ResponseWriter, r *http.Request, err error) {
 	status, code := statusOf(err)
+	var queue *dto.Queue
 	if e, ok := errors.AsType[*answered](err); ok {
-		status = e.status
+		status, queue = e.status, e.queue
 		if e.code != "" {
 			code = e.code
 		}
@@ -49,12 +52,15 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 		}
 	}
 	w.Header().Del("Content-Length")
+	if queue != nil {
+		w.Header().Set("Retry-After", strconv.Itoa(max(queue.EstimateSeconds, 1)))
+	}
 	switch {
 	case status == http.StatusUnauthorized:
 		w.Header().Set("Content-Length", "0")
 		w.WriteHeader(status)
 	case status >= http.StatusInternalServerError:
-		_ = endpoint.WriteJSON(w, r, "application/json", status, dto.ServerError{Message: fault.Public(err), ErrorCode: code})
+		_ = endpoint.WriteJSON(w, r, "application/json", status, dto.ServerError{Message: fault.Public(err), ErrorCode: code, Queue: queue})
 	default:
 		_ = endpoint.WriteJSON(w, r, "application/json", status, dto.ClientError{Message: fault.Public(err)})
 	}

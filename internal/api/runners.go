@@ -2,6 +2,10 @@ package api
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"math"
 	"net/http"
 	"strings"
 	"time"
@@ -18,14 +22,33 @@ import (
 )
 
 type claimRequest struct {
+	Key  string            `header:"Idempotency-Key"`
 	Body dto.RunnerRequest `body:"json"`
 }
 
-func (a *API) provideRunner(ctx context.Context, _ auth.Identity, r claimRequest) (dto.Runner, error) {
-	if r.Body.InactivityTimeout < 0 {
+func (a *API) provideRunner(ctx context.Context, id auth.Identity, r claimRequest) (dto.Runner, error) {
+	c := runner.Claim{Env: environment.ID(r.Body.ExecutionEnvironmentID), Timeout: seconds(r.Body.InactivityTimeout)}
+	if c.Timeout < 0 {
 		return dto.Runner{}, fault.New(fault.Invalid, "inactivityTimeout must not be negative")
 	}
-	got, err := a.runners.Claim(ctx, environment.ID(r.Body.ExecutionEnvironmentID), seconds(r.Body.InactivityTimeout))
+	asked := r.Body.WaitTimeout
+	if asked != nil {
+		if *asked < 0 {
+			return dto.Runner{}, fault.New(fault.Invalid, "waitTimeout must not be negative")
+		}
+		c.Wait = seconds(min(*asked, maxWait))
+	}
+	var err error
+	if c.Key, err = claimKey(id, r.Key); err != nil {
+		return dto.Runner{}, err
+	}
+	got, err := a.runners.Claim(ctx, c)
+	if busy, ok := errors.AsType[*runner.Busy](err); ok && asked != nil {
+		status, code := statusOf(err)
+		return dto.Runner{}, &answered{error: err, status: status, code: code, queue: &dto.Queue{
+			Position: busy.Position, Waiting: busy.Waiting, EstimateSeconds: int(math.Ceil(busy.Expected.Seconds())),
+		}}
+	}
 	if err != nil {
 		return dto.Runner{}, err
 	}
@@ -34,6 +57,24 @@ func (a *API) provideRunner(ctx context.Context, _ auth.Identity, r claimRequest
 		out.MappedPorts = append(out.MappedPorts, dto.MappedPort{ExposedPort: p.Exposed, HostAddress: p.Address})
 	}
 	return out, nil
+}
+
+// Bounds of claims.
+const (
+	maxWait   = 24 * 60 * 60 // seconds; the configuration's bound is far below
+	maxKeyLen = 255
+)
+
+// claimKey is what a claim that may be repeated is known by: one client's keys mean nothing to another, and neither is stored in the clear.
+func claimKey(id auth.Identity, key string) (string, error) {
+	if key == "" {
+		return "", nil
+	}
+	if len(key) > maxKeyLen || strings.ContainsFunc(key, func(c rune) bool { return c < ' ' || c > '~' }) {
+		return "", fault.New(fault.Invalid, "the Idempotency-Key must be 1 to %d printable ASCII characters", maxKeyLen)
+	}
+	sum := sha256.Sum256([]byte(id.Name + "\x00" + key))
+	return hex.EncodeToString(sum[:16]), nil
 }
 
 func seconds(n int) time.Duration { return time.Duration(n) * time.Second }

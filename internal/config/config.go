@@ -12,6 +12,7 @@ import (
 // Config is everything that can be configured.
 type Config struct {
 	Server       Server       `yaml:"server"`
+	Pools        Pools        `yaml:"pools"`
 	Nomad        Nomad        `yaml:"nomad"`
 	Orchestrator Orchestrator `yaml:"orchestrator"`
 	Logger       Logger       `yaml:"logger"`
@@ -34,6 +35,14 @@ type Server struct {
 	CopyModificationTime    bool   `yaml:"copymodificationtime"`
 	ForbidSingleQuote       bool   `yaml:"forbidsinglequote"`
 	OutputLimit             uint   `yaml:"outputlimit"` // MB; 0 = none
+}
+
+// Pools bounds what runners there are, and how long claims wait for one.
+type Pools struct {
+	MaxRunners  uint `yaml:"maxrunners"`  // of all environments together, used ones included; 0 = no limit
+	MaxUsed     uint `yaml:"maxused"`     // that are used at a time, of each environment; 0 = no limit
+	MaxWait     uint `yaml:"maxwait"`     // seconds
+	Concurrency uint `yaml:"concurrency"` // calls to create and to remove runners
 }
 
 // Alert says when a pool is running dry.
@@ -136,6 +145,7 @@ func Default() Config {
 			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256,
 			LoggingFilterToken: base64.RawURLEncoding.EncodeToString(filter),
 		},
+		Pools: Pools{MaxWait: 60, Concurrency: 16},
 		Nomad: Nomad{Enabled: true, Port: 4646, Namespace: "default", Network: Network{Mode: "bridge"}},
 		Orchestrator: Orchestrator{
 			DataDir: "/var/lib/rockpool", Address: "127.0.0.1", OnStop: Keep,
@@ -152,6 +162,12 @@ var foreign = map[string]bool{
 	"profiling.memoryinterval": true, "profiling.memorythreshold": true, "nomad.tls.skipverify": true, "nomad.agents": true, "kubernetes": true,
 }
 
+// Bounds of what can be configured.
+const (
+	maxWait    = 300 // seconds
+	maxRunners = 1_000_000
+)
+
 // check finds values that are possible each but wrong.
 func (c Config) check() (problems []error) {
 	refuse := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
@@ -166,6 +182,20 @@ func (c Config) check() (problems []error) {
 	}
 	if c.Server.OutputLimit > 1<<30 {
 		refuse("server.outputlimit: %d is more than %d MB", c.Server.OutputLimit, 1<<30)
+	}
+	if c.Server.ClaimWait > maxWait {
+		refuse("server.claimwait: %d is more than %d seconds", c.Server.ClaimWait, maxWait)
+	}
+	if c.Pools.MaxWait > maxWait {
+		refuse("pools.maxwait: %d is more than %d seconds", c.Pools.MaxWait, maxWait)
+	}
+	for name, n := range map[string]uint{"pools.maxrunners": c.Pools.MaxRunners, "pools.maxused": c.Pools.MaxUsed} {
+		if n > maxRunners {
+			refuse("%s: %d is more than %d", name, n, maxRunners)
+		}
+	}
+	if n := c.Pools.Concurrency; n < 1 || n > 1024 {
+		refuse("pools.concurrency: %d is not between 1 and 1024", n)
 	}
 	if t := c.Server.TLS; t.Active && (t.CertFile == "" || t.KeyFile == "") {
 		refuse("server.tls: active needs certfile and keyfile")

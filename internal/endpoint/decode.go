@@ -43,7 +43,8 @@ func checkFields(name string, t reflect.Type) {
 		}
 		_, p := f.Tag.Lookup("path")
 		_, q := f.Tag.Lookup("query")
-		if !p && !q {
+		_, h := f.Tag.Lookup("header")
+		if !p && !q && !h {
 			panic(fmt.Sprintf("endpoint: row %s: field %s says nothing of where it comes from", name, f.Name))
 		}
 		if err := set(reflect.New(f.Type).Elem(), []string{""}); err != nil {
@@ -77,6 +78,10 @@ func decodeFields(r *http.Request, p Policy, c Caller, v reflect.Value, vars map
 		} else if name, ok := f.Tag.Lookup("query"); ok {
 			if err := set(v.Field(i), query[name]); err != nil {
 				return fault.New(fault.Invalid, "query parameter %s: %v", name, err)
+			}
+		} else if name, ok := f.Tag.Lookup("header"); ok {
+			if err := set(v.Field(i), r.Header.Values(name)); err != nil {
+				return fault.New(fault.Invalid, "header %s: %v", name, err)
 			}
 		} else if kind := f.Tag.Get("body"); kind == "raw" {
 			v.Field(i).Set(reflect.ValueOf(r.Body))

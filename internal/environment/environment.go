@@ -15,6 +15,8 @@ type ID int
 type Environment struct {
 	ID            ID
 	PoolSize      uint
+	PoolSizeMin   uint   // bounds of a size that follows the claims
+	PoolSizeMax   uint   // 0 = PoolSize is the size
 	CPULimit      uint   // MHz
 	MemoryLimit   uint   // MB
 	Image         string // as the client gave it
@@ -43,6 +45,12 @@ func (e Environment) Validate() error {
 			return fault.New(fault.Internal, "%s is too large: %d", l.name, l.value)
 		}
 	}
+	switch {
+	case e.PoolSizeMax == 0 && e.PoolSizeMin > 0:
+		return fault.New(fault.Invalid, "poolSizeMin needs poolSizeMax: together they bound a size that follows the claims")
+	case e.PoolSizeMax > 0 && (e.PoolSize < e.PoolSizeMin || e.PoolSize > e.PoolSizeMax):
+		return fault.New(fault.Invalid, "prewarmingPoolSize %d is not between poolSizeMin %d and poolSizeMax %d", e.PoolSize, e.PoolSizeMin, e.PoolSizeMax)
+	}
 	if len(e.Egress) > 0 && !e.NetworkAccess {
 		return fault.New(fault.Invalid, "networkEgress limits what runners with network access may reach: set networkAccess, or leave it out")
 	}
@@ -67,7 +75,7 @@ func (e Environment) Settings() string {
 
 // Equal reports whether two definitions say the same, pool size included.
 func (e Environment) Equal(o Environment) bool {
-	return e.ID == o.ID && e.PoolSize == o.PoolSize && e.Settings() == o.Settings() && slices.Equal(e.ExposedPorts, o.ExposedPorts)
+	return e.ID == o.ID && e.PoolSize == o.PoolSize && e.PoolSizeMin == o.PoolSizeMin && e.PoolSizeMax == o.PoolSizeMax && e.Settings() == o.Settings() && slices.Equal(e.ExposedPorts, o.ExposedPorts)
 }
 
 // FixedImage reports whether the same reference always means the same image, so that there is nothing to pull anew: the

@@ -84,8 +84,10 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	defer cluster.Close()
 
 	server, alert := g.cfg.Server, g.cfg.Server.Alert
+	limits := pool.DefaultLimits()
+	limits.Concurrency, limits.Runners, limits.Used = int(g.cfg.Pools.Concurrency), int(g.cfg.Pools.MaxRunners), int(g.cfg.Pools.MaxUsed)
 	runners := runner.NewManager(cluster, runner.Options{
-		Limits: pool.DefaultLimits(), ClaimWait: time.Duration(server.ClaimWait) * time.Second, Pull: true,
+		Limits: limits, ClaimWait: time.Duration(server.ClaimWait) * time.Second, MaxWait: time.Duration(g.cfg.Pools.MaxWait) * time.Second, Pull: true,
 		ReloadBelow: alert.PrewarmingPoolThreshold, ReloadAfter: time.Duration(alert.PrewarmingPoolReloadTimeout) * time.Second,
 	}, g.log)
 	envs := environment.NewService(cluster, runners, !g.cfg.Nomad.DisableForcePull)

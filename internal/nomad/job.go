@@ -13,6 +13,7 @@ import (
 	"rockpool/internal/environment"
 	"rockpool/internal/fault"
 	"rockpool/internal/ident"
+	"rockpool/internal/runner"
 )
 
 // Names that are part of the contract: a cluster run by Poseidon can be taken over, and given back.
@@ -24,9 +25,14 @@ const (
 	metaUsed     = "used"
 	metaTimeout  = "timeout"
 	metaPoolSize = "prewarmingPoolSize"
-	metaEgress   = "rockpool_egress" // of the main group; see docs/native-api.md
-	metaImage    = "image"           // as the client gave it, when runners are told something more exact
-	metaDigest   = "imageDigest"     // of that image
+	metaPoolMin  = "rockpool_pool_min"      // bounds of a size that follows the claims
+	metaPoolMax  = "rockpool_pool_max"      // missing = the size is fixed
+	metaKey      = "rockpool_claim_key"     // of a claim that may be repeated
+	metaRequest  = "rockpool_claim_request" // what it asked for
+	metaAt       = "rockpool_claim_at"      // when, in seconds since 1970
+	metaEgress   = "rockpool_egress"        // of the main group; see docs/native-api.md
+	metaImage    = "image"                  // as the client gave it, when runners are told something more exact
+	metaDigest   = "imageDigest"            // of that image
 
 	templatePrefix = "template-"
 )
@@ -189,6 +195,7 @@ func settingsOf(job *api.Job, id environment.ID) environment.Environment {
 	if g := configOf(job); g != nil {
 		n, _ := strconv.ParseUint(g.Meta[metaPoolSize], 10, 31)
 		e.PoolSize = uint(n)
+		e.PoolSizeMin, e.PoolSizeMax = poolBounds(g.Meta, e.PoolSize)
 		if d := g.Meta[metaDigest]; d != "" {
 			e.Pin = environment.Pin{Digest: d, Reference: e.Image}
 			e.Image = g.Meta[metaImage]
@@ -197,15 +204,37 @@ func settingsOf(job *api.Job, id environment.ID) environment.Environment {
 	return e
 }
 
-// claimOf reads whether a runner is used, and its inactivity timeout.
-func claimOf(job *api.Job) (used bool, timeout time.Duration) {
+// poolBounds reads the bounds of a size that follows the claims. What is unreadable or makes no sense is a fixed size.
+func poolBounds(meta map[string]string, size uint) (least, most uint) {
+	low, _ := strconv.ParseUint(meta[metaPoolMin], 10, 31)
+	high, err := strconv.ParseUint(meta[metaPoolMax], 10, 31)
+	if err != nil || uint(low) > size || uint(high) < size {
+		return 0, 0
+	}
+	return uint(low), uint(high)
+}
+
+// claimOf reads whether a runner is used, and how it was claimed.
+func claimOf(job *api.Job) (used bool, m runner.Mark) {
 	g := configOf(job)
 	if g == nil || g.Meta[metaUsed] != "true" {
-		return false, 0
+		return false, m
 	}
-	n, err := strconv.ParseInt(g.Meta[metaTimeout], 10, 32)
-	if err != nil || n < 0 {
-		return true, defaultTimeout
+	m.Timeout = defaultTimeout
+	if n, err := strconv.ParseInt(g.Meta[metaTimeout], 10, 32); err == nil && n >= 0 {
+		m.Timeout = time.Duration(n) * time.Second
 	}
-	return true, time.Duration(n) * time.Second
+	if at, err := strconv.ParseInt(g.Meta[metaAt], 10, 64); err == nil && g.Meta[metaKey] != "" {
+		m.Key, m.Request, m.At = g.Meta[metaKey], g.Meta[metaRequest], time.Unix(at, 0)
+	}
+	return true, m
+}
+
+// markAs writes a claim into a job's meta data.
+func markAs(meta map[string]string, m runner.Mark) {
+	meta[metaUsed] = "true"
+	meta[metaTimeout] = strconv.Itoa(int(m.Timeout / time.Second))
+	if m.Key != "" {
+		meta[metaKey], meta[metaRequest], meta[metaAt] = m.Key, m.Request, strconv.FormatInt(m.At.Unix(), 10)
+	}
 }

@@ -57,9 +57,9 @@ func (c *Client) CreateRunner(ctx context.Context, e environment.Environment, id
 
 // ClaimRunner marks a runner as used by compare-and-set. What the feed has shown of its job saves a question; if that is out of date, the comparison fails
 // and the job is read.
-func (c *Client) ClaimRunner(ctx context.Context, id string, timeout time.Duration) error {
+func (c *Client) ClaimRunner(ctx context.Context, id string, m runner.Mark) error {
 	if job := c.known.take(id); job != nil {
-		if err := c.mark(ctx, job, timeout); !errors.Is(err, runner.ErrClaimLost) {
+		if err := c.mark(ctx, job, m); !errors.Is(err, runner.ErrClaimLost) {
 			return err
 		}
 	}
@@ -70,11 +70,11 @@ func (c *Client) ClaimRunner(ctx context.Context, id string, timeout time.Durati
 	if err != nil {
 		return err
 	}
-	return c.mark(ctx, job, timeout)
+	return c.mark(ctx, job, m)
 }
 
 // mark writes a claim into a job as it was at its index.
-func (c *Client) mark(ctx context.Context, job *api.Job, timeout time.Duration) error {
+func (c *Client) mark(ctx context.Context, job *api.Job, m runner.Mark) error {
 	group := configOf(job)
 	if group == nil || job.JobModifyIndex == nil {
 		return fault.New(fault.Internal, "the job %s is not one of a runner", *job.ID)
@@ -85,8 +85,7 @@ func (c *Client) mark(ctx context.Context, job *api.Job, timeout time.Duration) 
 	if group.Meta == nil {
 		group.Meta = map[string]string{}
 	}
-	group.Meta[metaUsed] = "true"
-	group.Meta[metaTimeout] = strconv.Itoa(int(timeout / time.Second))
+	markAs(group.Meta, m)
 	_, err := c.register(ctx, job, true, *job.JobModifyIndex)
 	if fault.Is(err, fault.Conflict) {
 		return fmt.Errorf("%w: %w", runner.ErrClaimLost, err)
@@ -141,6 +140,10 @@ func (c *Client) RegisterTemplate(ctx context.Context, e environment.Environment
 		config.Meta = map[string]string{}
 	}
 	config.Meta[metaPoolSize] = strconv.FormatUint(uint64(e.PoolSize), 10)
+	if e.PoolSizeMax > 0 {
+		config.Meta[metaPoolMin] = strconv.FormatUint(uint64(e.PoolSizeMin), 10)
+		config.Meta[metaPoolMax] = strconv.FormatUint(uint64(e.PoolSizeMax), 10)
+	}
 	maps.Copy(config.Meta, describe(e))
 	before, err := c.job(ctx, *job.ID)
 	if err != nil && !fault.Is(err, fault.NotFound) {

@@ -22,6 +22,7 @@ import (
 type allocation struct {
 	ID, JobID, TaskGroup, NodeID string
 	DesiredStatus, ClientStatus  string
+	ClientDescription            string
 	PreviousAllocation           string
 	TaskStates                   map[string]*api.TaskState
 	AllocatedResources           *api.AllocatedResources
@@ -70,9 +71,9 @@ func (v *view) job(job *api.Job) bool {
 		v.runners[*job.ID] = t
 	}
 	settings := settingsOf(job, env).Settings()
-	used, timeout := claimOf(job)
-	changed := isNew || settings != t.Settings || used != t.Used || timeout != t.Timeout
-	t.Settings, t.Used, t.Timeout = settings, used, timeout
+	used, mark := claimOf(job)
+	changed := isNew || settings != t.Settings || used != t.Used || mark != t.Mark
+	t.Settings, t.Used, t.Mark = settings, used, mark
 	if job.Status != nil && *job.Status == "dead" && t.State != pool.Ended && t.Place.AllocID == "" {
 		t.State, t.Cause, changed = pool.Ended, execution.ErrGone, true
 	}
@@ -92,6 +93,8 @@ func (v *view) allocation(a *allocation) bool {
 	default:
 		t.State, t.Cause = judge(a, before)
 	}
+	told := t.Reason
+	t.Reason = reasonOf(a, t.State)
 	t.Place = execution.Place{AllocID: a.ID, NodeID: a.NodeID}
 	t.allocIndex = a.CreateIndex
 	if r := a.AllocatedResources; r != nil {
@@ -100,7 +103,7 @@ func (v *view) allocation(a *allocation) bool {
 			t.Ports = append(t.Ports, runner.Port{Exposed: uint(p.To), Address: net.JoinHostPort(p.HostIP, strconv.Itoa(p.Value))})
 		}
 	}
-	return t.State != before
+	return t.State != before || t.Reason != told
 }
 
 // progress is what a pending runner's driver says that has not been told yet, such as how far the download of its image is; "" = nothing.
@@ -154,8 +157,8 @@ func outOfMemory(task *api.TaskState) bool {
 
 // evaluation is what is read of one.
 type evaluation struct {
-	ID, Status, StatusDescription string
-	FailedTGAllocs                map[string]*refusal
+	ID, JobID, Status, StatusDescription string
+	FailedTGAllocs                       map[string]*refusal
 }
 
 // refusal is why a group could not be placed: counts by reason.

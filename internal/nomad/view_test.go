@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"rockpool/internal/environment"
+	"rockpool/internal/runner"
 	"rockpool/internal/runner/execution"
 	"rockpool/internal/runner/pool"
 )
@@ -85,8 +86,8 @@ func TestClaimsAreReadFromTheJob(t *testing.T) {
 		{job("true", metaTimeout, "-1"), true, time.Minute},
 		{&api.Job{ID: new(id)}, false, 0},
 	} {
-		if used, timeout := claimOf(c.job); used != c.used || timeout != c.timeout {
-			t.Errorf("got %v %v, want %v %v", used, timeout, c.used, c.timeout)
+		if used, mark := claimOf(c.job); used != c.used || mark != (runner.Mark{Timeout: c.timeout}) {
+			t.Errorf("got %v %v, want %v %v", used, mark, c.used, c.timeout)
 		}
 	}
 }

@@ -120,6 +120,9 @@ func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind,
 	switch {
 	case topic == "Evaluation" && p.Evaluation != nil:
 		c.evals.done(*p.Evaluation)
+		if v.refused(p.Evaluation) {
+			f.Changed(v.seen(p.Evaluation.JobID))
+		}
 	case topic == "Job" && p.Job != nil:
 		if _, ok := runnerEnvironment(key); ok {
 			c.known.note(p.Job)

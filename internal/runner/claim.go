@@ -3,6 +3,7 @@ package runner
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"rockpool/internal/environment"
@@ -12,28 +13,51 @@ import (
 	"rockpool/internal/runner/pool"
 )
 
-// Claim hands out an idle runner; timeout is its inactivity timeout, 0 = none. An empty pool is Exhausted.
-func (m *Manager) Claim(ctx context.Context, id environment.ID, timeout time.Duration) (*Runner, error) {
-	deadline := time.Now().Add(m.opts.ClaimWait)
-	for {
-		taken, err := m.take(ctx, id, deadline)
+// Claim is a request for a runner.
+type Claim struct {
+	Env     environment.ID
+	Timeout time.Duration // of inactivity; 0 = none
+	Wait    time.Duration // in the queue, at the client's wish; Options.MaxWait bounds it
+	Key     string        // names a claim that may be repeated; "" = it is not to be repeated
+}
+
+// Busy is the refusal of a claim because there is no runner for it. Its kind is Exhausted.
+type Busy struct {
+	error
+	Position int           // the place in the queue that the claim had or would have had, from 1
+	Waiting  int           // claims in the queue now
+	Expected time.Duration // that a claim at this place waits; 0 = it cannot be told
+}
+
+// Unwrap gives the kind and the public sentence.
+func (b *Busy) Unwrap() error { return b.error }
+
+// Claim hands out an idle runner. An empty pool is a *Busy.
+func (m *Manager) Claim(ctx context.Context, c Claim) (*Runner, error) {
+	if c.Key == "" {
+		return m.claim(ctx, c, Mark{Timeout: c.Timeout})
+	}
+	return m.claimOnce(ctx, c)
+}
+
+func (m *Manager) claim(ctx context.Context, c Claim, mark Mark) (*Runner, error) {
+	deadline := time.Now().Add(max(m.opts.ClaimWait, min(c.Wait, m.opts.MaxWait)))
+	for again := false; ; again = true {
+		taken, err := m.take(ctx, c.Env, deadline, again)
 		if err != nil {
 			return nil, err
 		}
 		// A client that leaves now must not leave the claim's outcome open.
 		callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
-		err = m.cluster.ClaimRunner(callCtx, taken.ID, timeout)
+		err = m.cluster.ClaimRunner(callCtx, taken.ID, mark)
 		cancel()
 		switch {
 		case err == nil:
-			if r := m.claimed(taken, timeout); r != nil {
+			if r := m.claimed(taken, mark); r != nil {
 				return r, nil
 			}
 		case errors.Is(err, ErrClaimLost):
-			m.mu.Lock()
-			m.pools.ClaimLost(taken.ID, time.Now())
-			m.mu.Unlock()
-			m.poke()
+			m.lost(taken.ID, absent(err))
 		default:
 			// Whether it is marked is not known, so nobody gets it.
 			m.discard(taken.ID)
@@ -42,41 +66,75 @@ func (m *Manager) Claim(ctx context.Context, id environment.ID, timeout time.Dur
 	}
 }
 
-// take picks an idle runner, and waits for one that is starting, or that the pool lacks and is about to start.
-func (m *Manager) take(ctx context.Context, id environment.ID, deadline time.Time) (Seen, error) {
-	for {
-		now := time.Now()
-		m.mu.Lock()
-		if _, ok := m.envs[id]; !ok {
-			m.mu.Unlock()
-			return Seen{}, fault.Wrap(fault.NotFound, environment.ErrUnknown, "execution environment %d is unknown", id)
-		}
-		rid, ok := m.pools.Take(id, now)
-		seen, arrived, stats := m.seen[rid], m.arrived, m.pools.Stats(id)
+// lost takes in that a runner is somebody else's, or that there is none.
+func (m *Manager) lost(id string, gone bool) {
+	m.mu.Lock()
+	if gone {
+		m.pools.Gone(id, time.Now())
+		delete(m.seen, id)
+	} else {
+		m.pools.ClaimLost(id, time.Now())
+	}
+	m.mu.Unlock()
+	m.poke()
+}
+
+// take picks an idle runner, or waits for one in the environment's line. again says that the claim had its turn, so that it waits first of all.
+func (m *Manager) take(ctx context.Context, id environment.ID, deadline time.Time, again bool) (Seen, error) {
+	now := time.Now()
+	m.mu.Lock()
+	if _, ok := m.envs[id]; !ok {
 		m.mu.Unlock()
-		if ok {
-			// The replacement is asked for once the claim is through: it would only compete with it.
-			return seen, nil
-		}
-		if wait := deadline.Sub(now); wait > 0 && stats.Starting+stats.Size > 0 {
-			t := time.NewTimer(wait)
-			select {
-			case <-arrived:
-			case <-t.C:
-			case <-ctx.Done():
-			}
-			t.Stop()
-			if ctx.Err() == nil {
-				continue
-			}
-			return Seen{}, context.Cause(ctx)
-		}
-		return Seen{}, fault.New(fault.Exhausted, "no runner of execution environment %d is idle", id)
+		return Seen{}, unknown(id)
+	}
+	taken, ok := "", false
+	if again || m.lines[id] == nil { // who waits comes first
+		taken, ok = m.pools.Take(id, now)
+	}
+	if !again {
+		m.pools.Arrived(id, ok, now)
+	}
+	if ok {
+		seen := m.seen[taken]
+		m.mu.Unlock()
+		// The replacement is asked for once the claim is through: it would only compete with it.
+		return seen, nil
+	}
+	stats := m.pools.Stats(id)
+	if wait := deadline.Sub(now); wait <= 0 || stats.Starting+stats.Size == 0 || m.lines[id].Len() >= maxWaiting {
+		err := m.refuse(id, m.lines[id].Len()+1, now)
+		m.mu.Unlock()
+		m.poke() // a size that follows the claims may grow
+		return Seen{}, err
+	}
+	w := m.queue(id, again, now)
+	m.mu.Unlock()
+	m.poke()
+	return m.await(ctx, w, deadline.Sub(now))
+}
+
+func unknown(id environment.ID) error {
+	return fault.Wrap(fault.NotFound, environment.ErrUnknown, "execution environment %d is unknown", id)
+}
+
+// refuse says why there is no runner for a claim at a place of the line. The lock is held.
+func (m *Manager) refuse(id environment.ID, position int, now time.Time) error {
+	text := fmt.Sprintf("no runner of execution environment %d is idle", id)
+	switch why, words := m.pools.Why(id); why {
+	case pool.UsedLimit:
+		text = fmt.Sprintf("execution environment %d has as many used runners as it may have (%d): one has to end first", id, m.opts.Limits.Used)
+	case pool.TotalLimit:
+		text = fmt.Sprintf("%s, and there are as many runners as there may be (%d): one has to end first", text, m.opts.Limits.Runners)
+	case pool.Failing:
+		text = fmt.Sprintf("%s: the last that was started failed (%s)", text, words)
+	}
+	return &Busy{
+		error: fault.New(fault.Exhausted, "%s", text), Position: position, Waiting: m.lines[id].Len(), Expected: m.pools.Expected(id, position, now),
 	}
 }
 
 // claimed makes the record of a claim that was won; nil when the runner ended meanwhile.
-func (m *Manager) claimed(s Seen, timeout time.Duration) *Runner {
+func (m *Manager) claimed(s Seen, mark Mark) *Runner {
 	m.mu.Lock()
 	m.pools.Claimed(s.ID, time.Now())
 	ph, ok := m.pools.Phase(s.ID)
@@ -89,8 +147,9 @@ func (m *Manager) claimed(s Seen, timeout time.Duration) *Runner {
 	if !known { // the event of our own claim may have been faster
 		r = m.adopt(s)
 	}
+	m.mark(r, mark)
 	m.mu.Unlock()
-	m.watchInactivity(r, timeout)
+	m.watchInactivity(r, mark.Timeout)
 	m.poke()
 	m.log.WithFields(logging.Fields{"runner_id": r.ID, "environment_id": int(r.Env)}).Debug("runner claimed")
 	return r
@@ -122,13 +181,13 @@ func (f feed) All(list []Seen, index uint64) {
 	}
 	for id, r := range m.used {
 		// A claim that was won after the listing is in the pool's records.
-		if _, ok := m.pools.Phase(id); !there[id] && !ok {
-			delete(m.used, id)
+		if ph, ok := m.pools.Phase(id); !there[id] && (!ok || ph.Ended()) {
+			m.part(r)
 			ended = append(ended, end{r, execution.ErrGone})
 		}
 	}
 	for id := range m.seen {
-		if _, ok := m.pools.Phase(id); !ok {
+		if ph, ok := m.pools.Phase(id); !ok || ph.Ended() {
 			delete(m.seen, id)
 		}
 	}
@@ -138,11 +197,11 @@ func (f feed) All(list []Seen, index uint64) {
 	for i, s := range recovered {
 		records[i] = m.used[s.ID]
 	}
-	m.wakeClaims()
+	m.serveAll()
 	m.mu.Unlock()
 	// Only recovery starts timers anew; runners that another gateway claims are watched by that one.
 	for i, r := range records {
-		m.watchInactivity(r, recovered[i].Timeout)
+		m.watchInactivity(r, recovered[i].Mark.Timeout)
 	}
 	m.finish(ended)
 	if first {
@@ -157,6 +216,7 @@ func (f feed) Changed(s Seen) {
 	m.mu.Lock()
 	m.pools.Observe(s.Observed, time.Now())
 	ended := m.record(s)
+	m.serveAll()
 	m.mu.Unlock()
 	m.finish(ended)
 	m.poke()
@@ -169,10 +229,11 @@ func (f feed) Gone(id string) {
 	var ended []end
 	if r, ok := m.used[id]; ok {
 		ended = append(ended, end{r, execution.ErrDeleted})
-		delete(m.used, id)
+		m.part(r)
 	}
 	delete(m.seen, id)
-	m.pools.Gone(id)
+	m.pools.Gone(id, time.Now())
+	m.serveAll()
 	m.mu.Unlock()
 	m.finish(ended)
 	m.poke()
@@ -201,7 +262,7 @@ func (m *Manager) record(s Seen) []end {
 	case s.State == pool.Ended:
 		delete(m.seen, s.ID)
 		if used {
-			delete(m.used, s.ID)
+			m.part(r)
 			return []end{{r, s.Cause}}
 		}
 	case used:
@@ -210,9 +271,6 @@ func (m *Manager) record(s Seen) []end {
 		m.adopt(s)
 	case !ph.Ended():
 		m.seen[s.ID] = s
-		if ph == pool.Idle {
-			m.wakeClaims()
-		}
 	}
 	return nil
 }

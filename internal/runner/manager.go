@@ -21,7 +21,8 @@ import (
 // Options of a Manager.
 type Options struct {
 	Limits    pool.Limits
-	ClaimWait time.Duration // how long a claim waits for a runner that is starting
+	ClaimWait time.Duration // how long a claim waits for a runner that is starting, whoever asks
+	MaxWait   time.Duration // how long it waits at most where the client asks for it
 	Pull      bool          // pool runners pull their image anew
 	// ReloadBelow is the share of idle runners below which, for ReloadAfter, the pools are compared with a full listing. 0 = off.
 	ReloadBelow float64
@@ -43,23 +44,26 @@ type Manager struct {
 	ready   chan struct{}
 	tasks   lifecycle.Tasks
 
-	mu      sync.Mutex
-	pools   *pool.Pools
-	envs    map[environment.ID]environment.Environment
-	seen    map[string]Seen // of runners that are not claimed yet
-	used    map[string]*Runner
-	arrived chan struct{}                // closed and replaced whenever a claim may succeed that did not before
-	live    bool                         // the first listing has come
-	below   map[environment.ID]time.Time // since when a pool is under the threshold
-	relist  context.CancelFunc           // breaks the feed, which begins with a full listing again
+	mu       sync.Mutex
+	pools    *pool.Pools
+	envs     map[environment.ID]environment.Environment
+	seen     map[string]Seen // of runners that are not claimed yet
+	used     map[string]*Runner
+	lines    map[environment.ID]*line     // of claims that wait; none is empty
+	keys     map[string]*Runner           // claimed under a key
+	claiming map[string]*attempt          // claims under a key that are under way
+	live     bool                         // the first listing has come
+	below    map[environment.ID]time.Time // since when a pool is under the threshold
+	relist   context.CancelFunc           // breaks the feed, which begins with a full listing again
 }
 
 // NewManager makes a manager without pools.
 func NewManager(cluster Cluster, opts Options, log logging.Logger) *Manager {
 	m := &Manager{
 		cluster: cluster, opts: opts, log: log,
-		trigger: make(chan struct{}, 1), ready: make(chan struct{}), arrived: make(chan struct{}),
+		trigger: make(chan struct{}, 1), ready: make(chan struct{}),
 		envs: map[environment.ID]environment.Environment{}, seen: map[string]Seen{}, used: map[string]*Runner{},
+		lines: map[environment.ID]*line{}, keys: map[string]*Runner{}, claiming: map[string]*attempt{},
 		below: map[environment.ID]time.Time{},
 	}
 	m.pools = pool.New(opts.Limits, newRunnerID)
@@ -196,27 +200,34 @@ func (m *Manager) carryOut(ctx context.Context, a pool.Action, e environment.Env
 	}
 	var err error
 	if a.Guard {
-		err = m.cluster.ClaimRunner(ctx, a.ID, 0)
+		err = m.cluster.ClaimRunner(ctx, a.ID, Mark{})
 	}
-	lost := errors.Is(err, ErrClaimLost)
-	if err == nil {
+	lost := false
+	switch {
+	case err == nil:
 		err = m.cluster.DestroyRunner(ctx, a.ID)
+	case absent(err):
+		err = nil // there is nothing to remove
+	case errors.Is(err, ErrClaimLost):
+		err, lost = nil, true
 	}
-	if lost {
-		err = nil
-	} else if err != nil {
+	if err != nil {
 		log.WithField("error", err.Error()).Warn("a runner could not be destroyed, it is tried again")
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.pools.Destroyed(a.ID, lost, err, time.Now())
+	m.serveAll()
 }
+
+// absent reports whether a claim was lost because the cluster does not have the runner.
+func absent(err error) bool { return errors.Is(err, ErrClaimLost) && fault.Is(err, fault.NotFound) }
 
 // Want sets what an environment's pool shall be.
 func (m *Manager) Want(e environment.Environment) {
 	m.mu.Lock()
 	m.envs[e.ID] = e
-	m.pools.Want(e.ID, int(e.PoolSize), e.Settings())
+	m.pools.Want(e.ID, pool.Spec{Size: int(e.PoolSize), Min: int(e.PoolSizeMin), Max: int(e.PoolSizeMax), Settings: e.Settings()}, time.Now())
 	m.mu.Unlock()
 	m.poke()
 }
@@ -235,14 +246,14 @@ func (m *Manager) Drop(ctx context.Context, id environment.ID) error {
 	delete(m.envs, id)
 	delete(m.below, id)
 	var ended []*Runner
-	for rid, r := range m.used {
+	for _, r := range m.used {
 		if r.Env == id {
 			ended = append(ended, r)
-			delete(m.used, rid)
+			m.part(r)
 		}
 	}
 	m.pools.Drop(id, time.Now())
-	m.wakeClaims()
+	m.dissolve(id)
 	m.mu.Unlock()
 	for _, r := range ended {
 		r.end(execution.ErrDeleted)
@@ -300,7 +311,10 @@ func (m *Manager) Destroy(ctx context.Context, r *Runner, cause error) error {
 	m.mu.Lock()
 	m.pools.Removed(r.ID, time.Now())
 	late := m.used[r.ID] // made anew by the news of its claim, which came only now
-	delete(m.used, r.ID)
+	if late != nil {
+		m.part(late)
+	}
+	m.serveAll()
 	m.mu.Unlock()
 	if late != nil {
 		late.end(cause)
@@ -318,6 +332,7 @@ func (m *Manager) Discard(r *Runner, cause error) {
 func (m *Manager) discard(id string) {
 	m.mu.Lock()
 	m.pools.Discard(id, time.Now())
+	m.serveAll()
 	m.mu.Unlock()
 	m.poke()
 }
@@ -326,7 +341,7 @@ func (m *Manager) discard(id string) {
 func (m *Manager) release(r *Runner, cause error) {
 	m.mu.Lock()
 	if m.used[r.ID] == r {
-		delete(m.used, r.ID)
+		m.part(r)
 	}
 	m.mu.Unlock()
 	if !r.end(cause) {
@@ -340,15 +355,44 @@ func (m *Manager) adopt(s Seen) *Runner {
 	r := &Runner{ID: s.ID, Env: s.Env, place: s.Place, ports: s.Ports}
 	m.used[s.ID] = r
 	delete(m.seen, s.ID)
+	m.mark(r, s.Mark)
 	return r
+}
+
+// part takes a runner out of the records. The lock is held.
+func (m *Manager) part(r *Runner) {
+	delete(m.used, r.ID)
+	if m.keys[r.mark.Key] == r {
+		delete(m.keys, r.mark.Key)
+	}
 }
 
 func (m *Manager) watchInactivity(r *Runner, timeout time.Duration) {
 	r.start(timeout, func() { m.Discard(r, execution.ErrInactive) })
 }
 
-// wakeClaims lets waiting claims look again. The lock is held.
-func (m *Manager) wakeClaims() {
-	close(m.arrived)
-	m.arrived = make(chan struct{})
+// Report tells everything about an environment's pool; false when there is none. runners says whether each runner is listed.
+func (m *Manager) Report(id environment.ID, runners bool) (Report, bool) {
+	now := time.Now()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p, ok := m.pools.Report(id, runners, now)
+	if !ok {
+		return Report{}, false
+	}
+	r := Report{Report: p, Expected: m.pools.Expected(id, 1, now), Limits: m.opts.Limits}
+	if l := m.lines[id]; l != nil {
+		r.Waiting, r.Longest = l.Len(), now.Sub(l.front().since)
+		r.Expected = m.pools.Expected(id, l.Len()+1, now)
+	}
+	return r, true
+}
+
+// Report is everything there is to tell about an environment's pool.
+type Report struct {
+	pool.Report
+	Waiting  int           // claims in the queue
+	Longest  time.Duration // since the first of them came
+	Expected time.Duration // that one more would wait; 0 = it cannot be told
+	Limits   pool.Limits
 }

@@ -19,11 +19,20 @@ type Port struct {
 // Seen is one runner as the cluster shows it.
 type Seen struct {
 	pool.Observed
-	Place   execution.Place
-	Ports   []Port
-	Timeout time.Duration // of inactivity, as the claim stored it; 0 = none
+	Place execution.Place
+	Ports []Port
+	Mark  Mark // of the claim, when it is used
 	// Cause says why it ended: one of the causes of package execution.
 	Cause error
+}
+
+// Mark is what a claim writes into a runner's job.
+type Mark struct {
+	Timeout time.Duration // of inactivity; 0 = none
+	// Of a claim that may be repeated: what names it, what was asked for, and when. Key "" = it may not.
+	Key     string
+	Request string
+	At      time.Time // to the second
 }
 
 // Feed is told what the cluster shows: first everything, then changes. After a gap, everything again.
@@ -42,8 +51,9 @@ type Cluster interface {
 	Watch(ctx context.Context, f Feed) error
 	// CreateRunner registers a runner; doing it again under the same id is no error. The index is that of the registration.
 	CreateRunner(ctx context.Context, e environment.Environment, id string, pull bool) (index uint64, err error)
-	// ClaimRunner marks a runner as used. An error that wraps ErrClaimLost means that it is somebody else's, or gone.
-	ClaimRunner(ctx context.Context, id string, timeout time.Duration) error
+	// ClaimRunner marks a runner as used. An error that wraps ErrClaimLost means that it is somebody else's, or, if it is of the
+	// kind NotFound too, gone.
+	ClaimRunner(ctx context.Context, id string, m Mark) error
 	// DestroyRunner leaves nothing of a runner; one that is not there is no error.
 	DestroyRunner(ctx context.Context, id string) error
 	// RunnersOf are the ids of all runner jobs of an environment.

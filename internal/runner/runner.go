@@ -15,6 +15,8 @@ type Runner struct {
 	Env        environment.ID
 	Executions execution.Store
 
+	mark Mark // guarded by the manager's lock
+
 	mu      sync.Mutex
 	place   execution.Place
 	ports   []Port

@@ -12,6 +12,8 @@ type Environment struct {
 	ExposedPorts       []uint16 `json:"exposedPorts"`
 	NetworkEgress      []string `json:"networkEgress,omitempty"`
 	Runtime            string   `json:"runtime,omitempty"`
+	PoolSizeMin        uint     `json:"poolSizeMin,omitempty"`
+	PoolSizeMax        uint     `json:"poolSizeMax,omitempty"`
 }
 
 // EnvironmentRequest is the body of a PUT; an id in it is ignored.
@@ -24,6 +26,8 @@ type EnvironmentRequest struct {
 	ExposedPorts       []uint16 `json:"exposedPorts"`
 	NetworkEgress      []string `json:"networkEgress,omitempty"`
 	Runtime            string   `json:"runtime,omitempty"`
+	PoolSizeMin        uint     `json:"poolSizeMin,omitempty"`
+	PoolSizeMax        uint     `json:"poolSizeMax,omitempty"`
 }
 
 // Environments is the list of all environments.
@@ -39,10 +43,11 @@ type Statistics struct {
 	UsedRunners        uint `json:"usedRunners"`
 }
 
-// RunnerRequest asks for a runner.
+// RunnerRequest asks for a runner. WaitTimeout is an extension.
 type RunnerRequest struct {
-	ExecutionEnvironmentID int `json:"executionEnvironmentId"`
-	InactivityTimeout      int `json:"inactivityTimeout"` // seconds, 0 = never
+	ExecutionEnvironmentID int  `json:"executionEnvironmentId"`
+	InactivityTimeout      int  `json:"inactivityTimeout"` // seconds, 0 = never
+	WaitTimeout            *int `json:"waitTimeout"`       // seconds; null = the client does not ask for it
 }
 
 // Runner is a runner that was handed out.
@@ -94,6 +99,14 @@ type ClientError struct {
 type ServerError struct {
 	Message   string    `json:"message"`
 	ErrorCode ErrorCode `json:"errorCode"`
+	Queue     *Queue    `json:"queue,omitempty"` // only for a client that asked to wait
+}
+
+// Queue is where a claim stood when it was refused.
+type Queue struct {
+	Position        int `json:"position"`                  // from 1
+	Waiting         int `json:"waiting"`                   // claims that wait now
+	EstimateSeconds int `json:"estimateSeconds,omitempty"` // 0 = it cannot be told
 }
 
 // ErrorCode tells server errors apart. There are no others.

@@ -25,20 +25,35 @@ type Action struct {
 	Guard bool // Destroy: claim it by compare-and-set first
 }
 
-// Plan says what to do now, and when to ask again if nothing happens before (zero = then not at all).
+// Plan says what to do now, and when to ask again if nothing happens before (zero = then not at all). It looks only at the environments
+// that something happened to, and at those whose time has come.
 func (p *Pools) Plan(now time.Time) (actions []Action, next time.Time) {
-	ids := make([]environment.ID, 0, len(p.envs))
-	for id, e := range p.envs {
-		if e.dirty || (!e.due.IsZero() && !now.Before(e.due)) {
-			ids = append(ids, id)
+	p.bury(now)
+	for len(p.alarms) > 0 && !now.Before(p.alarms[0].due) {
+		e := p.alarms[0]
+		p.touch(e)
+		e.due = time.Time{}
+		p.alarms.set(e)
+	}
+	slices.SortFunc(p.dirty, func(a, b *env) int { return cmp.Compare(a.id, b.id) })
+	for _, e := range p.dirty {
+		p.plan(e, now)
+	}
+	actions = p.act(now)
+	for _, e := range p.dirty {
+		e.dirty = false
+		e.due = time.Time{}
+		if e.wanted || len(e.runners) > 0 {
+			e.due = e.alarmTime(now)
+		} else if p.envs[e.id] == e {
+			delete(p.envs, e.id)
 		}
+		p.alarms.set(e)
 	}
-	slices.Sort(ids)
-	for _, id := range ids {
-		actions = append(actions, p.plan(id, p.envs[id], now)...)
-	}
-	for _, e := range p.envs {
-		next = earlier(next, e.due)
+	clear(p.dirty)
+	p.dirty = p.dirty[:0]
+	if len(p.alarms) > 0 {
+		next = p.alarms[0].due
 	}
 	return actions, next
 }
@@ -50,122 +65,254 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-func (p *Pools) plan(id environment.ID, e *env, now time.Time) (actions []Action) {
-	e.dirty, e.due = false, time.Time{}
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
+// bury forgets those who have been dead for long enough.
+func (p *Pools) bury(now time.Time) {
+	n, end := 0, len(p.tombs)
+	for ; n < end && now.Sub(p.tombs[n].at) > tombstone; n++ {
+		switch t := p.tombs[n]; {
+		case t.r.phase != Dead || !t.r.since.Equal(t.at):
+		case t.r.busy: // the call's answer has to find it
+			p.tombs = append(p.tombs, t)
+		default:
+			delete(p.runners, t.r.id)
+		}
+	}
+	p.tombs = slices.Delete(p.tombs, 0, n)
+}
+
+func (p *Pools) plan(e *env, now time.Time) {
+	e.wake = time.Time{}
+	if e.failures > 0 && e.readyAt.After(e.failedAt) {
+		if at := e.readyAt.Add(stable); now.Before(at) {
+			e.wake = at
+		} else {
+			e.recover()
+		}
+	}
 	if e.wanted {
 		p.shrink(e, now)
-		p.grow(id, e, now)
+		p.grow(e, now)
 	}
-	for _, r := range sorted(e.runners, func(r *entry) bool { return !r.busy && (r.phase == Creating || r.phase == Dying) }) {
-		switch {
-		case r.phase == Creating && e.wanted && now.Before(e.notBefore):
-			e.due = earlier(e.due, e.notBefore)
-			continue
-		case now.Before(r.next):
-			e.due = earlier(e.due, r.next)
-			continue
-		case p.calls >= p.limits.Concurrency:
-			e.dirty = true // when a call returns there is a place
-			return actions
-		}
-		p.calls++
-		r.busy = true
-		a := Action{Kind: Create, Env: id, ID: r.id}
-		if r.phase == Dying {
-			a.Kind, a.Guard = Destroy, r.guard
-		}
-		actions = append(actions, a)
+}
+
+// size is how many runners shall stand ready.
+func (e *env) size(now time.Time) int {
+	if e.demand == nil {
+		return e.spec.Size
 	}
-	return actions
+	size, again := e.demand.target(now)
+	e.wake = earlier(e.wake, again)
+	return size
 }
 
 // grow adds what is missing. The entries wait for their turn as Creating.
-func (p *Pools) grow(id environment.ID, e *env, now time.Time) {
-	have := 0
-	for _, r := range e.runners {
-		if r.phase <= Idle && e.fresh(r) {
-			have++
-		}
+func (p *Pools) grow(e *env, now time.Time) {
+	for missing := e.size(now) - e.warm(); missing > 0; missing-- {
+		r := &entry{id: p.newID(e.id), env: e, settings: e.spec.Settings, phase: Creating, since: now, born: now}
+		p.link(r)
 	}
-	for ; have < e.size; have++ {
-		p.add(id, &entry{id: p.newID(id), settings: e.settings, phase: Creating, since: now})
-	}
-	e.dirty = false
 }
 
 // shrink lets go what is too much or out of date.
 func (p *Pools) shrink(e *env, now time.Time) {
-	var fresh, staleIdle []*entry
-	freshIdle, waiting := 0, false
-	for _, r := range sorted(e.runners, func(r *entry) bool { return r.phase <= Idle }) {
-		switch {
-		case e.fresh(r):
-			fresh = append(fresh, r)
-			if r.phase == Idle {
-				freshIdle++
-			} else if r.phase == Starting {
-				waiting = true
-			}
-		case r.phase == Idle:
-			staleIdle = append(staleIdle, r)
-		default:
-			p.letGo(r, now) // never handed out
+	for r := e.outdated.first(); r != nil; r = e.outdated.first() {
+		p.letGo(r, now) // never handed out
+	}
+	size := e.size(now)
+	if surplus := e.warm() - size; surplus > 0 {
+		for _, r := range e.leastUseful()[:surplus] {
+			p.letGo(r, now)
 		}
 	}
-	// The least useful first: what has not been registered, what is still starting, then by id, so that several gateways
-	// choose alike.
-	slices.SortFunc(fresh, func(a, b *entry) int { return cmp.Or(cmp.Compare(a.phase, b.phase), -cmp.Compare(a.id, b.id)) })
-	for _, r := range fresh[:max(0, len(fresh)-e.size)] {
-		if r.phase == Idle {
-			freshIdle--
-		}
-		p.letGo(r, now)
-	}
-	tooMany := min(len(staleIdle), max(0, freshIdle+len(staleIdle)-e.size))
-	if tooMany == 0 && len(staleIdle) > 0 && waiting {
+	stale, idle := len(e.stale.list), len(e.ready.list)
+	tooMany := min(stale, max(0, idle+stale-size))
+	if tooMany == 0 && stale > 0 && len(e.starting.list) > 0 {
 		tooMany = e.makeRoom(p.limits.Patience, now)
 	}
-	for _, r := range staleIdle[:tooMany] {
-		p.letGo(r, now)
+	for range tooMany {
+		p.letGo(e.stale.first(), now)
 	}
+}
+
+// leastUseful are the runners that are up to date and that nobody uses: what has not been registered first, then what is still starting,
+// then by id, so that several gateways choose alike.
+func (e *env) leastUseful() []*entry {
+	var list []*entry
+	for _, r := range e.runners {
+		if r.fresh && r.phase <= Idle {
+			list = append(list, r)
+		}
+	}
+	slices.SortFunc(list, func(a, b *entry) int { return cmp.Or(cmp.Compare(a.phase, b.phase), -cmp.Compare(a.id, b.id)) })
+	return list
 }
 
 // makeRoom is how many stale runners leave because their replacement does not start.
 func (e *env) makeRoom(patience time.Duration, now time.Time) int {
-	first := now
-	for _, r := range e.runners {
-		if r.phase == Starting && e.fresh(r) && r.since.Before(first) {
-			first = r.since
-		}
-	}
-	at := first.Add(patience)
-	if at.Before(e.nextRoom) {
-		at = e.nextRoom
-	}
+	at := later(e.starting.first().since.Add(patience), e.nextRoom)
 	if now.Before(at) {
-		e.due = earlier(e.due, at)
+		e.wake = earlier(e.wake, at)
 		return 0
 	}
 	e.nextRoom = now.Add(patience)
-	e.due = earlier(e.due, e.nextRoom)
+	e.wake = earlier(e.wake, e.nextRoom)
 	return 1
 }
 
 func (p *Pools) letGo(r *entry, now time.Time) {
-	if r.phase == Creating && !r.busy && r.attempts == 0 {
-		p.forget(r.id) // nobody has heard of it
+	if r.unborn() {
+		p.unlink(r)
+		delete(p.runners, r.id)
 		return
 	}
-	r.die(now, true)
+	p.change(r, func() { r.die(now, true) })
 }
 
-func sorted(m map[string]*entry, keep func(*entry) bool) []*entry {
-	var list []*entry
-	for _, r := range m {
-		if keep(r) {
-			list = append(list, r)
+// act gives calls to the environments in turn, one each, as long as calls are free.
+func (p *Pools) act(now time.Time) []Action {
+	actions := p.round(nil, now)
+	if p.makeWay(now) {
+		actions = p.round(actions, now)
+	}
+	return actions
+}
+
+func (p *Pools) round(actions []Action, now time.Time) []Action {
+	for _, e := range p.dirty {
+		if !e.queued && e.call(true, now) != nil {
+			e.queued = true
+			p.turn = append(p.turn, e)
 		}
 	}
-	slices.SortFunc(list, func(a, b *entry) int { return cmp.Compare(a.id, b.id) })
-	return list
+	if p.limits.Runners > 0 { // who has least comes first to what is left
+		slices.SortStableFunc(p.turn, func(a, b *env) int { return cmp.Or(cmp.Compare(a.here(), b.here()), cmp.Compare(a.id, b.id)) })
+	}
+	var held []*env // by the limit
+	for len(p.turn) > 0 && p.calls < p.limits.Concurrency {
+		e := p.turn[0]
+		p.turn = p.turn[1:]
+		r := e.call(p.room(), now)
+		switch {
+		case r != nil:
+			actions = append(actions, p.start(r, now))
+			p.turn = append(p.turn, e)
+		case e.call(true, now) != nil:
+			held = append(held, e)
+		default:
+			e.queued = false
+			p.touch(e)
+		}
+	}
+	p.turn = append(p.turn, held...)
+	return actions
+}
+
+// room reports whether one more runner may be created.
+func (p *Pools) room() bool { return p.limits.Runners == 0 || p.held < p.limits.Runners }
+
+// here is how many runners of an environment are idle or on their way to it.
+func (e *env) here() int { return e.of(Starting) + e.of(Idle) + e.of(Creating) - len(e.creates.list) }
+
+// call is the runner whose call is next. Removals go before creations unless nobody is idle.
+func (e *env) call(room bool, now time.Time) *entry {
+	remove, create := e.destroys.first(), e.creates.first()
+	if remove != nil && now.Before(remove.next) {
+		remove = nil
+	}
+	if create != nil && (!room || now.Before(create.next) || now.Before(e.notBefore)) {
+		create = nil
+	}
+	if remove == nil || (create != nil && e.of(Idle) == 0) {
+		return create
+	}
+	return remove
+}
+
+func (p *Pools) start(r *entry, now time.Time) Action {
+	e := r.env
+	a := Action{Kind: Create, Env: e.id, ID: r.id}
+	if r.phase == Dying {
+		a.Kind, a.Guard = Destroy, r.guard
+	} else if e.failures > 0 {
+		e.notBefore = now.Add(p.limits.Backoff(e.failures)) // one at a time tells whether it works again
+	}
+	p.calls++
+	p.change(r, func() {
+		r.busy = true
+		if a.Kind == Create {
+			r.sent, r.vanished = now, false
+		}
+	})
+	return a
+}
+
+// makeWay lets idle runners go for the sake of the limit of all: those above it, and one when an environment that waits has nothing at all.
+// It reports whether it did.
+func (p *Pools) makeWay(now time.Time) bool {
+	limit := p.limits.Runners
+	if limit == 0 || p.held < limit {
+		return false
+	}
+	done := false
+	for p.held-p.dying > limit && p.yield(nil, 1, now) {
+		done = true
+	}
+	if p.dying > 0 {
+		return done
+	}
+	for _, e := range p.turn {
+		if e.wanted && e.warm() <= len(e.creates.list) && p.yield(e, 2, now) {
+			return true
+		}
+	}
+	return done
+}
+
+// yield lets one runner go: a stale one of the environment that gains, or one of that which has most and at least so many.
+func (p *Pools) yield(gains *env, least int, now time.Time) bool {
+	if gains != nil && len(gains.stale.list) > 0 {
+		p.letGo(gains.stale.first(), now)
+		return true
+	}
+	var rich *env
+	for _, e := range p.envs {
+		if n := e.here(); e.wanted && n >= least && (rich == nil || n > rich.here() || (n == rich.here() && e.id < rich.id)) {
+			rich = e
+		}
+	}
+	if rich == nil {
+		return false
+	}
+	if len(rich.stale.list) > 0 {
+		p.letGo(rich.stale.first(), now)
+		return true
+	}
+	for _, r := range rich.leastUseful() {
+		if !r.unborn() {
+			p.letGo(r, now)
+			return true
+		}
+	}
+	return false
+}
+
+// alarmTime is when the environment wants to be planned although nothing happened.
+func (e *env) alarmTime(now time.Time) time.Time {
+	due := e.wake
+	if r := e.destroys.first(); r != nil && now.Before(r.next) {
+		due = earlier(due, r.next)
+	}
+	if r := e.creates.first(); r != nil {
+		if at := later(r.next, e.notBefore); now.Before(at) {
+			due = earlier(due, at)
+		}
+	}
+	return due
 }

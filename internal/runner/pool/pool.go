@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"time"
 
 	"rockpool/internal/environment"
@@ -18,11 +19,15 @@ const (
 	Used
 	Dying
 	Dead
+	phases
 )
 
 func (p Phase) String() string {
 	return [...]string{"creating", "starting", "idle", "claiming", "used", "dying", "dead"}[p]
 }
+
+// Ended reports whether a runner can never be used (again).
+func (p Phase) Ended() bool { return p >= Dying }
 
 // State is what the cluster shows of a runner.
 type State uint8
@@ -41,6 +46,14 @@ type Observed struct {
 	Settings string
 	State    State
 	Used     bool
+	Reason   string // why it is not ready (yet), in the cluster's words; may be empty
+}
+
+// Spec is what an environment's pool shall be.
+type Spec struct {
+	Size     int // runners that stand ready
+	Min, Max int // bounds of an automatic size, which begins with Size; Max 0 = Size is fixed
+	Settings string
 }
 
 // Limits bound what the pools ask of the cluster.
@@ -48,6 +61,8 @@ type Limits struct {
 	Concurrency int                             // calls under way
 	Backoff     func(attempt int) time.Duration // before the next try; attempt starts at 1
 	Patience    time.Duration                   // how long a replacement may start before a stale runner makes room for it
+	Runners     int                             // of all environments together, used ones included; 0 = no limit
+	Used        int                             // runners of one environment that are used at a time; 0 = no limit
 }
 
 // DefaultLimits are for production.
@@ -59,104 +74,264 @@ func DefaultLimits() Limits {
 	}
 }
 
+// Times that are not configured.
+const (
+	// stable is how long an idle runner must have lived for its end not to be taken for a failure of what it is made of.
+	stable = 10 * time.Second
+	// tombstone is how long a runner that is gone is remembered, so that news older than its end do not make it look new. It is longer than a
+	// feed may be silent.
+	tombstone = 2 * time.Minute
+	// relisted is how long a purged runner may still be listed before it is purged again.
+	relisted = time.Minute
+	// forgiven is how long after the last failure the failures before it are forgotten.
+	forgiven = 10 * time.Minute
+	// maxReason bounds the text of a reason, in bytes.
+	maxReason = 400
+)
+
 type entry struct {
 	id       string
+	env      *env
 	settings string
 	rolled   bool // out of date although the settings are the same
+	fresh    bool // neither rolled nor of other settings, as it was counted
 	phase    Phase
-	since    time.Time
-	index    uint64 // of the registration; 0 = found in the cluster
-	busy     bool   // a call is under way
+	since    time.Time // in this phase
+	born     time.Time // since this process knows it
+	sent     time.Time // when its creation was last asked for
+	index    uint64    // of the registration; 0 = found in the cluster
+	unlisted bool      // the registration's index is not known: a listing may be older than it
+	shown    bool      // the cluster has shown it
+	vanished bool      // the cluster said that it is gone while its creation was under way
+	claimed  bool      // the cluster shows it as used
+	busy     bool      // a call is under way
+	failed   bool      // it never became ready, or ended at once
+	buried   time.Time // the since of its tombstone
 	attempts int
 	next     time.Time // no call before
 	guard    bool      // take it by compare-and-set before it is removed
+	reason   string
+	places   [lanes]place
 }
 
 type env struct {
-	wanted    bool
-	size      int
-	settings  string
-	runners   map[string]*entry
-	dirty     bool
-	due       time.Time // when it wants to be planned although nothing happened
-	failures  int       // runners in a row that ended before they were ready
+	id      environment.ID
+	wanted  bool
+	spec    Spec
+	demand  *demand // nil = the size is fixed
+	runners map[string]*entry
+	count   [2][phases]int // of stale and of fresh runners
+	failed  int            // of those on their way in or out, how many could not be started
+	lead    lead
+
+	ready    queue // idle and up to date, the longest idle first
+	stale    queue // idle and out of date
+	starting queue // up to date and on its way, the oldest first
+	outdated queue // out of date before it was ready
+	creates  queue // wait for the call that creates them
+	destroys queue // wait for the call that removes them
+
+	dirty  bool
+	queued bool      // has calls to make
+	wake   time.Time // when its size or its stale runners are to be looked at
+	due    time.Time // when it wants to be planned although nothing happened
+	alarm  int       // its place among the alarms, from 1; 0 = none
+
+	failures  int       // starts in a row that failed
+	failedAt  time.Time // the last of them
+	why       string    // the last of them
+	refused   bool      // the last of them was a call that failed
+	readyAt   time.Time // the first that became ready since
 	notBefore time.Time // no creation before
 	nextRoom  time.Time // no stale runner makes room before
+	hits      hits
 }
 
 // Pools is the state of all pools.
 type Pools struct {
-	limits Limits
-	newID  func(environment.ID) string
-	envs   map[environment.ID]*env
-	where  map[string]environment.ID
-	calls  int
+	limits  Limits
+	newID   func(environment.ID) string
+	envs    map[environment.ID]*env
+	runners map[string]*entry
+	held    int // runners that may be in the cluster
+	dying   int // of these, those that are on their way out
+	calls   int
+	dirty   []*env
+	turn    []*env // have calls to make, in turn
+	alarms  alarms
+	tombs   []tomb
+}
+
+// tomb is a runner that was dead at a time.
+type tomb struct {
+	r  *entry
+	at time.Time
 }
 
 // New makes empty pools. newID names new runners and never repeats itself.
 func New(limits Limits, newID func(environment.ID) string) *Pools {
-	return &Pools{limits: limits, newID: newID, envs: map[environment.ID]*env{}, where: map[string]environment.ID{}}
+	return &Pools{limits: limits, newID: newID, envs: map[environment.ID]*env{}, runners: map[string]*entry{}}
 }
+
+func byID(a, b *entry) bool { return a.id < b.id }
+
+// byAge has ids decide between equal times, so that runs repeat.
+func byAge(a, b *entry) bool { return cmp.Or(a.since.Compare(b.since), cmp.Compare(a.id, b.id)) < 0 }
+
+func byTurn(a, b *entry) bool { return cmp.Or(a.next.Compare(b.next), cmp.Compare(a.id, b.id)) < 0 }
 
 func (p *Pools) env(id environment.ID) *env {
 	e, ok := p.envs[id]
 	if !ok {
-		e = &env{runners: map[string]*entry{}}
+		e = &env{
+			id: id, runners: map[string]*entry{},
+			ready: queue{lane: byUse, less: byAge}, stale: queue{lane: byUse, less: byID},
+			starting: queue{lane: byUse, less: byAge}, outdated: queue{lane: byUse, less: byID},
+			creates: queue{lane: byCall, less: byTurn}, destroys: queue{lane: byCall, less: byTurn},
+		}
 		p.envs[id] = e
 	}
 	return e
 }
 
-func (p *Pools) find(id string) (*env, *entry) {
-	at, ok := p.where[id]
-	if !ok {
-		return nil, nil
+func (p *Pools) touch(e *env) {
+	if !e.dirty {
+		e.dirty = true
+		p.dirty = append(p.dirty, e)
 	}
-	e := p.envs[at]
-	return e, e.runners[id]
 }
 
-func (p *Pools) add(id environment.ID, r *entry) {
-	e := p.env(id)
-	e.runners[r.id] = r
-	e.dirty = true
-	p.where[r.id] = id
+// change alters a runner while counts and queues do not know it.
+func (p *Pools) change(r *entry, f func()) {
+	p.unlink(r)
+	f()
+	p.link(r)
 }
 
-func (p *Pools) forget(id string) {
-	at, ok := p.where[id]
-	if !ok {
+func (p *Pools) unlink(r *entry) {
+	if r.phase == Dead {
 		return
 	}
-	e := p.envs[at]
-	delete(e.runners, id)
-	delete(p.where, id)
-	e.dirty = true
-	if !e.wanted && len(e.runners) == 0 {
-		delete(p.envs, at)
+	r.env.count[kindOf(r.fresh)][r.phase]--
+	r.leave(byUse)
+	r.leave(byCall)
+	delete(r.env.runners, r.id)
+	p.weigh(r, -1)
+}
+
+// weigh counts a runner against the limit of all.
+func (p *Pools) weigh(r *entry, n int) {
+	if !r.unborn() {
+		p.held += n
+	}
+	if r.phase == Dying {
+		p.dying += n
+	}
+	if r.failed && (r.phase < Idle || r.phase == Dying) {
+		r.env.failed += n
 	}
 }
 
-func (e *env) fresh(r *entry) bool { return !r.rolled && r.settings == e.settings }
+// unborn reports whether nobody has heard of the runner yet.
+func (r *entry) unborn() bool { return r.phase == Creating && !r.busy && r.attempts == 0 }
 
-// Want sets size and settings of an environment's pool.
-func (p *Pools) Want(id environment.ID, size int, settings string) {
-	e := p.env(id)
-	if e.settings != settings {
-		e.failures, e.notBefore = 0, time.Time{} // what failed was another definition
+// link counts a runner and puts it into the queues of its phase.
+func (p *Pools) link(r *entry) {
+	e := r.env
+	p.touch(e)
+	p.runners[r.id] = r
+	if r.phase == Dead {
+		if !r.buried.Equal(r.since) {
+			r.buried = r.since
+			p.tombs = append(p.tombs, tomb{r, r.since})
+		}
+		return
 	}
-	e.wanted, e.size, e.settings, e.dirty = true, size, settings, true
+	if p.envs[e.id] != e { // the environment was forgotten meanwhile
+		e = p.env(e.id)
+		r.env = e
+	}
+	p.weigh(r, 1)
+	e.runners[r.id] = r
+	r.fresh = !r.rolled && r.settings == e.spec.Settings
+	e.count[kindOf(r.fresh)][r.phase]++
+	switch {
+	case r.phase == Idle && r.fresh:
+		e.ready.add(r)
+	case r.phase == Idle:
+		e.stale.add(r)
+	case r.phase == Starting && r.fresh:
+		e.starting.add(r)
+	case r.phase < Idle && !r.fresh:
+		e.outdated.add(r)
+	}
+	switch {
+	case r.busy:
+	case r.phase == Creating:
+		e.creates.add(r)
+	case r.phase == Dying:
+		e.destroys.add(r)
+	}
+}
+
+func kindOf(fresh bool) int {
+	if fresh {
+		return 1
+	}
+	return 0
+}
+
+// of is how many runners are in a phase.
+func (e *env) of(ph Phase) int { return e.count[0][ph] + e.count[1][ph] }
+
+// warm is how many runners of the current settings are ready or on their way.
+func (e *env) warm() int { return e.count[1][Creating] + e.count[1][Starting] + e.count[1][Idle] }
+
+func (p *Pools) add(e *env, r *entry) {
+	r.env = e
+	p.link(r)
+}
+
+// refresh has runners counted anew after what is current has changed.
+func (p *Pools) refresh(e *env, f func(*entry)) {
+	all := make([]*entry, 0, len(e.runners))
+	for _, r := range e.runners {
+		all = append(all, r)
+	}
+	for _, r := range all {
+		p.change(r, func() { f(r) })
+	}
+}
+
+// Want sets what an environment's pool shall be.
+func (p *Pools) Want(id environment.ID, s Spec, now time.Time) {
+	e := p.env(id)
+	changed := e.spec.Settings != s.Settings
+	fixed := e.demand == nil || e.spec.Size != s.Size
+	e.wanted, e.spec = true, s
+	switch {
+	case s.Max == 0:
+		e.demand = nil
+	case fixed:
+		e.demand = newDemand(s, e.demand, now)
+	default:
+		e.demand.bound(s.Min, s.Max)
+	}
+	if changed {
+		e.recover() // what failed was another definition
+		p.refresh(e, func(*entry) {})
+	}
+	p.touch(e)
+}
+
+// recover forgets the failures.
+func (e *env) recover() {
+	e.failures, e.failedAt, e.why, e.refused, e.notBefore = 0, time.Time{}, "", false, time.Time{}
 }
 
 // Roll marks all runners that nobody uses as out of date.
 func (p *Pools) Roll(id environment.ID) {
-	e := p.env(id)
-	for _, r := range e.runners {
-		if r.phase <= Idle {
-			r.rolled = true
-		}
-	}
-	e.dirty = true
+	p.refresh(p.env(id), func(r *entry) { r.rolled = r.rolled || r.phase <= Idle })
 }
 
 // Drop gives an environment up: all its runners die.
@@ -165,10 +340,9 @@ func (p *Pools) Drop(id environment.ID, now time.Time) {
 	if !ok {
 		return
 	}
-	e.wanted, e.dirty = false, true
-	for _, r := range e.runners {
-		r.die(now, false)
-	}
+	e.wanted, e.demand = false, nil
+	p.refresh(e, func(r *entry) { r.die(now, false) })
+	p.touch(e)
 }
 
 func (r *entry) enter(ph Phase, now time.Time) {
@@ -185,37 +359,37 @@ func (r *entry) die(now time.Time, guard bool) {
 }
 
 // Take picks an idle runner for a claim, up to date ones first, the longest idle first. The claim's outcome must be told by Claimed,
-// ClaimLost or ClaimFailed.
+// ClaimLost, Discard or, when it was not attempted, Return.
 func (p *Pools) Take(id environment.ID, now time.Time) (string, bool) {
 	e, ok := p.envs[id]
-	if !ok || !e.wanted {
+	if !ok || !e.wanted || p.full(e) {
 		return "", false
 	}
-	var best *entry
-	for _, r := range e.runners {
-		if r.phase != Idle {
-			continue
-		}
-		if best == nil || e.before(r, best) {
-			best = r
-		}
+	best := e.ready.first()
+	if best == nil {
+		best = e.stale.first()
 	}
 	if best == nil {
 		return "", false
 	}
-	best.enter(Claiming, now)
-	e.dirty = true
+	p.change(best, func() { best.enter(Claiming, now) })
 	return best.id, true
 }
 
-func (e *env) before(a, b *entry) bool {
-	if fa, fb := e.fresh(a), e.fresh(b); fa != fb {
-		return fa
+// full reports whether no more of an environment's runners may be used.
+func (p *Pools) full(e *env) bool {
+	return p.limits.Used > 0 && e.of(Claiming)+e.of(Used) >= p.limits.Used
+}
+
+// Return gives a taken runner back whose claim was never attempted.
+func (p *Pools) Return(id string, now time.Time) {
+	if r := p.runners[id]; r != nil && r.phase == Claiming {
+		to := Idle
+		if r.claimed {
+			to = Used // by somebody else
+		}
+		p.change(r, func() { r.enter(to, now) })
 	}
-	if !a.since.Equal(b.since) {
-		return a.since.Before(b.since)
-	}
-	return a.id < b.id
 }
 
 // Claimed says that the claim of a taken runner was won.
@@ -225,37 +399,52 @@ func (p *Pools) Claimed(id string, now time.Time) { p.used(id, now) }
 func (p *Pools) ClaimLost(id string, now time.Time) { p.used(id, now) }
 
 func (p *Pools) used(id string, now time.Time) {
-	if e, r := p.find(id); r != nil && r.phase == Claiming {
-		r.enter(Used, now)
-		e.failures = 0
-		e.dirty = true
+	if r := p.runners[id]; r != nil && r.phase == Claiming {
+		p.change(r, func() { r.enter(Used, now) })
 	}
 }
 
 // Discard lets a runner die, whatever it was: it ended, was deleted, or its state is not known.
 func (p *Pools) Discard(id string, now time.Time) {
-	if e, r := p.find(id); r != nil {
-		r.die(now, false)
-		e.dirty = true
+	if r := p.runners[id]; r != nil {
+		p.change(r, func() { r.die(now, false) })
 	}
 }
 
-// Registered is the outcome of a Create action. index is the cluster's at the registration.
+// Registered is the outcome of a Create action. index is the cluster's at the registration, 0 where it is not known.
 func (p *Pools) Registered(id string, index uint64, err error, now time.Time) {
-	p.calls--
-	e, r := p.find(id)
+	r := p.answered(id)
 	if r == nil {
 		return
 	}
-	r.busy, e.dirty = false, true
-	if err != nil {
-		r.retry(p.limits, now)
-		return
+	p.change(r, func() {
+		r.busy = false
+		switch {
+		case r.phase != Creating: // its events may have been faster
+		case err != nil:
+			r.retry(p.limits, now)
+			r.reason = bounded(err.Error())
+			p.fail(r, true, now)
+		case r.vanished:
+			r.die(now, true)
+		default:
+			r.failed = false
+			r.enter(Starting, now)
+		}
+		if err == nil {
+			r.index, r.unlisted = index, index == 0
+		}
+	})
+}
+
+// answered ends a call.
+func (p *Pools) answered(id string) *entry {
+	p.calls--
+	r := p.runners[id]
+	if r != nil {
+		p.touch(r.env)
 	}
-	r.index = index
-	if r.phase == Creating { // its events may have been faster
-		r.enter(Starting, now)
-	}
+	return r
 }
 
 func (r *entry) retry(l Limits, now time.Time) {
@@ -263,129 +452,180 @@ func (r *entry) retry(l Limits, now time.Time) {
 	r.next = now.Add(l.Backoff(r.attempts))
 }
 
+// fail counts a start that failed. Those that were under way together fail together, and count as one.
+func (p *Pools) fail(r *entry, refused bool, now time.Time) {
+	r.failed = true
+	e := r.env
+	if !r.fresh || !e.wanted {
+		return // says nothing of what is wanted now
+	}
+	if now.Sub(e.failedAt) > forgiven {
+		e.failures = 0
+	}
+	if e.failures == 0 || r.sent.After(e.failedAt) {
+		e.failures++
+	}
+	e.failedAt, e.why, e.refused = now, r.reason, refused
+	if at := e.failedAt.Add(p.limits.Backoff(e.failures)); at.After(e.notBefore) {
+		e.notBefore = at
+	}
+}
+
 // Destroyed is the outcome of a Destroy action. lost says that a guarded removal found the runner in use by somebody else.
 func (p *Pools) Destroyed(id string, lost bool, err error, now time.Time) {
-	p.calls--
-	e, r := p.find(id)
+	r := p.answered(id)
 	if r == nil {
 		return
 	}
-	r.busy, e.dirty = false, true
-	switch {
-	case err != nil:
-		r.retry(p.limits, now)
-	case lost && r.guard:
-		r.enter(Used, now)
-	case !lost && r.phase == Dying:
-		r.enter(Dead, now)
+	p.change(r, func() {
+		r.busy = false
+		switch {
+		case r.phase != Dying:
+		case err != nil:
+			r.retry(p.limits, now)
+			r.reason = bounded(err.Error())
+		case lost && r.guard:
+			r.enter(Used, now)
+		case !lost:
+			r.enter(Dead, now)
+		}
+	})
+}
+
+// Removed says that a runner was purged without an action of a plan.
+func (p *Pools) Removed(id string, now time.Time) {
+	if r := p.runners[id]; r != nil && !r.busy && r.phase != Dead {
+		p.change(r, func() { r.enter(Dead, now) })
 	}
 }
 
 // Observe takes in what an event shows of a runner.
 func (p *Pools) Observe(o Observed, now time.Time) {
-	e, r := p.find(o.ID)
+	r := p.runners[o.ID]
 	found := r == nil
 	if found {
-		r = &entry{id: o.ID, settings: o.Settings, phase: Starting, since: now}
-		p.add(o.Env, r)
-		e = p.env(o.Env)
+		r = &entry{id: o.ID, settings: o.Settings, phase: Starting, since: now, born: now}
+		p.add(p.env(o.Env), r)
 	}
-	e.dirty = true
-	switch {
-	case o.State == Ended:
-		if !found && r.failed(now) {
-			e.failures++
-			e.notBefore = now.Add(p.limits.Backoff(e.failures))
+	// Whatever call was made for it, one that was purged before the cluster showed it was created late.
+	late := r.phase == Dead && !r.shown && o.State != Ended
+	e := r.env
+	p.change(r, func() {
+		r.shown = true
+		r.claimed = r.claimed || o.Used
+		if o.Reason != "" || o.State == Ready {
+			r.reason = bounded(o.Reason)
 		}
-		r.die(now, false)
-	case o.Used && r.phase <= Idle:
-		r.enter(Used, now)
-	case o.State == Ready && r.phase <= Starting && !o.Used:
-		r.enter(Idle, now)
-		e.notBefore = time.Time{}
-	}
+		switch {
+		case late:
+			r.enter(Dying, now)
+			r.guard = true
+		case o.State == Ended:
+			if !found && r.broken(now) {
+				p.fail(r, false, now)
+			}
+			r.die(now, false)
+		case o.Used && r.phase <= Idle:
+			if e.demand != nil && !found {
+				e.demand.arrive(e.lead.time(), now) // by way of another gateway
+			}
+			r.enter(Used, now)
+		case o.State == Ready && r.phase <= Starting && !o.Used:
+			if !found {
+				e.started(r, now)
+			}
+			r.failed = false
+			r.enter(Idle, now)
+		}
+	})
 }
 
-// stable is how long an idle runner must have lived for its end not to be taken for a failure of what it is made of.
-const stable = 10 * time.Second
+// started takes in that a start worked.
+func (e *env) started(r *entry, now time.Time) {
+	e.notBefore = time.Time{}
+	if !e.readyAt.After(e.failedAt) {
+		e.readyAt = now
+	}
+	e.lead.add(now.Sub(r.born))
+}
 
-// failed reports whether the end of a runner now says that its kind cannot live.
-func (r *entry) failed(now time.Time) bool {
+// broken reports whether the end of a runner now says that its kind cannot live.
+func (r *entry) broken(now time.Time) bool {
 	return r.phase <= Starting || (r.phase == Idle && now.Sub(r.since) < stable)
 }
 
-// Gone says that the cluster has the runner no more. It does not speak of a registration under way.
-func (p *Pools) Gone(id string) {
-	if e, r := p.find(id); r != nil {
-		if r.busy && r.phase == Creating {
-			return
-		}
-		e.dirty = true
-		p.forget(id)
+// Gone says that the cluster has the runner no more.
+func (p *Pools) Gone(id string, now time.Time) {
+	r := p.runners[id]
+	switch {
+	case r == nil:
+	case r.busy && r.phase == Creating:
+		r.vanished = true // of this creation or of one before: its answer decides
+	case r.phase != Dead:
+		p.change(r, func() { r.enter(Dead, now) })
 	}
 }
-
-// tombstone is how long a purged runner may still be listed before it is purged again.
-const tombstone = time.Minute
 
 // List compares the records with a full listing of the cluster taken at index.
 func (p *Pools) List(list []Observed, index uint64, now time.Time) {
 	seen := make(map[string]bool, len(list))
 	for _, o := range list {
 		seen[o.ID] = true
-		if _, r := p.find(o.ID); r != nil && r.phase == Dead && now.Sub(r.since) > tombstone {
-			r.enter(Dying, now)
+		if r := p.runners[o.ID]; r != nil && r.phase == Dead && now.Sub(r.since) > relisted {
+			p.change(r, func() { r.enter(Dying, now) })
 		}
 		p.Observe(o, now)
 	}
-	for id := range p.where {
-		_, r := p.find(id)
-		if !seen[id] && r.phase != Creating && r.index <= index {
-			p.forget(id)
+	for id, r := range p.runners {
+		switch {
+		case seen[id] || r.phase == Creating || r.phase == Dead || r.index > index:
+		case r.unlisted:
+			r.unlisted = false
+		default:
+			p.change(r, func() { r.enter(Dead, now) })
 		}
 	}
-	p.Touch()
+	for _, e := range p.envs {
+		p.relieve(e, now)
+		p.touch(e)
+	}
+}
+
+// relieve ends what calls that failed wait for: the cluster answers again. An automatic size takes over what it finds.
+func (p *Pools) relieve(e *env, now time.Time) {
+	if e.refused {
+		e.notBefore = time.Time{}
+	}
+	for _, q := range []*queue{&e.creates, &e.destroys} {
+		for _, r := range q.list {
+			r.next = time.Time{}
+		}
+		// With one time for all, ids decide, and the heap has to follow.
+		list := q.list
+		q.list = nil
+		for _, r := range list {
+			q.add(r)
+		}
+	}
+	if e.demand != nil {
+		e.demand.found(e.warm(), now)
+	}
 }
 
 // Touch has the next plan look at every environment.
 func (p *Pools) Touch() {
 	for _, e := range p.envs {
-		e.dirty = true
+		p.touch(e)
 	}
 }
 
 // Phase says where a runner stands.
 func (p *Pools) Phase(id string) (Phase, bool) {
-	_, r := p.find(id)
+	r := p.runners[id]
 	if r == nil {
 		return 0, false
 	}
 	return r.phase, true
-}
-
-// Stats counts an environment's runners.
-type Stats struct {
-	Size, Idle, Used, Starting int
-}
-
-// Stats of an environment; zero when it is not known.
-func (p *Pools) Stats(id environment.ID) Stats {
-	e, ok := p.envs[id]
-	if !ok {
-		return Stats{}
-	}
-	s := Stats{Size: e.size}
-	for _, r := range e.runners {
-		switch r.phase {
-		case Creating, Starting:
-			s.Starting++
-		case Idle:
-			s.Idle++
-		case Claiming, Used:
-			s.Used++
-		}
-	}
-	return s
 }
 
 // Runners are the ids of an environment's runners that are not dead.
@@ -395,21 +635,16 @@ func (p *Pools) Runners(id environment.ID) []string {
 		return nil
 	}
 	ids := make([]string, 0, len(e.runners))
-	for _, r := range e.runners {
-		if r.phase != Dead {
-			ids = append(ids, r.id)
-		}
+	for id := range e.runners {
+		ids = append(ids, id)
 	}
 	return ids
 }
 
-// Ended reports whether a runner can never be used (again).
-func (p Phase) Ended() bool { return p >= Dying }
-
-// Removed says that a runner was purged without an action of a plan.
-func (p *Pools) Removed(id string, now time.Time) {
-	if e, r := p.find(id); r != nil && !r.busy {
-		r.enter(Dead, now)
-		e.dirty = true
+// bounded cuts a text.
+func bounded(s string) string {
+	if len(s) > maxReason {
+		return s[:maxReason] + "…"
 	}
+	return s
 }

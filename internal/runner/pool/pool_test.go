@@ -100,7 +100,7 @@ func TestPoolsAgainstANaiveModel(t *testing.T) {
 				id := envs.Draw(t, "env")
 				m.size[id] = rapid.IntRange(0, 6).Draw(t, "size")
 				m.conf[id] = rapid.SampledFrom([]string{"a", "b"}).Draw(t, "settings")
-				m.pools.Want(id, m.size[id], m.conf[id])
+				m.pools.Want(id, pool.Spec{Size: m.size[id], Settings: m.conf[id]}, m.now)
 				m.plan(t)
 			},
 			"answer": func(t *rapid.T) {
@@ -178,7 +178,7 @@ func TestPoolsAgainstANaiveModel(t *testing.T) {
 func TestAFailingImageIsTriedWithBackOff(t *testing.T) {
 	n, now := 0, time.Unix(0, 0)
 	p := pool.New(pool.DefaultLimits(), func(environment.ID) string { n++; return fmt.Sprint(n) })
-	p.Want(1, 1, "a")
+	p.Want(1, pool.Spec{Size: 1, Settings: "a"}, now)
 	for i, want := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second} {
 		actions, _ := p.Plan(now)
 		if len(actions) == 0 || actions[len(actions)-1].Kind != pool.Create {
@@ -192,7 +192,7 @@ func TestAFailingImageIsTriedWithBackOff(t *testing.T) {
 			t.Fatalf("try %d: got %v and %v, want a removal and the next try after %v", i, actions, next.Sub(now), want)
 		}
 		p.Destroyed(id, false, nil, now)
-		p.Gone(id)
+		p.Gone(id, now)
 		now = now.Add(want)
 	}
 }
@@ -200,7 +200,7 @@ func TestAFailingImageIsTriedWithBackOff(t *testing.T) {
 func TestARunnerThatDiesAsSoonAsItIsReadyIsNotReplacedInALoop(t *testing.T) {
 	n, now := 0, time.Unix(0, 0)
 	p := pool.New(pool.DefaultLimits(), func(environment.ID) string { n++; return fmt.Sprint(n) })
-	p.Want(1, 1, "a")
+	p.Want(1, pool.Spec{Size: 1, Settings: "a"}, now)
 	p.Observe(pool.Observed{ID: "old", Env: 1, Settings: "a", State: pool.Ended}, now) // says nothing of new ones
 	for i, want := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second} {
 		p.Plan(now)
@@ -218,7 +218,7 @@ func TestARunnerThatDiesAsSoonAsItIsReadyIsNotReplacedInALoop(t *testing.T) {
 func TestAnEventThatIsOlderThanThePurgeDoesNotReviveARunner(t *testing.T) {
 	p := pool.New(pool.DefaultLimits(), func(environment.ID) string { return "1-a" })
 	now := time.Unix(0, 0)
-	p.Want(1, 0, "a")
+	p.Want(1, pool.Spec{Settings: "a"}, now)
 	p.Observe(pool.Observed{ID: "1-x", Env: 1, Settings: "a", State: pool.Ready}, now)
 	p.Discard("1-x", now)
 	p.Plan(now)

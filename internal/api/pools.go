@@ -1,0 +1,79 @@
+package api
+
+import (
+	"context"
+	"math"
+	"time"
+
+	"rockpool/internal/api/dto"
+	"rockpool/internal/auth"
+	"rockpool/internal/endpoint"
+	"rockpool/internal/environment"
+	"rockpool/internal/fault"
+	"rockpool/internal/runner"
+	"rockpool/internal/runner/pool"
+)
+
+func (a *API) listPools(ctx context.Context, _ auth.Identity, _ endpoint.None) (dto.Pools, error) {
+	list, err := a.envs.List(ctx, false)
+	if err != nil {
+		return dto.Pools{}, err
+	}
+	out := dto.Pools{Pools: make([]dto.Pool, 0, len(list))}
+	for _, e := range list {
+		if r, ok := a.runners.Report(e.ID, false); ok {
+			out.Pools = append(out.Pools, poolOut(e.ID, r))
+		}
+	}
+	return out, nil
+}
+
+type poolRequest struct {
+	ID int `path:"id"`
+}
+
+func (a *API) getPool(_ context.Context, _ auth.Identity, q poolRequest) (dto.Pool, error) {
+	id := environment.ID(q.ID)
+	r, ok := a.runners.Report(id, true)
+	if !ok {
+		return dto.Pool{}, fault.Wrap(fault.NotFound, environment.ErrUnknown, "execution environment %d is unknown", id)
+	}
+	out := poolOut(id, r)
+	out.Runners = make([]dto.PoolRunner, 0, len(r.Runners))
+	for _, x := range r.Runners {
+		out.Runners = append(out.Runners, dto.PoolRunner{
+			ID: x.ID, State: states[x.Phase], Since: x.Since.UTC(), AgeSeconds: ago(x.Since), Current: x.Current, Failed: x.Failed, Reason: x.Reason,
+		})
+	}
+	return out, nil
+}
+
+// states are the names of phases for people.
+var states = map[pool.Phase]string{
+	pool.Creating: "creating", pool.Starting: "starting", pool.Idle: "idle", pool.Claiming: "used", pool.Used: "used", pool.Dying: "removing",
+}
+
+func ago(t time.Time) float64 { return rounded(time.Since(t)) }
+
+// rounded is seconds to the millisecond.
+func rounded(d time.Duration) float64 { return math.Round(d.Seconds()*1000) / 1000 }
+
+func poolOut(id environment.ID, r runner.Report) dto.Pool {
+	out := dto.Pool{
+		ID: int(id), Wanted: r.Size, Configured: r.Spec.Size,
+		Idle: r.Idle, Starting: r.Starting, Used: r.Used, Removing: r.Removing, Failed: r.Stats.Failed,
+		Claims: dto.PoolClaims{Total: r.Hits.Claims, ServedAtOnce: r.Hits.Served, HitRate: math.Round(r.Hits.Share*10000) / 10000},
+		Queue:  dto.PoolQueue{Waiting: r.Waiting, LongestSeconds: rounded(r.Longest), EstimateSeconds: rounded(r.Expected)},
+		Limits: dto.PoolLimits{MaxRunners: r.Limits.Runners, Runners: r.Held, MaxUsed: r.Limits.Used},
+	}
+	if x := r.Automatic; x != nil {
+		out.Automatic = &dto.PoolAutomatic{Min: r.Spec.Min, Max: r.Spec.Max, Needed: x.Need, StartSeconds: rounded(x.Lead)}
+	}
+	if f := r.Failures; f.Count > 0 {
+		out.Failures = &dto.PoolFailures{InARow: f.Count, Last: f.Last.UTC(), Reason: f.Reason}
+		if !f.Retry.IsZero() {
+			out.Failures.RetryAt = new(f.Retry.UTC())
+		}
+	}
+	return out
+}

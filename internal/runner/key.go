@@ -1,0 +1,88 @@
+package runner
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"rockpool/internal/fault"
+)
+
+// keyTime is how long after a claim the same key gives the same runner.
+const keyTime = 24 * time.Hour
+
+// attempt is a claim under a key that is under way.
+type attempt struct {
+	request string
+	done    chan struct{} // closed at its end
+	runner  *Runner
+	err     error
+	left    bool // its client left, which says nothing to others
+}
+
+// request is what a claim asks for. Waiting does not change what is had.
+func (c Claim) request() string { return fmt.Sprintf("%d/%d", c.Env, c.Timeout/time.Second) }
+
+// claimOnce hands out one runner for all claims under a key, as long as it lives. Memory is bounded by the runners that are used and by the
+// requests under way.
+func (m *Manager) claimOnce(ctx context.Context, c Claim) (*Runner, error) {
+	request := c.request()
+	for {
+		now := time.Now()
+		m.mu.Lock()
+		r := m.keys[c.Key]
+		if r != nil && now.Sub(r.mark.At) > keyTime {
+			delete(m.keys, c.Key)
+			r = nil
+		}
+		asked := ""
+		if r != nil {
+			asked = r.mark.Request
+		}
+		a, busy := m.claiming[c.Key]
+		if r == nil && !busy {
+			a = &attempt{request: request, done: make(chan struct{})}
+			m.claiming[c.Key] = a
+		} else if r == nil {
+			asked = a.request
+		}
+		m.mu.Unlock()
+		switch {
+		case asked != "" && asked != request:
+			return nil, fault.New(fault.Invalid, "the Idempotency-Key was used for another request: take a new key, or repeat the request as it was")
+		case r != nil:
+			return r, nil
+		case !busy:
+			return m.attempt(ctx, c, a, now)
+		}
+		select {
+		case <-a.done:
+		case <-ctx.Done():
+			return nil, fault.Wrap(fault.Unavailable, context.Cause(ctx), "the request for a runner was given up")
+		}
+		if !a.left {
+			return a.runner, a.err
+		}
+	}
+}
+
+func (m *Manager) attempt(ctx context.Context, c Claim, a *attempt, now time.Time) (*Runner, error) {
+	a.runner, a.err = m.claim(ctx, c, Mark{Timeout: c.Timeout, Key: c.Key, Request: a.request, At: now.Truncate(time.Second)})
+	a.left = a.err != nil && ctx.Err() != nil
+	m.mu.Lock()
+	delete(m.claiming, c.Key)
+	m.mu.Unlock()
+	close(a.done)
+	return a.runner, a.err
+}
+
+// mark notes how a runner was claimed. The lock is held.
+func (m *Manager) mark(r *Runner, k Mark) {
+	if k.Key == "" || r.mark.Key != "" {
+		return
+	}
+	r.mark = k
+	if m.keys[k.Key] == nil {
+		m.keys[k.Key] = r
+	}
+}
