@@ -222,11 +222,14 @@ func (e *env) here() int { return e.of(Starting) + e.of(Idle) + e.of(Creating) -
 
 // call is the runner whose call is next. Removals go before creations unless nobody is idle.
 func (e *env) call(room bool, now time.Time) *entry {
-	remove, create := e.destroys.first(), e.creates.first()
+	remove, create := e.destroys.first(), e.repeats.first()
 	if remove != nil && now.Before(remove.next) {
 		remove = nil
 	}
-	if create != nil && (!room || now.Before(create.next) || now.Before(e.notBefore)) {
+	if (create == nil || now.Before(create.next)) && room {
+		create = e.creates.first()
+	}
+	if create != nil && (now.Before(create.next) || now.Before(e.notBefore)) {
 		create = nil
 	}
 	if remove == nil || (create != nil && e.of(Idle) == 0) {
@@ -247,7 +250,7 @@ func (p *Pools) start(r *entry, now time.Time) Action {
 	p.change(r, func() {
 		r.busy = true
 		if a.Kind == Create {
-			r.sent, r.vanished = now, false
+			r.creating, r.sent, r.vanished = true, now, false
 		}
 	})
 	return a
@@ -309,9 +312,11 @@ func (e *env) alarmTime(now time.Time) time.Time {
 	if r := e.destroys.first(); r != nil && now.Before(r.next) {
 		due = earlier(due, r.next)
 	}
-	if r := e.creates.first(); r != nil {
-		if at := later(r.next, e.notBefore); now.Before(at) {
-			due = earlier(due, at)
+	for _, q := range []*queue{&e.creates, &e.repeats} {
+		if r := q.first(); r != nil {
+			if at := later(r.next, e.notBefore); now.Before(at) {
+				due = earlier(due, at)
+			}
 		}
 	}
 	return due

@@ -105,6 +105,7 @@ type entry struct {
 	vanished bool      // the cluster said that it is gone while its creation was under way
 	claimed  bool      // the cluster shows it as used
 	busy     bool      // a call is under way
+	creating bool      // it is the one that creates it
 	failed   bool      // it never became ready, or ended at once
 	buried   time.Time // the since of its tombstone
 	attempts int
@@ -128,7 +129,8 @@ type env struct {
 	stale    queue // idle and out of date
 	starting queue // up to date and on its way, the oldest first
 	outdated queue // out of date before it was ready
-	creates  queue // wait for the call that creates them
+	creates  queue // wait for the call that creates them; nobody has heard of them
+	repeats  queue // wait for that call once more
 	destroys queue // wait for the call that removes them
 
 	dirty  bool
@@ -187,7 +189,7 @@ func (p *Pools) env(id environment.ID) *env {
 			id: id, runners: map[string]*entry{},
 			ready: queue{lane: byUse, less: byAge}, stale: queue{lane: byUse, less: byID},
 			starting: queue{lane: byUse, less: byAge}, outdated: queue{lane: byUse, less: byID},
-			creates: queue{lane: byCall, less: byTurn}, destroys: queue{lane: byCall, less: byTurn},
+			creates: queue{lane: byCall, less: byID}, repeats: queue{lane: byCall, less: byTurn}, destroys: queue{lane: byCall, less: byTurn},
 		}
 		p.envs[id] = e
 	}
@@ -267,8 +269,10 @@ func (p *Pools) link(r *entry) {
 	}
 	switch {
 	case r.busy:
-	case r.phase == Creating:
+	case r.unborn():
 		e.creates.add(r)
+	case r.phase == Creating:
+		e.repeats.add(r)
 	case r.phase == Dying:
 		e.destroys.add(r)
 	}
@@ -418,15 +422,15 @@ func (p *Pools) Registered(id string, index uint64, err error, now time.Time) {
 		return
 	}
 	p.change(r, func() {
-		r.busy = false
+		r.busy, r.creating = false, false
 		switch {
+		case r.vanished: // and perhaps made anew by this call
+			r.die(now, true)
 		case r.phase != Creating: // its events may have been faster
 		case err != nil:
 			r.retry(p.limits, now)
 			r.reason = bounded(err.Error())
 			p.fail(r, true, now)
-		case r.vanished:
-			r.die(now, true)
 		default:
 			r.failed = false
 			r.enter(Starting, now)
@@ -559,8 +563,10 @@ func (p *Pools) Gone(id string, now time.Time) {
 	r := p.runners[id]
 	switch {
 	case r == nil:
-	case r.busy && r.phase == Creating:
+	case r.creating:
 		r.vanished = true // of this creation or of one before: its answer decides
+	case r.phase == Creating: // a creation whose answer was lost may have been the later one
+		p.change(r, func() { r.die(now, true) })
 	case r.phase != Dead:
 		p.change(r, func() { r.enter(Dead, now) })
 	}
@@ -571,13 +577,20 @@ func (p *Pools) List(list []Observed, index uint64, now time.Time) {
 	seen := make(map[string]bool, len(list))
 	for _, o := range list {
 		seen[o.ID] = true
-		if r := p.runners[o.ID]; r != nil && r.phase == Dead && now.Sub(r.since) > relisted {
+		switch r := p.runners[o.ID]; {
+		case r == nil:
+		case r.phase == Dead && now.Sub(r.since) > relisted:
 			p.change(r, func() { r.enter(Dying, now) })
+		case r.phase == Used && r.claimed && !o.Used:
+			// A creation that was repeated after the runner's end made it anew. Should the listing be wrong, the guard keeps the runner.
+			p.change(r, func() { r.die(now, true) })
 		}
 		p.Observe(o, now)
 	}
 	for id, r := range p.runners {
 		switch {
+		case r.creating:
+			r.vanished = r.vanished || (r.shown && !seen[id])
 		case seen[id] || r.phase == Creating || r.phase == Dead || r.index > index:
 		case r.unlisted:
 			r.unlisted = false
@@ -596,7 +609,7 @@ func (p *Pools) relieve(e *env, now time.Time) {
 	if e.refused {
 		e.notBefore = time.Time{}
 	}
-	for _, q := range []*queue{&e.creates, &e.destroys} {
+	for _, q := range []*queue{&e.repeats, &e.destroys} {
 		for _, r := range q.list {
 			r.next = time.Time{}
 		}
