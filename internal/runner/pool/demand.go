@@ -155,7 +155,8 @@ func (l *lead) add(took time.Duration) {
 		l.took[l.next] = took
 		l.next = (l.next + 1) % starts
 	}
-	sorted := slices.Sorted(slices.Values(l.took))
+	sorted := slices.Clone(l.took)
+	slices.Sort(sorted)
 	l.most = sorted[int(leadShare*float64(len(sorted)-1))]
 }
 

@@ -84,7 +84,8 @@ func (p *Pools) bury(now time.Time) {
 			delete(p.runners, t.r.id)
 		}
 	}
-	p.tombs = slices.Delete(p.tombs, 0, n)
+	clear(p.tombs[:n])
+	p.tombs = p.tombs[n:]
 }
 
 func (p *Pools) plan(e *env, now time.Time) {
@@ -243,7 +244,7 @@ func (p *Pools) start(r *entry, now time.Time) Action {
 	a := Action{Kind: Create, Env: e.id, ID: r.id}
 	if r.phase == Dying {
 		a.Kind, a.Guard = Destroy, r.guard
-	} else if e.failures > 0 {
+	} else if e.failures > 0 && !e.readyAt.After(e.failedAt) {
 		e.notBefore = now.Add(p.limits.Backoff(e.failures)) // one at a time tells whether it works again
 	}
 	p.calls++
@@ -256,34 +257,38 @@ func (p *Pools) start(r *entry, now time.Time) Action {
 	return a
 }
 
-// makeWay lets idle runners go for the sake of the limit of all: those above it, and one when an environment that waits has nothing at all.
-// It reports whether it did.
+// makeWay lets idle runners go for the sake of the limit of all: those above it, and one when an environment that waits has nothing at all, or
+// has none on its way but stale ones to replace. It reports whether it did.
 func (p *Pools) makeWay(now time.Time) bool {
 	limit := p.limits.Runners
 	if limit == 0 || p.held < limit {
 		return false
 	}
 	done := false
-	for p.held-p.dying > limit && p.yield(nil, 1, now) {
+	for p.held-p.dying > limit && p.yield(1, now) {
 		done = true
 	}
 	if p.dying > 0 {
 		return done
 	}
 	for _, e := range p.turn {
-		if e.wanted && e.warm() <= len(e.creates.list) && p.yield(e, 2, now) {
+		if !e.wanted {
+			continue
+		}
+		here := e.warm() - len(e.creates.list)
+		switch {
+		case len(e.stale.list) > 0 && here == len(e.ready.list):
+			p.letGo(e.stale.first(), now)
+			return true
+		case here == 0 && p.yield(2, now):
 			return true
 		}
 	}
 	return done
 }
 
-// yield lets one runner go: a stale one of the environment that gains, or one of that which has most and at least so many.
-func (p *Pools) yield(gains *env, least int, now time.Time) bool {
-	if gains != nil && len(gains.stale.list) > 0 {
-		p.letGo(gains.stale.first(), now)
-		return true
-	}
+// yield lets one runner go of the environment that has most and at least so many.
+func (p *Pools) yield(least int, now time.Time) bool {
 	var rich *env
 	for _, e := range p.envs {
 		if n := e.here(); e.wanted && n >= least && (rich == nil || n > rich.here() || (n == rich.here() && e.id < rich.id)) {
