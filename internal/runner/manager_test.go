@@ -27,6 +27,7 @@ type cluster struct {
 	claim    func(id string) error // nil = it works
 	destroy  func(id string) error
 	create   error
+	held     bool // nothing new becomes ready
 	claims   []string
 	tasks    sync.WaitGroup
 }
@@ -57,8 +58,12 @@ func (c *cluster) CreateRunner(_ context.Context, e environment.Environment, id 
 	c.there[id] = s
 	c.tasks.Go(func() {
 		time.Sleep(time.Second)
-		s.State = pool.Ready
 		c.mu.Lock()
+		if _, ok := c.there[id]; !ok || c.held {
+			c.mu.Unlock()
+			return
+		}
+		s.State = pool.Ready
 		c.there[id] = s
 		c.mu.Unlock()
 		c.feed.Changed(s)
@@ -66,14 +71,20 @@ func (c *cluster) CreateRunner(_ context.Context, e environment.Environment, id 
 	return c.index, nil
 }
 
-func (c *cluster) ClaimRunner(_ context.Context, id string, _ runner.Mark) error {
+func (c *cluster) ClaimRunner(_ context.Context, id string, m runner.Mark) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.claims = append(c.claims, id)
-	if c.claim == nil {
-		return nil
+	if c.claim != nil {
+		return c.claim(id)
 	}
-	return c.claim(id)
+	s, ok := c.there[id]
+	if !ok {
+		return fmt.Errorf("%w: %w", runner.ErrClaimLost, fault.New(fault.NotFound, "no such job"))
+	}
+	s.Used, s.Mark = true, m
+	c.there[id] = s
+	return nil
 }
 
 func (c *cluster) DestroyRunner(_ context.Context, id string) error {
@@ -107,21 +118,28 @@ func (c *cluster) listed() int {
 func with(t *testing.T, size uint, o runner.Options, test func(t *testing.T, m *runner.Manager, c *cluster)) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{there: map[string]runner.Seen{}}
-		o.Limits = pool.DefaultLimits()
-		m := runner.NewManager(c, o, logging.Discard())
-		ctx, cancel := context.WithCancel(t.Context())
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			if err := m.Run(ctx); err != nil {
-				t.Error(err)
-			}
-		})
-		m.Want(environment.Environment{ID: 1, PoolSize: size, Image: "host"})
-		test(t, m, c)
-		cancel()
-		wg.Wait()
+		run(t, c, size, o, func(m *runner.Manager) { test(t, m, c) })
 		c.tasks.Wait()
 	})
+}
+
+// run runs a manager on a cluster as long as f lasts.
+func run(t *testing.T, c *cluster, size uint, o runner.Options, f func(m *runner.Manager)) {
+	used := o.Limits.Used
+	o.Limits = pool.DefaultLimits()
+	o.Limits.Used = used
+	m := runner.NewManager(c, o, logging.Discard())
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := m.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	m.Want(environment.Environment{ID: 1, PoolSize: size, Image: "host"})
+	f(m)
+	cancel()
+	wg.Wait()
 }
 
 func settle(d time.Duration) { time.Sleep(d); synctest.Wait() }
