@@ -97,9 +97,16 @@ func (p *Pools) plan(e *env, now time.Time) {
 			e.recover()
 		}
 	}
-	if e.wanted {
+	if e.wanted && !p.follow {
 		p.shrink(e, now)
 		p.grow(e, now)
+	}
+	if p.follow {
+		for _, q := range []*queue{&e.creates, &e.repeats} {
+			for r := q.first(); r != nil; r = q.first() {
+				p.forget(r) // if it came to be after all, it will be observed
+			}
+		}
 	}
 }
 
@@ -169,11 +176,16 @@ func (e *env) makeRoom(patience time.Duration, now time.Time) int {
 
 func (p *Pools) letGo(r *entry, now time.Time) {
 	if r.unborn() {
-		p.unlink(r)
-		delete(p.runners, r.id)
+		p.forget(r)
 		return
 	}
 	p.change(r, func() { r.die(now, true) })
+}
+
+// forget drops all memory of a runner.
+func (p *Pools) forget(r *entry) {
+	p.unlink(r)
+	delete(p.runners, r.id)
 }
 
 // act gives calls to the environments in turn, one each, as long as calls are free.
@@ -261,7 +273,7 @@ func (p *Pools) start(r *entry, now time.Time) Action {
 // has none on its way but stale ones to replace. It reports whether it did.
 func (p *Pools) makeWay(now time.Time) bool {
 	limit := p.limits.Runners
-	if limit == 0 || p.held < limit {
+	if limit == 0 || p.held < limit || p.follow {
 		return false
 	}
 	done := false

@@ -162,6 +162,7 @@ type Pools struct {
 	turn    []*env // have calls to make, in turn
 	alarms  alarms
 	tombs   []tomb
+	follow  bool // another gateway grows and shrinks the pools
 }
 
 // tomb is a runner that was dead at a time.
