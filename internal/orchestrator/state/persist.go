@@ -11,7 +11,6 @@ import (
 	"reflect"
 	"slices"
 
-	"github.com/hashicorp/go-memdb"
 	"github.com/hashicorp/go-msgpack/v2/codec"
 
 	"rockpool/internal/orchestrator/model"
@@ -103,14 +102,13 @@ func (s *Store) Hash() (string, error) { return s.Snapshot().Hash() }
 
 // Restore replaces the contents by what Persist wrote. Every watch fires. After an error the store is as it was.
 func (s *Store) Restore(r io.Reader) error {
-	db := newDB()
-	txn := db.Txn(true)
+	db := newDatabase()
+	txn := db.write()
 	if err := restore(txn, codec.NewDecoder(bufio.NewReaderSize(r, 1<<16), Handle)); err != nil {
-		txn.Abort()
 		return fmt.Errorf("restore the state: %w", err)
 	}
 	restoreUsage(txn)
-	txn.Commit()
+	txn.commit()
 	s.db.Store(db)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,7 +117,7 @@ func (s *Store) Restore(r io.Reader) error {
 	return nil
 }
 
-func restore(txn *memdb.Txn, dec *codec.Decoder) error {
+func restore(txn *txn, dec *codec.Decoder) error {
 	r := &reader{dec, map[specKey]*model.Job{}}
 	for {
 		var kind uint8
@@ -139,13 +137,17 @@ func restore(txn *memdb.Txn, dec *codec.Decoder) error {
 				r.specs[keyOf(j)] = j
 			}
 		case recordEnd:
-			return recount(txn)
+			recount(txn)
+			return nil
 		default:
-			t, ok := byKind[kind]
+			no, ok := byKind[kind]
 			if !ok {
 				return fmt.Errorf("record kind %d is not known: a newer version wrote this snapshot", kind)
 			}
-			err = t.restore(txn, r)
+			var v any
+			if v, err = tables[no].restore(r); err == nil {
+				txn.put(no, v)
+			}
 		}
 		if err != nil {
 			return err
