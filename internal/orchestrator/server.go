@@ -262,6 +262,11 @@ func (l entryLog) Apply(ctx context.Context, entry any) (any, uint64, error) {
 	if err := l.allows(entry); err != nil {
 		return nil, 0, err
 	}
+	if dense, err := command.Pack(entry); err != nil {
+		return nil, 0, err
+	} else if dense != nil && l.allows(dense) == nil {
+		entry = dense
+	}
 	return l.proposer.Apply(ctx, entry)
 }
 

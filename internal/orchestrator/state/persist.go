@@ -8,22 +8,16 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"reflect"
 	"slices"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
 
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/packed"
 )
 
-// Handle is the one binary encoding of model values: MessagePack with sorted maps, so that equal values give equal bytes.
-var Handle = func() *codec.MsgpackHandle {
-	h := &codec.MsgpackHandle{WriteExt: true}
-	h.Canonical = true
-	h.RawToString = true
-	h.MapType = reflect.TypeFor[map[string]any]()
-	return h
-}()
+// Handle is the one binary encoding of model values.
+var Handle = packed.Handle
 
 // Kinds of records in a snapshot that are no table's. They are on disk: never renumber.
 const (
