@@ -281,7 +281,7 @@ func (m machine) Apply(index uint64, entry []byte) (any, error) {
 	return command.Apply(m.store, index, entry)
 }
 
-func (m machine) Snapshot() func(io.Writer) error { return m.store.Snapshot().Persist }
+func (m machine) Snapshot() func(io.Writer) error { return m.store.Snapshot().PersistDense }
 
 func (m machine) Restore(r io.Reader) error {
 	err := m.store.Restore(r)

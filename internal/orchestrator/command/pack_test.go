@@ -56,6 +56,19 @@ func TestDenseEntriesDoTheSame(t *testing.T) {
 			t.Fatalf("after entry %d, %T, the states differ (%v)", index, e, err)
 		}
 	}
+	var snap bytes.Buffer
+	if err := dense.Snapshot().PersistDense(&snap); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(&lines, hex.EncodeToString(snap.Bytes()))
+	restored := state.New()
+	if err := restored.Restore(&snap); err != nil {
+		t.Fatal(err)
+	}
+	want, _ := plain.Hash()
+	if got, err := restored.Hash(); got != want || err != nil {
+		t.Errorf("the restored state differs (%v)", err)
+	}
 	if n := len(log()); plain.Snapshot().Alloc(nil, "1f0e0d0c-0b0a-4908-8706-050403020100") == nil || n == 0 {
 		t.Error("nothing was placed")
 	}

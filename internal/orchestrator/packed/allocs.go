@@ -78,6 +78,12 @@ func (w *allocWriter) alloc(a *model.Allocation) {
 	w.int(a.CreateTime)
 	w.int(a.ModifyTime - a.CreateTime)
 	w.measured(a.Metrics)
+	if a.TaskStates == nil {
+		w.b = append(w.b, 0)
+	} else {
+		w.b = append(w.b, 1)
+		w.states(a.TaskStates, a.ModifyTime)
+	}
 }
 
 // prefix is how much of a name stands once: up to its number, which follows the bracket.
@@ -92,7 +98,7 @@ func prefix(template, name string) int {
 // template is an allocation without the fields that a row has.
 func template(a *model.Allocation) *model.Allocation {
 	t := *a
-	t.ID, t.NodeID, t.NodeName, t.Name, t.Job, t.Metrics = "", "", "", "", nil, nil
+	t.ID, t.NodeID, t.NodeName, t.Name, t.Job, t.Metrics, t.TaskStates = "", "", "", "", nil, nil, nil
 	t.CreateIndex, t.ModifyIndex, t.AllocModifyIndex, t.CreateTime, t.ModifyTime = 0, 0, 0, 0, 0
 	return &t
 }
@@ -104,7 +110,7 @@ func alike(a, b *model.Allocation) bool {
 		a.ClientDescription == b.ClientDescription && a.PreviousAllocation == b.PreviousAllocation && a.NextAllocation == b.NextAllocation &&
 		a.FollowupEvalID == b.FollowupEvalID && a.DeploymentID == b.DeploymentID && a.PreemptedBy == b.PreemptedBy && a.UnknownSince == b.UnknownSince &&
 		a.NetworkStatus == b.NetworkStatus && a.DeploymentStatus == b.DeploymentStatus && a.Transition == b.Transition &&
-		same(a.TaskStates, b.TaskStates) && len(a.Reschedules)+len(b.Reschedules)+len(a.Preempts)+len(b.Preempts) == 0 &&
+		len(a.Reschedules)+len(b.Reschedules)+len(a.Preempts)+len(b.Preempts) == 0 &&
 		a.Resources.DiskMB == b.Resources.DiskMB && len(a.Resources.Ports)+len(b.Resources.Ports) == 0 && same(a.Resources.Tasks, b.Resources.Tasks)
 }
 
@@ -242,6 +248,9 @@ func (r *allocReader) alloc() *model.Allocation {
 	a.CreateTime = r.int()
 	a.ModifyTime = a.CreateTime + r.int()
 	a.Metrics = r.measured()
+	if r.byte() != 0 {
+		a.TaskStates = r.states(a.ModifyTime)
+	}
 	return &a
 }
 

@@ -2,6 +2,7 @@ package state
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"hash/maphash"
 	"iter"
@@ -36,8 +37,22 @@ type table struct {
 
 // item is an object in a primary tree.
 type item struct {
-	key string
-	v   any
+	head uint64 // what key begins with: it mostly decides, and is where the comparison looks anyway
+	key  string
+	v    any
+}
+
+func itemOf(key string, v any) item {
+	var head [8]byte
+	copy(head[:], key)
+	return item{binary.BigEndian.Uint64(head[:]), key, v}
+}
+
+func (a item) less(b item) bool {
+	if a.head != b.head {
+		return a.head < b.head
+	}
+	return a.key < b.key
 }
 
 // entry is a place in another index: key[id:] is the object's primary key.
@@ -69,7 +84,7 @@ func newDatabase() *database {
 	d := &database{gates: make([]gates, len(tables))}
 	v := &version{tables: make([]trees, len(tables))}
 	for i, t := range tables {
-		v.tables[i].items = btree.NewG(degree, func(a, b item) bool { return a.key < b.key })
+		v.tables[i].items = btree.NewG(degree, item.less)
 		for range t.shape.more {
 			v.tables[i].more = append(v.tables[i].more, btree.NewG(degree, func(a, b entry) bool { return a.key < b.key }))
 		}
@@ -144,7 +159,7 @@ func (t *txn) put(no int, v any) (before any) {
 	shape := &tables[no].shape
 	m := t.mark(no)
 	key := join(shape.id(v))
-	old, replaced := t.items(no).ReplaceOrInsert(item{key, v})
+	old, replaced := t.items(no).ReplaceOrInsert(itemOf(key, v))
 	m.add(0, key)
 	for i := range shape.more {
 		parts := shape.more[i].parts(v)
@@ -177,7 +192,7 @@ func (t *txn) remove(no, i int, m *marks, parts []string, key string) {
 func (t *txn) delete(no int, v any) (before any) {
 	shape := &tables[no].shape
 	key := join(shape.id(v))
-	old, ok := t.items(no).Delete(item{key: key})
+	old, ok := t.items(no).Delete(itemOf(key, nil))
 	if !ok {
 		return nil
 	}
@@ -191,7 +206,7 @@ func (t *txn) delete(no int, v any) (before any) {
 
 // first is the object of a primary key, or nil.
 func (t *txn) first(no int, parts []string) any {
-	found, _ := t.at.tables[no].items.Get(item{key: join(parts)})
+	found, _ := t.at.tables[no].items.Get(itemOf(join(parts), nil))
 	return found.v
 }
 
@@ -210,7 +225,7 @@ func (t *txn) walk(s span) iter.Seq[any] {
 		}
 		of := t.at.tables[s.table]
 		if s.index == 0 {
-			of.items.AscendGreaterOrEqual(item{key: s.key}, func(i item) bool {
+			of.items.AscendGreaterOrEqual(itemOf(s.key, nil), func(i item) bool {
 				return (s.from || strings.HasPrefix(i.key, s.key)) && yield(i.v)
 			})
 			return
@@ -235,7 +250,7 @@ func (t *txn) backwards(no, i int) iter.Seq[any] {
 
 // at is the object of an entry. The trees of one table belong together.
 func (t *trees) at(e entry) any {
-	found, ok := t.items.Get(item{key: e.key[e.id:]})
+	found, ok := t.items.Get(itemOf(e.key[e.id:], nil))
 	if !ok {
 		panic(fmt.Sprintf("state: an index has %q, which its table has not", e.key))
 	}

@@ -24,6 +24,7 @@ const (
 	recordHeader = 1
 	recordSpec   = 6 // a specification that only allocations still have
 	recordEnd    = 99
+	recordAllocs = 109 // many allocations, packed, each with the JobModifyIndex of its specification
 
 	formatVersion = 1
 )
@@ -49,6 +50,7 @@ func keyOf(j *model.Job) specKey { return specKey{jobKey{j.Namespace, j.ID}, j.J
 type writer struct {
 	enc   *codec.Encoder
 	specs map[specKey]bool // that were written
+	dense bool
 	err   error            // the first
 }
 
@@ -67,10 +69,76 @@ type reader struct {
 	specs map[specKey]*model.Job
 }
 
+// packedAllocs is a record of many allocations.
+type packedAllocs struct {
+	Allocs []byte   // see packed.Allocs
+	Specs  []uint64 // by allocation
+}
+
+const allocsInRecord = 1024
+
+// allocs writes all allocations, a job's beside each other, since these have most in common.
+func (w *writer) allocs(s *Snapshot) {
+	list := make([]*model.Allocation, 0, allocsInRecord)
+	record := packedAllocs{}
+	write := func() {
+		var err error
+		if record.Allocs, err = packed.Allocs(list, packed.Options{}); err != nil {
+			w.err = cmp.Or(w.err, err)
+			return
+		}
+		w.put(recordAllocs, record)
+		list, record.Specs = list[:0], record.Specs[:0]
+	}
+	for a := range all[model.Allocation](s, nil, tableAllocs, "job") {
+		w.spec(a.Job)
+		list, record.Specs = append(list, a), append(record.Specs, a.Job.JobModifyIndex)
+		if len(list) == allocsInRecord {
+			write()
+		}
+	}
+	if len(list) > 0 {
+		write()
+	}
+}
+
+// spec writes a specification unless it was written before.
+func (w *writer) spec(j *model.Job) {
+	if k := keyOf(j); !w.specs[k] {
+		w.specs[k] = true
+		w.put(recordSpec, bare(j))
+	}
+}
+
+func (r *reader) allocs(txn *txn) error {
+	var record packedAllocs
+	if err := r.dec.Decode(&record); err != nil {
+		return err
+	}
+	list, err := packed.ReadAllocs(record.Allocs, nil)
+	if err != nil {
+		return err
+	}
+	if len(list) != len(record.Specs) {
+		return fmt.Errorf("a record has %d allocations with %d specifications", len(list), len(record.Specs))
+	}
+	no := tableNo(tableAllocs)
+	for i, a := range list {
+		a.Job = r.specs[specKey{jobKey{a.Namespace, a.JobID}, record.Specs[i]}]
+		txn.put(no, a)
+	}
+	return nil
+}
+
 // Persist writes the whole state. Equal states give equal bytes.
-func (s *Snapshot) Persist(w io.Writer) error {
+func (s *Snapshot) Persist(w io.Writer) error { return s.persist(w, false) }
+
+// PersistDense is Persist in less time and space, but what it writes depends on how the state came to be.
+func (s *Snapshot) PersistDense(w io.Writer) error { return s.persist(w, true) }
+
+func (s *Snapshot) persist(w io.Writer, dense bool) error {
 	b := bufio.NewWriterSize(w, 1<<16)
-	out := &writer{enc: codec.NewEncoder(b, Handle), specs: map[specKey]bool{}}
+	out := &writer{enc: codec.NewEncoder(b, Handle), specs: map[specKey]bool{}, dense: dense}
 	out.put(recordHeader, header{formatVersion, s.Index()})
 	for _, t := range tables {
 		t.persist(s, out)
@@ -130,6 +198,8 @@ func restore(txn *txn, dec *codec.Decoder) error {
 			if err = dec.Decode(j); err == nil {
 				r.specs[keyOf(j)] = j
 			}
+		case recordAllocs:
+			err = r.allocs(txn)
 		case recordEnd:
 			recount(txn)
 			return nil

@@ -174,11 +174,12 @@ func allocTable() tableDef {
 		},
 	})
 	t.persist = func(s *Snapshot, w *writer) {
+		if w.dense {
+			w.allocs(s)
+			return
+		}
 		for a := range all[model.Allocation](s, nil, tableAllocs, "id") {
-			if k := keyOf(a.Job); !w.specs[k] {
-				w.specs[k] = true
-				w.put(recordSpec, bare(a.Job))
-			}
+			w.spec(a.Job)
 			c := *a
 			c.Job = nil
 			w.put(t.kind, allocRecord{&c, a.Job.JobModifyIndex})
@@ -203,7 +204,7 @@ var (
 
 func init() {
 	for i, t := range tables {
-		if _, taken := byKind[t.kind]; taken || t.kind == recordHeader || t.kind == recordSpec || t.kind == recordEnd {
+		if _, taken := byKind[t.kind]; taken || t.kind == recordHeader || t.kind == recordSpec || t.kind == recordEnd || t.kind == recordAllocs {
 			panic(fmt.Sprintf("state: record kind %d is used twice", t.kind))
 		}
 		if _, taken := byName[t.shape.name]; taken {
