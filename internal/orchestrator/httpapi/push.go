@@ -1,6 +1,8 @@
 package httpapi
 
 import (
+	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"sync"
 
@@ -150,8 +152,7 @@ func (r *reports) UnmarshalJSON(b []byte) error {
 	if len(b) == 0 || b[0] != '"' {
 		return json.Unmarshal(b, (*[]*model.AllocUpdate)(r))
 	}
-	var dense []byte
-	err := json.Unmarshal(b, &dense)
+	dense, err := base64.StdEncoding.AppendDecode(nil, bytes.Trim(b, `"`))
 	if err == nil {
 		*r, err = packed.ReadReports(dense)
 	}

@@ -270,8 +270,8 @@ func (r *allocReader) measured() *model.AllocMetric {
 	default:
 		m = *r.metrics[n-2]
 	}
-	if n := r.count(); n > 0 {
-		m.ScoreMeta = make([]model.NodeScore, n-1)
+	if n, there := r.some(); there {
+		m.ScoreMeta = make([]model.NodeScore, n)
 		for i := range m.ScoreMeta {
 			m.ScoreMeta[i] = r.score()
 		}
@@ -288,9 +288,9 @@ func (r *allocReader) score() model.NodeScore {
 	}
 	if n == 0 {
 		s := model.NodeScore{Norm: r.float()}
-		if k := r.count(); k > 0 {
-			s.Scores = make(map[string]float64, k-1)
-			for range k - 1 {
+		if k, there := r.some(); there {
+			s.Scores = make(map[string]float64, k)
+			for range k {
 				name := r.text()
 				s.Scores[name] = r.float()
 			}

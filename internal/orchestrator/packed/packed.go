@@ -148,6 +148,19 @@ func (r *reader) count() int {
 	return int(n)
 }
 
+// some reads how many things follow where there may be none of a kind (false) rather than 0.
+func (r *reader) some() (n int, there bool) {
+	k := r.uint()
+	if k == 0 {
+		return 0, false
+	}
+	if k-1 > uint64(len(r.b)) {
+		r.fail("it is shorter than it says")
+		return 0, false
+	}
+	return int(k - 1), true
+}
+
 func (r *reader) bytes(n int) []byte {
 	if n > len(r.b) {
 		r.fail("it is shorter than it says")

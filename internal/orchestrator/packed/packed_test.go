@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 
 	"rockpool/internal/orchestrator/model"
@@ -54,6 +55,9 @@ func fill(v reflect.Value, seed *int) {
 	}
 }
 
+// What a value has in MessagePack has no difference between nil and empty where the field is left out when it is empty.
+var nilIsEmpty = cmpopts.EquateEmpty()
+
 func jobOut(j *model.Job) ([]byte, error) { return []byte(j.ID), nil }
 
 func jobIn(b []byte) (*model.Job, error) { return &model.Job{ID: string(b)}, nil }
@@ -71,6 +75,80 @@ func roundTrip(t *testing.T, list []*model.Allocation) {
 	if diff := cmp.Diff(list, got); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// random fills a value with what is nil, empty, zero or not, as it comes.
+func random(t *rapid.T, v reflect.Value) {
+	some := rapid.IntRange(0, 2).Draw(t, "some")
+	switch v.Kind() {
+	case reflect.Pointer:
+		if some == 0 {
+			return
+		}
+		v.Set(reflect.New(v.Type().Elem()))
+		if v.Type() == reflect.TypeFor[*model.Job]() {
+			v.Interface().(*model.Job).ID = rapid.SampledFrom([]string{"a", "b"}).Draw(t, "job")
+			return
+		}
+		random(t, v.Elem())
+	case reflect.Struct:
+		for i := range v.NumField() {
+			random(t, v.Field(i))
+		}
+	case reflect.Slice:
+		if some > 0 {
+			v.Set(reflect.MakeSlice(v.Type(), some-1, some-1))
+		}
+		for i := range v.Len() {
+			random(t, v.Index(i))
+		}
+	case reflect.Map:
+		if some > 0 {
+			v.Set(reflect.MakeMap(v.Type()))
+		}
+		for range some - 1 {
+			k, e := reflect.New(v.Type().Key()).Elem(), reflect.New(v.Type().Elem()).Elem()
+			random(t, k)
+			random(t, e)
+			v.SetMapIndex(k, e)
+		}
+	case reflect.String:
+		v.SetString(rapid.SampledFrom([]string{"", "x", "job.g[1]", "job.g[22]", "0f0e0d0c-0b0a-4908-8706-050403020100"}).Draw(t, "text"))
+	case reflect.Bool:
+		v.SetBool(some > 0)
+	case reflect.Int, reflect.Int64:
+		v.SetInt(int64(some) - 1)
+	case reflect.Uint64:
+		v.SetUint(uint64(some))
+	case reflect.Float64:
+		v.SetFloat(float64(some) / 3)
+	}
+}
+
+func TestWhateverIsPackedComesOut(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var allocs []*model.Allocation
+		var reports []*model.AllocUpdate
+		for range rapid.IntRange(0, 3).Draw(t, "n") {
+			a, u := new(model.Allocation), new(model.AllocUpdate)
+			random(t, reflect.ValueOf(a).Elem())
+			random(t, reflect.ValueOf(u).Elem())
+			allocs, reports = append(allocs, a, a), append(reports, u)
+		}
+		b, err := packed.Reports(reports)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := packed.ReadReports(b); err != nil || !cmp.Equal(got, reports, nilIsEmpty) {
+			t.Fatalf("%v\n%s", err, cmp.Diff(reports, got, nilIsEmpty))
+		}
+		if b, err = packed.Allocs(allocs, packed.Options{Job: jobOut}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := packed.ReadAllocs(b, jobIn); err != nil || !cmp.Equal(got, allocs, nilIsEmpty) {
+			t.Fatalf("%v\n%s", err, cmp.Diff(allocs, got, nilIsEmpty))
+		}
+	})
 }
 
 // Two allocations that differ in one field only are told apart, whichever it is.

@@ -189,9 +189,9 @@ func (r *reader) event(base int64) *model.TaskEvent {
 		return nil
 	}
 	e := &model.TaskEvent{Type: r.text(), Time: r.time(base), DisplayMessage: r.text()}
-	if n := r.count(); n > 0 {
-		e.Details = make(map[string]string, n-1)
-		for range n - 1 {
+	if n, there := r.some(); there {
+		e.Details = make(map[string]string, n)
+		for range n {
 			k := r.text()
 			e.Details[k] = r.text()
 		}

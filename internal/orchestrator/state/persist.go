@@ -51,7 +51,7 @@ type writer struct {
 	enc   *codec.Encoder
 	specs map[specKey]bool // that were written
 	dense bool
-	err   error            // the first
+	err   error // the first
 }
 
 func (w *writer) put(kind uint8, v any) {
