@@ -149,7 +149,8 @@ func alikeMetrics(a, b *model.AllocMetric) bool {
 	return a.NodesEvaluated == b.NodesEvaluated && a.NodesFiltered == b.NodesFiltered && a.NodesExhausted == b.NodesExhausted &&
 		same(a.NodesAvailable, b.NodesAvailable) && same(a.ConstraintFiltered, b.ConstraintFiltered) && same(a.ClassFiltered, b.ClassFiltered) &&
 		same(a.DimensionExhausted, b.DimensionExhausted) && a.CoalescedFailures == b.CoalescedFailures && a.AllocationTimeNS == b.AllocationTimeNS &&
-		same(a.Scores, b.Scores) && len(a.QuotaExhausted)+len(b.QuotaExhausted) == 0 && a.NodesInPool == b.NodesInPool
+		same(a.Scores, b.Scores) && len(a.QuotaExhausted)+len(b.QuotaExhausted) == 0 && a.NodesInPool == b.NodesInPool &&
+		a.NodePool == b.NodePool
 }
 
 // score writes a node's id and its scores, which stand once: as many nodes get the same as were alike.
