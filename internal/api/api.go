@@ -5,10 +5,12 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"rockpool/internal/api/openapi"
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/environment"
@@ -63,7 +65,10 @@ const (
 	filesBody = 512 << 20
 )
 
-const prefix = "/api/v1"
+const (
+	prefix = "/api/v1"
+	own    = prefix + "/rockpool" // of routes that Poseidon does not have
+)
 
 func (a *API) table() endpoint.Table {
 	open := endpoint.Policy{Scope: auth.Public}
@@ -87,6 +92,18 @@ func (a *API) table() endpoint.Table {
 		endpoint.Stream("/files/raw", "GET", rid+"/files/raw", stream, a.downloadFile),
 		endpoint.Call("/execute", "POST", rid+"/execute", drained, a.execute),
 		endpoint.Stream("/websocket", "GET", rid+"/websocket", stream, a.websocket),
+		endpoint.Stream("openapi", "GET", own+"/openapi.json", open, document("application/json", openapi.Document)),
+		endpoint.Stream("websocketSchema", "GET", own+"/websocket.schema.json", open, document("application/schema+json", openapi.WebSocket)),
+	}
+}
+
+// document answers with text that never changes. It needs no token: it says nothing of this gateway but what it is.
+func document(contentType string, text []byte) endpoint.StreamHandler[endpoint.None] {
+	return func(w http.ResponseWriter, _ *http.Request, _ auth.Identity, _ endpoint.None) error {
+		w.Header().Set("Content-Type", contentType)
+		w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+		_, err := w.Write(text)
+		return err
 	}
 }
 

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"rockpool/tests/contract"
 	"rockpool/tests/platform"
 	"rockpool/tests/service"
 )
@@ -64,6 +66,13 @@ func start(t *testing.T, change ...func(*service.Options)) *service.Service {
 	s, err := service.Start(t.Context(), o)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, log)
+	}
+	documents, err := contract.Load(http.DefaultClient, s.URL)
+	http.DefaultClient.CloseIdleConnections()
+	if err != nil {
+		t.Error(err)
+	} else {
+		s.Check(documents, func(err error) { t.Error(err) })
 	}
 	t.Cleanup(func() {
 		if err := s.Stop(); err != nil {
