@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"rockpool/internal/api/dto"
 	"rockpool/internal/api/openapi"
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
@@ -75,6 +76,8 @@ func (a *API) table() endpoint.Table {
 	call := endpoint.Policy{Scope: auth.Gateway, Body: smallBody, Timeout: time.Minute}
 	// The body is read before a refusal: clients break on an answer that comes before they have sent everything.
 	drained := endpoint.Policy{Scope: auth.Gateway, Body: smallBody, Timeout: time.Minute, Drain: true}
+	list := endpoint.Policy{Scope: auth.Gateway, Body: smallBody, Timeout: time.Minute, Drain: true}
+	// The time of these depends on what is sent: they are bounded by progress.
 	stream := endpoint.Policy{Scope: auth.Gateway, Body: filesBody, Drain: true}
 	env, rid := prefix+"/execution-environments", prefix+"/runners/{runnerId}"
 	return endpoint.Table{
@@ -87,7 +90,7 @@ func (a *API) table() endpoint.Table {
 		endpoint.Call("delete", "DELETE", env+"/{id:[0-9]+}", call, a.deleteEnvironment),
 		endpoint.Call("provideRunner", "POST", prefix+"/runners", drained, a.provideRunner),
 		endpoint.Call("deleteRunner", "DELETE", rid, drained, a.deleteRunner),
-		endpoint.Stream("/files_list", "GET", rid+"/files", stream, a.listFiles),
+		endpoint.Stream("/files_list", "GET", rid+"/files", list, a.listFiles),
 		endpoint.Stream("/files", "PATCH", rid+"/files", stream, a.updateFiles),
 		endpoint.Stream("/files/raw", "GET", rid+"/files/raw", stream, a.downloadFile),
 		endpoint.Call("/execute", "POST", rid+"/execute", drained, a.execute),
@@ -111,6 +114,7 @@ func document(contentType string, text []byte) endpoint.StreamHandler[endpoint.N
 const (
 	bodyTime   = 15 * time.Second // to send a request's body
 	bodyPerMiB = time.Second      // and in addition for each MiB of it
+	writeTime  = time.Minute      // for a client to take some more of an answer
 )
 
 // ServeHTTP answers one request. The body has to arrive in time; afterwards the connection may rest, so that neither a WebSocket nor
@@ -119,6 +123,12 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.requests.Add(1)
 	defer a.requests.Done()
 	rc := http.NewResponseController(w)
+	_ = rc.SetWriteDeadline(time.Time{}) // that of the connection's request before
+	w = &timedWriter{w, rc}
+	if tooMany, ok := r.Context().Value(crowdedKey{}).(int64); ok {
+		refuse(w, r, tooMany)
+		return
+	}
 	if r.ContentLength != 0 {
 		// What a client says of the size must not buy it more time than the largest body would need.
 		size := min(max(r.ContentLength, 0), filesBody)
@@ -127,6 +137,47 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	a.server.ServeHTTP(w, r)
 }
+
+type crowdedKey struct{}
+
+// Crowded has every request of a connection refused because there are more than so many connections.
+func Crowded(ctx context.Context, limit int64) context.Context {
+	return context.WithValue(ctx, crowdedKey{}, limit)
+}
+
+// refuse answers on a connection that is one too many, and has it closed. /health has a status of its own.
+func refuse(w http.ResponseWriter, r *http.Request, limit int64) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime / 3))
+	_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, smallBody)) // clients break on an answer that comes before they have sent everything
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Connection", "close")
+	w.Header().Set("Retry-After", "5")
+	err := fault.New(fault.Exhausted, "the gateway has %d connections, which is its limit (server.maxconnections): close idle ones and try again", limit)
+	status := http.StatusInternalServerError
+	if r.URL.Path == prefix+"/health" {
+		status = http.StatusServiceUnavailable
+	}
+	writeError(w, r, &answered{error: err, status: status, code: dto.CodeOverload})
+}
+
+// timedWriter gives the client time for each piece of an answer, so that one who stops reading does not hold it for ever.
+type timedWriter struct {
+	http.ResponseWriter
+	rc *http.ResponseController
+}
+
+func (w *timedWriter) WriteHeader(status int) {
+	_ = w.rc.SetWriteDeadline(time.Now().Add(writeTime))
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *timedWriter) Write(p []byte) (int, error) {
+	_ = w.rc.SetWriteDeadline(time.Now().Add(writeTime))
+	return w.ResponseWriter.Write(p)
+}
+
+// Unwrap keeps http.ResponseController and hijacking working.
+func (w *timedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // timedBody lifts the connection's read deadline at the body's end.
 type timedBody struct {

@@ -5,8 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
+	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,7 +27,30 @@ import (
 	"rockpool/tests/contract"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if missing := unseen(); code == 0 && flag.Lookup("test.run").Value.String() == "" && flag.Lookup("test.list").Value.String() == "" && len(missing) > 0 {
+			fmt.Printf("documented answers that no test of this package has caused: %s\n", strings.Join(missing, ", "))
+			code = 1
+		}
+		os.Exit(code)
+	}))
+}
+
+// unseen are the documented answers that no test has caused.
+func unseen() (missing []string) {
+	c, err := documents()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	seen := c.Seen()
+	for _, answer := range c.Documented() {
+		if !slices.Contains(seen, answer) {
+			missing = append(missing, answer)
+		}
+	}
+	return missing
+}
 
 type harness struct {
 	*testing.T
