@@ -37,6 +37,9 @@ func TestMain(m *testing.M) {
 	}))
 }
 
+// elsewhere are documented answers that a whole gateway does not give: it always has a version.
+var elsewhere = []string{"version 404"}
+
 // unseen are the documented answers that no test has caused.
 func unseen() (missing []string) {
 	c, err := documents()
@@ -45,7 +48,7 @@ func unseen() (missing []string) {
 	}
 	seen := c.Seen()
 	for _, answer := range c.Documented() {
-		if !slices.Contains(seen, answer) {
+		if !slices.Contains(seen, answer) && !slices.Contains(elsewhere, answer) {
 			missing = append(missing, answer)
 		}
 	}
