@@ -166,6 +166,7 @@ var homes = map[string][]string{
 	"github.com/docker/cli":                       {"internal/image", "internal/orchestrator/driver/docker"},
 	"github.com/anishathalye/porcupine":           {"internal/orchestrator/sim"},
 	"github.com/containerd/errdefs":               {"internal/orchestrator/driver/docker"},
+	"github.com/santhosh-tekuri/jsonschema/v6":    {"tests/contract"},
 }
 
 func TestEachLibraryHasOneHome(t *testing.T) {
