@@ -36,7 +36,7 @@ func (a *API) provideRunner(ctx context.Context, id auth.Identity, r claimReques
 		if *asked < 0 {
 			return dto.Runner{}, fault.New(fault.Invalid, "waitTimeout must not be negative")
 		}
-		c.Wait = seconds(min(*asked, maxWait))
+		c.Wait = seconds(*asked)
 	}
 	var err error
 	if c.Key, err = claimKey(id, r.Key); err != nil {
@@ -59,11 +59,8 @@ func (a *API) provideRunner(ctx context.Context, id auth.Identity, r claimReques
 	return out, nil
 }
 
-// Bounds of claims.
-const (
-	maxWait   = 24 * 60 * 60 // seconds; the configuration's bound is far below
-	maxKeyLen = 255
-)
+// maxKeyLen bounds an Idempotency-Key, in bytes.
+const maxKeyLen = 255
 
 // claimKey is what a claim that may be repeated is known by: one client's keys mean nothing to another, and neither is stored in the clear.
 func claimKey(id auth.Identity, key string) (string, error) {
@@ -77,7 +74,12 @@ func claimKey(id auth.Identity, key string) (string, error) {
 	return hex.EncodeToString(sum[:16]), nil
 }
 
-func seconds(n int) time.Duration { return time.Duration(n) * time.Second }
+// maxSeconds is what a number of seconds in a request means at most: 68 years, which no sum of times overflows with.
+const maxSeconds = 1 << 31
+
+func seconds(n int) time.Duration {
+	return time.Duration(max(min(n, maxSeconds), -maxSeconds)) * time.Second
+}
 
 type runnerRequest struct {
 	ID string `path:"runnerId"`

@@ -34,7 +34,8 @@ type Server struct {
 	ClaimWait               uint   `yaml:"claimwait"` // seconds
 	CopyModificationTime    bool   `yaml:"copymodificationtime"`
 	ForbidSingleQuote       bool   `yaml:"forbidsinglequote"`
-	OutputLimit             uint   `yaml:"outputlimit"` // MB; 0 = none
+	OutputLimit             uint   `yaml:"outputlimit"`    // MB; 0 = none
+	MaxConnections          uint   `yaml:"maxconnections"` // 0 = no limit
 }
 
 // Pools bounds what runners there are, and how long claims wait for one.
@@ -142,7 +143,7 @@ func Default() Config {
 	_, _ = rand.Read(filter) // never fails
 	return Config{
 		Server: Server{
-			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256,
+			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256, MaxConnections: 8192,
 			LoggingFilterToken: base64.RawURLEncoding.EncodeToString(filter),
 		},
 		Pools: Pools{MaxWait: 60, Concurrency: 16},
@@ -196,6 +197,9 @@ func (c Config) check() (problems []error) {
 	}
 	if n := c.Pools.Concurrency; n < 1 || n > 1024 {
 		refuse("pools.concurrency: %d is not between 1 and 1024", n)
+	}
+	if c.Server.MaxConnections > 1<<20 {
+		refuse("server.maxconnections: %d is more than %d, which no process has descriptors for; 0 means no limit", c.Server.MaxConnections, 1<<20)
 	}
 	if t := c.Server.TLS; t.Active && (t.CertFile == "" || t.KeyFile == "") {
 		refuse("server.tls: active needs certfile and keyfile")

@@ -447,6 +447,19 @@ func (c *Cluster) End(jobID, status string, oom bool) {
 	}
 }
 
+// Fail has a job's allocation fail before it ran, for a reason.
+func (c *Cluster) Fail(jobID, reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a := c.allocs[jobID]
+	a.ClientStatus = "failed"
+	a.TaskStates = map[string]*api.TaskState{"default-task": {State: "dead", Failed: true, Events: []*api.TaskEvent{
+		{Type: "Driver Failure", DisplayMessage: reason}, {Type: "Not Restarting", DisplayMessage: "no restarts"},
+	}}}
+	c.index++
+	c.publishAlloc(a)
+}
+
 // Purge removes a job behind everybody's back, without an event.
 func (c *Cluster) Purge(id string) {
 	c.mu.Lock()
