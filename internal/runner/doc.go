@@ -6,6 +6,8 @@
 //   - there is one [Runner] record per claimed id for as long as this process knows it; a listing compares records and never makes
 //     a second one, so timers and executions survive a broken event stream;
 //   - a claim is a compare-and-set in the cluster made before the answer; whoever loses takes the next runner;
+//   - claims that wait are served in the order in which they came, and none passes them;
+//   - a key gives one runner as long as that lives, however often and however many at once ask for it;
 //   - a runner that was used, whose claim had an unknown outcome, that restarted or that could not be cleaned up is destroyed, never
 //     returned to a pool;
 //   - the end of a runner has one cause, which every execution and copy bound to it sees.
