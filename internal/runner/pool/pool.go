@@ -102,6 +102,7 @@ type entry struct {
 	index    uint64    // of the registration; 0 = found in the cluster
 	unlisted bool      // the registration's index is not known: a listing may be older than it
 	shown    bool      // the cluster has shown it
+	unclear  bool      // a call that creates it failed, and may have worked
 	vanished bool      // the cluster said that it is gone while its creation was under way
 	claimed  bool      // the cluster shows it as used
 	busy     bool      // a call is under way
@@ -430,7 +431,7 @@ func (p *Pools) Registered(id string, index uint64, err error, now time.Time) {
 		case r.phase != Creating: // its events may have been faster
 		case err != nil:
 			r.retry(p.limits, now)
-			r.reason = bounded(err.Error())
+			r.reason, r.unclear = bounded(err.Error()), true
 			p.fail(r, true, now)
 		default:
 			r.failed = false
@@ -566,7 +567,7 @@ func (p *Pools) Gone(id string, now time.Time) {
 	case r == nil:
 	case r.creating:
 		r.vanished = true // of this creation or of one before: its answer decides
-	case r.phase == Creating: // a creation whose answer was lost may have been the later one
+	case r.unclear && !r.phase.Ended(): // it may speak of one creation, and another was the later one
 		p.change(r, func() { r.die(now, true) })
 	case r.phase != Dead:
 		p.change(r, func() { r.enter(Dead, now) })
