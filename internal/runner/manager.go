@@ -32,6 +32,10 @@ type Options struct {
 // callTime bounds each call to the cluster.
 const callTime = 10 * time.Second
 
+// abandonedTime is the inactivity timeout of a runner that is taken in order to be destroyed. If this gateway ends in between, whoever finds it used
+// destroys it after that time.
+const abandonedTime = time.Minute
+
 // safetyNet is how often the plan is looked at although nothing happened.
 const safetyNet = time.Minute
 
@@ -200,11 +204,11 @@ func (m *Manager) carryOut(ctx context.Context, a pool.Action, e environment.Env
 	}
 	var err error
 	if a.Guard {
-		err = m.cluster.ClaimRunner(ctx, a.ID, Mark{})
+		err = m.cluster.ClaimRunner(ctx, a.ID, Mark{Timeout: abandonedTime})
 	}
-	lost := false
+	lost, taken := false, err == nil
 	switch {
-	case err == nil:
+	case taken:
 		err = m.cluster.DestroyRunner(ctx, a.ID)
 	case absent(err):
 		err = nil // there is nothing to remove
@@ -216,7 +220,11 @@ func (m *Manager) carryOut(ctx context.Context, a pool.Action, e environment.Env
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.pools.Destroyed(a.ID, lost, err, time.Now())
+	now := time.Now()
+	m.pools.Destroyed(a.ID, lost, err, now)
+	if taken && err != nil {
+		m.pools.Discard(a.ID, now) // it is marked, so that a second claim would be lost to the first
+	}
 	m.serveAll()
 }
 

@@ -247,6 +247,30 @@ func TestWhatCannotBeDestroyedIsTriedAgain(t *testing.T) {
 	})
 }
 
+func TestASurplusRunnerThatWasTakenButNotRemovedIsNotLeftBehind(t *testing.T) {
+	with(t, 2, runner.Options{}, func(t *testing.T, m *runner.Manager, c *cluster) {
+		settle(2 * time.Second)
+		failures := 3
+		c.mu.Lock()
+		c.claim = nil
+		c.destroy = func(string) error {
+			if failures--; failures >= 0 {
+				return errors.New("not now")
+			}
+			return nil
+		}
+		c.mu.Unlock()
+		m.Want(environment.Environment{ID: 1, PoolSize: 0, Image: "host"})
+		settle(time.Minute)
+		c.mu.Lock()
+		left := len(c.there)
+		c.mu.Unlock()
+		if s := m.Stats(1); left != 0 || s.Used != 0 || s.Idle != 0 || s.Removing != 0 {
+			t.Errorf("%d are left, %+v", left, s)
+		}
+	})
+}
+
 func TestAPoolThatStaysShortIsComparedWithTheCluster(t *testing.T) {
 	with(t, 2, runner.Options{ReloadBelow: 0.9, ReloadAfter: time.Minute}, func(t *testing.T, m *runner.Manager, c *cluster) {
 		settle(2 * time.Second)

@@ -35,6 +35,7 @@ type model struct {
 type event struct {
 	o    pool.Observed
 	gone bool
+	at   time.Time
 }
 
 func newModel(t *rapid.T) *model {
@@ -52,7 +53,7 @@ func newModel(t *rapid.T) *model {
 
 func (m *model) tell(j *pool.Observed, gone bool) {
 	m.index++
-	m.events = append(m.events, event{*j, gone})
+	m.events = append(m.events, event{*j, gone, m.now})
 }
 
 func (m *model) ids(keep func(*pool.Observed) bool) []string {
@@ -190,6 +191,8 @@ func (m *model) answer(t *rapid.T, a pool.Action, outcome string) {
 	} else if a.Guard && j != nil && outcome == "late" {
 		j.Used = true // it was taken, but not purged
 		m.tell(j, false)
+		defer m.pools.Discard(a.ID, m.now)
+		m.ended[a.ID] = true
 	}
 	m.pools.Destroyed(a.ID, false, err, m.now)
 }
@@ -346,6 +349,8 @@ func poolsHoldTheirPromises(t *rapid.T) {
 		"time passes": then(func(t *rapid.T) {
 			d := rapid.SampledFrom([]time.Duration{time.Millisecond, time.Second, 20 * time.Second, time.Minute}).Draw(t, "time")
 			m.now = m.now.Add(d)
+			// A feed that is silent for so long is cut, and a listing begins the next.
+			m.events = slices.DeleteFunc(m.events, func(e event) bool { return m.now.Sub(e.at) > 90*time.Second })
 			if d >= time.Minute { // no call is on its way for so long
 				m.late = nil
 			}

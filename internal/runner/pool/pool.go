@@ -105,6 +105,7 @@ type entry struct {
 	unclear  bool      // a call that creates it failed, and may have worked
 	vanished bool      // the cluster said that it is gone while its creation was under way
 	claimed  bool      // the cluster shows it as used
+	ours     bool      // if it is used, then by a claim of this gateway
 	busy     bool      // a call is under way
 	creating bool      // it is the one that creates it
 	failed   bool      // it never became ready, or ended at once
@@ -378,7 +379,10 @@ func (p *Pools) Take(id environment.ID, now time.Time) (string, bool) {
 	if best == nil {
 		return "", false
 	}
-	p.change(best, func() { best.enter(Claiming, now) })
+	p.change(best, func() {
+		best.enter(Claiming, now)
+		best.ours = true
+	})
 	return best.id, true
 }
 
@@ -394,7 +398,10 @@ func (p *Pools) Return(id string, now time.Time) {
 		if r.claimed {
 			to = Used // by somebody else
 		}
-		p.change(r, func() { r.enter(to, now) })
+		p.change(r, func() {
+			r.enter(to, now)
+			r.ours = false
+		})
 	}
 }
 
@@ -492,6 +499,7 @@ func (p *Pools) Destroyed(id string, lost bool, err error, now time.Time) {
 			r.reason = bounded(err.Error())
 		case lost && r.guard:
 			r.enter(Used, now)
+			r.ours = false
 		case !lost:
 			r.enter(Dead, now)
 		}
@@ -582,8 +590,13 @@ func (p *Pools) List(list []Observed, index uint64, now time.Time) {
 		switch r := p.runners[o.ID]; {
 		case r == nil:
 		case r.phase == Dead && now.Sub(r.since) > relisted:
-			p.change(r, func() { r.enter(Dying, now) })
-		case r.phase == Used && r.claimed && !o.Used:
+			p.change(r, func() {
+				if r.enter(Dying, now); o.Used && !r.ours && !r.claimed {
+					r.phase = Used // created late, and claimed by somebody else
+				}
+				r.guard = !o.Used
+			})
+		case r.phase == Used && r.unclear && !o.Used:
 			// A creation that was repeated after the runner's end made it anew. Should the listing be wrong, the guard keeps the runner.
 			p.change(r, func() { r.die(now, true) })
 		}
