@@ -575,7 +575,7 @@ func (p *Pools) Gone(id string, now time.Time) {
 	case r == nil:
 	case r.creating:
 		r.vanished = true // of this creation or of one before: its answer decides
-	case r.unclear && !r.phase.Ended(): // it may speak of one creation, and another was the later one
+	case r.unclear && r.phase != Dead: // it may speak of one creation, and another was the later one
 		p.change(r, func() { r.die(now, true) })
 	case r.phase != Dead:
 		p.change(r, func() { r.enter(Dead, now) })
