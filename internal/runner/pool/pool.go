@@ -526,7 +526,7 @@ func (p *Pools) Observe(o Observed, now time.Time) {
 	e := r.env
 	p.change(r, func() {
 		r.shown = true
-		r.claimed = r.claimed || o.Used
+		r.claimed = r.claimed || (o.Used && r.phase != Dead)
 		if o.Reason != "" || o.State == Ready {
 			r.reason = bounded(o.Reason)
 		}
