@@ -5,10 +5,13 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"rockpool/internal/api/access"
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/environment"
@@ -22,14 +25,30 @@ import (
 
 // Options of the API.
 type Options struct {
-	Token                string // empty = no authentication
+	Tokens               *access.Tokens
 	TLS                  bool   // our own listener speaks TLS
 	PublicURL            string // replaces scheme and host in WebSocket URLs
 	AlertThreshold       float64
 	ForbidSingleQuote    bool
 	CopyModificationTime bool
 	Version              string // empty = there is no release
-	Observe              func(endpoint.Observation)
+	MaxExecutions        int    // that run or wait to be begun, of one runner and in all; 0 = no bound
+	MaxExecutionsInAll   int
+	Watch                Watch
+	Metrics              http.Handler // figures for Prometheus
+}
+
+// Watch is told what happens. Its methods must not block.
+type Watch interface {
+	Begin(route string)
+	Observe(o endpoint.Observation)
+	// Refused is told the reason: token, scope, rate, quota or executions.
+	Refused(reason string)
+	// Claimed is told the outcome: hit, waited, empty, unknown or failed.
+	Claimed(environment int, outcome string, took time.Duration)
+	ExecutionStored(environment int, runner, execution string)
+	// ExecutionBegun returns what is told its verdict, and the bytes it wrote.
+	ExecutionBegun(environment int, runner, execution string) (ended func(verdict string, stdout, stderr int64))
 }
 
 // API answers requests. Stop it before what it depends on.
@@ -42,6 +61,7 @@ type API struct {
 	ready    <-chan struct{}
 	log      logging.Logger
 	server   http.Handler
+	running  atomic.Int64 // executions
 	sessions lifecycle.Tasks
 	requests sync.WaitGroup // http.Server does not wait for handlers of connections that were taken over
 	stopping chan struct{}
@@ -52,7 +72,7 @@ func New(o Options, envs *environment.Service, runners *runner.Manager, engine *
 	log logging.Logger) *API {
 	a := &API{opts: o, envs: envs, runners: runners, engine: engine, files: store, ready: ready, log: log, stopping: make(chan struct{})}
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
-		Auth: auth.Func(a.authenticate), Error: writeError, Lookup: a.lookup, Observe: o.Observe, Log: log,
+		Auth: auth.Func(a.authenticate), Error: writeError, Lookup: a.lookup, Target: target, Begin: o.Watch.Begin, Observe: o.Watch.Observe, Log: log,
 	})
 	return a
 }
@@ -67,19 +87,21 @@ const prefix = "/api/v1"
 
 func (a *API) table() endpoint.Table {
 	open := endpoint.Policy{Scope: auth.Public}
-	call := endpoint.Policy{Scope: auth.Gateway, Body: smallBody, Timeout: time.Minute}
+	call := endpoint.Policy{Scope: auth.GatewayRead, Body: smallBody, Timeout: time.Minute}
 	// The body is read before a refusal: clients break on an answer that comes before they have sent everything.
-	drained := endpoint.Policy{Scope: auth.Gateway, Body: smallBody, Timeout: time.Minute, Drain: true}
-	stream := endpoint.Policy{Scope: auth.Gateway, Body: filesBody, Drain: true}
-	env, rid := prefix+"/execution-environments", prefix+"/runners/{runnerId}"
+	drained := endpoint.Policy{Scope: auth.GatewayRun, Body: smallBody, Timeout: time.Minute, Drain: true}
+	stream := endpoint.Policy{Scope: auth.GatewayRun, Body: filesBody, Drain: true}
+	define := endpoint.Policy{Scope: auth.GatewayEnvironments, Body: smallBody, Timeout: time.Minute, Drain: true}
+	operate := endpoint.Policy{Scope: auth.GatewayOperate, Timeout: time.Minute}
+	env, rid, own := prefix+"/execution-environments", prefix+"/runners/{runnerId}", prefix+"/rockpool"
 	return endpoint.Table{
 		endpoint.Call("/health", "GET", prefix+"/health", open, a.health),
 		endpoint.Call("/version", "GET", prefix+"/version", open, a.version),
 		endpoint.Call("/execution-environments", "GET", prefix+"/statistics/execution-environments", call, a.statistics),
 		endpoint.Call("list", "GET", env, call, a.listEnvironments),
 		endpoint.Call("get", "GET", env+"/{id:[0-9]+}", call, a.getEnvironment),
-		endpoint.Call("createOrUpdate", "PUT", env+"/{id:[0-9]+}", drained, a.putEnvironment),
-		endpoint.Call("delete", "DELETE", env+"/{id:[0-9]+}", call, a.deleteEnvironment),
+		endpoint.Call("createOrUpdate", "PUT", env+"/{id:[0-9]+}", define, a.putEnvironment),
+		endpoint.Call("delete", "DELETE", env+"/{id:[0-9]+}", undrained(define), a.deleteEnvironment),
 		endpoint.Call("provideRunner", "POST", prefix+"/runners", drained, a.provideRunner),
 		endpoint.Call("deleteRunner", "DELETE", rid, drained, a.deleteRunner),
 		endpoint.Stream("/files_list", "GET", rid+"/files", stream, a.listFiles),
@@ -87,7 +109,27 @@ func (a *API) table() endpoint.Table {
 		endpoint.Stream("/files/raw", "GET", rid+"/files/raw", stream, a.downloadFile),
 		endpoint.Call("/execute", "POST", rid+"/execute", drained, a.execute),
 		endpoint.Stream("/websocket", "GET", rid+"/websocket", stream, a.websocket),
+		endpoint.Call("runners", "GET", own+"/runners", call, a.listRunners),
+		endpoint.Stream("metrics", "GET", own+"/metrics", operate, a.metrics),
 	}
+}
+
+func undrained(p endpoint.Policy) endpoint.Policy {
+	p.Drain = false
+	return p
+}
+
+// target is what a row's scope must hold for: the environment in the path. Runners are looked at by their owner.
+func target(r *http.Request, _ endpoint.Route) string {
+	if id := endpoint.PathVar(r, "id"); id != "" {
+		return id
+	}
+	return auth.Everywhere
+}
+
+func (a *API) metrics(w http.ResponseWriter, r *http.Request, _ auth.Identity, _ endpoint.None) error {
+	a.opts.Metrics.ServeHTTP(w, r)
+	return nil
 }
 
 // Times of a connection.
@@ -134,11 +176,21 @@ func (a *API) Stop(ctx context.Context) error {
 // Wait waits for all handlers, after Stop and after the server has been shut down.
 func (a *API) Wait() { a.requests.Wait() }
 
+// tokenOf is the token that a caller showed.
+func tokenOf(id auth.Identity) *access.Token { return id.Rights.(*access.Token) }
+
 func (a *API) authenticate(r *http.Request) (auth.Identity, error) {
-	if a.opts.Token != "" && !auth.TokenEqual(r.Header.Get("Poseidon-Token"), a.opts.Token) {
+	t := a.opts.Tokens.Find(r.Header.Get("Poseidon-Token"))
+	if t == nil {
+		a.opts.Watch.Refused("token")
 		return auth.Identity{}, fault.New(fault.Unauthenticated, "wrong or missing token")
 	}
-	return auth.Identity{Name: "client", Scopes: map[auth.Scope]bool{auth.Gateway: true}}, nil
+	if wait, ok := t.Admit(time.Now()); !ok {
+		a.opts.Watch.Refused("rate")
+		err := fault.New(fault.Exhausted, "the token's rate of requests is used up: try again in %v", wait.Round(time.Millisecond))
+		return auth.Identity{}, &answered{error: err, status: http.StatusTooManyRequests, retryAfter: wait}
+	}
+	return auth.Identity{Name: t.Name, Scopes: map[auth.Scope]bool{auth.Gateway: true}, Rights: t}, nil
 }
 
 type runnerKey struct{}
@@ -163,8 +215,18 @@ func (a *API) lookup(r *http.Request, route endpoint.Route) (context.Context, er
 	if err != nil {
 		return ctx, err
 	}
+	if t := a.opts.Tokens.Find(r.Header.Get("Poseidon-Token")); t == nil || !t.Owns(found.Owner, strconv.Itoa(int(found.Env))) {
+		return ctx, runner.Unknown(id) // nobody learns what others have
+	}
+	noteRunner(ctx, found)
 	ctx = logging.With(ctx, logging.From(ctx).WithFields(logging.Fields{"runner_id": id, "environment_id": int(found.Env)}))
 	return context.WithValue(ctx, runnerKey{}, found), nil
+}
+
+// noteRunner names a runner in the request's observation, once it is known to be one: what a path says is a stranger's word.
+func noteRunner(ctx context.Context, r *runner.Runner) {
+	endpoint.Note(ctx, "runner_id", r.ID)
+	endpoint.Note(ctx, "environment_id", strconv.Itoa(int(r.Env)))
 }
 
 // runnerOf is the runner that lookup found.
