@@ -153,19 +153,14 @@ func TestAnInfluxDBInTroubleCostsOnlyPoints(t *testing.T) {
 			var before, after runtime.MemStats
 			runtime.GC()
 			runtime.ReadMemStats(&before)
-			longest := time.Duration(0)
 			for i := range points {
-				begun := time.Now()
-				w.Point("poseidon_list", influx.Tags{"id": fmt.Sprint(i), "pad": pad}, influx.Fields{"count": i}, begun)
-				longest = max(longest, time.Since(begun))
+				// The slow one answers nothing until the test ends: a point that waited for it would wait for ever.
+				w.Point("poseidon_list", influx.Tags{"id": fmt.Sprint(i), "pad": pad}, influx.Fields{"count": i}, time.Now())
 			}
 			runtime.GC()
 			runtime.ReadMemStats(&after)
 			if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 4*influx.MaxBytes {
 				t.Errorf("%d MB are kept", grown>>20)
-			}
-			if longest > 3*time.Second {
-				t.Errorf("a point took %v", longest)
 			}
 			if name != "refusing" && c.get(influx.Dropped) == 0 {
 				t.Error("nothing was dropped, though there is no room for all")
