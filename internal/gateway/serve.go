@@ -81,14 +81,16 @@ func (g *Gateway) serve(ctx context.Context, routes *api.API) error {
 		Handler: routes, ErrorLog: logging.Connections(g.log),
 		// Bodies have a deadline of their own, and nothing bounds an answer: a PUT of an environment or a WebSocket may take long.
 		ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second,
-		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS13, CurvePreferences: []tls.CurveID{tls.CurveP521, tls.CurveP384, tls.CurveP256}},
+	}
+	if g.certificate != nil {
+		server.TLSConfig = g.certificate.config()
 	}
 	group, serveCtx := errgroup.WithContext(ctx)
 	for _, l := range g.listen {
 		group.Go(func() error {
 			serve := func() error { return server.Serve(l) }
-			if t := g.cfg.Server.TLS; t.Active {
-				serve = func() error { return server.ServeTLS(l, t.CertFile, t.KeyFile) }
+			if g.certificate != nil {
+				serve = func() error { return server.ServeTLS(l, "", "") }
 			}
 			if err := serve(); !errors.Is(err, http.ErrServerClosed) { // which is how an orderly stop begins, not how it went
 				return err
