@@ -99,6 +99,14 @@ func (g *Gateway) pools() map[int]metrics.PoolState {
 // Addr is where the API listens.
 func (g *Gateway) Addr() net.Addr { return g.listen[0].Addr() }
 
+// Operations is where the listener of an address of the configuration, metrics.address or profiling.address, is; "" = there is none.
+func (g *Gateway) Operations(address string) string {
+	if l := g.operations.listeners[address]; l != nil {
+		return l.Addr().String()
+	}
+	return ""
+}
+
 // stopTime bounds the end of what has no bound of its own.
 const stopTime = 15 * time.Second
 

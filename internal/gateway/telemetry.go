@@ -65,8 +65,9 @@ func (t *telemetry) access(o endpoint.Observation) {
 	fields := logging.Fields{
 		"code": o.Status, "method": o.Method, "path": o.Path, "duration": o.Duration.String(), "user_agent": o.Agent, "request_id": o.ID,
 	}
-	for k, v := range o.Notes {
-		fields[k] = v
+	if id := o.Notes["runner_id"]; id != "" {
+		fields["runner_id"] = id
+		fields["environment_id"], _ = strconv.Atoi(o.Notes["environment_id"]) // it was written from a number
 	}
 	if o.Caller.Name != "" {
 		fields["token"] = o.Caller.Name // its name
