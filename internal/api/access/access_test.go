@@ -173,11 +173,23 @@ func TestARateIsHeldAndSaysWhen(t *testing.T) {
 	}
 }
 
-func TestAGeneratedSecretMatchesItsSum(t *testing.T) {
-	secret, digest := access.Generate()
-	other, _ := access.Generate()
-	if sum(secret) != digest || secret == other || len(secret) < 40 {
-		t.Errorf("%q, %q, %q", secret, digest, other)
+func TestAGeneratedEntryIsThatOfItsSecret(t *testing.T) {
+	secret, entry, err := access.Generate("new-one")
+	if err != nil || len(secret) < 40 {
+		t.Fatal(secret, err)
+	}
+	tokens, _, err := load(t, "", "tokens:\n"+entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := tokens.Find(secret); got == nil || got.Name != "new-one" {
+		t.Errorf("got %+v", got)
+	}
+	if other, _, err := access.Generate("new-one"); err != nil || other == secret {
+		t.Error("two secrets are the same")
+	}
+	if _, _, err := access.Generate("a: b\n"); err == nil {
+		t.Error("a name that would break the file is accepted")
 	}
 }
 

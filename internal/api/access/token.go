@@ -185,11 +185,15 @@ func everyone() *Token {
 	return t
 }
 
-// Generate makes a secret and its line for the file.
-func Generate() (secret, sum string) {
+// Generate makes a secret for a token, and the token's entry for the file.
+func Generate(name string) (secret, text string, err error) {
 	raw := make([]byte, 32)
 	_, _ = rand.Read(raw) // never fails, by its documentation
 	secret = base64.RawURLEncoding.EncodeToString(raw)
 	digest := sha256.Sum256([]byte(secret))
-	return secret, hex.EncodeToString(digest[:])
+	e := entry{Name: name, SHA256: hex.EncodeToString(digest[:]), Scopes: []string{string(auth.GatewayRun), string(auth.GatewayRead)}}
+	if _, err := e.token(); err != nil {
+		return "", "", err
+	}
+	return secret, fmt.Sprintf("- name: %s\n  sha256: %s\n  scopes: [%s]\n", e.Name, e.SHA256, strings.Join(e.Scopes, ", ")), nil
 }
