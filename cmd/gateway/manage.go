@@ -99,6 +99,11 @@ func applyCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		for _, p := range *ports {
+			if p == 0 || p > 65535 {
+				return fmt.Errorf("--port: %d is not between 1 and 65535", p)
+			}
+		}
 		d := client.Definition{ID: id, Fields: map[string]any{}}
 		for flag, field := range map[string]struct {
 			name  string

@@ -360,22 +360,29 @@ func DeleteEnvironments(ctx context.Context, t Target, ids []int, out io.Writer)
 	})
 }
 
-// pool is what the gateway tells of a pool. Fields that an older one does not know are zero.
+// pool is what the gateway tells of a pool. Fields that it does not tell are zero.
 type pool struct {
-	ID       int          `json:"id"`
-	Wanted   int          `json:"wanted"`
-	Idle     int          `json:"idle"`
-	Starting int          `json:"starting"`
-	Used     int          `json:"used"`
-	Failed   int          `json:"failed"`
-	Runners  []poolRunner `json:"runners"`
-}
-
-type poolRunner struct {
-	ID     string          `json:"id"`
-	State  string          `json:"state"`
-	Age    json.RawMessage `json:"age"` // seconds, or a duration as text
-	Reason string          `json:"reason"`
+	ID       int `json:"id"`
+	Wanted   int `json:"wanted"`
+	Idle     int `json:"idle"`
+	Starting int `json:"starting"`
+	Used     int `json:"used"`
+	Failed   int `json:"failed"`
+	Claims   *struct {
+		HitRate float64 `json:"hitRate"`
+	} `json:"claims"`
+	Queue struct {
+		Waiting int `json:"waiting"`
+	} `json:"queue"`
+	Failures struct {
+		Reason string `json:"reason"`
+	} `json:"failures"`
+	Runners []struct {
+		ID         string  `json:"id"`
+		State      string  `json:"state"`
+		AgeSeconds float64 `json:"ageSeconds"`
+		Reason     string  `json:"reason"`
+	} `json:"runners"`
 }
 
 // ShowPools prints all pools, or one with its runners.
@@ -389,9 +396,13 @@ func ShowPools(ctx context.Context, t Target, id *int, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(w, "ENVIRONMENT\tWANTED\tIDLE\tSTARTING\tUSED\tFAILED")
+		fmt.Fprintln(w, "ENVIRONMENT\tWANTED\tIDLE\tSTARTING\tUSED\tFAILED\tWAITING\tHIT RATE\tTROUBLE")
 		for _, p := range pools {
-			fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%d\t%d\n", p.ID, p.Wanted, p.Idle, p.Starting, p.Used, p.Failed)
+			hits := "-"
+			if p.Claims != nil {
+				hits = fmt.Sprintf("%.1f%%", 100*p.Claims.HitRate)
+			}
+			fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", p.ID, p.Wanted, p.Idle, p.Starting, p.Used, p.Failed, p.Queue.Waiting, hits, dash(p.Failures.Reason))
 		}
 		if id == nil {
 			return nil
@@ -399,39 +410,26 @@ func ShowPools(ctx context.Context, t Target, id *int, out io.Writer) error {
 		fmt.Fprintln(w, "\nRUNNER\tSTATE\tAGE\tREASON")
 		for _, p := range pools {
 			for _, r := range p.Runners {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", printable(r.ID), printable(r.State), age(r.Age), dash(r.Reason))
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", printable(r.ID), printable(r.State), duration(int(r.AgeSeconds)), dash(r.Reason))
 			}
 		}
 		return nil
 	})
 }
 
-// readPools takes one pool, a list, or a list below pools.
-func readPools(data []byte) (list []pool, err error) {
-	if err := json.Unmarshal(data, &list); err == nil {
-		return list, nil
-	}
-	var below struct {
+// readPools takes the list of all pools, or one.
+func readPools(data []byte) ([]pool, error) {
+	var told struct {
 		Pools *[]pool `json:"pools"`
+		pool
 	}
-	if err := json.Unmarshal(data, &below); err == nil && below.Pools != nil {
-		return *below.Pools, nil
-	}
-	var one pool
-	if err := json.Unmarshal(data, &one); err != nil {
+	if err := json.Unmarshal(data, &told); err != nil {
 		return nil, err
 	}
-	return []pool{one}, nil
-}
-
-func age(raw json.RawMessage) string {
-	var seconds float64
-	if json.Unmarshal(raw, &seconds) == nil {
-		return duration(int(seconds))
+	if told.Pools != nil {
+		return *told.Pools, nil
 	}
-	var text string
-	_ = json.Unmarshal(raw, &text)
-	return dash(text)
+	return []pool{told.pool}, nil
 }
 
 func duration(seconds int) string { return (time.Duration(seconds) * time.Second).String() }

@@ -60,9 +60,9 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		delete(f.envs, id)
 		w.WriteHeader(http.StatusNoContent)
 	case path == "GET /rockpool/pools":
-		answer(200, `{"pools":[{"id":10,"wanted":5,"idle":4,"starting":1,"used":2,"failed":0,"hitRate":0.99}]}`)
+		answer(200, `{"pools":[{"id":10,"wanted":5,"idle":4,"starting":1,"used":2,"failed":0,"claims":{"hitRate":0.99},"queue":{"waiting":7},"failures":{"reason":"no room"}}]}`)
 	case path == "GET /rockpool/pools/10":
-		answer(200, `{"id":10,"wanted":5,"idle":4,"runners":[{"id":"10-a","state":"idle","age":61},{"id":"10-b","state":"failed","age":"3s","reason":"no room"}]}`)
+		answer(200, `{"id":10,"wanted":5,"idle":4,"runners":[{"id":"10-a","state":"idle","ageSeconds":61},{"id":"10-b","state":"removing","ageSeconds":3.2,"reason":"no room"}]}`)
 	case path == "GET /rockpool/runners":
 		answer(200, `{"runners":[{"id":"10-a","executionEnvironmentId":10,"state":"used","ageSeconds":90,"timeLeft":-1,"executions":1,"owner":"alice"}]}`)
 	case path == "POST /runners":
@@ -170,11 +170,11 @@ func TestTablesAndJSON(t *testing.T) {
 	}{
 		"environments": {func(w io.Writer) error { return client.ListEnvironments(t.Context(), target, w) },
 			"ID  IMAGE     POOL  CPU MHZ  MEMORY MB  NETWORK  PORTS  RUNTIME\n10  host\uFFFD[2J  3     100      256        public   80,81  -\n"},
-		"pools":    {func(w io.Writer) error { return client.ShowPools(t.Context(), target, nil, w) }, "ENVIRONMENT  WANTED  IDLE  STARTING  USED  FAILED\n10           5       4     1         2     0\n"},
-		"one pool": {func(w io.Writer) error { return client.ShowPools(t.Context(), target, &ten, w) }, "10-b    failed  3s    no room"},
-		"its ages": {func(w io.Writer) error { return client.ShowPools(t.Context(), target, &ten, w) }, "10-a    idle    1m1s  -"},
+		"pools":    {func(w io.Writer) error { return client.ShowPools(t.Context(), target, nil, w) }, "10           5       4     1         2     0       7        99.0%     no room\n"},
+		"one pool": {func(w io.Writer) error { return client.ShowPools(t.Context(), target, &ten, w) }, "10-b    removing  3s    no room"},
+		"its ages": {func(w io.Writer) error { return client.ShowPools(t.Context(), target, &ten, w) }, "10-a    idle      1m1s  -"},
 		"runners":  {func(w io.Writer) error { return client.ListRunners(t.Context(), target, w) }, "10-a    10           used   1m30s  never       1           alice\n"},
-		"as JSON":  {func(w io.Writer) error { return client.ShowPools(t.Context(), raw, nil, w) }, `"hitRate":0.99}]}` + "\n"},
+		"as JSON":  {func(w io.Writer) error { return client.ShowPools(t.Context(), raw, nil, w) }, `"failures":{"reason":"no room"}}]}` + "\n"},
 		"claim":    {func(w io.Writer) error { return client.ClaimRunner(t.Context(), target, 10, 60, w) }, "10-new\n"},
 		"release":  {func(w io.Writer) error { return client.ReleaseRunners(t.Context(), target, []string{"10-new"}, w) }, "10-new is given back\n"},
 	} {
