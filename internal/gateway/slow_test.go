@@ -52,15 +52,15 @@ func TestSlowClientsAreLetGo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				open := &connections{max: 1, log: logging.Discard()}
-				g := &Gateway{cfg: config.Default(), log: logging.Discard()}
+				open := newConnections(config.Limits{Connections: 1}, func() {}, logging.Discard())
+				g := &Gateway{cfg: config.Default(), connections: open, log: logging.Discard()}
 				served := 0
-				server := g.server(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { served++; w.WriteHeader(http.StatusNoContent) }), open)
+				server := g.server(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { served++; w.WriteHeader(http.StatusNoContent) }))
 				ours, theirs := net.Pipe()
 				l := &pipes{conns: make(chan net.Conn, 1), done: make(chan struct{})}
 				l.conns <- ours
 				var wg sync.WaitGroup
-				wg.Go(func() { _ = server.Serve(open.limit(l)) })
+				wg.Go(func() { _ = server.Serve(open.listen(l)) })
 				began := time.Now()
 				over := make(chan struct{})
 				wg.Go(func() {
@@ -85,7 +85,7 @@ func TestSlowClientsAreLetGo(t *testing.T) {
 				_ = server.Close()
 				wg.Wait()
 				synctest.Wait()
-				if n := open.open.Load(); n != 0 {
+				if n := open.all; n != 0 {
 					t.Errorf("%d connections are counted at the end", n)
 				}
 			})

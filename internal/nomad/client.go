@@ -32,6 +32,7 @@ type Options struct {
 	Template  string // HCL of the job that everything is derived from
 	Network   Network
 	ForcePull bool // pull images anew
+	Observer  Observer
 }
 
 // Network is the configuration of runners with network access.
@@ -55,6 +56,8 @@ type Client struct {
 	template atomic.Pointer[[]byte] // the parsed template job
 	evals    evalWaits
 	known    jobCache
+	lag      lagMeter
+	listed   atomic.Bool // the first listing has been
 	close    sync.Once
 	idle     func()
 }
@@ -85,6 +88,10 @@ func New(o Options, log logging.Logger) (*Client, error) {
 		if err := api.ConfigureTLS(streams, &api.TLSConfig{CACert: o.CAFile, ClientCert: o.CertFile, ClientKey: o.KeyFile}); err != nil {
 			return nil, fmt.Errorf("nomad.tls: %w", err)
 		}
+	}
+	if o.Observer != nil {
+		c.lag.told = o.Observer.EventLag
+		streams.Transport = &timed{next: streams.Transport, observer: o.Observer, lag: &c.lag}
 	}
 	for _, to := range []struct {
 		client **api.Client

@@ -13,6 +13,7 @@ import (
 type Runner struct {
 	ID         string
 	Env        environment.ID
+	Owner      string // who claimed it; "" = nobody in particular
 	Executions execution.Store
 
 	mu      sync.Mutex
@@ -20,6 +21,8 @@ type Runner struct {
 	ports   []Port
 	timeout time.Duration
 	timer   *time.Timer // nil = never expires
+	claimed time.Time   // or found, after a restart
+	touched time.Time   // when the timer was begun last
 	cause   error       // why it ended; nil = it lives
 	bound   map[*context.CancelCauseFunc]struct{}
 }
@@ -44,7 +47,19 @@ func (r *Runner) Touch() {
 	defer r.mu.Unlock()
 	if r.timer != nil && r.cause == nil {
 		r.timer.Reset(r.timeout)
+		r.touched = time.Now()
 	}
+}
+
+// Times are when it was claimed, or found after a restart, its inactivity timeout, and what is left of that now: -1 s where it never
+// expires here.
+func (r *Runner) Times(now time.Time) (claimed time.Time, timeout, left time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.timer == nil {
+		return r.claimed, r.timeout, -time.Second
+	}
+	return r.claimed, r.timeout, max(r.timeout-now.Sub(r.touched), 0)
 }
 
 // Bind returns a context that also ends with the runner, and has the reason as its cause.
@@ -73,7 +88,7 @@ func (r *Runner) Bind(ctx context.Context) (context.Context, context.CancelFunc)
 func (r *Runner) start(timeout time.Duration, expired func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.timeout = timeout
+	r.timeout, r.touched = timeout, time.Now()
 	if timeout > 0 && r.cause == nil {
 		r.timer = time.AfterFunc(timeout, expired)
 	}
