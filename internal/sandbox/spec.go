@@ -59,6 +59,7 @@ type ExecSpec struct {
 	OutputLimit int64         // bytes of stdout and stderr together, after which it is ended with VerdictOutput; 0 = none
 	Grace       time.Duration // between QUIT to the main process and KILL of the group where a limit ends it; 0 = KILL at once
 	Background  bool          // what the main process leaves behind lives on until the sandbox ends: a service
+	Keep        bool          // it goes on without the node's process, and a later one takes it back by Resume: once in a sandbox, without terminal and limits. OCI runtimes take no notice
 }
 
 // Verdict says what ended an execution. It comes from the kernel's counters and the node's clock, never from output.

@@ -280,20 +280,25 @@ func (d *Driver) limits(c *config, cfg driver.TaskConfig) sandbox.Limits {
 	return l
 }
 
-// Recover takes back the sandbox of a task that only waits. Any other task's command has ended with the earlier agent.
+// Recover takes back the sandbox of a task, and its command with the output that nobody has read yet and how it ended, if it has. In an OCI runtime a command
+// ends with its agent: only a task that waits can be taken back.
 func (d *Driver) Recover(ctx context.Context, cfg driver.TaskConfig) (driver.Task, error) {
 	c, runtime, err := d.read(cfg.Task)
 	if err != nil {
 		return nil, err
-	}
-	if len(c.argv) > 0 {
-		return nil, fmt.Errorf("recover: %w: how its command ended is not known", driver.ErrTaskGone)
 	}
 	s, err := runtime.Attach(ctx, sandboxID(cfg.ID))
 	if err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
 	t := newTask(cfg, s)
+	if len(c.argv) > 0 {
+		if t.main, err = s.Resume(ctx); err != nil {
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
+			defer cancel()
+			return nil, errors.Join(fmt.Errorf("recover: %w: how its command ended is not known: %w", driver.ErrTaskGone, err), s.Destroy(clean))
+		}
+	}
 	d.core.adopt(t)
 	return t, nil
 }
@@ -306,7 +311,7 @@ func (d *Driver) Cleanup(ctx context.Context, taskID string) error {
 // Sweep destroys all sandboxes but those of the tasks to keep, whatever name they were started under.
 func (d *Driver) Sweep(ctx context.Context, keep []string) error { return d.core.sweep(ctx, keep) }
 
-// Detach stops watching the sandboxes, which live on. Tasks with a command end: nobody could tell how theirs does.
+// Detach stops watching the sandboxes, which live on, and so do the commands of those that keep them. In an OCI runtime a command ends: nobody could tell how.
 func (d *Driver) Detach(ctx context.Context) error { return d.core.detach(ctx) }
 
 func (c *core) adopt(t *task) {

@@ -96,6 +96,10 @@ func (s *fakeSandbox) Exec(ctx context.Context, spec sandbox.ExecSpec) (sandboxe
 	return fakeExecution{e}, nil
 }
 
+func (s *fakeSandbox) Resume(context.Context) (sandboxed.Execution, error) {
+	return nil, sandbox.ErrNotKept
+}
+
 func (s *fakeSandbox) Done() <-chan struct{}         { return s.task.Done() }
 func (s *fakeSandbox) Exit() sandbox.Exit            { return sandbox.Exit{Removed: true} }
 func (s *fakeSandbox) Usage() (sandbox.Usage, error) { return sandbox.Usage{PIDs: 1}, nil }
