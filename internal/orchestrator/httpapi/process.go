@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -169,7 +170,11 @@ func (a *API) elsewhere(w http.ResponseWriter, r *http.Request, s auth.Scope, t 
 		if err != nil {
 			return false, err
 		}
-		return true, p.pass(w, r, m.RPCAddress(), a.cfg.Cluster.Transport())
+		err = p.pass(w, r, m.RPCAddress(), a.cfg.Cluster.Transport())
+		if errors.Is(err, errNotServed) {
+			err = fault.Wrap(fault.Unavailable, err, "server %s cannot be reached", t.ServerID)
+		}
+		return true, err
 	}
 	return false, fault.New(fault.NotFound, "no server is called %s", t.ServerID)
 }
