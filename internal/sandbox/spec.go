@@ -26,6 +26,9 @@ type Root struct {
 type Bind struct {
 	Source string // absolute path on the node; "" = an empty directory, which hides what is at Target
 	Target string // absolute path inside; exists in a lower directory
+	// Writable lets the inside write to a directory. What it writes has on the node the ids that it has inside, root's among them, so the directory must lie
+	// on a bounded file system of its own, mounted nosuid, where nobody but root comes. OCI runtimes refuse it.
+	Writable bool `json:",omitempty"`
 }
 
 // Limits bound what one sandbox can take. Zero means the default given with each field.

@@ -78,6 +78,7 @@ struct setup {
 	const char *hostname, *mount_point;
 	struct { uint32_t resource; uint64_t value; } rlimit[16];
 	const char *bind_target[MAX_MOUNTS];
+	uint32_t bind_writable[MAX_MOUNTS];
 	struct own_dir dir[MAX_MOUNTS];
 	const char *work_dir; // made when the image does not have it
 	uint32_t work_uid;

@@ -29,6 +29,9 @@ const (
 // mainID is the id of the execution that runs a task's command.
 const mainID = "main"
 
+// sharedData is where the tasks of an allocation find what they share.
+const sharedData = driver.SharedDir + "/data"
+
 // Config is what the drivers are made of.
 type Config struct {
 	Runtime Runtime          // the native one, for tasks that ask for no other
@@ -115,6 +118,12 @@ func (d *Driver) Fences() []driver.Fence {
 // Rooted says that a task's paths begin at the root of its sandbox.
 func (d *Driver) Rooted() bool { return true }
 
+// Shares says that tasks in the native sandbox can have a directory in common.
+func (d *Driver) Shares(t *model.Task) bool {
+	c, err := parse(d.name, t.Config)
+	return err == nil && c.runtime == ""
+}
+
 // Validate checks a task's driver configuration.
 func (d *Driver) Validate(t *model.Task) error {
 	_, _, err := d.read(t)
@@ -197,6 +206,9 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (_ driver.Tas
 	for _, m := range cfg.Mounts {
 		root.Binds = append(slices.Clip(root.Binds), sandbox.Bind{Source: m.Source, Target: m.Target})
 	}
+	if cfg.AllocDir != "" {
+		root.Binds = append(slices.Clip(root.Binds), sandbox.Bind{Source: cfg.AllocDir, Target: sharedData, Writable: true})
+	}
 	if cfg.Task.User == "" {
 		cfg.Task.User = root.User
 	}
@@ -215,7 +227,7 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (_ driver.Tas
 	t.release = lease.Release
 	err = introduce(ctx, s.Files(), cfg.Network)
 	if err == nil {
-		err = furnish(ctx, s.Files(), cfg.Files)
+		err = furnish(ctx, s.Files(), c, cfg)
 	}
 	if err == nil {
 		err = t.startMain(ctx, c.argv)
