@@ -37,9 +37,10 @@ func TestTheLogOfAnotherServer(t *testing.T) {
 	}
 	leaderOf(t, all)
 	for _, s := range all {
-		until(t, s.cfg.Name+" knows all servers", func() bool {
+		until(t, s.cfg.Name+" knows all servers, and which leads", func() bool {
 			m, err := s.client(t).Agent().Members()
-			return err == nil && len(m.Members) == len(all)
+			leader, of := s.client(t).Status().Leader()
+			return err == nil && len(m.Members) == len(all) && of == nil && leader != ""
 		})
 	}
 	ask := func(ctx context.Context, of *fellow, query, token string) *http.Response {

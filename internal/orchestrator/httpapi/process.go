@@ -157,6 +157,8 @@ func (a *API) elsewhere(w http.ResponseWriter, r *http.Request, s auth.Scope, t 
 		return true, a.toNode(w, r, s, t.NodeID, false)
 	case t.ServerID == "", t.ServerID == a.cfg.Name, t.ServerID == a.cfg.Name+"."+a.cfg.Region, t.ServerID == "leader" && leads:
 		return false, nil
+	case t.ServerID == "leader" && leader == "":
+		return false, noLeader()
 	}
 	for _, m := range a.members() {
 		name := strings.TrimSuffix(m.Name, "."+a.cfg.Region)
