@@ -303,21 +303,28 @@ func FuzzAnswers(f *testing.F) {
 			fake := impostor(t, s, answers{data, max(0, min(fds, 200)), later})
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
-			e, err := fake.Exec(ctx, ExecSpec{ID: "x", Argv: []string{"x"}, TTY: tty, Dir: "/"})
-			if err != nil {
-				return
-			}
-			select {
-			case <-e.Done():
-			case <-ctx.Done():
-				t.Fatal("it never ends")
-			}
-			for _, r := range []io.Reader{e.Stdout(), e.Stderr()} {
-				_, _ = io.Copy(io.Discard, r)
-			}
-			whole := len(later) >= eventSize && native.Uint32(later) == frameMagic && native.Uint32(later[4:]) == kindExited
-			if result, err := e.Result(); err == nil && !whole {
-				t.Errorf("an outcome out of nothing: %+v", result)
+			for _, start := range []func() (*Execution, error){
+				func() (*Execution, error) {
+					return fake.Exec(ctx, ExecSpec{ID: "x", Argv: []string{"x"}, TTY: tty, Dir: "/"})
+				},
+				func() (*Execution, error) { return fake.resume(ctx, "kept") },
+			} {
+				e, err := start()
+				if err != nil {
+					continue
+				}
+				select {
+				case <-e.Done():
+				case <-ctx.Done():
+					t.Fatal("it never ends")
+				}
+				for _, r := range []io.Reader{e.Stdout(), e.Stderr()} {
+					_, _ = io.Copy(io.Discard, r)
+				}
+				whole := len(later) >= eventSize && native.Uint32(later) == frameMagic && native.Uint32(later[4:]) == kindExited
+				if result, err := e.Result(); err == nil && !whole {
+					t.Errorf("an outcome out of nothing: %+v", result)
+				}
 			}
 		})
 		if after := descriptors(t); after > before {

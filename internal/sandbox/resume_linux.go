@@ -24,6 +24,11 @@ func (s *Sandbox) Resume(ctx context.Context) (*Execution, error) {
 	if id == "" {
 		return nil, ErrNotKept
 	}
+	return s.resume(ctx, id)
+}
+
+// resume is Resume of the program that has that id.
+func (s *Sandbox) resume(ctx context.Context, id string) (*Execution, error) {
 	e := &Execution{
 		sandbox: s, id: id, group: s.group.child(groupOfKept + id), kept: true, meter: newMeter(0), stdin: &stdin{closed: true},
 		over: make(chan struct{}), done: make(chan struct{}), started: time.Now(),
