@@ -276,7 +276,7 @@ func (a *API) admit(j *wire.Job, namespace string, id auth.Identity) (*model.Job
 
 // again refuses to run once more what may be known, but is not allowed where it is any longer.
 func (a *API) again(s *state.Snapshot, j *model.Job, id auth.Identity) error {
-	if problem := misplaced(s, j); problem != "" {
+	if problem := leader.Misplaced(s, nil, j); problem != "" {
 		return answer(http.StatusInternalServerError, "%s", problem)
 	}
 	return a.room(id)
@@ -316,7 +316,7 @@ func (a *API) checked(j *wire.Job, namespace string, id auth.Identity) (*model.J
 		return nil, "", answer(http.StatusInternalServerError, "%s", p.Text())
 	}
 	job := wire.JobIn(j)
-	if problem := misplaced(snap, job); problem != "" {
+	if problem := leader.Misplaced(snap, nil, job); problem != "" {
 		return nil, "", answer(http.StatusInternalServerError, "%s", problem)
 	}
 	nameScaling(job)
