@@ -1,5 +1,5 @@
 // Package plan applies plans: it checks each against the newest state and against what was accepted beside it, and commits all
-// that are waiting in one log entry.
+// that are waiting in one log entry. A plan may come with the registration of its job, which then is in that entry too.
 //
 // Invariant: what was accepted fits. Workers plan on snapshots and may plan the same room twice; the one goroutine of the
 // [Applier] decides, and what it refuses is planned again on a state that is new enough.
@@ -30,20 +30,29 @@ type Result struct {
 	Partial bool   // something was refused: plan again on a state of at least Index
 }
 
+// Registration is that of a job which is placed in the same entry.
+type Registration struct {
+	Entry     []byte // a command.JobRegister, see Encode
+	Namespace string
+	JobID     string
+}
+
 type submission struct {
-	plan   *state.Placement
-	answer chan<- answer // of 1
+	plan     *state.Placement
+	register *Registration // nil = the job is there
+	answer   chan<- answer // of 1
 }
 
 type answer struct {
-	result Result
-	err    error
+	result     Result
+	registered any // what the registration came to; an error = it was refused
+	err        error
 }
 
 const (
-	maxBatch   = 128             // plans in one entry
-	maxPlaced  = 4096            // placements in one entry, unless a single plan has more: what else waits for the log waits that long
-	applyBound = 5 * time.Second // of one entry
+	maxBatch   = 128              // plans in one entry
+	maxPlaced  = 4096             // placements in one entry, unless a single plan has more: what else waits for the log waits that long
+	applyBound = 10 * time.Second // of one entry
 )
 
 // Applier is the one place where plans become state.
@@ -51,6 +60,9 @@ type Applier struct {
 	store *state.Store
 	log   Log
 	queue chan submission
+	ended chan struct{} // closed when Run has returned
+	// Encode makes the form on the log of an entry that becomes part of a command.Batch. Without it nothing may be registered.
+	Encode func(entry any) ([]byte, error)
 	// Measure is told how long the steps took. nil = nobody is.
 	Measure func(name string, start time.Time)
 }
@@ -66,75 +78,210 @@ func (a *Applier) Waiting() int { return len(a.queue) }
 
 // New makes an applier.
 func New(s *state.Store, l Log) *Applier {
-	return &Applier{store: s, log: l, queue: make(chan submission, maxBatch)}
+	return &Applier{store: s, log: l, queue: make(chan submission, maxBatch), ended: make(chan struct{})}
 }
 
 // Submit hands in a plan and waits for its result. The plan is the applier's from here on.
 func (a *Applier) Submit(ctx context.Context, p *state.Placement) (Result, error) {
+	r := a.hand(ctx, submission{plan: p})
+	return r.result, r.err
+}
+
+// Register registers a job and places it in one entry: all that the plan places, or nothing, if a part does not fit or the job was there before. The result is
+// what the registration alone would have come to.
+func (a *Applier) Register(ctx context.Context, r *Registration, p *state.Placement) (result any, index uint64, err error) {
+	done := a.hand(ctx, submission{plan: p, register: r})
+	if done.err != nil {
+		return nil, 0, done.err
+	}
+	if refused, _ := done.registered.(error); refused != nil {
+		return nil, done.result.Index, refused
+	}
+	return done.registered, done.result.Index, nil
+}
+
+func (a *Applier) hand(ctx context.Context, s submission) answer {
 	ch := make(chan answer, 1)
+	s.answer = ch
 	select {
-	case a.queue <- submission{p, ch}:
+	case a.queue <- s:
+	case <-a.ended:
+		return answer{err: errEnded()}
 	case <-ctx.Done():
-		return Result{}, context.Cause(ctx)
+		return answer{err: context.Cause(ctx)}
 	}
 	select {
 	case r := <-ch:
-		return r.result, r.err
+		return r
+	case <-a.ended:
+		select { // it may have been answered last of all
+		case r := <-ch:
+			return r
+		default:
+			return answer{err: errEnded()}
+		}
 	case <-ctx.Done():
-		return Result{}, context.Cause(ctx)
+		return answer{err: context.Cause(ctx)}
 	}
 }
 
-// Run applies until ctx ends.
+func errEnded() error { return fault.New(fault.Unavailable, "No cluster leader") }
+
+// Run applies until ctx ends. What waits then is refused.
 func (a *Applier) Run(ctx context.Context) error {
+	defer close(a.ended)
+	var kept *submission // that could not be in the last entry
 	for {
 		var batch []submission
-		select {
-		case s := <-a.queue:
-			batch = append(batch, s)
-		case <-ctx.Done():
-			return nil
-		}
-		placed := len(batch[0].plan.Place)
-		for more := true; more && len(batch) < maxBatch && placed < maxPlaced; {
+		if kept != nil {
+			batch, kept = append(batch, *kept), nil
+		} else {
 			select {
 			case s := <-a.queue:
 				batch = append(batch, s)
-				placed += len(s.plan.Place)
-			default:
-				more = false
+			case <-ctx.Done():
+				return nil
 			}
 		}
+		batch, kept = a.gather(batch)
 		a.apply(ctx, batch)
 	}
+}
+
+// gather takes what waits, until the entry is full or the next registration is of a job that is in it already: two versions of one job in one entry could not be
+// told apart by their index.
+func (a *Applier) gather(batch []submission) (_ []submission, kept *submission) {
+	jobs := map[[2]string]bool{}
+	if r := batch[0].register; r != nil {
+		jobs[[2]string{r.Namespace, r.JobID}] = true
+	}
+	for placed := len(batch[0].plan.Place); len(batch) < maxBatch && placed < maxPlaced; {
+		select {
+		case s := <-a.queue:
+			if r := s.register; r != nil {
+				k := [2]string{r.Namespace, r.JobID}
+				if jobs[k] {
+					return batch, &s
+				}
+				jobs[k] = true
+			}
+			batch = append(batch, s)
+			placed += len(s.plan.Place)
+		default:
+			return batch, nil
+		}
+	}
+	return batch, nil
 }
 
 func (a *Applier) apply(ctx context.Context, batch []submission) {
 	start := time.Now()
 	check := newCheck(a.store.Snapshot())
-	entry := &command.PlanResults{Now: time.Now().UnixNano()}
 	partial := make([]bool, len(batch))
 	for i, s := range batch {
-		partial[i] = check.admit(s.plan)
-		entry.Plans = append(entry.Plans, s.plan)
+		partial[i] = check.admit(s.plan, s.register != nil)
 	}
 	a.measure("nomad.nomad.plan.evaluate", start)
-	ctx, cancel := context.WithTimeout(ctx, applyBound)
+	bound, cancel := context.WithTimeout(ctx, applyBound)
 	defer cancel()
 	start = time.Now()
-	result, index, err := a.log.Apply(ctx, entry)
-	a.measure("nomad.nomad.plan.apply", start)
-	placed, ok := result.([]state.Placed)
-	if err == nil && !ok {
-		err = fault.New(fault.Internal, "the log answered a plan with %T", result)
+	answers, index, err := a.commit(bound, batch)
+	if err != nil && ctx.Err() != nil { // the end of a leadership: the outcome is not known here
+		err = fault.Wrap(fault.Unavailable, err, "No cluster leader")
 	}
+	a.measure("nomad.nomad.plan.apply", start)
 	for i, s := range batch {
 		if err != nil {
 			s.answer <- answer{err: fmt.Errorf("apply the plan: %w", err)}
 			continue
 		}
-		s.answer <- answer{result: Result{placed[i], index, partial[i] || placed[i].Refused}}
+		answers[i].result.Index = index
+		answers[i].result.Partial = partial[i] || answers[i].result.Refused
+		s.answer <- answers[i]
 	}
+}
+
+// commit brings a batch onto the log as one entry.
+func (a *Applier) commit(ctx context.Context, batch []submission) ([]answer, uint64, error) {
+	var parts [][]byte
+	var registered, atOnce, later []int // of the batch
+	for i, s := range batch {
+		switch {
+		case s.register == nil:
+			later = append(later, i)
+			continue
+		case len(s.plan.Place) > 0:
+			atOnce = append(atOnce, i)
+		}
+		registered = append(registered, i)
+		parts = append(parts, s.register.Entry)
+	}
+	plans := func(of []int) []*state.Placement {
+		list := make([]*state.Placement, len(of))
+		for i, n := range of {
+			list[i] = batch[n].plan
+		}
+		return list
+	}
+	now := time.Now().UnixNano()
+	answers := make([]answer, len(batch))
+	place := func(result any, of []int) error {
+		placed, ok := result.([]state.Placed)
+		if !ok || len(placed) != len(of) {
+			return fault.New(fault.Internal, "the log answered %d plans with %T", len(of), result)
+		}
+		for i, n := range of {
+			answers[n].result.Placed = placed[i]
+		}
+		return nil
+	}
+	if len(registered) == 0 {
+		result, index, err := a.log.Apply(ctx, &command.PlanResults{Now: now, Plans: plans(later)})
+		if err == nil {
+			err = place(result, later)
+		}
+		return answers, index, err
+	}
+	if len(atOnce) > 0 {
+		e, err := command.NewJobPlans(now, plans(atOnce))
+		if err != nil {
+			return nil, 0, err
+		}
+		b, err := a.Encode(e)
+		if err != nil {
+			return nil, 0, err
+		}
+		parts = append(parts, b)
+	}
+	if len(later) > 0 {
+		b, err := a.Encode(&command.PlanResults{Now: now, Plans: plans(later)})
+		if err != nil {
+			return nil, 0, err
+		}
+		parts = append(parts, b)
+	}
+	result, index, err := a.log.Apply(ctx, &command.Batch{Now: now, Entries: parts})
+	if err != nil {
+		return nil, 0, err
+	}
+	results, ok := result.([]any)
+	if !ok || len(results) != len(parts) {
+		return nil, 0, fault.New(fault.Internal, "the log answered a batch of %d with %T", len(parts), result)
+	}
+	for i, n := range registered {
+		answers[n].registered = results[i]
+	}
+	results = results[len(registered):]
+	for _, of := range [][]int{atOnce, later} {
+		if len(of) == 0 {
+			continue
+		}
+		if err := place(results[0], of); err != nil {
+			return nil, 0, err
+		}
+		results = results[1:]
+	}
+	return answers, index, nil
 }
 
 // check is the state with what a batch has been promised so far.
@@ -150,8 +297,12 @@ func newCheck(s *state.Snapshot) *check {
 }
 
 // admit takes out of a plan what does not fit, and reports whether there was such. What the plan itself ends to make room counts as gone, but only if what
-// it makes room for is accepted. A job that wants all or nothing gets nothing unless all fit.
-func (c *check) admit(p *state.Placement) (refused bool) {
+// it makes room for is accepted. A job that wants all or nothing, or that is not there yet, gets nothing unless all fit.
+func (c *check) admit(p *state.Placement, unknown bool) (refused bool) {
+	if unknown && c.snap.QuotaOf(p.Namespace) != nil { // what it takes of a quota is known from the job
+		p.Place = nil
+		return true
+	}
 	evicted := map[string][]*model.Allocation{} // by what they make room for
 	for _, s := range p.Stop {
 		if a := c.snap.Alloc(nil, s.AllocID); s.PreemptedBy != "" && a != nil && a.Holds() && !c.gone[a.ID] {
@@ -177,7 +328,7 @@ func (c *check) admit(p *state.Placement) (refused bool) {
 		fits = append(fits, a)
 	}
 	if refused {
-		if j := c.snap.Job(nil, p.Namespace, p.JobID); j != nil && j.AllAtOnce {
+		if j := c.snap.Job(nil, p.Namespace, p.JobID); unknown || j != nil && j.AllAtOnce {
 			for _, a := range fits {
 				c.takeBack(p, a, took[a.ID])
 			}
