@@ -22,7 +22,13 @@ const (
 func (l *Leader) Register(ctx context.Context, e *command.JobRegister) (result any, index uint64, err error) {
 	if t := l.current(); t != nil && l.cfg.Encode != nil {
 		if r, p := t.atOnce(e); p != nil {
-			return t.plans.Register(ctx, r, p)
+			// Those that wait for the plan applier count as work that waits, or nobody would be refused in time. What was placed is done, and what was not
+			// begins anew, where the commit is observed.
+			t.admission.begin(e.Eval.ID, time.Now())
+			if result, index, err = t.plans.Register(ctx, r, p); err != nil {
+				t.admission.done(e.Eval.ID)
+			}
+			return result, index, err
 		}
 	}
 	return l.cfg.Log.Apply(ctx, e)

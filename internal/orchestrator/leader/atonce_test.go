@@ -214,3 +214,60 @@ func TestANewTermEndsWhatWasPlacedAtOnce(t *testing.T) {
 		wg.Wait()
 	})
 }
+
+// stuck is a log that takes nothing until it is let go.
+type stuck struct {
+	*log
+	open chan struct{}
+}
+
+func (s stuck) Apply(ctx context.Context, entry any) (any, uint64, error) {
+	select {
+	case <-s.open:
+		return s.log.Apply(ctx, entry)
+	case <-ctx.Done():
+		return nil, 0, ctx.Err()
+	}
+}
+
+func TestRegistrationsThatWaitForTheLogAreWaitingWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLog()
+		if _, _, err := l.Apply(t.Context(), &command.NodeRegister{Node: readyNode()}); err != nil {
+			t.Fatal(err)
+		}
+		s := stuck{l, make(chan struct{})}
+		ld := leader.New(leader.Config{Store: l.store, Log: s, HeartbeatTTL: 1000 * time.Hour, Encode: command.Encode})
+		signal := make(chan bool, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = ld.Run(ctx, signal) })
+		signal <- true
+		synctest.Wait()
+		for i := range 1100 {
+			j := batch(fmt.Sprint("j", i))
+			wg.Go(func() {
+				if _, _, err := ld.Register(ctx, &command.JobRegister{Now: 1, Job: j, Eval: leader.JobEval(j, model.TriggerJobRegister)}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		time.Sleep(5 * time.Second)
+		if _, refused := ld.Overloaded(); !refused {
+			t.Error("new work is taken while a thousand registrations wait for five seconds")
+		}
+		close(s.open)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if _, refused := ld.Overloaded(); refused {
+			t.Error("new work is refused though nothing waits")
+		}
+		for i := range 1100 {
+			if n := len((&led{t: t, log: l}).allocs(fmt.Sprint("j", i))); n != 1 {
+				t.Fatalf("job %d has %d allocations", i, n)
+			}
+		}
+		cancel()
+		wg.Wait()
+	})
+}
