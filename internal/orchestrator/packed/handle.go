@@ -5,6 +5,9 @@ import (
 	"sync"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator/model"
 )
 
 // Handle is the one binary encoding of model values: MessagePack with sorted maps, so that equal values give equal bytes.
@@ -50,6 +53,17 @@ func Append(b []byte, v any) ([]byte, error) {
 		encoders.Put(e)
 	}
 	return b, nil
+}
+
+// Job makes the form in which specifications travel with allocations, ReadJob reads it.
+func Job(j *model.Job) ([]byte, error) { return Append(nil, j) }
+
+func ReadJob(b []byte) (*model.Job, error) {
+	j := new(model.Job)
+	if err := Decode(b, j); err != nil {
+		return nil, fault.New(fault.Invalid, "a packed specification is damaged: %v", err)
+	}
+	return j, nil
 }
 
 // Decode reads the form of one value from the beginning of b.
