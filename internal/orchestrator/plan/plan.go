@@ -7,6 +7,7 @@ package plan
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -201,87 +202,77 @@ func (a *Applier) apply(ctx context.Context, batch []submission) {
 	}
 }
 
-// commit brings a batch onto the log as one entry.
+// commit brings a batch onto the log as one entry: the plans alone, or registrations, then the plans of these, then the others.
 func (a *Applier) commit(ctx context.Context, batch []submission) ([]answer, uint64, error) {
-	var parts [][]byte
-	var registered, atOnce, later []int // of the batch
+	var registered, atOnce, others []int // of the batch
 	for i, s := range batch {
 		switch {
 		case s.register == nil:
-			later = append(later, i)
-			continue
-		case len(s.plan.Place) > 0:
-			atOnce = append(atOnce, i)
+			others = append(others, i)
+		case len(s.plan.Place) == 0:
+			registered = append(registered, i)
+		default:
+			registered, atOnce = append(registered, i), append(atOnce, i)
 		}
-		registered = append(registered, i)
-		parts = append(parts, s.register.Entry)
 	}
-	plans := func(of []int) []*state.Placement {
-		list := make([]*state.Placement, len(of))
-		for i, n := range of {
-			list[i] = batch[n].plan
-		}
-		return list
-	}
-	now := time.Now().UnixNano()
 	answers := make([]answer, len(batch))
-	place := func(result any, of []int) error {
-		placed, ok := result.([]state.Placed)
-		if !ok || len(placed) != len(of) {
-			return fault.New(fault.Internal, "the log answered %d plans with %T", len(of), result)
-		}
-		for i, n := range of {
-			answers[n].result.Placed = placed[i]
-		}
-		return nil
-	}
+	now := time.Now().UnixNano()
+	plans := &command.PlanResults{Now: now, Plans: plansAt(batch, others)}
 	if len(registered) == 0 {
-		result, index, err := a.log.Apply(ctx, &command.PlanResults{Now: now, Plans: plans(later)})
+		result, index, err := a.log.Apply(ctx, plans)
 		if err == nil {
-			err = place(result, later)
+			err = placedAt(answers, others, result)
 		}
 		return answers, index, err
 	}
-	if len(atOnce) > 0 {
-		e, err := command.NewJobPlans(now, plans(atOnce))
-		if err != nil {
-			return nil, 0, err
-		}
+	entry := &command.Batch{Now: now}
+	for _, i := range registered {
+		entry.Entries = append(entry.Entries, batch[i].register.Entry)
+	}
+	ofNew, err := command.NewJobPlans(now, plansAt(batch, atOnce))
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, e := range []any{ofNew, plans} {
 		b, err := a.Encode(e)
 		if err != nil {
 			return nil, 0, err
 		}
-		parts = append(parts, b)
+		entry.Entries = append(entry.Entries, b)
 	}
-	if len(later) > 0 {
-		b, err := a.Encode(&command.PlanResults{Now: now, Plans: plans(later)})
-		if err != nil {
-			return nil, 0, err
-		}
-		parts = append(parts, b)
-	}
-	result, index, err := a.log.Apply(ctx, &command.Batch{Now: now, Entries: parts})
+	result, index, err := a.log.Apply(ctx, entry)
 	if err != nil {
 		return nil, 0, err
 	}
 	results, ok := result.([]any)
-	if !ok || len(results) != len(parts) {
-		return nil, 0, fault.New(fault.Internal, "the log answered a batch of %d with %T", len(parts), result)
+	if !ok || len(results) != len(entry.Entries) {
+		return nil, 0, fault.New(fault.Internal, "the log answered a batch of %d with %T", len(entry.Entries), result)
 	}
-	for i, n := range registered {
-		answers[n].registered = results[i]
+	for n, i := range registered {
+		answers[i].registered = results[n]
 	}
 	results = results[len(registered):]
-	for _, of := range [][]int{atOnce, later} {
-		if len(of) == 0 {
-			continue
-		}
-		if err := place(results[0], of); err != nil {
-			return nil, 0, err
-		}
-		results = results[1:]
+	return answers, index, errors.Join(placedAt(answers, atOnce, results[0]), placedAt(answers, others, results[1]))
+}
+
+func plansAt(batch []submission, of []int) []*state.Placement {
+	list := make([]*state.Placement, len(of))
+	for n, i := range of {
+		list[n] = batch[i].plan
 	}
-	return answers, index, nil
+	return list
+}
+
+// placedAt takes over what the log made of plans.
+func placedAt(answers []answer, of []int, result any) error {
+	placed, ok := result.([]state.Placed)
+	if !ok || len(placed) != len(of) {
+		return fault.New(fault.Internal, "the log answered %d plans with %T", len(of), result)
+	}
+	for n, i := range of {
+		answers[i].result.Placed = placed[n]
+	}
+	return nil
 }
 
 // check is the state with what a batch has been promised so far.
