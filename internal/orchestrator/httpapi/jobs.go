@@ -183,7 +183,7 @@ func (a *API) updateJob(w http.ResponseWriter, r *http.Request, id auth.Identity
 	return a.registerJob(w, r, id, req.registerJob)
 }
 
-// registerJob answers as soon as job and evaluation are committed, which does not hold up the placement. The end of the
+// registerJob answers as soon as job and evaluation are committed, and what is simple is placed with them; nothing else is waited for. The end of the
 // evaluation, however, is held back until the answer has left.
 func (a *API) registerJob(w http.ResponseWriter, r *http.Request, id auth.Identity, req registerJob) error {
 	j := req.Body.Job
