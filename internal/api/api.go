@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"rockpool/internal/api/access"
+	"rockpool/internal/api/dto"
+	"rockpool/internal/api/openapi"
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/environment"
@@ -83,17 +86,22 @@ const (
 	filesBody = 512 << 20
 )
 
-const prefix = "/api/v1"
+const (
+	prefix = "/api/v1"
+	own    = prefix + "/rockpool" // of routes that Poseidon does not have
+)
 
 func (a *API) table() endpoint.Table {
 	open := endpoint.Policy{Scope: auth.Public}
 	call := endpoint.Policy{Scope: auth.GatewayRead, Body: smallBody, Timeout: time.Minute}
 	// The body is read before a refusal: clients break on an answer that comes before they have sent everything.
 	drained := endpoint.Policy{Scope: auth.GatewayRun, Body: smallBody, Timeout: time.Minute, Drain: true}
+	list := drained // for clients that send a body with what asks for a list
+	// The time of these depends on what is sent: they are bounded by progress.
 	stream := endpoint.Policy{Scope: auth.GatewayRun, Body: filesBody, Drain: true}
 	define := endpoint.Policy{Scope: auth.GatewayEnvironments, Body: smallBody, Timeout: time.Minute, Drain: true}
 	operate := endpoint.Policy{Scope: auth.GatewayOperate, Timeout: time.Minute}
-	env, rid, own := prefix+"/execution-environments", prefix+"/runners/{runnerId}", prefix+"/rockpool"
+	env, rid := prefix+"/execution-environments", prefix+"/runners/{runnerId}"
 	return endpoint.Table{
 		endpoint.Call("/health", "GET", prefix+"/health", open, a.health),
 		endpoint.Call("/version", "GET", prefix+"/version", open, a.version),
@@ -104,13 +112,25 @@ func (a *API) table() endpoint.Table {
 		endpoint.Call("delete", "DELETE", env+"/{id:[0-9]+}", undrained(define), a.deleteEnvironment),
 		endpoint.Call("provideRunner", "POST", prefix+"/runners", drained, a.provideRunner),
 		endpoint.Call("deleteRunner", "DELETE", rid, drained, a.deleteRunner),
-		endpoint.Stream("/files_list", "GET", rid+"/files", stream, a.listFiles),
+		endpoint.Stream("/files_list", "GET", rid+"/files", list, a.listFiles),
 		endpoint.Stream("/files", "PATCH", rid+"/files", stream, a.updateFiles),
 		endpoint.Stream("/files/raw", "GET", rid+"/files/raw", stream, a.downloadFile),
 		endpoint.Call("/execute", "POST", rid+"/execute", drained, a.execute),
 		endpoint.Stream("/websocket", "GET", rid+"/websocket", stream, a.websocket),
 		endpoint.Call("runners", "GET", own+"/runners", call, a.listRunners),
 		endpoint.Stream("metrics", "GET", own+"/metrics", operate, a.metrics),
+		endpoint.Stream("openapi", "GET", own+"/openapi.json", open, document("application/json", openapi.Document)),
+		endpoint.Stream("websocketSchema", "GET", own+"/websocket.schema.json", open, document("application/schema+json", openapi.WebSocket)),
+	}
+}
+
+// document answers with text that never changes. It needs no token: it says nothing of this gateway but what it is.
+func document(contentType string, text []byte) endpoint.StreamHandler[endpoint.None] {
+	return func(w http.ResponseWriter, _ *http.Request, _ auth.Identity, _ endpoint.None) error {
+		w.Header().Set("Content-Type", contentType)
+		w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+		_, err := w.Write(text)
+		return err
 	}
 }
 
@@ -136,6 +156,7 @@ func (a *API) metrics(w http.ResponseWriter, r *http.Request, _ auth.Identity, _
 const (
 	bodyTime   = 15 * time.Second // to send a request's body
 	bodyPerMiB = time.Second      // and in addition for each MiB of it
+	writeTime  = time.Minute      // for a client to take some more of an answer
 )
 
 // ServeHTTP answers one request. The body has to arrive in time; afterwards the connection may rest, so that neither a WebSocket nor
@@ -144,6 +165,12 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.requests.Add(1)
 	defer a.requests.Done()
 	rc := http.NewResponseController(w)
+	_ = rc.SetWriteDeadline(time.Time{}) // that of the connection's request before
+	w = &timedWriter{w, rc}
+	if tooMany, ok := r.Context().Value(crowdedKey{}).(string); ok {
+		refuse(w, r, tooMany)
+		return
+	}
 	if r.ContentLength != 0 {
 		// What a client says of the size must not buy it more time than the largest body would need.
 		size := min(max(r.ContentLength, 0), filesBody)
@@ -152,6 +179,47 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	a.server.ServeHTTP(w, r)
 }
+
+type crowdedKey struct{}
+
+// Crowded has every request of a connection refused because there are too many connections, as why says.
+func Crowded(ctx context.Context, why string) context.Context {
+	return context.WithValue(ctx, crowdedKey{}, why)
+}
+
+// refuse answers on a connection that is one too many, and has it closed. /health has a status of its own.
+func refuse(w http.ResponseWriter, r *http.Request, why string) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime / 3))
+	_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, smallBody)) // clients break on an answer that comes before they have sent everything
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Connection", "close")
+	w.Header().Set("Retry-After", "5")
+	err := fault.New(fault.Exhausted, "%s: close idle ones and try again", why)
+	status := http.StatusInternalServerError
+	if r.URL.Path == prefix+"/health" {
+		status = http.StatusServiceUnavailable
+	}
+	writeError(w, r, &answered{error: err, status: status, code: dto.CodeOverload})
+}
+
+// timedWriter gives the client time for each piece of an answer, so that one who stops reading does not hold it for ever.
+type timedWriter struct {
+	http.ResponseWriter
+	rc *http.ResponseController
+}
+
+func (w *timedWriter) WriteHeader(status int) {
+	_ = w.rc.SetWriteDeadline(time.Now().Add(writeTime))
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *timedWriter) Write(p []byte) (int, error) {
+	_ = w.rc.SetWriteDeadline(time.Now().Add(writeTime))
+	return w.ResponseWriter.Write(p)
+}
+
+// Unwrap keeps http.ResponseController and hijacking working.
+func (w *timedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // timedBody lifts the connection's read deadline at the body's end.
 type timedBody struct {
@@ -163,6 +231,9 @@ func (b *timedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if errors.Is(err, io.EOF) {
 		_ = b.rc.SetReadDeadline(time.Time{})
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fault.Wrap(fault.Invalid, err, "the request body did not arrive within %v and %v more for each MiB: send it faster, or in smaller requests", bodyTime, bodyPerMiB)
 	}
 	return n, err
 }

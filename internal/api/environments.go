@@ -146,7 +146,11 @@ func (a *API) putEnvironment(ctx context.Context, _ auth.Identity, r putRequest)
 	return put{created}, err
 }
 
-func (a *API) deleteEnvironment(ctx context.Context, _ auth.Identity, r environmentRequest) (endpoint.NoContent, error) {
+type deleteRequest struct {
+	ID int `path:"id"`
+}
+
+func (a *API) deleteEnvironment(ctx context.Context, _ auth.Identity, r deleteRequest) (endpoint.NoContent, error) {
 	err := a.envs.Delete(ctx, environment.ID(r.ID))
 	if fault.Is(err, fault.NotFound) {
 		err = empty(err)

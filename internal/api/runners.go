@@ -68,7 +68,12 @@ func claimOutcome(err error, idle bool) string {
 	return "failed"
 }
 
-func seconds(n int) time.Duration { return time.Duration(n) * time.Second }
+// maxSeconds is what a number of seconds in a request means at most: 68 years, which no sum of times overflows with.
+const maxSeconds = 1 << 31
+
+func seconds(n int) time.Duration {
+	return time.Duration(max(min(n, maxSeconds), -maxSeconds)) * time.Second
+}
 
 type runnerRequest struct {
 	ID string `path:"runnerId"`

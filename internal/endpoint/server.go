@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"compress/gzip"
 	"context"
@@ -317,16 +318,27 @@ func PathVar(r *http.Request, name string) string {
 	return s
 }
 
-// WriteJSON writes v compactly, without escaping HTML, or indented when the query says pretty.
+// WriteJSON writes v compactly, without escaping HTML and without a line end, or indented when the query says pretty.
 func WriteJSON(w http.ResponseWriter, r *http.Request, contentType string, status int, v any) error {
 	w.Header().Set("Content-Type", contentType)
 	w.WriteHeader(status)
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
 	if _, pretty := r.URL.Query()["pretty"]; pretty {
+		e := json.NewEncoder(w)
+		e.SetEscapeHTML(false)
 		e.SetIndent("", "    ")
+		return e.Encode(v)
 	}
+	e := json.NewEncoder(unended{w})
+	e.SetEscapeHTML(false)
 	return e.Encode(v)
+}
+
+// unended drops the line end that the encoder puts behind a value. There is no other one in compact JSON.
+type unended struct{ io.Writer }
+
+func (u unended) Write(p []byte) (int, error) {
+	_, err := u.Writer.Write(bytes.TrimSuffix(p, []byte("\n")))
+	return len(p), err
 }
 
 // recorder remembers the status. It keeps http.ResponseController and hijacking working.

@@ -1,76 +1,86 @@
 package gateway
 
 import (
+	"context"
+	"crypto/tls"
+	"fmt"
 	"net"
 	"sync"
 	"time"
 
+	"rockpool/internal/api"
 	"rockpool/internal/config"
 	"rockpool/internal/logging"
 )
 
-// connections bounds how many there are, of one address and in all. One too many is cut before anything was said on it: the client sees a reset, not a
-// wait, and nothing is spent on it, TLS among it.
+// spare is how many connections beyond the limit are kept for as long as it takes to tell their clients. Any more are closed without a word.
+const spare = 64
+
+// connections bounds how many connections there are over all listeners, in all and of each address. Each costs a descriptor and some memory, also one that
+// never sends a byte.
 type connections struct {
-	limits  config.Limits
-	refused func()
-	log     logging.Logger
+	max, maxOfAddress uint // 0 = no limit
+	refused           func()
+	log               logging.Logger
 
 	mu   sync.Mutex
-	all  uint            // guarded by mu
+	open uint            // guarded by mu
 	by   map[string]uint // guarded by mu; by address
 	told time.Time       // guarded by mu
 }
 
-func newConnections(limits config.Limits, refused func(), log logging.Logger) *connections {
-	return &connections{limits: limits, refused: refused, log: log, by: map[string]uint{}}
+func newConnections(s config.Server, refused func(), log logging.Logger) *connections {
+	return &connections{max: s.MaxConnections, maxOfAddress: s.Limits.ConnectionsPerAddress, refused: refused, log: log, by: map[string]uint{}}
+}
+
+// limit returns a listener that counts.
+func (c *connections) limit(l net.Listener) net.Listener { return &counted{l, c} }
+
+type counted struct {
+	net.Listener
+	count *connections
 }
 
 // repeatTime is between two words in the log about refused connections.
 const repeatTime = time.Minute
 
-// take counts a connection of an address and reports whether there is room for it.
-func (c *connections) take(address string, now time.Time) bool {
+// take counts a connection. over says which limit it is beyond, "" = none, and keep whether it can be told so.
+func (c *connections) take(address string, now time.Time) (over string, keep bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	limit := ""
-	switch l := c.limits; {
-	case l.Connections > 0 && c.all >= l.Connections:
-		limit = "server.limits.connections"
-	case l.ConnectionsPerAddress > 0 && c.by[address] >= l.ConnectionsPerAddress:
-		limit = "server.limits.connectionsperaddress"
+	all, one := c.open+1, c.by[address]+1
+	keep = true
+	switch {
+	case c.max > 0 && all > c.max:
+		over, keep = fmt.Sprintf("the gateway has %d connections, which is its limit (server.maxconnections)", c.max), all <= c.max+spare
+	case c.maxOfAddress > 0 && one > c.maxOfAddress:
+		over = fmt.Sprintf("your address has %d connections, which is the limit (server.limits.connectionsperaddress)", c.maxOfAddress)
+		keep = one <= c.maxOfAddress+spare
 	}
-	if limit == "" {
-		c.all++
-		c.by[address]++
-		return true
+	if keep {
+		c.open, c.by[address] = all, one
 	}
-	if now.Sub(c.told) > repeatTime {
-		c.told = now
-		c.log.WithFields(logging.Fields{"address": address, "limit": limit}).Warn("connections are refused")
+	if over != "" {
+		c.refused()
+		if now.Sub(c.told) > repeatTime {
+			c.told = now
+			c.log.WithFields(logging.Fields{"address": address, "reason": over}).Warn("connections are refused")
+		}
 	}
-	return false
+	return over, keep
 }
 
 func (c *connections) give(address string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.all--
+	c.open--
 	if c.by[address]--; c.by[address] == 0 {
 		delete(c.by, address)
 	}
 }
 
-// listen bounds the connections of a listener.
-func (c *connections) listen(l net.Listener) net.Listener { return &boundListener{l, c} }
-
-type boundListener struct {
-	net.Listener
-	c *connections
-}
-
-// Accept returns the next connection that there is room for.
-func (l *boundListener) Accept() (net.Conn, error) {
+// Accept takes connections in that are not too many.
+func (l *counted) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
 		if err != nil {
@@ -80,23 +90,37 @@ func (l *boundListener) Accept() (net.Conn, error) {
 		if err != nil {
 			address = conn.RemoteAddr().String() // of a socket without ports
 		}
-		if l.c.take(address, time.Now()) {
-			return &boundConn{Conn: conn, c: l.c, address: address}, nil
+		over, keep := l.count.take(address, time.Now())
+		if !keep {
+			_ = conn.Close()
+			continue
 		}
-		l.c.refused()
-		_ = conn.Close() // nothing was said on it
+		return &connection{Conn: conn, count: l.count, address: address, over: over}, nil
 	}
 }
 
-type boundConn struct {
+// connection gives its place back when it is closed.
+type connection struct {
 	net.Conn
-	c       *connections
+	count   *connections
 	address string
+	over    string // the limit that it is beyond; "" = none
 	once    sync.Once
 }
 
-// Close gives the place back.
-func (b *boundConn) Close() error {
-	b.once.Do(func() { b.c.give(b.address) })
-	return b.Conn.Close()
+// Close may be called more than once.
+func (c *connection) Close() error {
+	c.once.Do(func() { c.count.give(c.address) })
+	return c.Conn.Close()
+}
+
+// mark has requests of a connection that is one too many answered by saying so.
+func (c *connections) mark(ctx context.Context, conn net.Conn) context.Context {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	if one, ok := conn.(*connection); ok && one.over != "" {
+		return api.Crowded(ctx, one.over)
+	}
+	return ctx
 }

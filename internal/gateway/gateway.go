@@ -78,10 +78,6 @@ func New(cfg config.Config, embedded Embedded, log logging.Logger) (*Gateway, er
 		g.operations.close()
 		return nil, err
 	}
-	bound := newConnections(cfg.Server.Limits, func() { g.telemetry.Refused("connections") }, log)
-	for i, l := range g.listen {
-		g.listen[i] = bound.listen(l)
-	}
 	return g, nil
 }
 

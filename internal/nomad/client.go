@@ -172,6 +172,9 @@ func (c *Client) raw(ctx context.Context, method, path string, params url.Values
 	return nil, ofStatus(resp.StatusCode, strings.TrimSpace(string(text)), what)
 }
 
+// maxAnswer bounds an answer that is kept whole, and each entry of a listing, in bytes: nodes are not believed.
+const maxAnswer = 1 << 20
+
 // answer is what our routes without a result send.
 type answer struct{ Index uint64 }
 
@@ -181,7 +184,7 @@ func (c *Client) rawJSON(ctx context.Context, method, path string, params url.Va
 		return err
 	}
 	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(out); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "%s: the answer was cut off", what)
 	}
 	return nil

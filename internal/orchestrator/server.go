@@ -276,6 +276,11 @@ func (l entryLog) Apply(ctx context.Context, entry any) (any, uint64, error) {
 	if err := l.allows(entry); err != nil {
 		return nil, 0, err
 	}
+	if dense, err := command.Pack(entry); err != nil {
+		return nil, 0, err
+	} else if dense != nil && l.allows(dense) == nil {
+		entry = dense
+	}
 	return l.proposer.Apply(ctx, entry)
 }
 
@@ -290,7 +295,7 @@ func (m machine) Apply(index uint64, entry []byte) (any, error) {
 	return command.Apply(m.store, index, entry)
 }
 
-func (m machine) Snapshot() func(io.Writer) error { return m.store.Snapshot().Persist }
+func (m machine) Snapshot() func(io.Writer) error { return m.store.Snapshot().PersistDense }
 
 func (m machine) Restore(r io.Reader) error {
 	err := m.store.Restore(r)

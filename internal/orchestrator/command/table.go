@@ -77,7 +77,7 @@ var (
 )
 
 func init() {
-	table = slices.Concat(core, batches, servers, access, life)
+	table = slices.Concat(core, batches, dense, servers, access, life)
 	for _, r := range table {
 		if _, ok := byTag[r.Tag]; ok {
 			panic(fmt.Sprintf("command: tag %d is used twice", r.Tag))

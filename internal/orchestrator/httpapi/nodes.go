@@ -140,7 +140,7 @@ func (a *API) registerNode(ctx context.Context, who auth.Identity, r registerNod
 
 // lease answers a node that was heard of.
 func (a *API) lease(nodeID string, index uint64) model.NodeLease {
-	l := model.NodeLease{HeartbeatTTL: a.cfg.Leader.Heartbeat(nodeID), Index: index}
+	l := model.NodeLease{HeartbeatTTL: a.cfg.Leader.Heartbeat(nodeID), Index: index, Packed: true}
 	if a.cfg.Servers != nil {
 		l.Servers = a.cfg.Servers()
 	}
@@ -172,8 +172,8 @@ func (a *API) heartbeat(ctx context.Context, _ auth.Identity, r nodePath) (reply
 }
 
 type reportAllocs struct {
-	ID   string               `path:"id"`
-	Body []*model.AllocUpdate `body:"json"`
+	ID   string  `path:"id"`
+	Body reports `body:"json"`
 }
 
 func (a *API) reportAllocs(ctx context.Context, _ auth.Identity, r reportAllocs) (reply, error) {
@@ -254,6 +254,7 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 		}
 		return rc.Flush()
 	}
+	dense := r.Header.Get("Accept") == model.PackedType
 	wake, unwatch := a.pushes.watch(req.ID)
 	defer unwatch()
 	idle := time.NewTimer(pushIdle)
@@ -264,7 +265,7 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 		replaced := a.store.Replaced()
 		msg := pushSince(a.store.Snapshot(), req.ID, sent)
 		if msg.Full && msg.Generation > beyond || !msg.Full && len(msg.Allocs)+len(msg.Purged) > 0 {
-			line, err := a.encodePush(msg)
+			line, err := a.encodePush(msg, dense)
 			if err != nil {
 				return err
 			}

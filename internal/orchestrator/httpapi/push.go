@@ -1,10 +1,13 @@
 package httpapi
 
 import (
+	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"sync"
 
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/packed"
 	"rockpool/internal/orchestrator/state"
 )
 
@@ -125,7 +128,7 @@ func (s *specs) encode(j *model.Job) (json.RawMessage, error) {
 	return line, nil
 }
 
-// pushed is a model.AllocPush on the wire.
+// pushed is a model.AllocPush on the wire, for nodes that have not asked for the packed form.
 type pushed struct {
 	Generation uint64
 	Full       bool
@@ -139,8 +142,15 @@ type pushedAlloc struct {
 	Job json.RawMessage
 }
 
-// encode makes a message's line.
-func (a *API) encodePush(msg *model.AllocPush) ([]byte, error) {
+// encodePush makes a message's line.
+func (a *API) encodePush(msg *model.AllocPush, dense bool) ([]byte, error) {
+	if dense {
+		b, err := packed.Allocs(msg.Allocs, packed.Options{NoMetrics: true, Job: a.encodeSpec})
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(model.PackedPush{Generation: msg.Generation, Full: msg.Full, Packed: b, Purged: msg.Purged})
+	}
 	out := pushed{msg.Generation, msg.Full, make([]pushedAlloc, len(msg.Allocs)), msg.Purged}
 	for i, al := range msg.Allocs {
 		job, err := a.specs.encode(al.Job)
@@ -150,6 +160,22 @@ func (a *API) encodePush(msg *model.AllocPush) ([]byte, error) {
 		out.Allocs[i] = pushedAlloc{al, job}
 	}
 	return json.Marshal(out)
+}
+
+func (a *API) encodeSpec(j *model.Job) ([]byte, error) { return a.specs.encode(j) }
+
+// reports is the body of a report: a list in JSON, or a text with its packed form in base64.
+type reports []*model.AllocUpdate
+
+func (r *reports) UnmarshalJSON(b []byte) error {
+	if len(b) == 0 || b[0] != '"' {
+		return json.Unmarshal(b, (*[]*model.AllocUpdate)(r))
+	}
+	dense, err := base64.StdEncoding.AppendDecode(nil, bytes.Trim(b, `"`))
+	if err == nil {
+		*r, err = packed.ReadReports(dense)
+	}
+	return err
 }
 
 // pushSince is what a node must know that has the state at index since; 0 = everything.

@@ -42,6 +42,7 @@ type answer struct {
 
 const (
 	maxBatch   = 128             // plans in one entry
+	maxPlaced  = 4096            // placements in one entry, unless a single plan has more: what else waits for the log waits that long
 	applyBound = 5 * time.Second // of one entry
 )
 
@@ -94,10 +95,12 @@ func (a *Applier) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		for more := true; more && len(batch) < maxBatch; {
+		placed := len(batch[0].plan.Place)
+		for more := true; more && len(batch) < maxBatch && placed < maxPlaced; {
 			select {
 			case s := <-a.queue:
 				batch = append(batch, s)
+				placed += len(s.plan.Place)
 			default:
 				more = false
 			}

@@ -224,6 +224,7 @@ func sustained(b *testing.B, w *world, rate float64) {
 	})
 	defer reader.Wait()
 	defer cancel()
+	before := processCPU(b)
 	b.ResetTimer()
 	_, err := load.Run(ctx, load.Options{Rate: rate, For: time.Duration(float64(b.N) / rate * float64(time.Second))},
 		func(ctx context.Context, i int, at time.Time) error {
@@ -252,6 +253,7 @@ func sustained(b *testing.B, w *world, rate float64) {
 		b.Fatalf("%d of %d jobs ran", len(took), b.N)
 	}
 	b.StopTimer()
+	b.ReportMetric((processCPU(b)-before).Seconds()/float64(max(len(took), 1))*1e6, "cpu-µs/job")
 	b.ReportMetric(float64(refused), "refused")
 	b.ReportMetric(float64(load.Percentile(took, 50).Microseconds())/1000, "p50-ms")
 	b.ReportMetric(float64(load.Percentile(took, 99).Microseconds())/1000, "p99-ms")
