@@ -96,7 +96,7 @@ func (a *API) table() endpoint.Table {
 	call := endpoint.Policy{Scope: auth.GatewayRead, Body: smallBody, Timeout: time.Minute}
 	// The body is read before a refusal: clients break on an answer that comes before they have sent everything.
 	drained := endpoint.Policy{Scope: auth.GatewayRun, Body: smallBody, Timeout: time.Minute, Drain: true}
-	list := endpoint.Policy{Scope: auth.GatewayRun, Body: smallBody, Timeout: time.Minute, Drain: true}
+	list := drained // for clients that send a body with what asks for a list
 	// The time of these depends on what is sent: they are bounded by progress.
 	stream := endpoint.Policy{Scope: auth.GatewayRun, Body: filesBody, Drain: true}
 	define := endpoint.Policy{Scope: auth.GatewayEnvironments, Body: smallBody, Timeout: time.Minute, Drain: true}
@@ -117,10 +117,10 @@ func (a *API) table() endpoint.Table {
 		endpoint.Stream("/files/raw", "GET", rid+"/files/raw", stream, a.downloadFile),
 		endpoint.Call("/execute", "POST", rid+"/execute", drained, a.execute),
 		endpoint.Stream("/websocket", "GET", rid+"/websocket", stream, a.websocket),
-		endpoint.Stream("openapi", "GET", own+"/openapi.json", open, document("application/json", openapi.Document)),
-		endpoint.Stream("websocketSchema", "GET", own+"/websocket.schema.json", open, document("application/schema+json", openapi.WebSocket)),
 		endpoint.Call("runners", "GET", own+"/runners", call, a.listRunners),
 		endpoint.Stream("metrics", "GET", own+"/metrics", operate, a.metrics),
+		endpoint.Stream("openapi", "GET", own+"/openapi.json", open, document("application/json", openapi.Document)),
+		endpoint.Stream("websocketSchema", "GET", own+"/websocket.schema.json", open, document("application/schema+json", openapi.WebSocket)),
 	}
 }
 
@@ -167,7 +167,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rc := http.NewResponseController(w)
 	_ = rc.SetWriteDeadline(time.Time{}) // that of the connection's request before
 	w = &timedWriter{w, rc}
-	if tooMany, ok := r.Context().Value(crowdedKey{}).(uint); ok {
+	if tooMany, ok := r.Context().Value(crowdedKey{}).(string); ok {
 		refuse(w, r, tooMany)
 		return
 	}
@@ -182,19 +182,19 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 type crowdedKey struct{}
 
-// Crowded has every request of a connection refused because there are more than so many connections.
-func Crowded(ctx context.Context, limit uint) context.Context {
-	return context.WithValue(ctx, crowdedKey{}, limit)
+// Crowded has every request of a connection refused because there are too many connections, as why says.
+func Crowded(ctx context.Context, why string) context.Context {
+	return context.WithValue(ctx, crowdedKey{}, why)
 }
 
 // refuse answers on a connection that is one too many, and has it closed. /health has a status of its own.
-func refuse(w http.ResponseWriter, r *http.Request, limit uint) {
+func refuse(w http.ResponseWriter, r *http.Request, why string) {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime / 3))
 	_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, smallBody)) // clients break on an answer that comes before they have sent everything
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Connection", "close")
 	w.Header().Set("Retry-After", "5")
-	err := fault.New(fault.Exhausted, "the gateway has %d connections, which is its limit (server.limits.connections): close idle ones and try again", limit)
+	err := fault.New(fault.Exhausted, "%s: close idle ones and try again", why)
 	status := http.StatusInternalServerError
 	if r.URL.Path == prefix+"/health" {
 		status = http.StatusServiceUnavailable

@@ -59,9 +59,9 @@ func (n node) schemaName() string { return strings.TrimPrefix(n.Ref, "#/componen
 var documented = map[string]reflect.Type{
 	"Environment": reflect.TypeFor[dto.Environment](), "EnvironmentRequest": reflect.TypeFor[dto.EnvironmentRequest](),
 	"Environments": reflect.TypeFor[dto.Environments](), "Statistics": reflect.TypeFor[dto.Statistics](),
-	"RunnerRequest": reflect.TypeFor[dto.RunnerRequest](), "Runner": reflect.TypeFor[dto.Runner](),
-	"ClaimedRunners": reflect.TypeFor[dto.ClaimedRunners](), "ClaimedRunner": reflect.TypeFor[dto.ClaimedRunner](), "MappedPort": reflect.TypeFor[dto.MappedPort](),
+	"RunnerRequest": reflect.TypeFor[dto.RunnerRequest](), "Runner": reflect.TypeFor[dto.Runner](), "MappedPort": reflect.TypeFor[dto.MappedPort](),
 	"ExecutionRequest": reflect.TypeFor[dto.ExecutionRequest](), "Execution": reflect.TypeFor[dto.Execution](), "FileHeader": reflect.TypeFor[dto.FileHeader](),
+	"ClaimedRunners": reflect.TypeFor[dto.ClaimedRunners](), "ClaimedRunner": reflect.TypeFor[dto.ClaimedRunner](),
 	"ClientError": reflect.TypeFor[dto.ClientError](), "ServerError": reflect.TypeFor[dto.ServerError](),
 }
 

@@ -51,13 +51,6 @@ func (a *API) provideRunner(ctx context.Context, caller auth.Identity, r claimRe
 	return out, nil
 }
 
-// maxSeconds is what a number of seconds in a request means at most: 68 years, which no sum of times overflows with.
-const maxSeconds = 1 << 31
-
-func seconds(n int) time.Duration {
-	return time.Duration(max(min(n, maxSeconds), -maxSeconds)) * time.Second
-}
-
 // claimOutcome is what became of a claim, for whoever watches the pools. idle says that a runner stood ready when it came.
 func claimOutcome(err error, idle bool) string {
 	switch {
@@ -73,6 +66,13 @@ func claimOutcome(err error, idle bool) string {
 		return "empty"
 	}
 	return "failed"
+}
+
+// maxSeconds is what a number of seconds in a request means at most: 68 years, which no sum of times overflows with.
+const maxSeconds = 1 << 31
+
+func seconds(n int) time.Duration {
+	return time.Duration(max(min(n, maxSeconds), -maxSeconds)) * time.Second
 }
 
 type runnerRequest struct {

@@ -14,9 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"rockpool/internal/api/access"
 	"rockpool/internal/api/openapi"
-	"rockpool/internal/endpoint"
 	"rockpool/internal/logging"
 	"rockpool/internal/runner/files"
 	"rockpool/tests/contract"
@@ -45,29 +43,10 @@ func (p *pipes) Close() error {
 
 func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
 
-// everybody is where there is no token.
-var everybody, _ = access.Load("", "")
-
-// unwatched tells nobody.
-type unwatched struct{}
-
-func (unwatched) Begin(string)                        {}
-func (unwatched) Observe(endpoint.Observation)        {}
-func (unwatched) Refused(string)                      {}
-func (unwatched) Claimed(int, string, time.Duration)  {}
-func (unwatched) ExecutionStored(int, string, string) {}
-func (unwatched) ExecutionBegun(int, string, string) func(string, int64, int64) {
-	return func(string, int64, int64) {}
-}
-
 // connected serves one connection of a client until client returns. Its handlers have nothing behind them.
 func connected(o Options, client func(net.Conn)) {
 	ready := make(chan struct{})
 	close(ready)
-	if o.Tokens == nil {
-		o.Tokens = everybody
-	}
-	o.Watch = unwatched{}
 	a := New(o, nil, nil, nil, nil, ready, logging.Discard())
 	ours, theirs := net.Pipe()
 	l := &pipes{conns: make(chan net.Conn, 1), done: make(chan struct{})}
@@ -96,7 +75,7 @@ func TestASlowBodyIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				connected(Options{}, func(conn net.Conn) {
+				connected(Options{Tokens: tokens(""), Watch: nobody{}}, func(conn net.Conn) {
 					began := time.Now()
 					done := make(chan struct{})
 					var wg sync.WaitGroup
@@ -131,12 +110,8 @@ func TestASlowBodyIsRefused(t *testing.T) {
 
 // The deadline of one request is not that of the next one on the connection.
 func TestDeadlinesEndWithTheirRequest(t *testing.T) {
-	tokens, err := access.Load("secret", "")
-	if err != nil {
-		t.Fatal(err)
-	}
 	synctest.Test(t, func(t *testing.T) {
-		connected(Options{Tokens: tokens}, func(conn net.Conn) {
+		connected(Options{Tokens: tokens("secret"), Watch: nobody{}}, func(conn net.Conn) {
 			r := bufio.NewReader(conn)
 			for range 5 {
 				if _, err := io.WriteString(conn, "POST /api/v1/runners HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}"); err != nil {
@@ -154,7 +129,7 @@ func TestDeadlinesEndWithTheirRequest(t *testing.T) {
 
 func TestAClientThatStopsReadingIsLetGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		connected(Options{}, func(conn net.Conn) {
+		connected(Options{Tokens: tokens(""), Watch: nobody{}}, func(conn net.Conn) {
 			began := time.Now()
 			if _, err := io.WriteString(conn, "GET /api/v1/rockpool/openapi.json HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
 				t.Fatal(err)
@@ -181,7 +156,7 @@ func TestThereMayBeNoRelease(t *testing.T) {
 		body   string
 	}{"": {404, ""}, "v1.2": {200, `"v1.2"`}, "abc-modified": {200, `"abc-modified"`}} {
 		w := httptest.NewRecorder()
-		New(Options{Version: version, Tokens: everybody, Watch: unwatched{}}, nil, nil, nil, nil, nil, logging.Discard()).ServeHTTP(w, httptest.NewRequest("GET", "/api/v1/version", nil))
+		New(Options{Version: version, Tokens: tokens(""), Watch: nobody{}}, nil, nil, nil, nil, nil, logging.Discard()).ServeHTTP(w, httptest.NewRequest("GET", "/api/v1/version", nil))
 		if w.Code != want.status || w.Body.String() != want.body {
 			t.Errorf("%q: got %d %q", version, w.Code, w.Body)
 		}
@@ -205,11 +180,7 @@ func FuzzRequests(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	tokens, err := access.Load("secret", "")
-	if err != nil {
-		f.Fatal(err)
-	}
-	a := New(Options{Tokens: tokens, Version: "v", Watch: unwatched{}}, nil, nil, nil, nil, make(chan struct{}), logging.Discard()) // recovery goes on, so that /health needs no pools
+	a := New(Options{Tokens: tokens("secret"), Version: "v", Watch: nobody{}}, nil, nil, nil, nil, make(chan struct{}), logging.Discard()) // recovery goes on, so that /health needs no pools
 	for _, r := range a.table() {
 		f.Add(r.Method, strings.NewReplacer("{id:[0-9]+}", "10", "{runnerId}", "10-x").Replace(r.Path), "fetch=true&path=./&recursive=x&executionID=e", `{"a":1}`)
 	}

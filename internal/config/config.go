@@ -40,12 +40,12 @@ type Server struct {
 	ClaimWait               uint   `yaml:"claimwait"` // seconds
 	CopyModificationTime    bool   `yaml:"copymodificationtime"`
 	ForbidSingleQuote       bool   `yaml:"forbidsinglequote"`
-	OutputLimit             uint   `yaml:"outputlimit"` // MB; 0 = none
+	OutputLimit             uint   `yaml:"outputlimit"`    // MB; 0 = none
+	MaxConnections          uint   `yaml:"maxconnections"` // 0 = no limit
 }
 
 // Limits bound what clients may hold at a time; 0 = no bound.
 type Limits struct {
-	Connections           uint `yaml:"connections"`
 	ConnectionsPerAddress uint `yaml:"connectionsperaddress"`
 	Executions            uint `yaml:"executions"`
 	ExecutionsPerRunner   uint `yaml:"executionsperrunner"`
@@ -166,8 +166,8 @@ func Default() Config {
 	_, _ = rand.Read(filter) // never fails
 	return Config{
 		Server: Server{
-			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256,
-			Limits:             Limits{Connections: 20_000, Executions: 10_000, ExecutionsPerRunner: 1024},
+			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256, MaxConnections: 8192,
+			Limits:             Limits{Executions: 10_000, ExecutionsPerRunner: 1024},
 			LoggingFilterToken: base64.RawURLEncoding.EncodeToString(filter),
 		},
 		Nomad: Nomad{Enabled: true, Port: 4646, Namespace: "default", Network: Network{Mode: "bridge"}},
@@ -202,8 +202,8 @@ func (c Config) check() (problems []error) {
 	if c.Server.OutputLimit > 1<<30 {
 		refuse("server.outputlimit: %d is more than %d MB", c.Server.OutputLimit, 1<<30)
 	}
-	if c.Server.Limits.Connections > 1<<20 {
-		refuse("server.limits.connections: %d is more than %d, which no process has descriptors for; 0 means no limit", c.Server.Limits.Connections, 1<<20)
+	if c.Server.MaxConnections > 1<<20 {
+		refuse("server.maxconnections: %d is more than %d, which no process has descriptors for; 0 means no limit", c.Server.MaxConnections, 1<<20)
 	}
 	if t := c.Server.TLS; t.Active && (t.CertFile == "" || t.KeyFile == "") {
 		refuse("server.tls: active needs certfile and keyfile")

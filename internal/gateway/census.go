@@ -17,8 +17,8 @@ const (
 	used
 )
 
-// counted is one runner of the census.
-type counted struct {
+// resident is one runner of the census.
+type resident struct {
 	env     environment.ID
 	stand   stand
 	created time.Time // when its registration was asked for here; zero = it was found
@@ -26,7 +26,7 @@ type counted struct {
 }
 
 // census keeps count of runners as the cluster shows them, for figures alone: it decides nothing. It is pure; telemetry holds its lock.
-type census struct{ runners map[string]*counted }
+type census struct{ runners map[string]*resident }
 
 // change is that a runner began or ceased to count as something.
 type change struct {
@@ -39,12 +39,12 @@ type change struct {
 	failed  bool          // it ended before it was ready
 }
 
-func newCensus() *census { return &census{runners: map[string]*counted{}} }
+func newCensus() *census { return &census{runners: map[string]*resident{}} }
 
 // created says that a runner is being registered here.
 func (c *census) created(id string, env environment.ID, now time.Time) {
 	if c.runners[id] == nil {
-		c.runners[id] = &counted{env: env, created: now}
+		c.runners[id] = &resident{env: env, created: now}
 	}
 }
 
@@ -55,7 +55,7 @@ func (c *census) see(s runner.Seen, now time.Time) []change {
 	}
 	r := c.runners[s.ID]
 	if r == nil {
-		r = &counted{env: s.Env}
+		r = &resident{env: s.Env}
 		c.runners[s.ID] = r
 	}
 	to := r.stand
@@ -76,7 +76,7 @@ func (c *census) claimed(id string, now time.Time) []change {
 	return nil
 }
 
-func (c *census) move(id string, r *counted, to stand, now time.Time) (changes []change) {
+func (c *census) move(id string, r *resident, to stand, now time.Time) (changes []change) {
 	from := r.stand
 	if from == to || from == used { // nothing that was used is idle again
 		return nil

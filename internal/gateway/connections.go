@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"sync"
 	"time"
@@ -15,78 +16,71 @@ import (
 // spare is how many connections beyond the limit are kept for as long as it takes to tell their clients. Any more are closed without a word.
 const spare = 64
 
-// repeatTime is between two words in the log about refused connections.
-const repeatTime = time.Minute
-
-// connections bounds how many there are, of one address and in all, over all listeners. Each costs a descriptor and some memory, also one that never sends
-// a byte. Those of an address that has too many are cut before anything was said on them, TLS among it.
+// connections bounds how many connections there are over all listeners, in all and of each address. Each costs a descriptor and some memory, also one that
+// never sends a byte.
 type connections struct {
-	limits  config.Limits
-	refused func()
-	log     logging.Logger
+	max, maxOfAddress uint // 0 = no limit
+	refused           func()
+	log               logging.Logger
 
 	mu   sync.Mutex
-	all  uint            // guarded by mu
+	open uint            // guarded by mu
 	by   map[string]uint // guarded by mu; by address
 	told time.Time       // guarded by mu
 }
 
-func newConnections(limits config.Limits, refused func(), log logging.Logger) *connections {
-	return &connections{limits: limits, refused: refused, log: log, by: map[string]uint{}}
+func newConnections(s config.Server, refused func(), log logging.Logger) *connections {
+	return &connections{max: s.MaxConnections, maxOfAddress: s.Limits.ConnectionsPerAddress, refused: refused, log: log, by: map[string]uint{}}
 }
 
-// verdict is what becomes of a connection.
-type verdict uint8
+// limit returns a listener that counts.
+func (c *connections) limit(l net.Listener) net.Listener { return &counted{l, c} }
 
-const (
-	served verdict = iota
-	told           // its requests are answered by saying that there are too many
-	cut
-)
+type counted struct {
+	net.Listener
+	count *connections
+}
 
-// take counts a connection of an address, unless it is cut.
-func (c *connections) take(address string, now time.Time) verdict {
+// repeatTime is between two words in the log about refused connections.
+const repeatTime = time.Minute
+
+// take counts a connection. over says which limit it is beyond, "" = none, and keep whether it can be told so.
+func (c *connections) take(address string, now time.Time) (over string, keep bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	limit, v := "", served
-	switch l := c.limits; {
-	case l.ConnectionsPerAddress > 0 && c.by[address] >= l.ConnectionsPerAddress:
-		limit, v = "server.limits.connectionsperaddress", cut
-	case l.Connections > 0 && c.all >= l.Connections+spare:
-		limit, v = "server.limits.connections", cut
-	case l.Connections > 0 && c.all >= l.Connections:
-		limit, v = "server.limits.connections", told
+	all, one := c.open+1, c.by[address]+1
+	keep = true
+	switch {
+	case c.max > 0 && all > c.max:
+		over, keep = fmt.Sprintf("the gateway has %d connections, which is its limit (server.maxconnections)", c.max), all <= c.max+spare
+	case c.maxOfAddress > 0 && one > c.maxOfAddress:
+		over = fmt.Sprintf("your address has %d connections, which is the limit (server.limits.connectionsperaddress)", c.maxOfAddress)
+		keep = one <= c.maxOfAddress+spare
 	}
-	if v != served && now.Sub(c.told) > repeatTime {
-		c.told = now
-		c.log.WithFields(logging.Fields{"address": address, "limit": limit}).Warn("connections are refused")
+	if keep {
+		c.open, c.by[address] = all, one
 	}
-	if v != cut {
-		c.all++
-		c.by[address]++
+	if over != "" {
+		c.refused()
+		if now.Sub(c.told) > repeatTime {
+			c.told = now
+			c.log.WithFields(logging.Fields{"address": address, "reason": over}).Warn("connections are refused")
+		}
 	}
-	return v
+	return over, keep
 }
 
 func (c *connections) give(address string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.all--
+	c.open--
 	if c.by[address]--; c.by[address] == 0 {
 		delete(c.by, address)
 	}
 }
 
-// listen bounds the connections of a listener.
-func (c *connections) listen(l net.Listener) net.Listener { return &boundListener{l, c} }
-
-type boundListener struct {
-	net.Listener
-	c *connections
-}
-
-// Accept returns the next connection that there is room for.
-func (l *boundListener) Accept() (net.Conn, error) {
+// Accept takes connections in that are not too many.
+func (l *counted) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
 		if err != nil {
@@ -96,29 +90,28 @@ func (l *boundListener) Accept() (net.Conn, error) {
 		if err != nil {
 			address = conn.RemoteAddr().String() // of a socket without ports
 		}
-		v := l.c.take(address, time.Now())
-		if v != served {
-			l.c.refused()
+		over, keep := l.count.take(address, time.Now())
+		if !keep {
+			_ = conn.Close()
+			continue
 		}
-		if v != cut {
-			return &boundConn{Conn: conn, c: l.c, address: address, over: v == told}, nil
-		}
-		_ = conn.Close() // nothing was said on it
+		return &connection{Conn: conn, count: l.count, address: address, over: over}, nil
 	}
 }
 
-type boundConn struct {
+// connection gives its place back when it is closed.
+type connection struct {
 	net.Conn
-	c       *connections
+	count   *connections
 	address string
-	over    bool
+	over    string // the limit that it is beyond; "" = none
 	once    sync.Once
 }
 
-// Close gives the place back. It may be called more than once.
-func (b *boundConn) Close() error {
-	b.once.Do(func() { b.c.give(b.address) })
-	return b.Conn.Close()
+// Close may be called more than once.
+func (c *connection) Close() error {
+	c.once.Do(func() { c.count.give(c.address) })
+	return c.Conn.Close()
 }
 
 // mark has requests of a connection that is one too many answered by saying so.
@@ -126,8 +119,8 @@ func (c *connections) mark(ctx context.Context, conn net.Conn) context.Context {
 	if t, ok := conn.(*tls.Conn); ok {
 		conn = t.NetConn()
 	}
-	if one, ok := conn.(*boundConn); ok && one.over {
-		return api.Crowded(ctx, c.limits.Connections)
+	if one, ok := conn.(*connection); ok && one.over != "" {
+		return api.Crowded(ctx, one.over)
 	}
 	return ctx
 }

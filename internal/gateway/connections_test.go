@@ -75,7 +75,7 @@ func (h *harness) refused(method, path, body string) (int, string, http.Header, 
 
 func TestOneConnectionTooManyIsToldSo(t *testing.T) {
 	const limit = 8
-	h := ready(t, "1", 1, func(c *config.Config) { c.Server.Limits.Connections = limit })
+	h := ready(t, "1", 1, func(c *config.Config) { c.Server.MaxConnections = limit })
 	id := h.claim("0")
 	h.http.CloseIdleConnections()
 	release := h.hold(limit)
@@ -90,7 +90,7 @@ func TestOneConnectionTooManyIsToldSo(t *testing.T) {
 		}
 		code, body, head, closing := h.refused(r[0], r[1], strings.Repeat(" ", 100_000))
 		if code != want || head.Get("Retry-After") == "" || !closing ||
-			body != `{"message":"the gateway has 8 connections, which is its limit (server.limits.connections): close idle ones and try again","errorCode":"NOMAD_OVERLOAD"}` {
+			body != `{"message":"the gateway has 8 connections, which is its limit (server.maxconnections): close idle ones and try again","errorCode":"NOMAD_OVERLOAD"}` {
 			t.Errorf("%s %s: got %d %s %v, closing: %v", r[0], r[1], code, body, head, closing)
 		}
 	}
@@ -100,7 +100,7 @@ func TestOneConnectionTooManyIsToldSo(t *testing.T) {
 
 func TestThousandsOfIdleConnections(t *testing.T) {
 	const limit, tried = 2000, 3000
-	h := ready(t, "1", 1, func(c *config.Config) { c.Server.Limits.Connections = limit })
+	h := ready(t, "1", 1, func(c *config.Config) { c.Server.MaxConnections = limit })
 	id := h.claim("0")
 	ws := h.dial(h.execute(id, `{"command":"cat; exit 5"}`)) // who is in stays in
 	h.eventually("it runs", func() bool { return h.cluster.Running() == 1 })
@@ -165,7 +165,7 @@ func TestTLSIsThatOfTheContract(t *testing.T) {
 	}
 	h := start(t, nomadtest.New(t), func(c *config.Config) {
 		c.Server.TLS.Active, c.Server.TLS.CertFile, c.Server.TLS.KeyFile = true, filepath.Join(dir, "cert"), filepath.Join(dir, "key")
-		c.Server.Limits.Connections = 3
+		c.Server.MaxConnections = 3
 	})
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
@@ -211,6 +211,6 @@ func TestTLSIsThatOfTheContract(t *testing.T) {
 		}
 		defer resp.Body.Close()
 		body, _ := io.ReadAll(resp.Body)
-		return resp.StatusCode == 503 && strings.Contains(string(body), "server.limits.connections")
+		return resp.StatusCode == 503 && strings.Contains(string(body), "maxconnections")
 	})
 }

@@ -34,7 +34,6 @@ type Gateway struct {
 	template string
 	listen   []net.Listener
 
-	connections *connections
 	tokens      *access.Tokens
 	certificate *certificate // nil without TLS
 	telemetry   *telemetry
@@ -78,10 +77,6 @@ func New(cfg config.Config, embedded Embedded, log logging.Logger) (*Gateway, er
 	if g.listen, err = listeners(cfg.Server); err != nil {
 		g.operations.close()
 		return nil, err
-	}
-	g.connections = newConnections(cfg.Server.Limits, func() { g.telemetry.Refused("connections") }, log)
-	for i, l := range g.listen {
-		g.listen[i] = g.connections.listen(l)
 	}
 	return g, nil
 }

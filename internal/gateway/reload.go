@@ -44,6 +44,14 @@ func (c *certificate) config() *tls.Config {
 	}
 }
 
+// tlsConfig is that of the API's listeners; nil = they do not speak TLS.
+func (g *Gateway) tlsConfig() *tls.Config {
+	if g.certificate == nil {
+		return nil
+	}
+	return g.certificate.config()
+}
+
 // stamp tells whether files were replaced.
 func stamp(files ...string) string {
 	s := ""

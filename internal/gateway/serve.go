@@ -78,23 +78,22 @@ func listeners(s config.Server) ([]net.Listener, error) {
 // headerSize bounds what a connection may have the gateway keep before it is known who asks, in bytes.
 const headerSize = 64 << 10
 
-func (g *Gateway) server(routes http.Handler) *http.Server {
-	server := &http.Server{
-		Handler: routes, ConnContext: g.connections.mark, ErrorLog: logging.Connections(g.log),
+func (g *Gateway) server(routes http.Handler, open *connections) *http.Server {
+	return &http.Server{
+		Handler: routes, ConnContext: open.mark, ErrorLog: logging.Connections(g.log),
 		// Bodies have a deadline of their own, and nothing bounds an answer: a PUT of an environment or a WebSocket may take long.
 		ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second, MaxHeaderBytes: headerSize,
+		TLSConfig: g.tlsConfig(),
 	}
-	if g.certificate != nil {
-		server.TLSConfig = g.certificate.config()
-	}
-	return server
 }
 
 // serve answers requests until ctx ends, then waits for plain requests and ends the sessions.
 func (g *Gateway) serve(ctx context.Context, routes *api.API) error {
-	server := g.server(routes)
+	open := newConnections(g.cfg.Server, func() { g.telemetry.Refused("connections") }, g.log)
+	server := g.server(routes, open)
 	group, serveCtx := errgroup.WithContext(ctx)
 	for _, l := range g.listen {
+		l := open.limit(l)
 		group.Go(func() error {
 			serve := func() error { return server.Serve(l) }
 			if g.certificate != nil {

@@ -52,15 +52,15 @@ func TestSlowClientsAreLetGo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				open := newConnections(config.Limits{Connections: 1}, func() {}, logging.Discard())
-				g := &Gateway{cfg: config.Default(), connections: open, log: logging.Discard()}
+				open := newConnections(config.Server{}, func() {}, logging.Discard())
+				g := &Gateway{cfg: config.Default(), log: logging.Discard()}
 				served := 0
-				server := g.server(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { served++; w.WriteHeader(http.StatusNoContent) }))
+				server := g.server(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { served++; w.WriteHeader(http.StatusNoContent) }), open)
 				ours, theirs := net.Pipe()
 				l := &pipes{conns: make(chan net.Conn, 1), done: make(chan struct{})}
 				l.conns <- ours
 				var wg sync.WaitGroup
-				wg.Go(func() { _ = server.Serve(open.listen(l)) })
+				wg.Go(func() { _ = server.Serve(open.limit(l)) })
 				began := time.Now()
 				over := make(chan struct{})
 				wg.Go(func() {
@@ -85,8 +85,10 @@ func TestSlowClientsAreLetGo(t *testing.T) {
 				_ = server.Close()
 				wg.Wait()
 				synctest.Wait()
-				if n := open.all; n != 0 {
-					t.Errorf("%d connections are counted at the end", n)
+				open.mu.Lock()
+				defer open.mu.Unlock()
+				if open.open != 0 || len(open.by) != 0 {
+					t.Errorf("%d connections are counted at the end, of %v", open.open, open.by)
 				}
 			})
 		})
