@@ -215,10 +215,14 @@ func TestAnOrderlyStopTellsItsSessions(t *testing.T) {
 func TestHugeOutputReachesASlowClientWhole(t *testing.T) {
 	h, id := with(t)
 	ws := h.dial(h.execute(id, `{"command":"flood 20000"}`))
+	_ = ws.SetReadDeadline(time.Now().Add(time.Minute))
 	total := 0
 	for n := 0; ; n++ {
 		_, data, err := ws.ReadMessage()
 		if err != nil {
+			if !websocket.IsCloseError(err, websocket.CloseNormalClosure) {
+				t.Errorf("it ended with %v", err)
+			}
 			break
 		}
 		var m struct {
