@@ -114,6 +114,14 @@ func (c *connection) Close() error {
 	return c.Conn.Close()
 }
 
+// CloseWrite ends our side alone, where the connection has sides: what the client still sends then does not cost it what it has not read yet.
+func (c *connection) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}
+
 // mark has requests of a connection that is one too many answered by saying so.
 func (c *connections) mark(ctx context.Context, conn net.Conn) context.Context {
 	if t, ok := conn.(*tls.Conn); ok {

@@ -128,10 +128,11 @@ func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind,
 	case topic == "Evaluation" && p.Evaluation != nil:
 		c.evals.done(*p.Evaluation)
 	case topic == "Job" && p.Job != nil:
+		changed := v.job(p.Job)
 		if _, ok := runnerEnvironment(key); ok {
-			c.known.note(p.Job)
+			c.known.note(p.Job) // last: who takes it from there writes into it
 		}
-		if v.job(p.Job) {
+		if changed {
 			f.Changed(v.seen(key))
 		}
 	case topic == "Allocation" && p.Allocation != nil && p.Allocation.TaskGroup == mainGroup && index > v.allocsIndex:
