@@ -139,7 +139,7 @@ var homes = map[string][]string{
 	"github.com/hashicorp/go-metrics":             {"internal/metrics"},
 	"github.com/spf13/pflag":                      {"cmd", "internal/orchestrator/cli"},
 	"github.com/gorilla/mux":                      {"internal/endpoint"},
-	"github.com/gorilla/websocket":                {"internal/api/session", "internal/orchestrator/httpapi", "internal/orchestrator/node/serve", "internal/client", "internal/nomad/nomadtest", "tests"},
+	"github.com/gorilla/websocket":                {"internal/api/session", "internal/orchestrator/httpapi", "internal/orchestrator/node/serve", "internal/client", "internal/nomad", "tests"},
 	"github.com/hashicorp/raft":                   {"internal/orchestrator/consensus", "internal/orchestrator/sim"},
 	"github.com/hashicorp/raft-wal":               {"internal/orchestrator/consensus"},
 	"github.com/hashicorp/raft-autopilot":         {"internal/orchestrator/consensus"},
