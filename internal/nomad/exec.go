@@ -46,7 +46,7 @@ func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Sp
 	if err != nil {
 		return 0, err
 	}
-	code, err := s.run(stdio, nil)
+	code, err := s.run(stdio, nil, nil)
 	if err != nil && ctx.Err() != nil {
 		return 0, fmt.Errorf("execute: %w", context.Cause(ctx))
 	}

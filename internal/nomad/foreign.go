@@ -150,7 +150,7 @@ func (c *Client) proven(ctx context.Context, at execution.Place, spec execution.
 	if spec.TTY {
 		eof = []byte{4} // the end of a terminal's input is a key; its other end stays open for us
 	}
-	code, err := s.run(execution.Stdio{Stdin: stdio.Stdin, Stdout: stdout, Stderr: rest, Resize: stdio.Resize}, eof)
+	code, err := s.run(execution.Stdio{Stdin: stdio.Stdin, Stdout: stdout, Stderr: rest, Resize: stdio.Resize}, eof, stdout.begun)
 	if cause := context.Cause(ctx); cause != nil {
 		return 0, cause
 	}
@@ -233,7 +233,7 @@ func (c *Client) readFIFO(ctx context.Context, at execution.Place, mark, fifo st
 	if err != nil {
 		return err
 	}
-	_, err = s.run(execution.Stdio{Stdout: to, Stderr: io.Discard}, nil)
+	_, err = s.run(execution.Stdio{Stdout: to, Stderr: io.Discard}, nil, nil)
 	end, _ := to.state()
 	if end != "" || ctx.Err() != nil {
 		return nil
@@ -301,7 +301,7 @@ func (c *Client) help(ctx context.Context, at execution.Place, unprivileged bool
 		var watch sync.WaitGroup
 		ended := make(chan struct{})
 		watch.Go(func() { acknowledge(s, mark, ended, stdout, stderr) })
-		code, err := s.run(execution.Stdio{Stdin: stdin, Stdout: stdout, Stderr: stderr}, nil)
+		code, err := s.run(execution.Stdio{Stdin: stdin, Stdout: stdout, Stderr: stderr}, nil, stdout.begun)
 		close(ended)
 		watch.Wait()
 		_ = stderr.flush()

@@ -126,7 +126,7 @@ const quotedName = `"((?:[^"\\]|\\.)*)"`
 
 var (
 	// Mode, links, owner, group, size or the numbers of a device, time, name, what it links to. Owners may have spaces.
-	entryLine  = regexp.MustCompile(`^(\S)([^ ]{9})\S? +\d+ (.*\S) +(\d+|\d+, +\d+|\?) +(-?\d+|\?) ` + quotedName + `(?: -> ` + quotedName + `)?$`)
+	entryLine  = regexp.MustCompile(`^(\S)([^ ]{9})\S? +\d+ (.*?\S) +(\d+, +\d+|\d+|\?) +(-?\d+|\?) ` + quotedName + `(?: -> ` + quotedName + `)?$`)
 	headerLine = regexp.MustCompile(`^` + quotedName + `:$`)
 )
 

@@ -17,6 +17,7 @@ type proof struct {
 	mark   []byte
 	to     io.Writer
 	opened bool // what comes is the program's
+	begun  chan struct{}
 
 	held   []byte // the beginning of what may become a record
 	inside bool   // held is a record that is not complete
@@ -27,7 +28,7 @@ type proof struct {
 
 // newProof expects a record "begin" first, if begins.
 func newProof(mark string, to io.Writer, begins bool) *proof {
-	return &proof{mark: []byte("\x1e" + mark + ":"), to: to, opened: !begins, over: make(chan struct{})}
+	return &proof{mark: []byte("\x1e" + mark + ":"), to: to, opened: !begins, begun: make(chan struct{}), over: make(chan struct{})}
 }
 
 func (p *proof) Write(b []byte) (int, error) {
@@ -86,7 +87,10 @@ func beginning(data, mark []byte) int {
 
 func (p *proof) record(text string) {
 	if text == "begin" {
-		p.opened = true
+		if !p.opened {
+			p.opened = true
+			close(p.begun)
+		}
 		return
 	}
 	p.end = text

@@ -109,8 +109,8 @@ func (s *session) input(p []byte) error {
 var errNoExitCode = errors.New("the exec ended without an exit code")
 
 // run connects stdio until the exec ends, and gives the exit code that the server sent. It is called once, and closes the connection and Stdin. eof is what the end of
-// Stdin is told with; nil = by closing the program's.
-func (s *session) run(stdio execution.Stdio, eof []byte) (int, error) {
+// Stdin is told with; nil = by closing the program's. Stdin is sent from begun on; nil = at once.
+func (s *session) run(stdio execution.Stdio, eof []byte, begun <-chan struct{}) (int, error) {
 	var wg sync.WaitGroup
 	done := make(chan struct{})
 	defer wg.Wait()
@@ -122,7 +122,16 @@ func (s *session) run(stdio execution.Stdio, eof []byte) (int, error) {
 	defer s.close()
 	defer close(done)
 	if stdio.Stdin != nil {
-		wg.Go(func() { s.feed(stdio.Stdin, eof) })
+		wg.Go(func() {
+			if begun != nil {
+				select {
+				case <-begun:
+				case <-done:
+					return
+				}
+			}
+			s.feed(stdio.Stdin, eof)
+		})
 	}
 	wg.Go(func() { s.beat(stdio.Resize, done) })
 	for {

@@ -1,6 +1,6 @@
 # Runs a command in a container and proves that its output has come whole.
 # Arguments: mark, FIFO for stderr or "", user or "" for that of the container, "both" where stderr is a stream of its own; then what env is told.
-# What the streams carry of ours are records: RS mark : text ; - "begin" on stdout before anything, and the last one at the end of each stream.
+# What the streams carry of ours are records: RS mark : text ; - "begin" on stdout before the command, and the last one at the end of each stream.
 mark=$1 fifo=$2 user=$3 both=$4
 shift 4
 exec 3>&2 2>/dev/null
@@ -20,8 +20,6 @@ finish() {
 	sleep 0.2 # input has ended, so nobody can say it
 	exit "$2"
 }
-
-printf '\036%s:begin;' "$mark"
 
 if [ -n "$fifo" ]; then
 	# Whoever comes first makes it. It is opened for both directions, which waits for nobody, and kept open so: what is written stays in it until somebody reads.
@@ -60,6 +58,7 @@ if [ -n "$user" ]; then
 	fi
 fi
 
+printf '\036%s:begin;' "$mark" # input comes from now on: what a terminal echoes is the program's
 (
 	if [ -n "$fifo" ]; then exec 2>&5; else exec 2>&3; fi
 	exec 3>&- 4>&- 5>&-
