@@ -108,7 +108,7 @@ func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.
 		// Nomad leaves a program alone whose connection broke.
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 		defer cancel()
-		if e := c.end(stop, at, spec.ID, ""); e != nil {
+		if e := c.end(stop, at, spec.ID, ""); e != nil && !fault.Is(e, fault.Gone) {
 			err = errors.Join(err, fmt.Errorf("%w: %w", execution.ErrLeftRunning, e))
 		}
 		return 0, err
@@ -141,6 +141,9 @@ func (c *Client) proven(ctx context.Context, at execution.Place, spec execution.
 	}
 	s, err := c.attach(ctx, at, spec.TTY, argv, nil)
 	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
 		return 0, err
 	}
 	ended := make(chan struct{})

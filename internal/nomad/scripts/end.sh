@@ -29,7 +29,18 @@ script() {
 	} <"/proc/$1/cmdline"
 }
 
-# gather adds those who carry the mark, their sessions and all that descends from them, and succeeds when there were new ones.
+# connected says whether a process has the terminal, the pipe or the FIFO of a command: it has left the session, but not gone.
+connected() {
+	local end fd
+	for end in "${ends[@]}"; do
+		for fd in 0 1 2; do
+			[ ! "/proc/$1/fd/$fd" -ef "$end" ] || return 0
+		done
+	done
+	return 1
+}
+
+# gather adds those who carry the mark, their sessions, all that descends from them or is connected to them, and succeeds when there were new ones.
 gather() {
 	local p more=yes any=1
 	fresh=()
@@ -40,13 +51,15 @@ gather() {
 		case $text in *"$mark"*)
 			ours[$p]=yes fresh+=("$p") any=0
 			[ "${session[$p]}" != "$p" ] || sessions[$p]=yes
+			case $text in "# main"*) ends+=("/proc/$p/fd/1" "/proc/$p/fd/4") ;; esac
 			;;
 		esac
 	done
 	while [ -n "$more" ]; do
 		more=
 		for p in "${!parent[@]}"; do
-			if [ "$p" != $$ ] && [ -z "${ours[$p]}" ] && [ -n "${ours[${parent[$p]}]}${sessions[${session[$p]}]}" ]; then
+			[ "$p" != $$ ] && [ -z "${ours[$p]}" ] || continue
+			if [ -n "${ours[${parent[$p]}]}${sessions[${session[$p]}]}" ] || connected "$p"; then
 				ours[$p]=yes fresh+=("$p") more=yes any=0
 			fi
 		done
