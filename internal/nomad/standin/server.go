@@ -112,8 +112,13 @@ func New(t testing.TB, o Options) *Server {
 	if o.Version == "" {
 		o.Version = "1.10.5"
 	}
+	dir, err := os.MkdirTemp("", "standin-") // a test's own has its name, which may hold what a mount's options cannot
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	s := &Server{
-		opts: o, dir: t.TempDir(), index: 10, jobs: map[string]*api.Job{}, allocs: map[string]*alloc{}, evals: map[string]*api.Evaluation{},
+		opts: o, dir: dir, index: 10, jobs: map[string]*api.Job{}, allocs: map[string]*alloc{}, evals: map[string]*api.Evaluation{},
 		subs: map[*subscriber]bool{}, calls: map[string]int{}, stop: make(chan struct{}),
 		taskEnv: []string{
 			"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=ansi", "COLUMNS=10000", "NO_COLOR=true",
