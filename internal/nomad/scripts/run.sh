@@ -12,7 +12,7 @@ finish() {
 	[ -z "$both" ] || printf '\036%s:%s;' "$mark" "$1" >&3
 	printf '\036%s:%s;' "$mark" "$1"
 	for left in 3 2 1; do # a terminal's input may have ends in it
-		while IFS= read -r -t 3 line; do
+		while IFS= read -r -t 10 line; do
 			case $line in *"$mark"*) exit "$2" ;; esac
 		done
 		[ $? -lt 128 ] || exit "$2"

@@ -45,7 +45,6 @@ type container struct {
 	cmd  *exec.Cmd
 	root string // as the machine sees it
 
-	mu      sync.Mutex
 	running sync.WaitGroup
 }
 
@@ -84,7 +83,7 @@ func (c *container) stop() {
 // command is one that runs in the container in a session of its own, as runc has it.
 func (c *container) command(tty bool, env []string, argv []string) *exec.Cmd {
 	// The shell stays outside: nsenter itself would stop and go on with its child.
-	args := []string{"-t", strconv.Itoa(c.cmd.Process.Pid), "-m", "-p", "-r", "--no-fork", "--", "/bin/bash", "-c", `exec 3>&2 2>/dev/null; "$@" 2>&3 3>&-; exit $?`, "bash", "setsid"}
+	args := []string{"-t", strconv.Itoa(c.cmd.Process.Pid), "-m", "-p", "-r", "-w", "--no-fork", "--", "/bin/bash", "-c", `exec 3>&2 2>/dev/null; "$@" 2>&3 3>&-; exit $?`, "bash", "setsid"}
 	if tty {
 		args = append(args, "-c")
 	}

@@ -286,7 +286,7 @@ func TestHowRunsEndOnNomad(t *testing.T) {
 		{"QUIT works", "sleep 100", "1"}, {"QUIT is ignored", "trap '' QUIT; sleep 100; sleep 100", "1"}, {"over at once", "sleep 100", "-1"},
 	} {
 		began := time.Now()
-		if _, _, last := start(c.command, c.limit).rest(); last != `{"type":"timeout"}` || time.Since(began) > 2500*time.Millisecond {
+		if _, _, last := start(c.command, c.limit).rest(); last != `{"type":"timeout"}` || time.Since(began) > 3900*time.Millisecond {
 			t.Errorf("%s: %s after %v", c.name, last, time.Since(began))
 		}
 		p.clean(id)
@@ -371,10 +371,8 @@ func TestTheEventStreamIsNotBelievedToBeWhole(t *testing.T) {
 		listed := s.Calls("GET /v1/allocations")
 		c.fall()
 		p.eventually(c.name+" is followed by a listing", func() bool { return s.Calls("GET /v1/allocations") > listed && s.Subscribers() == 1 })
+		p.eventually("as many runners as there shall be", func() bool { return len(s.Jobs("10-")) == 3 })
 		p.pool(2, 1)
-		if n := len(s.Jobs("10-")); n != 3 {
-			t.Errorf("%s: %d runners", c.name, n)
-		}
 	}
 	if err := e.ws.WriteMessage(websocket.TextMessage, []byte("still\n")); err != nil {
 		t.Fatal(err)
