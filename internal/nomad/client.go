@@ -60,7 +60,6 @@ type Client struct {
 	dialer  *websocket.Dialer
 	secret  string        // of this process, that marks are made with
 	helpers atomic.Uint64 // so far
-	fifos   sync.Map      // of running executions: id to path
 
 	native   atomic.Bool
 	resolves atomic.Bool            // the cluster tells what an image is

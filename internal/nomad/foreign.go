@@ -97,8 +97,6 @@ func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.
 	if err != nil {
 		return 0, err
 	}
-	c.fifos.Store(spec.ID, fifo)
-	defer c.fifos.Delete(spec.ID)
 
 	code, err := c.proven(ctx, at, spec, stdio, mark, fifo, argv)
 	if err != nil && ctx.Err() != nil {
@@ -247,11 +245,7 @@ func (c *Client) readFIFO(ctx context.Context, at execution.Place, mark, fifo st
 // end signals an execution's command or, with "", ends all that belongs to it.
 func (c *Client) end(ctx context.Context, at execution.Place, id, signal string) error {
 	mark := c.markOf(id)
-	fifo := ""
-	if f, ok := c.fifos.Load(id); ok {
-		fifo = f.(string)
-	}
-	argv, err := bash("", endScript, mark[:16], mark[16:], fifo, signal)
+	argv, err := bash("", endScript, mark[:16], mark[16:], signal)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,6 @@
 # Signals a command, or ends it with all that belongs to it.
-# Arguments: both halves of the mark, so that this script is not taken for one of those that carry it; FIFO or ""; name of a signal or "" to end everything.
-mark=$1$2 fifo=$3 signal=$4
+# Arguments: both halves of the mark, so that this script is not taken for one of those that carry it; name of a signal or "" to end everything.
+mark=$1$2 signal=$3
 exec 2>/dev/null
 declare -A parent session ours sessions
 
@@ -52,6 +52,8 @@ gather() {
 			ours[$p]=yes fresh+=("$p") any=0
 			[ "${session[$p]}" != "$p" ] || sessions[$p]=yes
 			case $text in "# main"*) ends+=("/proc/$p/fd/1" "/proc/$p/fd/4") ;; esac
+			text=${text#*/tmp/stderr_} text=${text%%.fifo*}
+			case $text in '' | *[!0-9]*) ;; *) fifos+=("/tmp/stderr_$text.fifo") ;; esac
 			;;
 		esac
 	done
@@ -85,7 +87,7 @@ for round in 1 2 3 4 5 6 7 8 9 10; do
 	gather || break
 	kill -STOP "${fresh[@]}"
 done
-[ -z "$fifo" ] || rm -f "$fifo"
+rm -f "${fifos[@]}"
 [ ${#ours[@]} != 0 ] || exit 0
 kill -KILL "${!ours[@]}"
 for round in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
