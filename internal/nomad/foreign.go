@@ -137,7 +137,7 @@ func (c *Client) proven(ctx context.Context, at execution.Place, spec execution.
 	case !spec.TTY:
 		proofs = []*proof{stdout, stderr}
 	}
-	s, err := c.attach(ctx, at, spec.TTY, argv, nil)
+	s, err := c.begin(ctx, at, spec.TTY, argv)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
@@ -284,7 +284,7 @@ func (c *Client) help(ctx context.Context, at execution.Place, unprivileged bool
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	s, err := c.attach(ctx, at, false, argv, nil)
+	s, err := c.begin(ctx, at, false, argv)
 	if err != nil {
 		cancel()
 		return nil, err

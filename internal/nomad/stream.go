@@ -39,7 +39,8 @@ type session struct {
 	free func() bool
 	late atomic.Bool // it went on after its end was told
 
-	mu sync.Mutex // of writing
+	first *api.ExecStreamingOutput // read ahead of run
+	mu    sync.Mutex               // of writing
 }
 
 // attach opens an exec that ends with ctx. What fails here has started nothing.
@@ -74,14 +75,56 @@ func (c *Client) attach(ctx context.Context, at execution.Place, tty bool, argv 
 		if resp == nil || try == attachTries || !fault.Is(err, fault.Unavailable) {
 			return nil, err
 		}
-		t := time.NewTimer(time.Duration(try) * 200 * time.Millisecond)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return nil, fmt.Errorf("execute: %w", context.Cause(ctx))
-		case <-t.C:
+		if err := pause(ctx, try); err != nil {
+			return nil, err
 		}
 	}
+}
+
+// begin is attach for a script that says first that it has begun. A task that is told of as running may not have started yet.
+func (c *Client) begin(ctx context.Context, at execution.Place, tty bool, argv []string) (*session, error) {
+	for try := 1; ; try++ {
+		s, err := c.attach(ctx, at, tty, argv, nil)
+		if err != nil {
+			return nil, err
+		}
+		frame, err := s.next()
+		if err == nil {
+			s.first = &frame
+			return s, nil
+		}
+		s.close()
+		if e, ok := errors.AsType[*websocket.CloseError](err); !ok || try == attachTries || !strings.Contains(e.Text, "not started yet") {
+			return nil, lost(err)
+		}
+		if err := pause(ctx, try); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// pause is the time before another try.
+func pause(ctx context.Context, try int) error {
+	t := time.NewTimer(time.Duration(try) * 200 * time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return fmt.Errorf("execute: %w", context.Cause(ctx))
+	case <-t.C:
+		return nil
+	}
+}
+
+// next is the next frame.
+func (s *session) next() (api.ExecStreamingOutput, error) {
+	if f := s.first; f != nil {
+		s.first = nil
+		return *f, nil
+	}
+	_ = s.conn.SetReadDeadline(time.Now().Add(answerTime))
+	var frame api.ExecStreamingOutput
+	err := s.conn.ReadJSON(&frame)
+	return frame, err
 }
 
 // close drops the connection. What runs in the container is not ended by that.
@@ -135,9 +178,8 @@ func (s *session) run(stdio execution.Stdio, eof []byte, begun <-chan struct{}) 
 	}
 	wg.Go(func() { s.beat(stdio.Resize, done) })
 	for {
-		_ = s.conn.SetReadDeadline(time.Now().Add(answerTime))
-		var frame api.ExecStreamingOutput
-		if err := s.conn.ReadJSON(&frame); err != nil {
+		frame, err := s.next()
+		if err != nil {
 			if s.late.Load() {
 				return 0, fault.New(fault.Unavailable, "the exec went on after the program's end was told")
 			}

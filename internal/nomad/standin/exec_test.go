@@ -206,6 +206,29 @@ func TestCommandsRunAsTheContractSays(t *testing.T) {
 	}
 }
 
+func TestLargeOutputOfBothKindsIsWhole(t *testing.T) {
+	r := newRig(t, standin.Options{})
+	got := r.exec(terminal("head -c 3000000 /dev/zero >&2 & head -c 5000000 /dev/zero; wait"), "")
+	if len(got.out) != 5000000 || len(got.err) != 3000000 || got.code != 0 || got.failure != nil {
+		t.Errorf("%d and %d bytes, %d, %v", len(got.out), len(got.err), got.code, got.failure)
+	}
+	r.clean()
+}
+
+// A request that is too long for an argument, or has what no argument can have, says so.
+func TestWhatCannotBePassedOnIsRefused(t *testing.T) {
+	r := newRig(t, standin.Options{})
+	for _, command := range []string{strings.Repeat("x", 130<<10), "a\x00b"} {
+		if got := r.exec(terminal(command), ""); !fault.Is(got.failure, fault.Invalid) {
+			t.Errorf("%.10q: %+v", command, got)
+		}
+	}
+	if got := r.exec(terminal(": "+strings.Repeat("x", 120<<10)+"; exit 5"), ""); got.code != 5 || got.failure != nil {
+		t.Errorf("a long one: %+v", got)
+	}
+	r.clean()
+}
+
 func TestImagesWithoutSetuser(t *testing.T) {
 	r := newRig(t, standin.Options{Bare: true})
 	root := r.server.Root(jobID)
@@ -255,6 +278,7 @@ func TestAnExitCodeIsNeverInvented(t *testing.T) {
 		{"close 1000 at the start", "echo a", []standin.ExecFault{{Match: only(main), Close: 1000, AtStart: true}}, result{}, "without an exit code"},
 		{"EOF at the start", "echo a", []standin.ExecFault{{Match: only(main), Close: 1006, AtStart: true}}, result{}, "without an exit code"},
 		{"not started yet", "echo a", []standin.ExecFault{{Match: only(main), Close: 1011, AtStart: true, Text: `task "default-task" not started yet`}}, result{}, "not started yet"},
+		{"started later", "echo a", []standin.ExecFault{{Match: only(main), Close: 1011, AtStart: true, Times: 2, Text: `task "default-task" not started yet`}}, result{out: "a\r\n"}, ""},
 		{"gone", "echo a", []standin.ExecFault{{Match: only(main), Close: 1008, AtStart: true, Text: `Unknown allocation "x"`}}, result{}, "allocation is gone"},
 		{"close 1000 while idle", "echo a; sleep 100", []standin.ExecFault{{Match: only(main), Close: 1000, After: 43}}, result{}, "without an exit code"},
 		{"EOF in the middle", "echo a; sleep 100", []standin.ExecFault{{Match: only(main), Close: 1006, After: 43}}, result{}, "without an exit code"},
