@@ -72,7 +72,9 @@ type Nomad struct {
 	Port             uint16  `yaml:"port"`
 	Token            string  `yaml:"token"`
 	TLS              TLS     `yaml:"tls"`
+	TLSServerName    string  `yaml:"tlsservername"` // what the servers' certificates are for; empty = the address's host
 	Namespace        string  `yaml:"namespace"`
+	Region           string  `yaml:"region"` // empty = that of the server asked
 	DisableForcePull bool    `yaml:"disableforcepull"`
 	Network          Network `yaml:"network"`
 }

@@ -187,14 +187,15 @@ func (g *Gateway) cluster() string {
 func (g *Gateway) clusterOptions(address, token string) nomad.Options {
 	n := g.cfg.Nomad
 	o := nomad.Options{
-		Address: address, Token: token, Namespace: n.Namespace, Template: g.template, ForcePull: !n.DisableForcePull, Observer: g.telemetry,
+		Address: address, Token: token, Namespace: n.Namespace, Region: n.Region, Template: g.template, ForcePull: !n.DisableForcePull,
+		Observer: g.telemetry,
 		Network: nomad.Network{
 			Mode: n.Network.Mode, Hostname: n.Network.Hostname,
 			Servers: n.Network.DNS.Servers, Searches: n.Network.DNS.Searches, Options: n.Network.DNS.Options,
 		},
 	}
 	if n.TLS.Active {
-		o.CAFile, o.CertFile, o.KeyFile = n.TLS.CAFile, n.TLS.CertFile, n.TLS.KeyFile
+		o.CAFile, o.CertFile, o.KeyFile, o.ServerName = n.TLS.CAFile, n.TLS.CertFile, n.TLS.KeyFile, n.TLSServerName
 	}
 	return o
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -21,6 +22,7 @@ const (
 	listTime   = time.Minute      // for a full listing
 	steadyTime = 10 * time.Second // a feed that has lasted so long had been well
 	repeatTime = 5 * time.Minute  // between two words about the same outage
+	maxEvents  = 64 << 20         // bytes of one line of the stream
 )
 
 // Watch feeds f until ctx ends; after a break it begins anew.
@@ -50,6 +52,7 @@ func (c *Client) Watch(ctx context.Context, f runner.Feed) error {
 // once, and only when it matters.
 type frame struct {
 	Index  uint64
+	Error  json.RawMessage // of a server that says why it ends the stream
 	Events []struct {
 		Topic, Type, Key string
 		Index            uint64
@@ -86,12 +89,23 @@ func (c *Client) follow(ctx context.Context, f runner.Feed) error {
 		c.opts.Observer.EventGap()
 	}
 	f.All(view.all(), view.jobsIndex)
-	d := json.NewDecoder(stream)
-	for {
+	lines := &lineLimit{from: stream, left: maxEvents}
+	d := json.NewDecoder(lines)
+	for last, heard := uint64(0), false; ; heard = true {
 		var fr frame
-		if err := d.Decode(&fr); err != nil {
+		err := d.Decode(&fr)
+		switch {
+		case errors.Is(err, io.EOF) && !heard:
+			return errors.New("the cluster ended the event stream without a word: the token must be allowed to read jobs in the namespace")
+		case err != nil:
 			return fmt.Errorf("read the event stream: %w", errors.Join(err, context.Cause(ctx)))
+		case len(fr.Error) > 0 && string(fr.Error) != "null":
+			return fmt.Errorf("the cluster ended the event stream: %.500s", fr.Error)
+		case fr.Index != 0 && fr.Index < last:
+			// What comes now would be taken for old: a snapshot was restored, or another server answers.
+			return fmt.Errorf("the event stream went back from index %d to %d", last, fr.Index)
 		}
+		last, lines.left = max(last, fr.Index), maxEvents
 		alive.Reset(silentTime)
 		c.lag.heard(fr.Index, time.Now())
 		for _, ev := range fr.Events {
@@ -103,6 +117,21 @@ func (c *Client) follow(ctx context.Context, f runner.Feed) error {
 			}
 		}
 	}
+}
+
+// lineLimit bounds what is read without an end of line.
+type lineLimit struct {
+	from io.Reader
+	left int
+}
+
+func (l *lineLimit) Read(p []byte) (int, error) {
+	if l.left <= 0 {
+		return 0, fmt.Errorf("an event takes more than %d bytes", maxEvents)
+	}
+	n, err := l.from.Read(p)
+	l.left -= n
+	return n, err
 }
 
 func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind, key string, index uint64, data json.RawMessage) error {
