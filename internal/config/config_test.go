@@ -85,11 +85,11 @@ func TestTheEnvironmentWinsOverTheFile(t *testing.T) {
 }
 
 func TestAllProblemsAreListedTogether(t *testing.T) {
-	_, _, err := load(t, "server:\n  prot: 1\n  port: 70000\nlogger: 3\nnomad:\n  enabled: false\n", "ROCKPOOL_SERVER_CLAIMWAIT=-1", "POSEIDON_SERVER_TOKN=x")
+	_, _, err := load(t, "server:\n  prot: 1\n  port: 70000\nlogger: 3\nnomad:\n  enabled: false\n", "ROCKPOOL_SERVER_CLAIMWAIT=-1", "ROCKPOOL_SERVER_MAXCONNECTIONS=2000000", "POSEIDON_SERVER_TOKN=x")
 	if err == nil {
 		t.Fatal("nothing was refused")
 	}
-	for _, want := range []string{"server.prot (line 2)", "server.port (line 3)", "logger (line 4)", "nomad.enabled", "ROCKPOOL_SERVER_CLAIMWAIT", "POSEIDON_SERVER_TOKN"} {
+	for _, want := range []string{"server.prot (line 2)", "server.port (line 3)", "logger (line 4)", "nomad.enabled", "server.maxconnections", "ROCKPOOL_SERVER_CLAIMWAIT", "POSEIDON_SERVER_TOKN"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%s is not named in: %v", want, err)
 		}
