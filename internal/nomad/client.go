@@ -55,6 +55,8 @@ type Client struct {
 	template atomic.Pointer[[]byte] // the parsed template job
 	evals    evalWaits
 	known    jobCache
+	defs     definitions
+	gateway  string // written into claims; "" = this gateway is alone
 	close    sync.Once
 	idle     func()
 }
@@ -80,6 +82,7 @@ func New(o Options, log logging.Logger) (*Client, error) {
 	c := &Client{opts: o, log: log, idle: transport.CloseIdleConnections}
 	c.evals.init()
 	c.known.init()
+	c.defs.init()
 	streams, calls := &http.Client{Transport: transport}, &http.Client{Transport: transport, Timeout: handshakeTime}
 	if o.CAFile != "" || o.CertFile != "" {
 		if err := api.ConfigureTLS(streams, &api.TLSConfig{CACert: o.CAFile, ClientCert: o.CertFile, ClientKey: o.KeyFile}); err != nil {
@@ -101,6 +104,10 @@ func New(o Options, log logging.Logger) (*Client, error) {
 
 // Close gives idle connections back.
 func (c *Client) Close() { c.close.Do(c.idle) }
+
+// Several says that this gateway shares the cluster with others: claims carry its id, and feed is told what the others make of the environments. It is
+// called before anything else.
+func (c *Client) Several(id string, feed TemplateFeed) { c.gateway, c.defs.feed = id, feed }
 
 // Native reports whether the cluster offers executions and files of its own.
 func (c *Client) Native() bool { return c.native.Load() }

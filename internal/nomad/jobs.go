@@ -87,6 +87,9 @@ func (c *Client) mark(ctx context.Context, job *api.Job, timeout time.Duration) 
 	}
 	group.Meta[metaUsed] = "true"
 	group.Meta[metaTimeout] = strconv.Itoa(int(timeout / time.Second))
+	if c.gateway != "" {
+		group.Meta[metaGateway] = c.gateway
+	}
 	_, err := c.register(ctx, job, true, *job.JobModifyIndex)
 	if fault.Is(err, fault.Conflict) {
 		return fmt.Errorf("%w: %w", runner.ErrClaimLost, err)
@@ -146,11 +149,16 @@ func (c *Client) RegisterTemplate(ctx context.Context, e environment.Environment
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
+	// What the feed shows of it meanwhile is our own doing, until it is known how that ended.
+	index := uint64(0)
+	done := c.defs.change(e.ID)
+	defer func() { done(index) }()
 	resp, err := c.register(ctx, job, false, 0)
 	if err == nil && resp.EvalID != "" {
 		err = c.placed(ctx, resp.EvalID)
 	}
 	if err == nil {
+		index = resp.JobModifyIndex
 		return nil
 	}
 	c.putBack(ctx, before, *job.ID)
@@ -229,24 +237,25 @@ func (c *Client) DeleteTemplate(ctx context.Context, id environment.ID) error {
 
 // Templates reads the definitions of all live template jobs.
 func (c *Client) Templates(ctx context.Context) ([]environment.Environment, error) {
-	stubs, _, err := c.list(ctx, templatePrefix)
+	lines, _, err := c.listWhole(ctx, templatePrefix)
 	if err != nil {
 		return nil, err
 	}
-	found := make([]*environment.Environment, len(stubs))
+	found := make([]*environment.Environment, len(lines))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(lookups)
-	for i, s := range stubs {
+	for i, s := range lines {
 		id, ok := templateEnvironment(s.ID)
 		if !ok || s.Stop || s.Status == "dead" {
 			continue
 		}
+		if s.Job != nil {
+			found[i] = new(settingsOf(s.Job, id))
+			continue
+		}
 		g.Go(func() error {
-			job, err := c.job(gctx, s.ID)
-			if fault.Is(err, fault.NotFound) {
-				return nil
-			}
-			if err == nil {
+			job, err := c.present(gctx, s.ID)
+			if job != nil {
 				found[i] = new(settingsOf(job, id))
 			}
 			return err
