@@ -34,6 +34,8 @@ type Pools interface {
 	Want(e Environment)
 	// Roll replaces the idle runners although their settings are unchanged.
 	Roll(id ID)
+	// Forget gives the pool up with the runners that are known.
+	Forget(id ID)
 	// Drop forgets the pool and removes all its runners, used ones too.
 	Drop(ctx context.Context, id ID) error
 }
@@ -71,6 +73,24 @@ func (s *Service) adopt(e Environment) {
 	s.known[e.ID] = e
 	s.mu.Unlock()
 	s.pools.Want(e)
+}
+
+// Seen takes in a definition that another gateway stored.
+func (s *Service) Seen(e Environment) {
+	if old, ok := s.lookup(e.ID); !ok || !old.Equal(e) {
+		s.adopt(e)
+	}
+}
+
+// Gone takes in that another gateway deleted an environment.
+func (s *Service) Gone(id ID) {
+	if _, ok := s.lookup(id); !ok {
+		return
+	}
+	s.mu.Lock()
+	delete(s.known, id)
+	s.mu.Unlock()
+	s.pools.Forget(id)
 }
 
 func (s *Service) lookup(id ID) (Environment, bool) {

@@ -26,10 +26,15 @@ type Options struct {
 	// ReloadBelow is the share of idle runners below which, for ReloadAfter, the pools are compared with a full listing. 0 = off.
 	ReloadBelow float64
 	ReloadAfter time.Duration
+	Shared      *Shared // nil = this gateway has the cluster to itself
 }
 
 // callTime bounds each call to the cluster.
 const callTime = 10 * time.Second
+
+// abandonedTime is the inactivity timeout of a runner that is taken in order to be destroyed. If this gateway ends in between, whoever finds it used
+// destroys it after that time.
+const abandonedTime = time.Minute
 
 // safetyNet is how often the plan is looked at although nothing happened.
 const safetyNet = time.Minute
@@ -52,6 +57,9 @@ type Manager struct {
 	live    bool                         // the first listing has come
 	below   map[environment.ID]time.Time // since when a pool is under the threshold
 	relist  context.CancelFunc           // breaks the feed, which begins with a full listing again
+	turn    int                          // of the feed; each begins with a full listing
+	lead    lead
+	asks    asks
 }
 
 // NewManager makes a manager without pools.
@@ -118,6 +126,7 @@ func (m *Manager) reconcile(ctx context.Context) error {
 		wait := safetyNet
 		m.mu.Lock()
 		if m.live {
+			m.pools.Lead(m.leads())
 			actions, next := m.pools.Plan(now)
 			if !next.IsZero() {
 				wait = min(wait, max(next.Sub(now), time.Millisecond))
@@ -142,8 +151,10 @@ func (m *Manager) follow(ctx context.Context) error {
 		watchCtx, cancel := context.WithCancel(ctx)
 		m.mu.Lock()
 		m.relist = cancel
+		m.turn++
+		f := feed{m, m.turn}
 		m.mu.Unlock()
-		err := m.cluster.Watch(watchCtx, feed{m})
+		err := m.cluster.Watch(watchCtx, f)
 		again := watchCtx.Err() != nil
 		cancel()
 		if err != nil && !again {
@@ -196,7 +207,7 @@ func (m *Manager) carryOut(ctx context.Context, a pool.Action, e environment.Env
 	}
 	var err error
 	if a.Guard {
-		err = m.cluster.ClaimRunner(ctx, a.ID, 0)
+		err = m.cluster.ClaimRunner(ctx, a.ID, abandonedTime)
 	}
 	lost := errors.Is(err, ErrClaimLost)
 	if err == nil {
@@ -229,8 +240,8 @@ func (m *Manager) Roll(id environment.ID) {
 	m.poke()
 }
 
-// Drop forgets an environment and removes all its runners, also those that this process never saw.
-func (m *Manager) Drop(ctx context.Context, id environment.ID) error {
+// Forget ends an environment: the runners that are known here go.
+func (m *Manager) Forget(id environment.ID) {
 	m.mu.Lock()
 	delete(m.envs, id)
 	delete(m.below, id)
@@ -248,6 +259,11 @@ func (m *Manager) Drop(ctx context.Context, id environment.ID) error {
 		r.end(execution.ErrDeleted)
 	}
 	m.poke()
+}
+
+// Drop forgets an environment and removes all its runners, also those that this process never saw.
+func (m *Manager) Drop(ctx context.Context, id environment.ID) error {
+	m.Forget(id)
 	strays, err := m.cluster.RunnersOf(ctx, id)
 	if err != nil {
 		return err
@@ -337,14 +353,15 @@ func (m *Manager) release(r *Runner, cause error) {
 
 // adopt makes the record of a used runner. The lock is held.
 func (m *Manager) adopt(s Seen) *Runner {
-	r := &Runner{ID: s.ID, Env: s.Env, place: s.Place, ports: s.Ports}
+	r := &Runner{ID: s.ID, Env: s.Env, place: s.Place, ports: s.Ports, timeout: s.Timeout, gateway: s.Gateway, used: time.Now()}
 	m.used[s.ID] = r
 	delete(m.seen, s.ID)
+	m.share(r)
 	return r
 }
 
 func (m *Manager) watchInactivity(r *Runner, timeout time.Duration) {
-	r.start(timeout, func() { m.Discard(r, execution.ErrInactive) })
+	r.start(timeout, func() { m.expire(r) })
 }
 
 // wakeClaims lets waiting claims look again. The lock is held.

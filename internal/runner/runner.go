@@ -19,7 +19,9 @@ type Runner struct {
 	place   execution.Place
 	ports   []Port
 	timeout time.Duration
-	timer   *time.Timer // nil = never expires
+	gateway string      // that claimed it, where there are several
+	used    time.Time   // last through this gateway
+	timer   *time.Timer // nil = it does not expire, or another gateway watches over it
 	cause   error       // why it ended; nil = it lives
 	bound   map[*context.CancelCauseFunc]struct{}
 }
@@ -42,9 +44,26 @@ func (r *Runner) Ports() []Port {
 func (r *Runner) Touch() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.used = time.Now()
 	if r.timer != nil && r.cause == nil {
 		r.timer.Reset(r.timeout)
 	}
+}
+
+// again has the timer fire after d, unless it rests.
+func (r *Runner) again(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.timer != nil && r.cause == nil {
+		r.timer.Reset(d)
+	}
+}
+
+// idle is since when it was not used through this gateway, and after how long it expires.
+func (r *Runner) idle() (since, timeout time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Since(r.used), r.timeout
 }
 
 // Bind returns a context that also ends with the runner, and has the reason as its cause.
@@ -74,9 +93,19 @@ func (r *Runner) start(timeout time.Duration, expired func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.timeout = timeout
+	if r.timer != nil {
+		r.timer.Stop()
+	}
 	if timeout > 0 && r.cause == nil {
 		r.timer = time.AfterFunc(timeout, expired)
 	}
+}
+
+// watched reports whether its timer runs.
+func (r *Runner) watched() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.timer != nil
 }
 
 // rest stops the inactivity timer. The runner goes on.
@@ -85,6 +114,7 @@ func (r *Runner) rest() {
 	defer r.mu.Unlock()
 	if r.timer != nil {
 		r.timer.Stop()
+		r.timer = nil
 	}
 }
 

@@ -91,6 +91,7 @@ type Pools struct {
 	envs   map[environment.ID]*env
 	where  map[string]environment.ID
 	calls  int
+	follow bool // another gateway grows and shrinks the pools
 }
 
 // New makes empty pools. newID names new runners and never repeats itself.
