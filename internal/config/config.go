@@ -5,6 +5,8 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"net/url"
+	"strings"
 
 	"rockpool/internal/logging"
 )
@@ -34,6 +36,8 @@ type Server struct {
 	CopyModificationTime    bool   `yaml:"copymodificationtime"`
 	ForbidSingleQuote       bool   `yaml:"forbidsinglequote"`
 	OutputLimit             uint   `yaml:"outputlimit"` // MB; 0 = none
+	PeerAddress             string `yaml:"peeraddress"` // URL for other gateways; "" = there are none
+	StopTimeout             uint   `yaml:"stoptimeout"` // seconds
 }
 
 // Alert says when a pool is running dry.
@@ -152,6 +156,9 @@ var foreign = map[string]bool{
 	"profiling.memoryinterval": true, "profiling.memorythreshold": true, "nomad.tls.skipverify": true, "nomad.agents": true, "kubernetes": true,
 }
 
+// maxStopTimeout is the longest that a stop may wait for executions: a day.
+const maxStopTimeout = 86400
+
 // check finds values that are possible each but wrong.
 func (c Config) check() (problems []error) {
 	refuse := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
@@ -172,6 +179,21 @@ func (c Config) check() (problems []error) {
 	}
 	if a := c.Server.Alert.PrewarmingPoolThreshold; a < 0 || a > 1 {
 		refuse("server.alert.prewarmingpoolthreshold: %v is not between 0 and 1", a)
+	}
+	if p := c.Server.PeerAddress; p != "" {
+		u, err := url.Parse(p)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+			refuse("server.peeraddress: %q is not what other gateways can reach this one by, such as http://10.0.0.5:7200", p)
+		}
+		if err == nil && (u.Scheme == "https") != c.Server.TLS.Active {
+			refuse("server.peeraddress: https goes with server.tls.active, and http without it")
+		}
+		if c.Nomad.Address == "" {
+			refuse("server.peeraddress: several gateways need a cluster of their own: set nomad.address")
+		}
+	}
+	if s := c.Server.StopTimeout; s > maxStopTimeout {
+		refuse("server.stoptimeout: %d is more than %d seconds", s, maxStopTimeout)
 	}
 	if c.Profiling.CPUEnabled && c.Profiling.CPUFile == "" {
 		refuse("profiling.cpufile: needed while profiling.cpuenabled is set")

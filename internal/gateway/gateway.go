@@ -84,21 +84,32 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	defer cluster.Close()
 
 	server, alert := g.cfg.Server, g.cfg.Server.Alert
+	several, err := g.several(cluster)
+	if err != nil {
+		return err
+	}
 	runners := runner.NewManager(cluster, runner.Options{
-		Limits: pool.DefaultLimits(), ClaimWait: time.Duration(server.ClaimWait) * time.Second, Pull: true,
+		Shared: several.shared(cluster), Limits: pool.DefaultLimits(), ClaimWait: time.Duration(server.ClaimWait) * time.Second, Pull: true,
 		ReloadBelow: alert.PrewarmingPoolThreshold, ReloadAfter: time.Duration(alert.PrewarmingPoolReloadTimeout) * time.Second,
 	}, g.log)
 	envs := environment.NewService(cluster, runners, !g.cfg.Nomad.DisableForcePull)
+	several.join(cluster, envs, runners)
 	var tasks lifecycle.Tasks
 	engine := &execution.Engine{Executor: cluster, SplitStderr: server.InteractiveStderr, OutputLimit: int64(server.OutputLimit) << 20, Native: cluster.Native, Tasks: &tasks}
 	ready := make(chan struct{})
 	routes := api.New(api.Options{
 		Token: server.Token, TLS: server.TLS.Active, PublicURL: server.PublicURL, AlertThreshold: alert.PrewarmingPoolThreshold,
 		ForbidSingleQuote: server.ForbidSingleQuote, CopyModificationTime: server.CopyModificationTime, Version: Version(),
-		Observe: g.access,
+		Observe: g.access, Gateways: several.gateways(), GatewayTLS: several.tls,
 	}, envs, runners, engine, cluster, ready, g.log)
 
 	return lifecycle.Run(ctx, append(services,
+		lifecycle.Service{Name: "gateways", Run: func(ctx context.Context) error {
+			if !g.clusterReady(ctx) {
+				return nil
+			}
+			return several.run(ctx)
+		}},
 		lifecycle.Service{Name: "runners", Grace: stopTime, Run: func(ctx context.Context) error {
 			if !g.clusterReady(ctx) {
 				return nil
@@ -111,9 +122,9 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 			defer cancel()
 			return tasks.Wait(stop)
 		}},
-		lifecycle.Service{Name: "recovery", Run: func(ctx context.Context) error { return g.recover(ctx, envs, runners, ready) }},
-		lifecycle.Service{Name: "http", Grace: 2 * stopTime, Run: func(ctx context.Context) error { return g.serve(ctx, routes) }},
-		lifecycle.Service{Name: "watchdog", Run: g.watchdog},
+		lifecycle.Service{Name: "recovery", Run: func(ctx context.Context) error { return g.recover(ctx, envs, runners, several, ready) }},
+		lifecycle.Service{Name: "watchdog", Run: g.watchdog}, // also while executions are waited for
+		lifecycle.Service{Name: "http", Grace: 2*stopTime + g.drainTime(), Run: func(ctx context.Context) error { return g.serve(ctx, routes, several.handler(routes, runners)) }},
 		lifecycle.Service{Name: "profile", Run: g.profile},
 	)...)
 }
@@ -160,7 +171,7 @@ func (g *Gateway) clusterReady(ctx context.Context) bool {
 }
 
 // recover fills the catalogue, waits for the first listing of the runners, and lets requests in.
-func (g *Gateway) recover(ctx context.Context, envs *environment.Service, runners *runner.Manager, ready chan<- struct{}) error {
+func (g *Gateway) recover(ctx context.Context, envs *environment.Service, runners *runner.Manager, several *several, ready chan<- struct{}) error {
 	if !g.clusterReady(ctx) {
 		return nil
 	}
@@ -179,6 +190,11 @@ func (g *Gateway) recover(ctx context.Context, envs *environment.Service, runner
 			return nil
 		case <-t.C:
 		}
+	}
+	select {
+	case <-several.joined():
+	case <-ctx.Done():
+		return nil
 	}
 	select {
 	case <-runners.Ready():
