@@ -14,7 +14,7 @@ import (
 // Gateways are the others that share the cluster.
 type Gateways interface {
 	// Owner is the URL of the live gateway where an execution waits; false = no other one.
-	Owner(executionID string) (url string, ok bool)
+	Owner(ctx context.Context, executionID string) (url string, ok bool, err error)
 }
 
 // maxRelays is how many sessions are passed on at once.
@@ -29,9 +29,9 @@ func (a *API) relay(w http.ResponseWriter, r *http.Request, executionID string) 
 	if a.opts.Gateways == nil || r.Header.Get(relayed) != "" {
 		return false, nil
 	}
-	base, ok := a.opts.Gateways.Owner(executionID)
-	if !ok {
-		return false, nil
+	base, ok, err := a.opts.Gateways.Owner(r.Context(), executionID)
+	if err != nil || !ok {
+		return err != nil, err
 	}
 	if !session.IsHandshake(r) { // refused here as there, before the execution is consumed
 		if conn, err := session.Upgrade(w, r, refuseUpgrade); err == nil {

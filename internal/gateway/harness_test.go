@@ -192,3 +192,15 @@ func (h *harness) messages(c *websocket.Conn, want ...string) {
 		h.Fatalf("got %q and close %d, want %q and 1000", got, code, want)
 	}
 }
+
+// runGateway runs one until it ends by itself.
+func runGateway(t *testing.T, cfg config.Config) error {
+	t.Helper()
+	g, err := gateway.New(cfg, nil, logging.Discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	return g.Run(ctx)
+}

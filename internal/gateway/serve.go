@@ -112,7 +112,9 @@ func (g *Gateway) serve(ctx context.Context, routes *api.API, handler http.Handl
 }
 
 // drainTime is how long a stop waits for executions.
-func (g *Gateway) drainTime() time.Duration { return time.Duration(g.cfg.Server.StopTimeout) * time.Second }
+func (g *Gateway) drainTime() time.Duration {
+	return time.Duration(g.cfg.Server.StopTimeout) * time.Second
+}
 
 // drain says that the gateway stops, and gives executions their time to finish.
 func (g *Gateway) drain(ctx context.Context, routes *api.API) {

@@ -23,6 +23,7 @@ import (
 type several struct {
 	group *peers.Group
 	tls   *tls.Config
+	idle  func() // gives idle connections back
 	log   logging.Logger
 }
 
@@ -36,6 +37,7 @@ func (g *Gateway) several(cluster *nomad.Client) (*several, error) {
 		return nil, err
 	}
 	transport := &http.Transport{TLSClientConfig: s.tls, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, ResponseHeaderTimeout: 5 * time.Second}
+	s.idle = transport.CloseIdleConnections
 	s.group = peers.NewGroup(peers.Options{URL: g.cfg.Server.PeerAddress, Client: transport}, nomad.NewLeases(cluster, peers.TTL), g.log)
 	return s, nil
 }
@@ -76,6 +78,7 @@ func (s *several) run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
+	defer s.idle()
 	return s.group.Run(ctx)
 }
 
@@ -98,9 +101,9 @@ func (s *several) gateways() api.Gateways {
 
 type owners struct{ group *peers.Group }
 
-func (o owners) Owner(executionID string) (string, bool) {
-	p, ok := o.group.Owner(executionID)
-	return p.URL, ok && p.URL != ""
+func (o owners) Owner(ctx context.Context, executionID string) (string, bool, error) {
+	p, ok, err := o.group.Owner(ctx, executionID)
+	return p.URL, ok, err
 }
 
 // handler serves clients and other gateways.

@@ -21,18 +21,19 @@ const TTL = 10 * time.Second
 
 // Times of a group.
 const (
-	lookTime   = time.Second        // between two looks at the leases
-	renewTime  = 3 * time.Second    // between two renewals
-	marginTime = 2 * time.Second    // a holder takes a lease for lost so long before others may
-	callTime   = 3 * time.Second    // for one call
-	keepTime   = time.Minute        // what is left of a gateway's lease stays that long
-	tellTime   = 5 * time.Minute    // between two words about the same trouble
-	leadName   = "lead"             // the lease of who leads
-	memberPath = "instance/"        // and of each gateway
-	urlItem    = "url"              // where a gateway is reached by others
-	secretItem = "secret"           // what they show there
-	tagLength  = len("01234567")    // of an id, shared by the executions of a gateway
-	header     = "Rockpool-Gateway" // carries the secret
+	lookTime   = time.Second           // between two looks at the leases
+	gatherTime = 20 * time.Millisecond // before a look that was asked for
+	renewTime  = 3 * time.Second       // between two renewals
+	marginTime = 2 * time.Second       // a holder takes a lease for lost so long before others may
+	callTime   = 3 * time.Second       // for one call
+	keepTime   = time.Minute           // what is left of a gateway's lease stays that long
+	tellTime   = 5 * time.Minute       // between two words about the same trouble
+	leadName   = "lead"                // the lease of who leads
+	memberPath = "instance/"           // and of each gateway
+	urlItem    = "url"                 // where a gateway is reached by others
+	secretItem = "secret"              // what they show there
+	tagLength  = len("01234567")       // of an id, shared by the executions of a gateway
+	header     = "Rockpool-Gateway"    // carries the secret
 )
 
 // Options of a Group.
@@ -61,6 +62,7 @@ type Group struct {
 	changed func()
 
 	member, lead holding // of Run alone
+	asked        chan struct{}
 
 	mu      sync.RWMutex
 	leadTil time.Time
@@ -68,6 +70,7 @@ type Group struct {
 	gone    map[string]time.Time // whose lease is not held any more, and since when
 	loss    time.Time            // when a gateway was last lost
 	told    time.Time
+	waiting []chan error // for a look that has not begun
 }
 
 // holding is a lease and until when it is surely held.
@@ -83,7 +86,7 @@ func NewGroup(o Options, leases Leases, log logging.Logger) *Group {
 	}
 	return &Group{
 		opts: o, leases: leases, log: log, self: ident.New(), secret: ident.NewSecret(), http: &http.Client{Transport: o.Client, CheckRedirect: noRedirect},
-		joined: make(chan struct{}), changed: func() {}, peers: map[string]Peer{}, gone: map[string]time.Time{},
+		joined: make(chan struct{}), changed: func() {}, asked: make(chan struct{}, 1), peers: map[string]Peer{}, gone: map[string]time.Time{},
 	}
 }
 
@@ -117,19 +120,50 @@ func (g *Group) Alive(id string) bool {
 // NewExecutionID names an execution that waits here, so that the others find it.
 func (g *Group) NewExecutionID() string { return g.self[:tagLength] + ident.New()[tagLength:] }
 
-// Owner is the gateway where an execution waits: false = here, or nowhere.
-func (g *Group) Owner(executionID string) (Peer, bool) {
+// Owner is the gateway where an execution waits: false = here, or nowhere. One that has come a moment ago is looked for.
+func (g *Group) Owner(ctx context.Context, executionID string) (Peer, bool, error) {
 	if !ident.Valid(executionID) || strings.HasPrefix(executionID, g.self[:tagLength]) {
-		return Peer{}, false
+		return Peer{}, false, nil
 	}
+	if p, ok := g.tagged(executionID[:tagLength]); ok {
+		return p, true, nil
+	}
+	if err := g.refresh(ctx); err != nil {
+		return Peer{}, false, err
+	}
+	p, ok := g.tagged(executionID[:tagLength])
+	return p, ok, nil
+}
+
+func (g *Group) tagged(tag string) (Peer, bool) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	for _, p := range g.peers {
-		if strings.EqualFold(p.ID[:tagLength], executionID[:tagLength]) {
+		if strings.EqualFold(p.ID[:tagLength], tag) {
 			return p, true
 		}
 	}
 	return Peer{}, false
+}
+
+// refresh returns after a look that began after the call, or with an error.
+func (g *Group) refresh(ctx context.Context) error {
+	done := make(chan error, 1)
+	g.mu.Lock()
+	g.waiting = append(g.waiting, done)
+	g.mu.Unlock()
+	select {
+	case g.asked <- struct{}{}:
+	default:
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fault.Wrap(fault.Unavailable, context.Cause(ctx), "which gateways live could not be learned in time")
+	}
 }
 
 // Run holds this gateway's leases and follows those of the others until ctx ends, then gives them back. Before it has joined, a cluster that has no leases
@@ -150,6 +184,11 @@ func (g *Group) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return g.leave(context.WithoutCancel(ctx))
 		case <-tick.C:
+		case <-g.asked:
+			select { // whoever asks meanwhile gets the same look
+			case <-ctx.Done():
+			case <-time.After(gatherTime):
+			}
 		}
 	}
 }
@@ -195,15 +234,19 @@ func (g *Group) leave(ctx context.Context) error {
 func (g *Group) step(ctx context.Context) error {
 	led := g.Leading()
 	err := g.hold(ctx, &g.member, memberPath+g.self, map[string]string{urlItem: g.opts.URL, secretItem: g.secret}, true)
+	g.mu.Lock()
+	waiting := g.waiting
+	g.waiting = nil
+	g.mu.Unlock()
 	found, lookErr := g.look(ctx)
-	changed := false
+	changed, readErr := false, lookErr
 	if lookErr == nil {
-		var readErr error
 		changed, readErr = g.follow(ctx, found)
-		err = errors.Join(err, readErr)
-	} else {
-		err = errors.Join(err, lookErr)
 	}
+	for _, w := range waiting {
+		w <- readErr
+	}
+	err = errors.Join(err, readErr)
 	if g.member.lease != nil && lookErr == nil {
 		err = errors.Join(err, g.hold(ctx, &g.lead, leadName, map[string]string{"instance": g.self, urlItem: g.opts.URL}, !found[leadName].Held))
 		if g.lead.lease != nil {

@@ -59,6 +59,7 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 // Idle is the least time since any other gateway that lives saw a runner being used; negative = none of them knows it. A gateway that died may have seen
 // it until then. An error says that somebody who may know did not answer.
 func (g *Group) Idle(ctx context.Context, runnerID string) (least time.Duration, err error) {
+	err = g.refresh(ctx)
 	g.mu.RLock()
 	loss := g.loss
 	g.mu.RUnlock()
