@@ -214,6 +214,10 @@ func (m *Manager) record(s Seen) []end {
 		r.update(s)
 	case ph == pool.Used:
 		m.adopt(s)
+	case ph == pool.Claiming && s.Used && s.Gateway != m.self():
+		// Another gateway was faster, and nothing more will come of it.
+		m.pools.ClaimLost(s.ID, time.Now())
+		m.adopt(s)
 	case !ph.Ended():
 		m.seen[s.ID] = s
 		if ph == pool.Idle {
