@@ -175,7 +175,10 @@ func TestEnvironmentsAreEverybodys(t *testing.T) {
 	a, b := two(t, c, "2", 2)
 	b.want("PUT", "/execution-environments/10", env("1"), 204, "")
 	a.pool("10", 1, 0)
-	a.eventually("the size", func() bool { _, body, _ := a.do("GET", "/execution-environments/10", ""); return strings.Contains(body, `"prewarmingPoolSize":1`) })
+	a.eventually("the size", func() bool {
+		_, body, _ := a.do("GET", "/execution-environments/10", "")
+		return strings.Contains(body, `"prewarmingPoolSize":1`)
+	})
 	b.want("PUT", "/execution-environments/11", env("1"), 201, "")
 	a.pool("11", 1, 0)
 	a.want("DELETE", "/execution-environments/11", "", 204, "")
