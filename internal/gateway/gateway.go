@@ -114,6 +114,11 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 			if !g.clusterReady(ctx) {
 				return nil
 			}
+			select { // so that one listing tells everything, whoever leads
+			case <-several.joined():
+			case <-ctx.Done():
+				return nil
+			}
 			return runners.Run(ctx)
 		}},
 		lifecycle.Service{Name: "executions", Grace: stopTime, Run: func(ctx context.Context) error {
