@@ -30,7 +30,7 @@ func (d *definitions) init() {
 	d.at, d.busy, d.late = map[environment.ID]uint64{}, map[environment.ID]int{}, map[environment.ID]func(){}
 }
 
-// change begins a change of our own; the function it returns is told its index, or 0 when it came to nothing.
+// change begins a change of our own; the function it returns is told its index, or 0 when it was not registered.
 func (d *definitions) change(id environment.ID) (done func(index uint64)) {
 	if d.feed == nil {
 		return func(uint64) {}

@@ -149,16 +149,18 @@ func (c *Client) RegisterTemplate(ctx context.Context, e environment.Environment
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
-	// What the feed shows of it meanwhile is our own doing, until it is known how that ended.
+	// What the feed shows of this registration is our own doing, and what it shows meanwhile waits until it is known which that is.
 	index := uint64(0)
 	done := c.defs.change(e.ID)
 	defer func() { done(index) }()
 	resp, err := c.register(ctx, job, false, 0)
+	if err == nil {
+		index = resp.JobModifyIndex
+	}
 	if err == nil && resp.EvalID != "" {
 		err = c.placed(ctx, resp.EvalID)
 	}
 	if err == nil {
-		index = resp.JobModifyIndex
 		return nil
 	}
 	c.putBack(ctx, before, *job.ID)
