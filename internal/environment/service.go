@@ -75,11 +75,21 @@ func (s *Service) adopt(e Environment) {
 	s.pools.Want(e)
 }
 
-// Seen takes in a definition that another gateway stored.
-func (s *Service) Seen(e Environment) {
-	if old, ok := s.lookup(e.ID); !ok || !old.Equal(e) {
+// Seen takes in a definition that another gateway stored; again = over one that was known. What that gateway does about an image that may have changed is
+// done here too: the pool may be this one's to keep.
+func (s *Service) Seen(e Environment, again bool) {
+	old, ok := s.lookup(e.ID)
+	if !ok || !old.Equal(e) {
 		s.adopt(e)
 	}
+	if ok && again && s.rolls(old, e) {
+		s.pools.Roll(e.ID)
+	}
+}
+
+// rolls reports whether e, put over old, may mean another image although it says the same.
+func (s *Service) rolls(old, e Environment) bool {
+	return old.Settings() == e.Settings() && s.pulls && !e.FixedImage()
 }
 
 // Gone takes in that another gateway deleted an environment.
@@ -115,7 +125,7 @@ func (s *Service) Put(ctx context.Context, e Environment) (created bool, err err
 		return false, err
 	}
 	// The same tag may mean a new image. Where it cannot be learned whether it does, the idle runners are replaced.
-	roll := existed && old.Settings() == e.Settings() && s.pulls && !e.FixedImage()
+	roll := existed && s.rolls(old, e)
 	if existed && old.Equal(e) && !roll {
 		return false, nil
 	}

@@ -265,3 +265,29 @@ func TestAClusterWithoutVariablesIsToldOf(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// Which gateway a definition is put through makes no difference to what the one that leads does about its image.
+func TestATagThatMayHaveMovedIsRolledByTheOneThatLeads(t *testing.T) {
+	c := nomadtest.New(t)
+	_, b := two(t, c, "2", 2)
+	tagged := strings.Replace(env("2"), `"host"`, `"course/python:3"`, 1)
+	b.want("PUT", "/execution-environments/10", tagged, 204, "")
+	fresh := func(before []string) func() bool {
+		return func() bool {
+			now := c.Jobs("10-")
+			for _, id := range before {
+				for _, other := range now {
+					if id == other {
+						return false
+					}
+				}
+			}
+			return len(now) == 2
+		}
+	}
+	b.pool("10", 2, 0)
+	before := c.Jobs("10-")
+	b.want("PUT", "/execution-environments/10", tagged, 204, "")
+	b.eventually("the idle runners are new", fresh(before))
+	b.pool("10", 2, 0)
+}

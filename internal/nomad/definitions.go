@@ -12,7 +12,8 @@ import (
 
 // TemplateFeed is told what other gateways make of the environments. Its methods return at once.
 type TemplateFeed interface {
-	Seen(e environment.Environment)
+	// Seen is told a definition; again = it replaces one that was told or made here.
+	Seen(e environment.Environment, again bool)
 	Gone(id environment.ID)
 }
 
@@ -81,12 +82,13 @@ func (d *definitions) tell(id environment.ID, index uint64, job *api.Job) {
 		if index <= d.at[id] {
 			return
 		}
+		again := d.at[id] > 0
 		d.at[id] = index
 		if job == nil || (job.Stop != nil && *job.Stop) {
 			d.feed.Gone(id)
 			return
 		}
-		d.feed.Seen(settingsOf(job, id))
+		d.feed.Seen(settingsOf(job, id), again)
 	}
 	if d.busy[id] > 0 {
 		d.late[id] = pass

@@ -163,7 +163,7 @@ func (c *Client) RegisterTemplate(ctx context.Context, e environment.Environment
 	if err == nil {
 		return nil
 	}
-	c.putBack(ctx, before, *job.ID)
+	index = max(index, c.putBack(ctx, before, *job.ID))
 	return err
 }
 
@@ -189,19 +189,24 @@ func (c *Client) ResolveImage(ctx context.Context, image string) (environment.Pi
 	return environment.Pin{Digest: found.Digest, Reference: found.Reference}, nil
 }
 
-// putBack restores what a failed registration replaced, so that a restart of the gateway finds the definition that is in force.
-func (c *Client) putBack(ctx context.Context, before *api.Job, id string) {
+// putBack restores what a failed registration replaced, so that a restart of the gateway finds the definition that is in force. It returns the
+// index of what it registered, 0 = nothing.
+func (c *Client) putBack(ctx context.Context, before *api.Job, id string) (index uint64) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), handshakeTime)
 	defer cancel()
 	err := error(nil)
 	if before == nil {
 		err = c.purge(ctx, id)
 	} else {
-		_, err = c.register(ctx, before, false, 0)
+		var resp *api.JobRegisterResponse
+		if resp, err = c.register(ctx, before, false, 0); err == nil {
+			index = resp.JobModifyIndex
+		}
 	}
 	if err != nil {
 		c.log.WithField("error", err.Error()).Warn("a template job that could not be placed was left in the cluster")
 	}
+	return index
 }
 
 // placed waits for an evaluation by its event and, when none comes, asks once.
