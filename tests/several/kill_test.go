@@ -113,6 +113,17 @@ func TestKillNineUnderLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	// A session that waits at the one and is connected through the other.
+	url, err := a.Execute(ctx, kept, platform.Execution{Command: "sleep 100", TimeLimit: 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	passed, err := b.Connect(ctx, strings.Replace(url, fmt.Sprint(":", a.port, "/"), fmt.Sprint(":", b.port, "/"), 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer passed.Abort()
+
 	l := &ledger{claimed: map[string]int{kept: 1, orphan: 1}}
 	var killed sync.Map
 	excused := func() bool { _, ok := killed.Load("a"); return ok }
@@ -131,6 +142,9 @@ func TestKillNineUnderLoad(t *testing.T) {
 	died := time.Now()
 	if err := a.Kill(); err != nil {
 		t.Fatal(err)
+	}
+	if out, err := passed.Wait(ctx); err != nil || out.Final.Type != "error" || out.Close != 1000 {
+		t.Errorf("a session that was passed on to it ended with %+v, %v", out, err)
 	}
 	if _, err := b.List(ctx, kept, "./", true); err != nil {
 		t.Errorf("right after the kill: %v", err)
