@@ -182,7 +182,9 @@ func TestNoSocketIsFatal(t *testing.T) {
 	}
 }
 
-func TestTheWatchdogTrustsOurOwnAuthority(t *testing.T) {
+// certificates makes an authority and a server's certificate for loopback.
+func certificates(t *testing.T) (files config.TLS, roots *x509.CertPool) {
+	t.Helper()
 	dir := t.TempDir()
 	ca, err := certs.CreateCA("", time.Now(), 0)
 	if err != nil {
@@ -197,15 +199,19 @@ func TestTheWatchdogTrustsOurOwnAuthority(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	roots = x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca.Cert)
+	return config.TLS{Active: true, CAFile: filepath.Join(dir, "ca.pem"), CertFile: filepath.Join(dir, "cert.pem"), KeyFile: filepath.Join(dir, "key.pem")}, roots
+}
+
+func TestTheWatchdogTrustsOurOwnAuthority(t *testing.T) {
+	files, roots := certificates(t)
 	l := socket(t)
 	u := newUnit(t, 400*time.Millisecond, []net.Listener{l}, "ROCKPOOL_NOMAD_ADDRESS="+nomadtest.New(t).URL, "ROCKPOOL_SERVER_TLS_ACTIVE=true",
-		"ROCKPOOL_SERVER_TLS_CAFILE="+filepath.Join(dir, "ca.pem"), "ROCKPOOL_SERVER_TLS_CERTFILE="+filepath.Join(dir, "cert.pem"),
-		"ROCKPOOL_SERVER_TLS_KEYFILE="+filepath.Join(dir, "key.pem"))
+		"ROCKPOOL_SERVER_TLS_CAFILE="+files.CAFile, "ROCKPOOL_SERVER_TLS_CERTFILE="+files.CertFile, "ROCKPOOL_SERVER_TLS_KEYFILE="+files.KeyFile)
 	u.says("READY=1")
 	u.says("WATCHDOG=1")
 	u.says("WATCHDOG=1")
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(ca.Cert)
 	conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: roots, MaxVersion: tls.VersionTLS12})
 	if err == nil {
 		conn.Close()

@@ -1,6 +1,7 @@
 package gateway_test
 
 import (
+	"crypto/tls"
 	"net"
 	"net/http"
 	"strconv"
@@ -27,6 +28,9 @@ func among(t *testing.T, c *nomadtest.Cluster, change ...func(*config.Config)) *
 	}
 	return start(t, c, append(change, func(cfg *config.Config) {
 		cfg.Server.Port, cfg.Server.PeerAddress = uint16(port), "http://127.0.0.1:"+strconv.Itoa(port)
+		if cfg.Server.TLS.Active {
+			cfg.Server.PeerAddress = strings.Replace(cfg.Server.PeerAddress, "http", "https", 1)
+		}
 	})...)
 }
 
@@ -290,4 +294,29 @@ func TestATagThatMayHaveMovedIsRolledByTheOneThatLeads(t *testing.T) {
 	b.want("PUT", "/execution-environments/10", tagged, 204, "")
 	b.eventually("the idle runners are new", fresh(before))
 	b.pool("10", 2, 0)
+}
+
+// Between gateways it is TLS where it is TLS for clients, with an authority of one's own.
+func TestGatewaysSpeakTLSWithEachOther(t *testing.T) {
+	files, roots := certificates(t)
+	trusted := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}
+	c := nomadtest.New(t)
+	secure := func() *harness {
+		h := among(t, c, func(cfg *config.Config) { cfg.Server.TLS = files })
+		h.url = strings.Replace(h.url, "http", "https", 1)
+		h.http.Transport = &http.Transport{TLSClientConfig: trusted}
+		return h
+	}
+	a, b := secure(), secure()
+	a.want("PUT", "/execution-environments/10", env("1"), 201, "")
+	a.pool("10", 1, 0)
+	r := a.claim("1")
+	dialer := websocket.Dialer{TLSClientConfig: trusted}
+	conn, _, err := dialer.Dial(b.via(a.execute(r, `{"command":"echo hi"}`)), http.Header{"Poseidon-Token": {"secret"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	b.messages(conn, `{"type":"start"}`, `{"type":"stdout","data":"hi\n"}`, `{"type":"exit","data":0}`)
+	a.eventually("it expires, after the other was asked", func() bool { return len(c.Jobs(r)) == 0 })
 }

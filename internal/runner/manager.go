@@ -60,6 +60,8 @@ type Manager struct {
 	turn    int                          // of the feed; each begins with a full listing
 	lead    lead
 	asks    asks
+	ending  chan struct{} // one for each runner about which the other gateways are being asked
+	over    chan struct{} // Run has ended
 }
 
 // NewManager makes a manager without pools.
@@ -68,7 +70,8 @@ func NewManager(cluster Cluster, opts Options, log logging.Logger) *Manager {
 		cluster: cluster, opts: opts, log: log,
 		trigger: make(chan struct{}, 1), ready: make(chan struct{}), arrived: make(chan struct{}),
 		envs: map[environment.ID]environment.Environment{}, seen: map[string]Seen{}, used: map[string]*Runner{},
-		below: map[environment.ID]time.Time{},
+		below: map[environment.ID]time.Time{}, ending: make(chan struct{}, opts.Limits.Concurrency),
+		over: make(chan struct{}),
 	}
 	m.pools = pool.New(opts.Limits, newRunnerID)
 	return m
@@ -91,6 +94,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	g.Go(func() error { return m.follow(ctx) })
 	g.Go(func() error { return m.reconcile(ctx) })
 	err := g.Wait()
+	close(m.over)
 	m.mu.Lock()
 	for _, r := range m.used {
 		r.rest() // whoever takes the runners back begins their time anew

@@ -33,8 +33,9 @@ type Others interface {
 
 // Times of a runner that may have been used through other gateways.
 const (
-	askAgainTime = 2 * time.Second  // after one did not answer
-	unheardTime  = 10 * time.Minute // so long does its silence keep a runner alive
+	askAgainTime  = 2 * time.Second  // after one did not answer
+	askOthersTime = 5 * time.Second  // for all of them to answer
+	unheardTime   = 10 * time.Minute // so long does its silence keep a runner alive
 )
 
 // lead is from when on this gateway keeps the pools.
@@ -111,8 +112,14 @@ func (m *Manager) expire(r *Runner) {
 }
 
 func (m *Manager) expireShared(r *Runner) {
+	select { // after a gateway died, all of its runners may expire at a time
+	case m.ending <- struct{}{}:
+		defer func() { <-m.ending }()
+	case <-m.over:
+		return
+	}
 	others := m.opts.Shared.Others
-	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	ctx, cancel := context.WithTimeout(context.Background(), askOthersTime)
 	defer cancel()
 	least, err := others.Idle(ctx, r.ID)
 	idle, timeout := r.idle()
