@@ -220,11 +220,12 @@ func TestUseThroughAnotherGatewayCounts(t *testing.T) {
 func TestTheLeadIsHandedOver(t *testing.T) {
 	c := nomadtest.New(t)
 	a, b := two(t, c, "3", 3)
-	r := a.claim("1") // whose timer goes over too
+	r := a.claim("3") // whose timer goes over too
+	b.pool("10", 3, 1)
 	a.stop()
 	began := time.Now()
 	b.eventually("it is watched over and replaced", func() bool { i, u := b.stats("10"); return i == 3 && u == 0 })
-	if d := time.Since(began); d > 6*time.Second {
+	if d := time.Since(began); d < 3*time.Second || d > 8*time.Second {
 		t.Errorf("that took %v", d)
 	}
 	b.want("GET", "/runners/"+r+"/files", "", 410, "not known")
