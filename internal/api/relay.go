@@ -54,7 +54,7 @@ func (a *API) relay(w http.ResponseWriter, r *http.Request, executionID string) 
 	header.Set(relayed, "1")
 	peer, err := session.Dialer{TLS: a.opts.GatewayTLS}.Dial(r.Context(), base, r, header)
 	if refusal, ok := errors.AsType[*session.Refusal](err); ok {
-		return true, refuse(w, refusal)
+		return true, repeat(w, refusal)
 	}
 	if err != nil {
 		return true, fault.Wrap(fault.Unavailable, err, "the gateway where this execution waits cannot be reached: connect again in a moment")
@@ -75,8 +75,8 @@ func (a *API) relay(w http.ResponseWriter, r *http.Request, executionID string) 
 	return true, nil
 }
 
-// refuse repeats what the other gateway answered.
-func refuse(w http.ResponseWriter, refusal *session.Refusal) error {
+// repeat answers what the other gateway answered.
+func repeat(w http.ResponseWriter, refusal *session.Refusal) error {
 	if len(refusal.Body) > 0 {
 		w.Header().Set("Content-Type", "application/json")
 	}

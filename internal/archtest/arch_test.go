@@ -146,7 +146,7 @@ var homes = map[string][]string{
 	"github.com/hashicorp/serf":                   {"internal/orchestrator/membership"},
 	"github.com/hashicorp/memberlist":             {"internal/orchestrator/membership", "internal/orchestrator/sim"},
 	"github.com/hashicorp/cronexpr":               {"internal/orchestrator/cron"},
-	"github.com/hashicorp/go-memdb":               {"internal/orchestrator/state"},
+	"github.com/google/btree":                     {"internal/orchestrator/state"},
 	"github.com/influxdata/influxdb-client-go/v2": {"internal/metrics/influx"},
 	"github.com/NVIDIA/go-nvml":                   {"internal/orchestrator/device/nvidia"},
 	"github.com/opencontainers/runtime-spec":      {"internal/sandbox/oci"},
@@ -166,6 +166,7 @@ var homes = map[string][]string{
 	"github.com/docker/cli":                       {"internal/image", "internal/orchestrator/driver/docker"},
 	"github.com/anishathalye/porcupine":           {"internal/orchestrator/sim"},
 	"github.com/containerd/errdefs":               {"internal/orchestrator/driver/docker"},
+	"github.com/santhosh-tekuri/jsonschema/v6":    {"tests/contract"},
 }
 
 func TestEachLibraryHasOneHome(t *testing.T) {

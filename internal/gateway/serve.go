@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -73,20 +72,30 @@ func listeners(s config.Server) ([]net.Listener, error) {
 	return open, nil
 }
 
+// headerSize bounds what a connection may have the gateway keep before it is known who asks, in bytes.
+const headerSize = 64 << 10
+
+func (g *Gateway) server(routes http.Handler) *http.Server {
+	server := &http.Server{
+		Handler: routes, ConnContext: g.connections.mark, ErrorLog: logging.Connections(g.log),
+		// Bodies have a deadline of their own, and nothing bounds an answer: a PUT of an environment or a WebSocket may take long.
+		ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second, MaxHeaderBytes: headerSize,
+	}
+	if g.certificate != nil {
+		server.TLSConfig = g.certificate.config()
+	}
+	return server
+}
+
 // serve answers requests until ctx ends, then waits for plain requests and ends the sessions.
 func (g *Gateway) serve(ctx context.Context, routes *api.API, handler http.Handler) error {
-	server := &http.Server{
-		Handler: handler, ErrorLog: logging.Connections(g.log),
-		// Bodies have a deadline of their own, and nothing bounds an answer: a PUT of an environment or a WebSocket may take long.
-		ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second,
-		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS13, CurvePreferences: []tls.CurveID{tls.CurveP521, tls.CurveP384, tls.CurveP256}},
-	}
+	server := g.server(handler)
 	group, serveCtx := errgroup.WithContext(ctx)
 	for _, l := range g.listen {
 		group.Go(func() error {
 			serve := func() error { return server.Serve(l) }
-			if t := g.cfg.Server.TLS; t.Active {
-				serve = func() error { return server.ServeTLS(l, t.CertFile, t.KeyFile) }
+			if g.certificate != nil {
+				serve = func() error { return server.ServeTLS(l, "", "") }
 			}
 			if err := serve(); !errors.Is(err, http.ErrServerClosed) { // which is how an orderly stop begins, not how it went
 				return err

@@ -32,6 +32,7 @@ type Options struct {
 	Template  string // HCL of the job that everything is derived from
 	Network   Network
 	ForcePull bool // pull images anew
+	Observer  Observer
 }
 
 // Network is the configuration of runners with network access.
@@ -57,6 +58,8 @@ type Client struct {
 	known    jobCache
 	defs     definitions
 	gateway  string // written into claims; "" = this gateway is alone
+	lag      lagMeter
+	listed   atomic.Bool // the first listing has been
 	close    sync.Once
 	idle     func()
 }
@@ -88,6 +91,10 @@ func New(o Options, log logging.Logger) (*Client, error) {
 		if err := api.ConfigureTLS(streams, &api.TLSConfig{CACert: o.CAFile, ClientCert: o.CertFile, ClientKey: o.KeyFile}); err != nil {
 			return nil, fmt.Errorf("nomad.tls: %w", err)
 		}
+	}
+	if o.Observer != nil {
+		c.lag.told = o.Observer.EventLag
+		streams.Transport = &timed{next: streams.Transport, observer: o.Observer, lag: &c.lag}
 	}
 	for _, to := range []struct {
 		client **api.Client
@@ -172,6 +179,9 @@ func (c *Client) raw(ctx context.Context, method, path string, params url.Values
 	return nil, ofStatus(resp.StatusCode, strings.TrimSpace(string(text)), what)
 }
 
+// maxAnswer bounds an answer that is kept whole, and each entry of a listing, in bytes: nodes are not believed.
+const maxAnswer = 1 << 20
+
 // answer is what our routes without a result send.
 type answer struct{ Index uint64 }
 
@@ -181,7 +191,7 @@ func (c *Client) rawJSON(ctx context.Context, method, path string, params url.Va
 		return err
 	}
 	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(out); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "%s: the answer was cut off", what)
 	}
 	return nil

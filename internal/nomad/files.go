@@ -1,10 +1,10 @@
 package nomad
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"iter"
 	"net/url"
@@ -51,7 +51,8 @@ func (c *Client) List(ctx context.Context, at execution.Place, path string, recu
 			return
 		}
 		defer resp.Body.Close()
-		d := json.NewDecoder(resp.Body)
+		lines := bufio.NewScanner(resp.Body)
+		lines.Buffer(nil, maxAnswer)
 		for {
 			var line struct {
 				End         bool   `json:"end"`
@@ -64,10 +65,13 @@ func (c *Client) List(ctx context.Context, at execution.Place, path string, recu
 				Owner       string `json:"owner"`
 				Group       string `json:"group"`
 			}
-			if err := d.Decode(&line); err != nil {
-				if errors.Is(err, io.EOF) {
-					err = io.ErrUnexpectedEOF
-				}
+			err := io.ErrUnexpectedEOF // there is a last line, which says that it is
+			if lines.Scan() {
+				err = json.Unmarshal(lines.Bytes(), &line)
+			} else if lines.Err() != nil {
+				err = lines.Err()
+			}
+			if err != nil {
 				yield(files.Entry{}, fault.Wrap(fault.Unavailable, err, "the listing was cut off"))
 				return
 			}

@@ -57,9 +57,9 @@ func (c *Client) CreateRunner(ctx context.Context, e environment.Environment, id
 
 // ClaimRunner marks a runner as used by compare-and-set. What the feed has shown of its job saves a question; if that is out of date, the comparison fails
 // and the job is read.
-func (c *Client) ClaimRunner(ctx context.Context, id string, timeout time.Duration) error {
+func (c *Client) ClaimRunner(ctx context.Context, id string, timeout time.Duration, owner string) error {
 	if job := c.known.take(id); job != nil {
-		if err := c.mark(ctx, job, timeout); !errors.Is(err, runner.ErrClaimLost) {
+		if err := c.mark(ctx, job, timeout, owner); !errors.Is(err, runner.ErrClaimLost) {
 			return err
 		}
 	}
@@ -70,11 +70,11 @@ func (c *Client) ClaimRunner(ctx context.Context, id string, timeout time.Durati
 	if err != nil {
 		return err
 	}
-	return c.mark(ctx, job, timeout)
+	return c.mark(ctx, job, timeout, owner)
 }
 
 // mark writes a claim into a job as it was at its index.
-func (c *Client) mark(ctx context.Context, job *api.Job, timeout time.Duration) error {
+func (c *Client) mark(ctx context.Context, job *api.Job, timeout time.Duration, owner string) error {
 	group := configOf(job)
 	if group == nil || job.JobModifyIndex == nil {
 		return fault.New(fault.Internal, "the job %s is not one of a runner", *job.ID)
@@ -89,6 +89,9 @@ func (c *Client) mark(ctx context.Context, job *api.Job, timeout time.Duration) 
 	group.Meta[metaTimeout] = strconv.Itoa(int(timeout / time.Second))
 	if c.gateway != "" {
 		group.Meta[metaGateway] = c.gateway
+	}
+	if owner != "" {
+		group.Meta[metaOwner] = owner
 	}
 	_, err := c.register(ctx, job, true, *job.JobModifyIndex)
 	if fault.Is(err, fault.Conflict) {

@@ -81,6 +81,9 @@ func (c *Client) follow(ctx context.Context, f runner.Feed) error {
 	if err != nil {
 		return err
 	}
+	if c.listed.Swap(true) && c.opts.Observer != nil {
+		c.opts.Observer.EventGap()
+	}
 	f.All(view.all(), view.jobsIndex)
 	d := json.NewDecoder(stream)
 	for {
@@ -89,6 +92,7 @@ func (c *Client) follow(ctx context.Context, f runner.Feed) error {
 			return fmt.Errorf("read the event stream: %w", errors.Join(err, context.Cause(ctx)))
 		}
 		alive.Reset(silentTime)
+		c.lag.heard(fr.Index, time.Now())
 		for _, ev := range fr.Events {
 			if ev.Index == 0 {
 				ev.Index = fr.Index
@@ -101,6 +105,9 @@ func (c *Client) follow(ctx context.Context, f runner.Feed) error {
 }
 
 func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind, key string, index uint64, data json.RawMessage) error {
+	if c.opts.Observer != nil {
+		c.opts.Observer.Event(topic, kind, key, data)
+	}
 	if id, ok := templateEnvironment(key); ok && topic == "Job" && c.defs.feed != nil {
 		return c.defs.event(id, kind, index, data)
 	}

@@ -12,8 +12,49 @@ import (
 	"rockpool/internal/runner/pool"
 )
 
-// Claim hands out an idle runner; timeout is its inactivity timeout, 0 = none. An empty pool is Exhausted.
-func (m *Manager) Claim(ctx context.Context, id environment.ID, timeout time.Duration) (*Runner, error) {
+// Holder is who claims, and how many runners it may hold at once; 0 = as many as there are.
+type Holder struct {
+	Owner string
+	Quota int
+}
+
+// ErrQuota says that a holder has as many runners as it may.
+var ErrQuota = errors.New("the quota of runners is used up")
+
+// hold takes a place of a holder's quota, which the function it returns gives back: from then on the record of the runner counts. For a moment both may,
+// so that a quota is never exceeded.
+func (m *Manager) hold(by Holder) (func(), error) {
+	if by.Quota <= 0 {
+		return func() {}, nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	held := m.claiming[by.Owner]
+	for _, r := range m.used {
+		if r.Owner == by.Owner {
+			held++
+		}
+	}
+	if held >= by.Quota {
+		return nil, fault.Wrap(fault.Exhausted, ErrQuota, "the token's quota of %d runners is used up: give one back first", by.Quota)
+	}
+	m.claiming[by.Owner]++
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.claiming[by.Owner]--; m.claiming[by.Owner] == 0 {
+			delete(m.claiming, by.Owner)
+		}
+	}, nil
+}
+
+// Claim hands out an idle runner; timeout is its inactivity timeout, 0 = none. An empty pool is Exhausted, and so is a quota that is used up.
+func (m *Manager) Claim(ctx context.Context, id environment.ID, timeout time.Duration, by Holder) (*Runner, error) {
+	release, err := m.hold(by)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	deadline := time.Now().Add(m.opts.ClaimWait)
 	for {
 		taken, err := m.take(ctx, id, deadline)
@@ -22,10 +63,11 @@ func (m *Manager) Claim(ctx context.Context, id environment.ID, timeout time.Dur
 		}
 		// A client that leaves now must not leave the claim's outcome open.
 		callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
-		err = m.cluster.ClaimRunner(callCtx, taken.ID, timeout)
+		err = m.cluster.ClaimRunner(callCtx, taken.ID, timeout, by.Owner)
 		cancel()
 		switch {
 		case err == nil:
+			taken.Owner = by.Owner
 			if r := m.claimed(taken, timeout); r != nil {
 				return r, nil
 			}

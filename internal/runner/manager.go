@@ -1,9 +1,12 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,20 +51,21 @@ type Manager struct {
 	ready   chan struct{}
 	tasks   lifecycle.Tasks
 
-	mu      sync.Mutex
-	pools   *pool.Pools
-	envs    map[environment.ID]environment.Environment
-	seen    map[string]Seen // of runners that are not claimed yet
-	used    map[string]*Runner
-	arrived chan struct{}                // closed and replaced whenever a claim may succeed that did not before
-	live    bool                         // the first listing has come
-	below   map[environment.ID]time.Time // since when a pool is under the threshold
-	relist  context.CancelFunc           // breaks the feed, which begins with a full listing again
-	turn    int                          // of the feed; each begins with a full listing
-	lead    lead
-	asks    asks
-	ending  chan struct{} // one for each runner about which the other gateways are being asked
-	over    chan struct{} // Run has ended
+	mu       sync.Mutex
+	pools    *pool.Pools
+	envs     map[environment.ID]environment.Environment
+	seen     map[string]Seen // of runners that are not claimed yet
+	used     map[string]*Runner
+	claiming map[string]int               // claims under way of owners with a quota
+	arrived  chan struct{}                // closed and replaced whenever a claim may succeed that did not before
+	live     bool                         // the first listing has come
+	below    map[environment.ID]time.Time // since when a pool is under the threshold
+	relist   context.CancelFunc           // breaks the feed, which begins with a full listing again
+	turn     int                          // of the feed; each begins with a full listing
+	lead     lead
+	asks     asks
+	ending   chan struct{} // one for each runner about which the other gateways are being asked
+	over     chan struct{} // Run has ended
 }
 
 // NewManager makes a manager without pools.
@@ -69,7 +73,7 @@ func NewManager(cluster Cluster, opts Options, log logging.Logger) *Manager {
 	m := &Manager{
 		cluster: cluster, opts: opts, log: log,
 		trigger: make(chan struct{}, 1), ready: make(chan struct{}), arrived: make(chan struct{}),
-		envs: map[environment.ID]environment.Environment{}, seen: map[string]Seen{}, used: map[string]*Runner{},
+		envs: map[environment.ID]environment.Environment{}, seen: map[string]Seen{}, used: map[string]*Runner{}, claiming: map[string]int{},
 		below: map[environment.ID]time.Time{}, ending: make(chan struct{}, opts.Limits.Concurrency),
 		over: make(chan struct{}),
 	}
@@ -211,7 +215,7 @@ func (m *Manager) carryOut(ctx context.Context, a pool.Action, e environment.Env
 	}
 	var err error
 	if a.Guard {
-		err = m.cluster.ClaimRunner(ctx, a.ID, abandonedTime)
+		err = m.cluster.ClaimRunner(ctx, a.ID, abandonedTime, "")
 	}
 	lost := errors.Is(err, ErrClaimLost)
 	if err == nil {
@@ -305,7 +309,19 @@ func (m *Manager) Lookup(id string) (*Runner, error) {
 	if r, ok := m.used[id]; ok {
 		return r, nil
 	}
-	return nil, fault.New(fault.Gone, "the runner %s is not known (any more)", id)
+	return nil, Unknown(id)
+}
+
+// Claimed are all claimed runners, in the order of their ids.
+func (m *Manager) Claimed() []*Runner {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.SortedFunc(maps.Values(m.used), func(a, b *Runner) int { return cmp.Compare(a.ID, b.ID) })
+}
+
+// Unknown is the answer to an id that is not that of a claimed runner, or not the caller's.
+func Unknown(id string) error {
+	return fault.New(fault.Gone, "the runner %s is not known (any more)", id)
 }
 
 // Destroy ends a runner and asks the cluster once to remove it. If that fails the reconciler goes on.
@@ -357,7 +373,8 @@ func (m *Manager) release(r *Runner, cause error) {
 
 // adopt makes the record of a used runner. The lock is held.
 func (m *Manager) adopt(s Seen) *Runner {
-	r := &Runner{ID: s.ID, Env: s.Env, place: s.Place, ports: s.Ports, timeout: s.Timeout, gateway: s.Gateway, used: time.Now()}
+	now := time.Now()
+	r := &Runner{ID: s.ID, Env: s.Env, Owner: s.Owner, place: s.Place, ports: s.Ports, timeout: s.Timeout, gateway: s.Gateway, claimed: now, touched: now}
 	m.used[s.ID] = r
 	delete(m.seen, s.ID)
 	m.share(r)

@@ -13,6 +13,7 @@ import (
 type Runner struct {
 	ID         string
 	Env        environment.ID
+	Owner      string // who claimed it; "" = nobody in particular
 	Executions execution.Store
 
 	mu      sync.Mutex
@@ -20,8 +21,9 @@ type Runner struct {
 	ports   []Port
 	timeout time.Duration
 	gateway string      // that claimed it, where there are several
-	used    time.Time   // last through this gateway
 	timer   *time.Timer // nil = it does not expire, or another gateway watches over it
+	claimed time.Time   // or found, after a restart
+	touched time.Time   // last used through this gateway
 	cause   error       // why it ended; nil = it lives
 	bound   map[*context.CancelCauseFunc]struct{}
 }
@@ -44,7 +46,7 @@ func (r *Runner) Ports() []Port {
 func (r *Runner) Touch() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.used = time.Now()
+	r.touched = time.Now()
 	if r.timer != nil && r.cause == nil {
 		r.timer.Reset(r.timeout)
 	}
@@ -63,7 +65,18 @@ func (r *Runner) again(d time.Duration) {
 func (r *Runner) idle() (since, timeout time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return time.Since(r.used), r.timeout
+	return time.Since(r.touched), r.timeout
+}
+
+// Times are when it was claimed, or found after a restart, its inactivity timeout, and what is left of that now: -1 s where it never
+// expires here.
+func (r *Runner) Times(now time.Time) (claimed time.Time, timeout, left time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.timer == nil {
+		return r.claimed, r.timeout, -time.Second
+	}
+	return r.claimed, r.timeout, max(r.timeout-now.Sub(r.touched), 0)
 }
 
 // Bind returns a context that also ends with the runner, and has the reason as its cause.
@@ -92,7 +105,7 @@ func (r *Runner) Bind(ctx context.Context) (context.Context, context.CancelFunc)
 func (r *Runner) start(timeout time.Duration, expired func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.timeout = timeout
+	r.timeout, r.touched = timeout, time.Now()
 	if r.timer != nil {
 		r.timer.Stop()
 	}

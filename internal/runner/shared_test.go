@@ -108,7 +108,7 @@ func TestOnlyTheOneThatLeadsKeepsThePools(t *testing.T) {
 		}
 		o.set(func() { o.leads = false })
 		m.Regroup()
-		r, err := m.Claim(t.Context(), 1, 0) // all hand out
+		r, err := m.Claim(t.Context(), 1, 0, runner.Holder{}) // all hand out
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -175,7 +175,7 @@ func TestUseElsewhereKeepsARunnerAlive(t *testing.T) {
 	o := &others{idle: 4 * time.Second, leads: true}
 	among(t, 1, o, nil, func(t *testing.T, m *runner.Manager, c *cluster) {
 		settle(2 * time.Second)
-		r, err := m.Claim(t.Context(), 1, timeout)
+		r, err := m.Claim(t.Context(), 1, timeout, runner.Holder{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -203,7 +203,7 @@ func TestSilenceIsNoAnswer(t *testing.T) {
 	o := &others{idle: -1, err: errors.New("no answer"), leads: true}
 	among(t, 1, o, nil, func(t *testing.T, m *runner.Manager, c *cluster) {
 		settle(2 * time.Second)
-		r, err := m.Claim(t.Context(), 1, timeout)
+		r, err := m.Claim(t.Context(), 1, timeout, runner.Holder{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -303,7 +303,7 @@ func TestAClaimThatAnotherWon(t *testing.T) {
 			c.mu.Lock()
 			return runner.ErrClaimLost
 		}
-		if _, err := m.Claim(t.Context(), 1, 0); !fault.Is(err, fault.Exhausted) {
+		if _, err := m.Claim(t.Context(), 1, 0, runner.Holder{}); !fault.Is(err, fault.Exhausted) {
 			t.Fatalf("got %v", err)
 		}
 		if _, err := m.Lookup(c.claims[0]); err != nil {

@@ -215,7 +215,7 @@ func (s *session) frame(ctx context.Context, kind int, r io.Reader) error {
 const maxControl = 4096
 
 func (s *session) control(ctx context.Context, r io.Reader) error {
-	data, err := io.ReadAll(io.LimitReader(r, maxControl))
+	data, err := io.ReadAll(io.LimitReader(r, maxControl+1))
 	if err != nil {
 		return err
 	}
@@ -224,7 +224,7 @@ func (s *session) control(ctx context.Context, r io.Reader) error {
 		Width, Height uint16
 		Name          string
 	}
-	if json.Unmarshal(data, &m) != nil {
+	if len(data) > maxControl || json.Unmarshal(data, &m) != nil {
 		return nil // unknown messages are skipped, so that the protocol can grow
 	}
 	switch m.Type {

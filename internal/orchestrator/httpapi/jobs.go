@@ -200,7 +200,7 @@ func (a *API) updateJob(w http.ResponseWriter, r *http.Request, id auth.Identity
 	return a.registerJob(w, r, id, req.registerJob)
 }
 
-// registerJob answers as soon as job and evaluation are committed, which does not hold up the placement. The end of the
+// registerJob answers as soon as job and evaluation are committed, and what is simple is placed with them; nothing else is waited for. The end of the
 // evaluation, however, is held back until the answer has left.
 func (a *API) registerJob(w http.ResponseWriter, r *http.Request, id auth.Identity, req registerJob) error {
 	j := req.Body.Job
@@ -293,7 +293,7 @@ func (a *API) admit(j *wire.Job, namespace string, id auth.Identity) (*model.Job
 
 // again refuses to run once more what may be known, but is not allowed where it is any longer.
 func (a *API) again(s *state.Snapshot, j *model.Job, id auth.Identity) error {
-	if problem := misplaced(s, j); problem != "" {
+	if problem := leader.Misplaced(s, nil, j); problem != "" {
 		return answer(http.StatusInternalServerError, "%s", problem)
 	}
 	return a.room(id)
@@ -333,7 +333,7 @@ func (a *API) checked(j *wire.Job, namespace string, id auth.Identity) (*model.J
 		return nil, "", answer(http.StatusInternalServerError, "%s", p.Text())
 	}
 	job := wire.JobIn(j)
-	if problem := misplaced(snap, job); problem != "" {
+	if problem := leader.Misplaced(snap, nil, job); problem != "" {
 		return nil, "", answer(http.StatusInternalServerError, "%s", problem)
 	}
 	nameScaling(job)

@@ -3,6 +3,7 @@ package execution
 import (
 	"regexp"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"rockpool/internal/fault"
@@ -40,6 +41,8 @@ const (
 // Store keeps requests until they are taken. The zero value is ready for use.
 type Store struct {
 	NewID func() string // names a request; nil = a random id
+	// Running counts the executions of the runner that were begun and have no verdict yet. Whoever serves them keeps it.
+	Running atomic.Int64
 
 	mu      sync.Mutex
 	waiting map[string]Request
@@ -82,6 +85,13 @@ func (s *Store) keep(id string, r Request) {
 	}
 	s.waiting[id] = r
 	s.bytes += r.bytes()
+}
+
+// Waiting is how many requests were not taken yet.
+func (s *Store) Waiting() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.waiting)
 }
 
 // Take consumes a request: only the first caller gets it.

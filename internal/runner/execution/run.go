@@ -27,6 +27,11 @@ const (
 	Failed           // everything else; the reason is in the log
 )
 
+// String is the kind as figures name it.
+func (k Kind) String() string {
+	return [...]string{"exit", "timeout", "out_of_memory", "stopped", "output_limit", "left", "failed"}[k]
+}
+
 // Outcome is the one result of an execution.
 type Outcome struct {
 	Kind Kind
