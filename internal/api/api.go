@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net/http"
@@ -39,6 +40,8 @@ type Options struct {
 	MaxExecutionsInAll   int
 	Watch                Watch
 	Metrics              http.Handler // figures for Prometheus
+	Gateways             Gateways     // nil = this one is alone
+	GatewayTLS           *tls.Config
 }
 
 // Watch is told what happens. Its methods must not block.
@@ -68,12 +71,17 @@ type API struct {
 	sessions lifecycle.Tasks
 	requests sync.WaitGroup // http.Server does not wait for handlers of connections that were taken over
 	stopping chan struct{}
+	draining chan struct{}
+	present  attendance    // WebSocket sessions
+	held     chan struct{} // requests that wait for recovery
+	relays   chan struct{}
 }
 
 // New builds the API. ready is closed when recovery is done.
 func New(o Options, envs *environment.Service, runners *runner.Manager, engine *execution.Engine, store files.Store, ready <-chan struct{},
 	log logging.Logger) *API {
-	a := &API{opts: o, envs: envs, runners: runners, engine: engine, files: store, ready: ready, log: log, stopping: make(chan struct{})}
+	a := &API{opts: o, envs: envs, runners: runners, engine: engine, files: store, ready: ready, log: log, stopping: make(chan struct{}),
+		draining: make(chan struct{}), held: make(chan struct{}, maxHeld), relays: make(chan struct{}, maxRelays)}
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
 		Auth: auth.Func(a.authenticate), Error: writeError, Lookup: a.lookup, Target: target, Begin: o.Watch.Begin, Observe: o.Watch.Observe, Log: log,
 	})
@@ -266,23 +274,21 @@ func (a *API) authenticate(r *http.Request) (auth.Identity, error) {
 
 type runnerKey struct{}
 
-// lookup holds requests back until recovery is done, and finds the runner that a path names.
+// lookup lets requests in, and finds the runner that a path names.
 func (a *API) lookup(r *http.Request, route endpoint.Route) (context.Context, error) {
 	ctx := r.Context()
 	if route.Policy.Scope == auth.Public {
 		return ctx, nil
 	}
-	select {
-	case <-a.ready:
-	case <-ctx.Done():
-		return ctx, context.Cause(ctx)
+	if err := a.admit(ctx); err != nil {
+		return ctx, err
 	}
 	ctx = context.WithValue(ctx, hostKey{}, r.Host)
 	id := endpoint.PathVar(r, "runnerId")
 	if id == "" {
 		return ctx, nil
 	}
-	found, err := a.runners.Lookup(id)
+	found, err := a.runners.Find(ctx, id)
 	if err != nil {
 		return ctx, err
 	}

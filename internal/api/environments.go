@@ -25,6 +25,9 @@ func (a *API) health(context.Context, auth.Identity, endpoint.None) (endpoint.No
 		err := fault.New(fault.Unavailable, "recovery is under way: the cluster's runners and environments are being listed")
 		return endpoint.NoContent{}, &answered{error: err, status: http.StatusServiceUnavailable, code: dto.CodeUnknown}
 	}
+	if a.isDraining() {
+		return endpoint.NoContent{}, &answered{error: errDraining, status: http.StatusServiceUnavailable, code: dto.CodeUnknown}
+	}
 	var short []string
 	list, _ := a.envs.List(context.Background(), false) // from memory: cannot fail
 	stats := a.runners.AllStats()

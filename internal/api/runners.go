@@ -158,6 +158,9 @@ func refuseUpgrade(w http.ResponseWriter, r *http.Request, status int, reason er
 }
 
 func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity, q websocketRequest) error {
+	if done, err := a.relay(w, r, q.Execution); done {
+		return err
+	}
 	run := runnerOf(r.Context())
 	req, ok := run.Executions.Take(q.Execution)
 	if !ok {
@@ -176,6 +179,8 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	}
 	// http.Server does not wait for hijacked connections; the sessions' own set does.
 	done := make(chan struct{})
+	a.present.enter()
+	defer a.present.leave()
 	if !a.sessions.Go(func() { defer close(done); a.serve(r.Context(), conn, run, q.Execution, req) }) {
 		return conn.Close()
 	}
@@ -188,20 +193,8 @@ func (a *API) serve(ctx context.Context, conn *session.Conn, run *runner.Runner,
 	// The request's own context ends in ways that say nothing about the client once the connection is taken over.
 	ctx, unbind := run.Bind(logging.With(context.WithoutCancel(ctx), log))
 	defer unbind()
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	ended := make(chan struct{})
-	defer close(ended)
-	watching := a.sessions.Go(func() {
-		select {
-		case <-a.stopping:
-			stop(execution.ErrShutdown)
-		case <-ended:
-		}
-	})
-	if !watching {
-		stop(execution.ErrShutdown)
-	}
+	ctx, release := a.untilStopped(ctx)
+	defer release()
 	run.Touch()
 	var stdout, stderr atomic.Int64
 	out := execution.Outcome{Kind: execution.Failed} // also after a panic

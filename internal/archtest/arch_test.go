@@ -76,7 +76,7 @@ var leaves = []string{
 	"internal/auth", "internal/fault", "internal/lifecycle", "internal/logging", "internal/config", "internal/ident", "internal/metrics", "internal/certs", "pkg",
 }
 
-var gatewaySide = []string{"internal/api", "internal/environment", "internal/runner", "internal/nomad", "internal/gateway", "internal/client"}
+var gatewaySide = []string{"internal/api", "internal/environment", "internal/runner", "internal/nomad", "internal/peers", "internal/gateway", "internal/client"}
 
 // rules say what a package must not import of ours, and why.
 var rules = []struct {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"strconv"
+	"strings"
 
 	"rockpool/internal/logging"
 )
@@ -42,6 +43,8 @@ type Server struct {
 	ForbidSingleQuote       bool   `yaml:"forbidsinglequote"`
 	OutputLimit             uint   `yaml:"outputlimit"`    // MB; 0 = none
 	MaxConnections          uint   `yaml:"maxconnections"` // 0 = no limit
+	PeerAddress             string `yaml:"peeraddress"`    // URL for other gateways; "" = there are none
+	StopTimeout             uint   `yaml:"stoptimeout"`    // seconds
 }
 
 // Limits bound what clients may hold at a time; 0 = no bound.
@@ -189,6 +192,9 @@ var foreign = map[string]bool{
 	"nomad.tls.skipverify": true, "nomad.agents": true, "kubernetes": true,
 }
 
+// maxStopTimeout is the longest that a stop may wait for executions: a day.
+const maxStopTimeout = 86400
+
 // check finds values that are possible each but wrong.
 func (c Config) check() (problems []error) {
 	refuse := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
@@ -212,6 +218,21 @@ func (c Config) check() (problems []error) {
 	}
 	if a := c.Server.Alert.PrewarmingPoolThreshold; a < 0 || a > 1 {
 		refuse("server.alert.prewarmingpoolthreshold: %v is not between 0 and 1", a)
+	}
+	if p := c.Server.PeerAddress; p != "" {
+		u, err := url.Parse(p)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+			refuse("server.peeraddress: it is not what other gateways can reach this one by, such as http://10.0.0.5:7200")
+		}
+		if err == nil && (u.Scheme == "https") != c.Server.TLS.Active {
+			refuse("server.peeraddress: https goes with server.tls.active, and http without it")
+		}
+		if c.Nomad.Address == "" {
+			refuse("server.peeraddress: several gateways need a cluster of their own: set nomad.address")
+		}
+	}
+	if s := c.Server.StopTimeout; s > maxStopTimeout {
+		refuse("server.stoptimeout: %d is more than %d seconds", s, maxStopTimeout)
 	}
 	if c.Profiling.CPUEnabled && c.Profiling.CPUFile == "" {
 		refuse("profiling.cpufile: needed while profiling.cpuenabled is set")

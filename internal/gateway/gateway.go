@@ -127,12 +127,17 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	defer cluster.Close()
 
 	server, alert := g.cfg.Server, g.cfg.Server.Alert
+	several, err := g.several(cluster)
+	if err != nil {
+		return err
+	}
 	runners := runner.NewManager(watchedCluster{cluster, g.telemetry}, runner.Options{
-		Limits: pool.DefaultLimits(), ClaimWait: time.Duration(server.ClaimWait) * time.Second, Pull: true,
+		Shared: several.shared(cluster), Limits: pool.DefaultLimits(), ClaimWait: time.Duration(server.ClaimWait) * time.Second, Pull: true,
 		ReloadBelow: alert.PrewarmingPoolThreshold, ReloadAfter: time.Duration(alert.PrewarmingPoolReloadTimeout) * time.Second,
 	}, g.log)
 	g.stats.Store(runners)
 	envs := environment.NewService(cluster, watchedPools{runners, g.telemetry}, !g.cfg.Nomad.DisableForcePull)
+	several.join(cluster, envs, runners)
 	var tasks lifecycle.Tasks
 	engine := &execution.Engine{Executor: cluster, SplitStderr: server.InteractiveStderr, OutputLimit: int64(server.OutputLimit) << 20, Native: cluster.Native, Tasks: &tasks}
 	ready := make(chan struct{})
@@ -140,7 +145,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		Tokens: g.tokens, TLS: server.TLS.Active, PublicURL: server.PublicURL, AlertThreshold: alert.PrewarmingPoolThreshold,
 		ForbidSingleQuote: server.ForbidSingleQuote, CopyModificationTime: server.CopyModificationTime, Version: Version(),
 		MaxExecutions: int(server.Limits.ExecutionsPerRunner), MaxExecutionsInAll: int(server.Limits.Executions),
-		Watch: g.telemetry, Metrics: g.telemetry.figures.Handler(),
+		Watch: g.telemetry, Metrics: g.telemetry.figures.Handler(), Gateways: several.gateways(), GatewayTLS: several.tls,
 	}, envs, runners, engine, cluster, ready, g.log)
 
 	if g.telemetry.points != nil {
@@ -149,8 +154,19 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 			lifecycle.Service{Name: "census", Run: g.telemetry.periodic})
 	}
 	return lifecycle.Run(ctx, append(services,
+		lifecycle.Service{Name: "gateways", Run: func(ctx context.Context) error {
+			if !g.clusterReady(ctx) {
+				return nil
+			}
+			return several.run(ctx)
+		}},
 		lifecycle.Service{Name: "runners", Grace: stopTime, Run: func(ctx context.Context) error {
 			if !g.clusterReady(ctx) {
+				return nil
+			}
+			select { // so that one listing tells everything, whoever leads
+			case <-several.joined():
+			case <-ctx.Done():
 				return nil
 			}
 			return runners.Run(ctx)
@@ -161,9 +177,9 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 			defer cancel()
 			return tasks.Wait(stop)
 		}},
-		lifecycle.Service{Name: "recovery", Run: func(ctx context.Context) error { return g.recover(ctx, envs, runners, ready) }},
-		lifecycle.Service{Name: "http", Grace: 2 * stopTime, Run: func(ctx context.Context) error { return g.serve(ctx, routes) }},
-		lifecycle.Service{Name: "watchdog", Run: g.watchdog},
+		lifecycle.Service{Name: "recovery", Run: func(ctx context.Context) error { return g.recover(ctx, envs, runners, several, ready) }},
+		lifecycle.Service{Name: "watchdog", Run: g.watchdog}, // also while executions are waited for
+		lifecycle.Service{Name: "http", Grace: 2*stopTime + g.drainTime(), Run: func(ctx context.Context) error { return g.serve(ctx, routes, several.handler(routes, runners)) }},
 		lifecycle.Service{Name: "profile", Run: g.profile},
 		lifecycle.Service{Name: "memory profile", Run: g.memoryProfile},
 		lifecycle.Service{Name: "operations", Run: g.operations.run},
@@ -214,7 +230,7 @@ func (g *Gateway) clusterReady(ctx context.Context) bool {
 }
 
 // recover fills the catalogue, waits for the first listing of the runners, and lets requests in.
-func (g *Gateway) recover(ctx context.Context, envs *environment.Service, runners *runner.Manager, ready chan<- struct{}) error {
+func (g *Gateway) recover(ctx context.Context, envs *environment.Service, runners *runner.Manager, several *several, ready chan<- struct{}) error {
 	if !g.clusterReady(ctx) {
 		return nil
 	}
@@ -233,6 +249,11 @@ func (g *Gateway) recover(ctx context.Context, envs *environment.Service, runner
 			return nil
 		case <-t.C:
 		}
+	}
+	select {
+	case <-several.joined():
+	case <-ctx.Done():
+		return nil
 	}
 	select {
 	case <-runners.Ready():

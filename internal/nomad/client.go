@@ -67,6 +67,8 @@ type Client struct {
 	template atomic.Pointer[[]byte] // the parsed template job
 	evals    evalWaits
 	known    jobCache
+	defs     definitions
+	gateway  string // written into claims; "" = this gateway is alone
 	lag      lagMeter
 	listed   atomic.Bool // the first listing has been
 	close    sync.Once
@@ -99,6 +101,7 @@ func New(o Options, log logging.Logger) (*Client, error) {
 	c := &Client{opts: o, log: log, secret: rand.Text(), dialer: dialer(transport), idle: transport.CloseIdleConnections}
 	c.evals.init()
 	c.known.init()
+	c.defs.init()
 	var through http.RoundTripper = transport
 	if o.Observer != nil {
 		c.lag.told = o.Observer.EventLag
@@ -145,6 +148,10 @@ func secure(conf *tls.Config, o Options) error {
 
 // Close gives idle connections back.
 func (c *Client) Close() { c.close.Do(c.idle) }
+
+// Several says that this gateway shares the cluster with others: claims carry its id, and feed is told what the others make of the environments. It is
+// called before anything else.
+func (c *Client) Several(id string, feed TemplateFeed) { c.gateway, c.defs.feed = id, feed }
 
 // Native reports whether the cluster offers executions and files of its own.
 func (c *Client) Native() bool { return c.native.Load() }

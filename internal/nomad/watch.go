@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/nomad/api"
-	"golang.org/x/sync/errgroup"
 
 	"rockpool/internal/fault"
 	"rockpool/internal/logging"
@@ -138,6 +137,9 @@ func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind,
 	if c.opts.Observer != nil {
 		c.opts.Observer.Event(topic, kind, key, data)
 	}
+	if id, ok := templateEnvironment(key); ok && topic == "Job" && c.defs.feed != nil {
+		return c.defs.event(id, kind, index, data)
+	}
 	if topic == "Job" {
 		if _, ok := runnerEnvironment(key); !ok || index <= v.jobsIndex {
 			return nil
@@ -188,59 +190,4 @@ func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind,
 		}
 	}
 	return nil
-}
-
-// listing reads everything that is there.
-func (c *Client) listing(ctx context.Context) (*view, error) {
-	ctx, cancel := context.WithTimeout(ctx, listTime)
-	defer cancel()
-	v := newView()
-	stubs, jobsIndex, err := c.list(ctx, "")
-	if err != nil {
-		return nil, err
-	}
-	var allocs []*allocation
-	q := c.query(ctx)
-	q.Params = map[string]string{"resources": "true"}
-	meta, err := c.api.Raw().Query("/v1/allocations", &allocs, q)
-	if err != nil {
-		return nil, classify(err, "list allocations")
-	}
-	v.jobsIndex, v.allocsIndex = jobsIndex, meta.LastIndex
-	jobs := make([]*api.Job, len(stubs))
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(lookups)
-	present := map[string]bool{}
-	for i, s := range stubs {
-		if _, ok := runnerEnvironment(s.ID); !ok || (s.Stop && s.Status == "dead") {
-			continue
-		}
-		present[s.ID] = true
-		if jobs[i] = c.known.get(s.ID, s.JobModifyIndex); jobs[i] != nil {
-			continue
-		}
-		g.Go(func() error {
-			job, err := c.job(gctx, s.ID)
-			if fault.Is(err, fault.NotFound) {
-				return nil // purged since it was listed
-			}
-			jobs[i] = job
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	c.known.replace(jobs)
-	for _, job := range jobs {
-		if job != nil {
-			v.job(job)
-		}
-	}
-	for _, a := range allocs {
-		if present[a.JobID] && v.knows(a.JobID) && a.TaskGroup == mainGroup {
-			v.allocation(a)
-		}
-	}
-	return v, nil
 }

@@ -129,6 +129,7 @@ func (m *Manager) claimed(s Seen, timeout time.Duration) *Runner {
 	}
 	r, known := m.used[s.ID]
 	if !known { // the event of our own claim may have been faster
+		s.Timeout, s.Gateway = timeout, m.self()
 		r = m.adopt(s)
 	}
 	m.mu.Unlock()
@@ -139,7 +140,10 @@ func (m *Manager) claimed(s Seen, timeout time.Duration) *Runner {
 }
 
 // feed takes in what the cluster shows.
-type feed struct{ m *Manager }
+type feed struct {
+	m    *Manager
+	turn int
+}
 
 // All compares the records with a full listing.
 func (f feed) All(list []Seen, index uint64) {
@@ -158,7 +162,7 @@ func (f feed) All(list []Seen, index uint64) {
 	for _, s := range list {
 		_, was := m.used[s.ID]
 		ended = append(ended, m.record(s)...)
-		if _, is := m.used[s.ID]; is && !was && !m.live {
+		if _, is := m.used[s.ID]; is && !was && !m.live && m.opts.Shared == nil {
 			recovered = append(recovered, s)
 		}
 	}
@@ -176,6 +180,7 @@ func (f feed) All(list []Seen, index uint64) {
 	}
 	first := !m.live
 	m.live = true
+	m.lead.listed = max(m.lead.listed, f.turn)
 	records := make([]*Runner, len(recovered))
 	for i, s := range recovered {
 		records[i] = m.used[s.ID]
@@ -214,6 +219,7 @@ func (f feed) Gone(id string) {
 		delete(m.used, id)
 	}
 	delete(m.seen, id)
+	m.asks.gone(id)
 	m.pools.Gone(id)
 	m.mu.Unlock()
 	m.finish(ended)
@@ -249,6 +255,10 @@ func (m *Manager) record(s Seen) []end {
 	case used:
 		r.update(s)
 	case ph == pool.Used:
+		m.adopt(s)
+	case ph == pool.Claiming && s.Used && s.Gateway != m.self():
+		// Another gateway was faster, and nothing more will come of it.
+		m.pools.ClaimLost(s.ID, time.Now())
 		m.adopt(s)
 	case !ph.Ended():
 		m.seen[s.ID] = s

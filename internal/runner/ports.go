@@ -22,6 +22,7 @@ type Seen struct {
 	Place   execution.Place
 	Ports   []Port
 	Timeout time.Duration // of inactivity, as the claim stored it; 0 = none
+	Gateway string        // that claimed it; "" = one that did not say
 	Owner   string        // who claimed it, as the claim stored it; "" = nobody in particular
 	// Cause says why it ended: one of the causes of package execution.
 	Cause error

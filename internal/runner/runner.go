@@ -20,9 +20,10 @@ type Runner struct {
 	place   execution.Place
 	ports   []Port
 	timeout time.Duration
-	timer   *time.Timer // nil = never expires
+	gateway string      // that claimed it, where there are several
+	timer   *time.Timer // nil = it does not expire, or another gateway watches over it
 	claimed time.Time   // or found, after a restart
-	touched time.Time   // when the timer was begun last
+	touched time.Time   // last used through this gateway
 	cause   error       // why it ended; nil = it lives
 	bound   map[*context.CancelCauseFunc]struct{}
 }
@@ -45,10 +46,26 @@ func (r *Runner) Ports() []Port {
 func (r *Runner) Touch() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.touched = time.Now()
 	if r.timer != nil && r.cause == nil {
 		r.timer.Reset(r.timeout)
-		r.touched = time.Now()
 	}
+}
+
+// again has the timer fire after d, unless it rests.
+func (r *Runner) again(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.timer != nil && r.cause == nil {
+		r.timer.Reset(d)
+	}
+}
+
+// idle is since when it was not used through this gateway, and after how long it expires.
+func (r *Runner) idle() (since, timeout time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Since(r.touched), r.timeout
 }
 
 // Times are when it was claimed, or found after a restart, its inactivity timeout, and what is left of that now: -1 s where it never
@@ -89,9 +106,19 @@ func (r *Runner) start(timeout time.Duration, expired func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.timeout, r.touched = timeout, time.Now()
+	if r.timer != nil {
+		r.timer.Stop()
+	}
 	if timeout > 0 && r.cause == nil {
 		r.timer = time.AfterFunc(timeout, expired)
 	}
+}
+
+// watched reports whether its timer runs.
+func (r *Runner) watched() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.timer != nil
 }
 
 // rest stops the inactivity timer. The runner goes on.
@@ -100,6 +127,7 @@ func (r *Runner) rest() {
 	defer r.mu.Unlock()
 	if r.timer != nil {
 		r.timer.Stop()
+		r.timer = nil
 	}
 }
 

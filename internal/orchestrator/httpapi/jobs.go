@@ -24,10 +24,11 @@ import (
 
 type listJobs struct {
 	query
-	Meta endpoint.Flag `query:"meta"`
+	Meta  endpoint.Flag `query:"meta"`
+	Whole endpoint.Flag `query:"rockpool_jobs"` // each line carries its job
 }
 
-func (a *API) listJobs(ctx context.Context, _ auth.Identity, r listJobs) (reply, error) {
+func (a *API) listJobs(ctx context.Context, id auth.Identity, r listJobs) (reply, error) {
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
 		stubs := mapped(s.Jobs(w, r.namespace(), r.Prefix), func(j *model.Job) (*wire.JobListStub, bool) {
 			if !r.sees(j.Namespace) {
@@ -39,8 +40,24 @@ func (a *API) listJobs(ctx context.Context, _ auth.Identity, r listJobs) (reply,
 		if w != nil { // summaries change with the allocations
 			s.Allocs(w, "")
 		}
-		return found{max(s.JobsIndex(), s.AllocsIndex()), out, next}, err
+		at := found{max(s.JobsIndex(), s.AllocsIndex()), out, next}
+		if r.Whole && err == nil {
+			at.body = whole(s, id, out)
+		}
+		return at, err
 	})
+}
+
+// whole puts the jobs beside their lines, for those who may read them: who needs them all need not ask for each.
+func whole(s *state.Snapshot, id auth.Identity, stubs []*wire.JobListStub) []wire.WholeJob {
+	out := make([]wire.WholeJob, len(stubs))
+	for i, stub := range stubs {
+		out[i].JobListStub = stub
+		if j := s.Job(nil, stub.Namespace, stub.ID); j != nil && id.MayIn(auth.ReadJob, stub.Namespace) {
+			out[i].Job = wire.JobOut(j)
+		}
+	}
+	return out
 }
 
 func summary(s *state.Snapshot, w state.Watch, j *model.Job) *wire.JobSummary {

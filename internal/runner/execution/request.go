@@ -40,6 +40,7 @@ const (
 
 // Store keeps requests until they are taken. The zero value is ready for use.
 type Store struct {
+	NewID func() string // names a request; nil = a random id
 	// Running counts the executions of the runner that were begun and have no verdict yet. Whoever serves them keeps it.
 	Running atomic.Int64
 
@@ -64,6 +65,9 @@ func (s *Store) Put(r Request) (string, error) {
 		return "", fault.New(fault.Invalid, "%d executions of this runner were never begun: connect to their WebSockets, or take another runner", len(s.waiting))
 	}
 	id := ident.New()
+	if s.NewID != nil {
+		id = s.NewID()
+	}
 	s.keep(id, r)
 	return id, nil
 }
