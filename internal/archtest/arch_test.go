@@ -155,7 +155,7 @@ var homes = map[string][]string{
 	"github.com/hashicorp/yamux":                  {"internal/orchestrator/link"},
 	"github.com/shirou/gopsutil/v4":               {"internal/orchestrator/node"},
 	"github.com/spf13/cobra":                      {"cmd"},
-	"github.com/vishvananda/netlink":              {"internal/orchestrator/network"},
+	"github.com/vishvananda/netlink":              {"internal/orchestrator/network", "tests/world"},
 	"github.com/vishvananda/netns":                {"internal/orchestrator/network"},
 	"github.com/google/nftables":                  {"internal/orchestrator/network"},
 	"github.com/containernetworking/cni":          {"internal/orchestrator/network"},
