@@ -2,10 +2,13 @@ package api
 
 import (
 	"errors"
+	"math"
 	"net/http"
 	"strconv"
+	"time"
 
 	"rockpool/internal/api/dto"
+	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/fault"
 )
@@ -13,10 +16,11 @@ import (
 // answered is an error with an answer that its kind alone does not tell.
 type answered struct {
 	error
-	status int
-	code   dto.ErrorCode // of a server error
-	empty  bool
-	queue  *dto.Queue // of a claim that waited
+	status     int
+	code       dto.ErrorCode // of a server error
+	empty      bool
+	queue      *dto.Queue    // of a claim that waited
+	retryAfter time.Duration // 0 = says nothing
 }
 
 func (e *answered) Unwrap() error { return e.error }
@@ -43,6 +47,9 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 		if e.code != "" {
 			code = e.code
 		}
+		if e.retryAfter > 0 {
+			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.retryAfter.Seconds()))))
+		}
 		if e.empty {
 			status = e.status
 			code = ""
@@ -55,6 +62,9 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 	if queue != nil {
 		w.Header().Set("Retry-After", strconv.Itoa(max(queue.EstimateSeconds, 1)))
 	}
+	if denied, ok := errors.AsType[*endpoint.Denied](err); ok {
+		status, err = http.StatusForbidden, forbidden(denied)
+	}
 	switch {
 	case status == http.StatusUnauthorized:
 		w.Header().Set("Content-Length", "0")
@@ -64,6 +74,14 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 	default:
 		_ = endpoint.WriteJSON(w, r, "application/json", status, dto.ClientError{Message: fault.Public(err)})
 	}
+}
+
+// forbidden says what a token lacks. That the cluster forbids something to the gateway is another matter, and a server error.
+func forbidden(d *endpoint.Denied) error {
+	if d.Target == auth.Everywhere {
+		return fault.Wrap(fault.Forbidden, d, "the token does not have the scope %s", d.Scope)
+	}
+	return fault.Wrap(fault.Forbidden, d, "the token does not have the scope %s for execution environment %s", d.Scope, d.Target)
 }
 
 // statusOf maps a kind. The contract knows few codes: what the cluster refuses is a server error like any other.

@@ -81,7 +81,7 @@ func (f *hangingFile) Close() error { return nil }
 
 // serveRunner answers one request for a runner's files on a node, and reports how long it took and whether the answer was cut off.
 func serveRunner(ctx context.Context, n *hangingNode, method, path, body string) (w *httptest.ResponseRecorder, took time.Duration, cut bool) {
-	a := &API{files: n}
+	a := &API{files: n, opts: Options{Tokens: tokens(""), Watch: nobody{}}}
 	server := endpoint.NewServer(a.table(), endpoint.Options{
 		Auth: auth.Func(a.authenticate), Error: writeError,
 		Lookup: func(r *http.Request, _ endpoint.Route) (context.Context, error) {

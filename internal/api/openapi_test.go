@@ -66,6 +66,7 @@ var documented = map[string]reflect.Type{
 	"Pools": reflect.TypeFor[dto.Pools](), "Pool": reflect.TypeFor[dto.Pool](), "PoolAutomatic": reflect.TypeFor[dto.PoolAutomatic](),
 	"PoolFailures": reflect.TypeFor[dto.PoolFailures](), "PoolClaims": reflect.TypeFor[dto.PoolClaims](), "PoolQueue": reflect.TypeFor[dto.PoolQueue](),
 	"PoolLimits": reflect.TypeFor[dto.PoolLimits](), "PoolRunner": reflect.TypeFor[dto.PoolRunner](),
+	"ClaimedRunners": reflect.TypeFor[dto.ClaimedRunners](), "ClaimedRunner": reflect.TypeFor[dto.ClaimedRunner](),
 }
 
 // written are schemas of bodies that are streamed, or that narrow another one; the checks of all answers hold them to the code.

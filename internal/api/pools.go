@@ -14,14 +14,14 @@ import (
 	"rockpool/internal/runner/pool"
 )
 
-func (a *API) listPools(ctx context.Context, _ auth.Identity, _ endpoint.None) (dto.Pools, error) {
+func (a *API) listPools(ctx context.Context, caller auth.Identity, _ endpoint.None) (dto.Pools, error) {
 	list, err := a.envs.List(ctx, false)
 	if err != nil {
 		return dto.Pools{}, err
 	}
 	out := dto.Pools{Pools: make([]dto.Pool, 0, len(list))}
 	for _, e := range list {
-		if r, ok := a.runners.Report(e.ID, false); ok {
+		if r, ok := a.runners.Report(e.ID, false); ok && maySee(caller, e.ID) {
 			out.Pools = append(out.Pools, poolOut(e.ID, r))
 		}
 	}

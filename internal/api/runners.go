@@ -5,9 +5,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io"
 	"math"
 	"net/http"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"rockpool/internal/api/dto"
@@ -26,8 +29,12 @@ type claimRequest struct {
 	Body dto.RunnerRequest `body:"json"`
 }
 
-func (a *API) provideRunner(ctx context.Context, id auth.Identity, r claimRequest) (dto.Runner, error) {
-	c := runner.Claim{Env: environment.ID(r.Body.ExecutionEnvironmentID), Timeout: seconds(r.Body.InactivityTimeout)}
+func (a *API) provideRunner(ctx context.Context, caller auth.Identity, r claimRequest) (dto.Runner, error) {
+	token := tokenOf(caller)
+	c := runner.Claim{
+		Env: environment.ID(r.Body.ExecutionEnvironmentID), Timeout: seconds(r.Body.InactivityTimeout),
+		By: runner.Holder{Owner: token.Owner, Quota: token.Runners},
+	}
 	if c.Timeout < 0 {
 		return dto.Runner{}, fault.New(fault.Invalid, "inactivityTimeout must not be negative")
 	}
@@ -39,10 +46,16 @@ func (a *API) provideRunner(ctx context.Context, id auth.Identity, r claimReques
 		c.Wait = seconds(*asked)
 	}
 	var err error
-	if c.Key, err = claimKey(id, r.Key); err != nil {
+	if c.Key, err = claimKey(caller, r.Key); err != nil {
 		return dto.Runner{}, err
 	}
+	if env := strconv.Itoa(int(c.Env)); !caller.MayIn(auth.GatewayRun, env) {
+		return dto.Runner{}, fault.Wrap(fault.Forbidden, &endpoint.Denied{Scope: auth.GatewayRun, Target: env}, "Permission denied")
+	}
 	got, err := a.runners.Claim(ctx, c)
+	if errors.Is(err, runner.ErrQuota) {
+		a.opts.Watch.Refused("quota")
+	}
 	if busy, ok := errors.AsType[*runner.Busy](err); ok && asked != nil {
 		status, code := statusOf(err)
 		return dto.Runner{}, &answered{error: err, status: status, code: code, queue: &dto.Queue{
@@ -52,6 +65,7 @@ func (a *API) provideRunner(ctx context.Context, id auth.Identity, r claimReques
 	if err != nil {
 		return dto.Runner{}, err
 	}
+	noteRunner(ctx, got)
 	out := dto.Runner{RunnerID: got.ID, MappedPorts: []dto.MappedPort{}}
 	for _, p := range got.Ports() {
 		out.MappedPorts = append(out.MappedPorts, dto.MappedPort{ExposedPort: p.Exposed, HostAddress: p.Address})
@@ -113,12 +127,40 @@ func (a *API) execute(ctx context.Context, _ auth.Identity, r executeRequest) (d
 		return dto.Execution{}, err
 	}
 	run := runnerOf(ctx)
+	if err := a.room(run, run.Executions.Waiting()+int(run.Executions.Running.Load())+1, int(a.running.Load())+1); err != nil {
+		return dto.Execution{}, err
+	}
 	id, err := run.Executions.Put(req)
 	if err != nil {
 		return dto.Execution{}, err
 	}
+	a.opts.Watch.ExecutionStored(int(run.Env), run.ID, id)
 	host, _ := ctx.Value(hostKey{}).(string)
 	return dto.Execution{WebSocketURL: a.webSocketURL(host, run.ID, id)}, nil
+}
+
+// room refuses what would be an execution more than may be under way. CodeOcean takes it for a runner that is not available.
+func (a *API) room(run *runner.Runner, ofRunner, inAll int) error {
+	err := error(nil)
+	if n := a.opts.MaxExecutions; n > 0 && ofRunner > n {
+		err = fault.New(fault.Exhausted, "the runner has %d executions that run or wait for their WebSocket, which is all it may have: let one end first", n)
+	} else if n := a.opts.MaxExecutionsInAll; n > 0 && inAll > n {
+		err = fault.New(fault.Exhausted, "%d executions are under way, which is all that this gateway takes on: try again later", n)
+	}
+	if err != nil {
+		a.opts.Watch.Refused("executions")
+	}
+	return err
+}
+
+// begin takes a place for an execution until the function it returns is called.
+func (a *API) begin(run *runner.Runner) (end func(), err error) {
+	end = func() { a.running.Add(-1); run.Executions.Running.Add(-1) }
+	if err := a.room(run, int(run.Executions.Running.Add(1)), int(a.running.Add(1))); err != nil {
+		end()
+		return nil, err
+	}
+	return end, nil
 }
 
 type websocketRequest struct {
@@ -136,11 +178,20 @@ func refuseUpgrade(w http.ResponseWriter, r *http.Request, status int, reason er
 }
 
 func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity, q websocketRequest) error {
+	if done, err := a.relay(w, r, q.Execution); done {
+		return err
+	}
 	run := runnerOf(r.Context())
 	req, ok := run.Executions.Take(q.Execution)
 	if !ok {
 		return fault.New(fault.NotFound, "execution id unknown")
 	}
+	end, err := a.begin(run)
+	if err != nil {
+		run.Executions.Restore(q.Execution, req)
+		return err
+	}
+	defer end()
 	conn, err := session.Upgrade(w, r, refuseUpgrade)
 	if err != nil {
 		run.Executions.Restore(q.Execution, req)
@@ -148,6 +199,8 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	}
 	// http.Server does not wait for hijacked connections; the sessions' own set does.
 	done := make(chan struct{})
+	a.present.enter()
+	defer a.present.leave()
 	if !a.sessions.Go(func() { defer close(done); a.serve(r.Context(), conn, run, q.Execution, req) }) {
 		return conn.Close()
 	}
@@ -160,22 +213,15 @@ func (a *API) serve(ctx context.Context, conn *session.Conn, run *runner.Runner,
 	// The request's own context ends in ways that say nothing about the client once the connection is taken over.
 	ctx, unbind := run.Bind(logging.With(context.WithoutCancel(ctx), log))
 	defer unbind()
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	ended := make(chan struct{})
-	defer close(ended)
-	watching := a.sessions.Go(func() {
-		select {
-		case <-a.stopping:
-			stop(execution.ErrShutdown)
-		case <-ended:
-		}
-	})
-	if !watching {
-		stop(execution.ErrShutdown)
-	}
+	ctx, release := a.untilStopped(ctx)
+	defer release()
 	run.Touch()
-	out := session.Serve(ctx, conn, req.Size, func(ctx context.Context, c execution.Client) execution.Outcome {
+	var stdout, stderr atomic.Int64
+	out := execution.Outcome{Kind: execution.Failed} // also after a panic
+	told := a.opts.Watch.ExecutionBegun(int(run.Env), run.ID, id)
+	defer func() { told(out.Kind.String(), stdout.Load(), stderr.Load()) }()
+	out = session.Serve(ctx, conn, req.Size, func(ctx context.Context, c execution.Client) execution.Outcome {
+		c.Stdout, c.Stderr = meter{c.Stdout, &stdout}, meter{c.Stderr, &stderr}
 		return a.engine.Run(ctx, run.Place(), id, req, c, func(err error) { a.runners.Discard(run, err) })
 	}, func(ctx context.Context, name string) {
 		if err := a.engine.Executor.Signal(ctx, run.Place(), id, name); err != nil {
@@ -185,4 +231,34 @@ func (a *API) serve(ctx context.Context, conn *session.Conn, run *runner.Runner,
 	if out.Err != nil {
 		log.WithField("error", out.Err.Error()).Warn("an execution failed")
 	}
+}
+
+// meter counts what is written.
+type meter struct {
+	io.Writer
+	bytes *atomic.Int64
+}
+
+func (m meter) Write(p []byte) (int, error) {
+	n, err := m.Writer.Write(p)
+	m.bytes.Add(int64(n))
+	return n, err
+}
+
+// listRunners is everything that the caller has claimed, or with the scope operate that anybody has.
+func (a *API) listRunners(_ context.Context, caller auth.Identity, _ endpoint.None) (dto.ClaimedRunners, error) {
+	token, now := tokenOf(caller), time.Now()
+	out := dto.ClaimedRunners{Runners: []dto.ClaimedRunner{}}
+	for _, r := range a.runners.Claimed() {
+		if !token.Owns(r.Owner, strconv.Itoa(int(r.Env))) {
+			continue
+		}
+		since, timeout, left := r.Times(now)
+		out.Runners = append(out.Runners, dto.ClaimedRunner{
+			ID: r.ID, Environment: int(r.Env), State: "used", Owner: a.opts.Tokens.NameOf(r.Owner), Age: int(now.Sub(since) / time.Second),
+			InactivityTimeout: int(timeout / time.Second), TimeLeft: int(left / time.Second),
+			Executions: int(r.Executions.Running.Load()), Waiting: r.Executions.Waiting(),
+		})
+	}
+	return out, nil
 }

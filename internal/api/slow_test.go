@@ -75,7 +75,7 @@ func TestASlowBodyIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				connected(Options{}, func(conn net.Conn) {
+				connected(Options{Tokens: tokens(""), Watch: nobody{}}, func(conn net.Conn) {
 					began := time.Now()
 					done := make(chan struct{})
 					var wg sync.WaitGroup
@@ -111,7 +111,7 @@ func TestASlowBodyIsRefused(t *testing.T) {
 // The deadline of one request is not that of the next one on the connection.
 func TestDeadlinesEndWithTheirRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		connected(Options{Token: "secret"}, func(conn net.Conn) {
+		connected(Options{Tokens: tokens("secret"), Watch: nobody{}}, func(conn net.Conn) {
 			r := bufio.NewReader(conn)
 			for range 5 {
 				if _, err := io.WriteString(conn, "POST /api/v1/runners HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}"); err != nil {
@@ -129,7 +129,7 @@ func TestDeadlinesEndWithTheirRequest(t *testing.T) {
 
 func TestAClientThatStopsReadingIsLetGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		connected(Options{}, func(conn net.Conn) {
+		connected(Options{Tokens: tokens(""), Watch: nobody{}}, func(conn net.Conn) {
 			began := time.Now()
 			if _, err := io.WriteString(conn, "GET /api/v1/rockpool/openapi.json HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
 				t.Fatal(err)
@@ -156,7 +156,7 @@ func TestThereMayBeNoRelease(t *testing.T) {
 		body   string
 	}{"": {404, ""}, "v1.2": {200, `"v1.2"`}, "abc-modified": {200, `"abc-modified"`}} {
 		w := httptest.NewRecorder()
-		New(Options{Version: version}, nil, nil, nil, nil, nil, logging.Discard()).ServeHTTP(w, httptest.NewRequest("GET", "/api/v1/version", nil))
+		New(Options{Version: version, Tokens: tokens(""), Watch: nobody{}}, nil, nil, nil, nil, nil, logging.Discard()).ServeHTTP(w, httptest.NewRequest("GET", "/api/v1/version", nil))
 		if w.Code != want.status || w.Body.String() != want.body {
 			t.Errorf("%q: got %d %q", version, w.Code, w.Body)
 		}
@@ -180,7 +180,7 @@ func FuzzRequests(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	a := New(Options{Token: "secret", Version: "v"}, nil, nil, nil, nil, make(chan struct{}), logging.Discard()) // recovery goes on, so that /health needs no pools
+	a := New(Options{Tokens: tokens("secret"), Version: "v", Watch: nobody{}}, nil, nil, nil, nil, make(chan struct{}), logging.Discard()) // recovery goes on, so that /health needs no pools
 	for _, r := range a.table() {
 		f.Add(r.Method, strings.NewReplacer("{id:[0-9]+}", "10", "{runnerId}", "10-x").Replace(r.Path), "fetch=true&path=./&recursive=x&executionID=e", `{"a":1}`)
 	}

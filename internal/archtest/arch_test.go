@@ -76,7 +76,7 @@ var leaves = []string{
 	"internal/auth", "internal/fault", "internal/lifecycle", "internal/logging", "internal/config", "internal/ident", "internal/metrics", "internal/certs", "pkg",
 }
 
-var gatewaySide = []string{"internal/api", "internal/environment", "internal/runner", "internal/nomad", "internal/gateway", "internal/client"}
+var gatewaySide = []string{"internal/api", "internal/environment", "internal/runner", "internal/nomad", "internal/peers", "internal/gateway", "internal/client"}
 
 // rules say what a package must not import of ours, and why.
 var rules = []struct {
@@ -139,7 +139,7 @@ var homes = map[string][]string{
 	"github.com/hashicorp/go-metrics":             {"internal/metrics"},
 	"github.com/spf13/pflag":                      {"cmd", "internal/orchestrator/cli"},
 	"github.com/gorilla/mux":                      {"internal/endpoint"},
-	"github.com/gorilla/websocket":                {"internal/api/session", "internal/orchestrator/httpapi", "internal/orchestrator/node/serve", "internal/client", "internal/nomad/nomadtest", "tests"},
+	"github.com/gorilla/websocket":                {"internal/api/session", "internal/orchestrator/httpapi", "internal/orchestrator/node/serve", "internal/client", "internal/nomad", "tests"},
 	"github.com/hashicorp/raft":                   {"internal/orchestrator/consensus", "internal/orchestrator/sim"},
 	"github.com/hashicorp/raft-wal":               {"internal/orchestrator/consensus"},
 	"github.com/hashicorp/raft-autopilot":         {"internal/orchestrator/consensus"},
@@ -155,7 +155,7 @@ var homes = map[string][]string{
 	"github.com/hashicorp/yamux":                  {"internal/orchestrator/link"},
 	"github.com/shirou/gopsutil/v4":               {"internal/orchestrator/node"},
 	"github.com/spf13/cobra":                      {"cmd"},
-	"github.com/vishvananda/netlink":              {"internal/orchestrator/network"},
+	"github.com/vishvananda/netlink":              {"internal/orchestrator/network", "tests/world"},
 	"github.com/vishvananda/netns":                {"internal/orchestrator/network"},
 	"github.com/google/nftables":                  {"internal/orchestrator/network"},
 	"github.com/containernetworking/cni":          {"internal/orchestrator/network"},

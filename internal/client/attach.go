@@ -48,7 +48,11 @@ func (c *connection) control(m any) error {
 func (c *client) execute(ctx context.Context, path string, s Streams) (int, error) {
 	fd := int(s.In.Fd())
 	tty := term.IsTerminal(fd)
-	request := dto.ExecutionRequest{Command: c.command(), TimeLimit: c.o.TimeLimit, TTY: &tty}
+	command, err := c.command()
+	if err != nil {
+		return 0, err
+	}
+	request := dto.ExecutionRequest{Command: command, TimeLimit: c.o.TimeLimit, TTY: &tty}
 	if tty {
 		if w, h, err := term.GetSize(fd); err == nil {
 			request.Width, request.Height = uint16(w), uint16(h)

@@ -28,6 +28,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(asProcess) != "" {
+		os.Exit(process())
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		if missing := unseen(); code == 0 && flag.Lookup("test.run").Value.String() == "" && flag.Lookup("test.list").Value.String() == "" && len(missing) > 0 {
 			fmt.Printf("documented answers that no test of this package has caused: %s\n", strings.Join(missing, ", "))
@@ -242,4 +245,16 @@ func (h *harness) messages(c *websocket.Conn, want ...string) {
 	if strings.Join(got, "\n") != strings.Join(want, "\n") || code != 1000 {
 		h.Fatalf("got %q and close %d, want %q and 1000", got, code, want)
 	}
+}
+
+// runGateway runs one until it ends by itself.
+func runGateway(t *testing.T, cfg config.Config) error {
+	t.Helper()
+	g, err := gateway.New(cfg, nil, logging.Discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	return g.Run(ctx)
 }

@@ -52,7 +52,7 @@ func TestSlowClientsAreLetGo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				open := &connections{max: 1, log: logging.Discard()}
+				open := newConnections(config.Server{}, func() {}, logging.Discard())
 				g := &Gateway{cfg: config.Default(), log: logging.Discard()}
 				served := 0
 				server := g.server(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { served++; w.WriteHeader(http.StatusNoContent) }), open)
@@ -85,8 +85,10 @@ func TestSlowClientsAreLetGo(t *testing.T) {
 				_ = server.Close()
 				wg.Wait()
 				synctest.Wait()
-				if n := open.open.Load(); n != 0 {
-					t.Errorf("%d connections are counted at the end", n)
+				open.mu.Lock()
+				defer open.mu.Unlock()
+				if open.open != 0 || len(open.by) != 0 {
+					t.Errorf("%d connections are counted at the end, of %v", open.open, open.by)
 				}
 			})
 		})

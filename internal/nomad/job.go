@@ -24,6 +24,8 @@ const (
 
 	metaUsed     = "used"
 	metaTimeout  = "timeout"
+	metaGateway  = "rockpool_gateway" // which gateway claimed it, where there are several
+	metaOwner    = "owner"            // ours: whose token claimed it; left out for the one token of the configuration
 	metaPoolSize = "prewarmingPoolSize"
 	metaPoolMin  = "rockpool_pool_min"      // bounds of a size that follows the claims
 	metaPoolMax  = "rockpool_pool_max"      // missing = the size is fixed
@@ -214,13 +216,21 @@ func poolBounds(meta map[string]string, size uint) (least, most uint) {
 	return uint(low), uint(high)
 }
 
+// gatewayOf is the gateway that claimed a runner; "" = none that says so.
+func gatewayOf(job *api.Job) string {
+	if g := configOf(job); g != nil {
+		return g.Meta[metaGateway]
+	}
+	return ""
+}
+
 // claimOf reads whether a runner is used, and how it was claimed.
 func claimOf(job *api.Job) (used bool, m runner.Mark) {
 	g := configOf(job)
 	if g == nil || g.Meta[metaUsed] != "true" {
 		return false, m
 	}
-	m.Timeout = defaultTimeout
+	m.Timeout, m.Owner = defaultTimeout, g.Meta[metaOwner]
 	if n, err := strconv.ParseInt(g.Meta[metaTimeout], 10, 32); err == nil && n >= 0 {
 		m.Timeout = time.Duration(n) * time.Second
 	}
@@ -234,6 +244,9 @@ func claimOf(job *api.Job) (used bool, m runner.Mark) {
 func markAs(meta map[string]string, m runner.Mark) {
 	meta[metaUsed] = "true"
 	meta[metaTimeout] = strconv.Itoa(int(m.Timeout / time.Second))
+	if m.Owner != "" {
+		meta[metaOwner] = m.Owner
+	}
 	if m.Key != "" {
 		meta[metaKey], meta[metaRequest], meta[metaAt] = m.Key, m.Request, strconv.FormatInt(m.At.Unix(), 10)
 	}

@@ -86,6 +86,9 @@ func (c *Client) mark(ctx context.Context, job *api.Job, m runner.Mark) error {
 		group.Meta = map[string]string{}
 	}
 	markAs(group.Meta, m)
+	if c.gateway != "" {
+		group.Meta[metaGateway] = c.gateway
+	}
 	_, err := c.register(ctx, job, true, *job.JobModifyIndex)
 	if fault.Is(err, fault.Conflict) {
 		return fmt.Errorf("%w: %w", runner.ErrClaimLost, err)
@@ -149,14 +152,21 @@ func (c *Client) RegisterTemplate(ctx context.Context, e environment.Environment
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
+	// What the feed shows of this registration is our own doing, and what it shows meanwhile waits until it is known which that is.
+	index := uint64(0)
+	done := c.defs.change(e.ID)
+	defer func() { done(index) }()
 	resp, err := c.register(ctx, job, false, 0)
+	if err == nil {
+		index = resp.JobModifyIndex
+	}
 	if err == nil && resp.EvalID != "" {
 		err = c.placed(ctx, resp.EvalID)
 	}
 	if err == nil {
 		return nil
 	}
-	c.putBack(ctx, before, *job.ID)
+	index = max(index, c.putBack(ctx, before, *job.ID))
 	return err
 }
 
@@ -182,19 +192,24 @@ func (c *Client) ResolveImage(ctx context.Context, image string) (environment.Pi
 	return environment.Pin{Digest: found.Digest, Reference: found.Reference}, nil
 }
 
-// putBack restores what a failed registration replaced, so that a restart of the gateway finds the definition that is in force.
-func (c *Client) putBack(ctx context.Context, before *api.Job, id string) {
+// putBack restores what a failed registration replaced, so that a restart of the gateway finds the definition that is in force. It returns the
+// index of what it registered, 0 = nothing.
+func (c *Client) putBack(ctx context.Context, before *api.Job, id string) (index uint64) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), handshakeTime)
 	defer cancel()
 	err := error(nil)
 	if before == nil {
 		err = c.purge(ctx, id)
 	} else {
-		_, err = c.register(ctx, before, false, 0)
+		var resp *api.JobRegisterResponse
+		if resp, err = c.register(ctx, before, false, 0); err == nil {
+			index = resp.JobModifyIndex
+		}
 	}
 	if err != nil {
 		c.log.WithField("error", err.Error()).Warn("a template job that could not be placed was left in the cluster")
 	}
+	return index
 }
 
 // placed waits for an evaluation by its event and, when none comes, asks once.
@@ -232,24 +247,25 @@ func (c *Client) DeleteTemplate(ctx context.Context, id environment.ID) error {
 
 // Templates reads the definitions of all live template jobs.
 func (c *Client) Templates(ctx context.Context) ([]environment.Environment, error) {
-	stubs, _, err := c.list(ctx, templatePrefix)
+	lines, _, err := c.listWhole(ctx, templatePrefix)
 	if err != nil {
 		return nil, err
 	}
-	found := make([]*environment.Environment, len(stubs))
+	found := make([]*environment.Environment, len(lines))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(lookups)
-	for i, s := range stubs {
+	for i, s := range lines {
 		id, ok := templateEnvironment(s.ID)
 		if !ok || s.Stop || s.Status == "dead" {
 			continue
 		}
+		if s.Job != nil {
+			found[i] = new(settingsOf(s.Job, id))
+			continue
+		}
 		g.Go(func() error {
-			job, err := c.job(gctx, s.ID)
-			if fault.Is(err, fault.NotFound) {
-				return nil
-			}
-			if err == nil {
+			job, err := c.present(gctx, s.ID)
+			if job != nil {
 				found[i] = new(settingsOf(job, id))
 			}
 			return err

@@ -73,7 +73,7 @@ func (v *view) job(job *api.Job) bool {
 	settings := settingsOf(job, env).Settings()
 	used, mark := claimOf(job)
 	changed := isNew || settings != t.Settings || used != t.Used || mark != t.Mark
-	t.Settings, t.Used, t.Mark = settings, used, mark
+	t.Settings, t.Used, t.Mark, t.Gateway = settings, used, mark, gatewayOf(job)
 	if job.Status != nil && *job.Status == "dead" && t.State != pool.Ended && t.Place.AllocID == "" {
 		t.State, t.Cause, changed = pool.Ended, execution.ErrGone, true
 	}

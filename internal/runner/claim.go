@@ -19,7 +19,17 @@ type Claim struct {
 	Timeout time.Duration // of inactivity; 0 = none
 	Wait    time.Duration // in the queue, at the client's wish; Options.MaxWait bounds it
 	Key     string        // names a claim that may be repeated; "" = it is not to be repeated
+	By      Holder
 }
+
+// Holder is who claims, and how many runners it may hold at once; 0 = as many as there are.
+type Holder struct {
+	Owner string
+	Quota int
+}
+
+// ErrQuota says that a holder has as many runners as it may.
+var ErrQuota = errors.New("the quota of runners is used up")
 
 // Busy is the refusal of a claim because there is no runner for it. Its kind is Exhausted.
 type Busy struct {
@@ -32,20 +42,88 @@ type Busy struct {
 // Unwrap gives the kind and the public sentence.
 func (b *Busy) Unwrap() error { return b.error }
 
-// Claim hands out an idle runner. An empty pool is a *Busy.
-func (m *Manager) Claim(ctx context.Context, c Claim) (*Runner, error) {
-	if c.Key == "" {
-		return m.claim(ctx, c, Mark{Timeout: c.Timeout})
+// how says how a claim got its runner.
+type how uint8
+
+const (
+	atOnce   how = iota
+	waited       // until one was idle
+	repeated     // it is the runner of an earlier claim under the same key
+)
+
+// outcome is what became of a claim, for whoever watches the pools.
+func outcome(by how, err error) string {
+	switch {
+	case err == nil:
+		return [...]string{"hit", "waited", "repeated"}[by]
+	case fault.Is(err, fault.NotFound):
+		return "unknown"
+	case errors.Is(err, ErrQuota):
+		return "quota"
+	case fault.Is(err, fault.Exhausted):
+		return "empty"
 	}
-	return m.claimOnce(ctx, c)
+	return "failed"
 }
 
-func (m *Manager) claim(ctx context.Context, c Claim, mark Mark) (*Runner, error) {
+// Claim hands out an idle runner. An empty pool is a *Busy. A quota that is used up is ErrQuota, and Exhausted too.
+func (m *Manager) Claim(ctx context.Context, c Claim) (*Runner, error) {
+	begun, claim := time.Now(), m.claimOnce
+	if c.Key == "" {
+		claim = func(ctx context.Context, c Claim) (*Runner, how, error) { return m.claim(ctx, c, c.mark()) }
+	}
+	r, by, err := claim(ctx, c)
+	if m.opts.Claimed != nil {
+		m.opts.Claimed(int(c.Env), outcome(by, err), time.Since(begun))
+	}
+	return r, err
+}
+
+// mark is what a claim writes that is not to be repeated.
+func (c Claim) mark() Mark { return Mark{Timeout: c.Timeout, Owner: c.By.Owner} }
+
+// hold takes a place of a holder's quota, which the function it returns gives back: from then on the record of the runner counts. For a moment both may,
+// so that a quota is never exceeded.
+func (m *Manager) hold(by Holder) (func(), error) {
+	if by.Quota <= 0 {
+		return func() {}, nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	held := m.claiming[by.Owner]
+	for _, r := range m.used {
+		if r.Owner == by.Owner {
+			held++
+		}
+	}
+	if held >= by.Quota {
+		return nil, fault.Wrap(fault.Exhausted, ErrQuota, "the token's quota of %d runners is used up: give one back first", by.Quota)
+	}
+	m.claiming[by.Owner]++
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.claiming[by.Owner]--; m.claiming[by.Owner] == 0 {
+			delete(m.claiming, by.Owner)
+		}
+	}, nil
+}
+
+func (m *Manager) claim(ctx context.Context, c Claim, mark Mark) (*Runner, how, error) {
+	release, err := m.hold(c.By)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer release()
 	deadline := time.Now().Add(max(m.opts.ClaimWait, min(c.Wait, m.opts.MaxWait)))
+	by := atOnce
 	for again := false; ; again = true {
-		taken, err := m.take(ctx, c.Env, deadline, again)
+		taken, served, err := m.take(ctx, c.Env, deadline, again)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
+		}
+		if !served {
+			by = waited
 		}
 		// A client that leaves now must not leave the claim's outcome open.
 		callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
@@ -54,14 +132,14 @@ func (m *Manager) claim(ctx context.Context, c Claim, mark Mark) (*Runner, error
 		switch {
 		case err == nil:
 			if r := m.claimed(taken, mark); r != nil {
-				return r, nil
+				return r, by, nil
 			}
 		case errors.Is(err, ErrClaimLost):
 			m.lost(taken.ID, absent(err))
 		default:
 			// Whether it is marked is not known, so nobody gets it.
 			m.discard(taken.ID)
-			return nil, err
+			return nil, 0, err
 		}
 	}
 }
@@ -79,13 +157,14 @@ func (m *Manager) lost(id string, gone bool) {
 	m.poke()
 }
 
-// take picks an idle runner, or waits for one in the environment's line. again says that the claim had its turn, so that it waits first of all.
-func (m *Manager) take(ctx context.Context, id environment.ID, deadline time.Time, again bool) (Seen, error) {
+// take picks an idle runner, or waits for one in the environment's line. again says that the claim had its turn, so that it waits first of all. served says
+// that it did not wait.
+func (m *Manager) take(ctx context.Context, id environment.ID, deadline time.Time, again bool) (seen Seen, served bool, err error) {
 	now := time.Now()
 	m.mu.Lock()
 	if _, ok := m.envs[id]; !ok {
 		m.mu.Unlock()
-		return Seen{}, unknown(id)
+		return Seen{}, false, unknown(id)
 	}
 	taken, ok := "", false
 	if again || m.lines[id] == nil { // who waits comes first
@@ -98,19 +177,20 @@ func (m *Manager) take(ctx context.Context, id environment.ID, deadline time.Tim
 		seen := m.seen[taken]
 		m.mu.Unlock()
 		// The replacement is asked for once the claim is through: it would only compete with it.
-		return seen, nil
+		return seen, true, nil
 	}
 	stats := m.pools.Stats(id)
 	if wait := deadline.Sub(now); wait <= 0 || stats.Starting+stats.Size == 0 || m.lines[id].Len() >= maxWaiting {
 		err := m.refuse(id, m.lines[id].Len()+1, now)
 		m.mu.Unlock()
 		m.poke() // a size that follows the claims may grow
-		return Seen{}, err
+		return Seen{}, false, err
 	}
 	w := m.queue(id, again, now)
 	m.mu.Unlock()
 	m.poke()
-	return m.await(ctx, w, deadline.Sub(now))
+	seen, err = m.await(ctx, w, deadline.Sub(now))
+	return seen, false, err
 }
 
 func unknown(id environment.ID) error {
@@ -145,6 +225,7 @@ func (m *Manager) claimed(s Seen, mark Mark) *Runner {
 	}
 	r, known := m.used[s.ID]
 	if !known { // the event of our own claim may have been faster
+		s.Mark, s.Gateway = mark, m.self()
 		r = m.adopt(s)
 	}
 	m.mark(r, mark)
@@ -156,7 +237,10 @@ func (m *Manager) claimed(s Seen, mark Mark) *Runner {
 }
 
 // feed takes in what the cluster shows.
-type feed struct{ m *Manager }
+type feed struct {
+	m    *Manager
+	turn int
+}
 
 // All compares the records with a full listing.
 func (f feed) All(list []Seen, index uint64) {
@@ -175,7 +259,7 @@ func (f feed) All(list []Seen, index uint64) {
 	for _, s := range list {
 		_, was := m.used[s.ID]
 		ended = append(ended, m.record(s)...)
-		if _, is := m.used[s.ID]; is && !was && !m.live {
+		if _, is := m.used[s.ID]; is && !was && !m.live && m.opts.Shared == nil {
 			recovered = append(recovered, s)
 		}
 	}
@@ -193,6 +277,7 @@ func (f feed) All(list []Seen, index uint64) {
 	}
 	first := !m.live
 	m.live = true
+	m.lead.listed = max(m.lead.listed, f.turn)
 	records := make([]*Runner, len(recovered))
 	for i, s := range recovered {
 		records[i] = m.used[s.ID]
@@ -232,6 +317,7 @@ func (f feed) Gone(id string) {
 		m.part(r)
 	}
 	delete(m.seen, id)
+	m.asks.gone(id)
 	m.pools.Gone(id, time.Now())
 	m.serveAll()
 	m.mu.Unlock()
@@ -268,6 +354,10 @@ func (m *Manager) record(s Seen) []end {
 	case used:
 		r.update(s)
 	case ph == pool.Used:
+		m.adopt(s)
+	case ph == pool.Claiming && s.Used && s.Gateway != m.self():
+		// Another gateway was faster, and nothing more will come of it.
+		m.pools.ClaimLost(s.ID, time.Now())
 		m.adopt(s)
 	case !ph.Ended():
 		m.seen[s.ID] = s

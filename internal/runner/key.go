@@ -25,7 +25,7 @@ func (c Claim) request() string { return fmt.Sprintf("%d/%d", c.Env, c.Timeout/t
 
 // claimOnce hands out one runner for all claims under a key, as long as it lives. Memory is bounded by the runners that are used and by the
 // requests under way.
-func (m *Manager) claimOnce(ctx context.Context, c Claim) (*Runner, error) {
+func (m *Manager) claimOnce(ctx context.Context, c Claim) (*Runner, how, error) {
 	request := c.request()
 	for {
 		now := time.Now()
@@ -39,41 +39,43 @@ func (m *Manager) claimOnce(ctx context.Context, c Claim) (*Runner, error) {
 		if r != nil {
 			asked = r.mark.Request
 		}
-		a, busy := m.claiming[c.Key]
+		a, busy := m.attempts[c.Key]
 		if r == nil && !busy {
 			a = &attempt{request: request, done: make(chan struct{})}
-			m.claiming[c.Key] = a
+			m.attempts[c.Key] = a
 		} else if r == nil {
 			asked = a.request
 		}
 		m.mu.Unlock()
 		switch {
 		case asked != "" && asked != request:
-			return nil, fault.New(fault.Invalid, "the Idempotency-Key was used for another request: take a new key, or repeat the request as it was")
+			return nil, 0, fault.New(fault.Invalid, "the Idempotency-Key was used for another request: take a new key, or repeat the request as it was")
 		case r != nil:
-			return r, nil
+			return r, repeated, nil
 		case !busy:
 			return m.attempt(ctx, c, a, now)
 		}
 		select {
 		case <-a.done:
 		case <-ctx.Done():
-			return nil, fault.Wrap(fault.Unavailable, context.Cause(ctx), "the request for a runner was given up")
+			return nil, 0, fault.Wrap(fault.Unavailable, context.Cause(ctx), "the request for a runner was given up")
 		}
 		if !a.left {
-			return a.runner, a.err
+			return a.runner, repeated, a.err
 		}
 	}
 }
 
-func (m *Manager) attempt(ctx context.Context, c Claim, a *attempt, now time.Time) (*Runner, error) {
-	a.runner, a.err = m.claim(ctx, c, Mark{Timeout: c.Timeout, Key: c.Key, Request: a.request, At: now.Truncate(time.Second)})
+func (m *Manager) attempt(ctx context.Context, c Claim, a *attempt, now time.Time) (r *Runner, by how, err error) {
+	mark := c.mark()
+	mark.Key, mark.Request, mark.At = c.Key, a.request, now.Truncate(time.Second)
+	a.runner, by, a.err = m.claim(ctx, c, mark)
 	a.left = a.err != nil && ctx.Err() != nil
 	m.mu.Lock()
-	delete(m.claiming, c.Key)
+	delete(m.attempts, c.Key)
 	m.mu.Unlock()
 	close(a.done)
-	return a.runner, a.err
+	return a.runner, by, a.err
 }
 
 // mark notes how a runner was claimed. The lock is held.

@@ -19,9 +19,10 @@ type Port struct {
 // Seen is one runner as the cluster shows it.
 type Seen struct {
 	pool.Observed
-	Place execution.Place
-	Ports []Port
-	Mark  Mark // of the claim, when it is used
+	Place   execution.Place
+	Ports   []Port
+	Mark    Mark   // of the claim, when it is used
+	Gateway string // that claimed it; "" = one that did not say
 	// Cause says why it ended: one of the causes of package execution.
 	Cause error
 }
@@ -29,6 +30,7 @@ type Seen struct {
 // Mark is what a claim writes into a runner's job.
 type Mark struct {
 	Timeout time.Duration // of inactivity; 0 = none
+	Owner   string        // who claimed it; "" = nobody in particular
 	// Of a claim that may be repeated: what names it, what was asked for, and when. Key "" = it may not.
 	Key     string
 	Request string

@@ -29,8 +29,8 @@ type Contract struct {
 	base       string // path that the document's paths begin behind
 	operations []template
 	compiler   *jsonschema.Compiler
-	plain      *jsonschema.Schema // messages without the subprotocol
-	extended   *jsonschema.Schema // and with it
+	plain      messages           // without the subprotocol
+	extended   messages           // and with it
 	input      *jsonschema.Schema // from the client
 
 	mu       sync.Mutex
@@ -103,7 +103,7 @@ func New(openAPI, webSocket []byte) (*Contract, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the OpenAPI document: %w", err)
 	}
-	messages, err := jsonschema.UnmarshalJSON(bytes.NewReader(webSocket))
+	schemas, err := jsonschema.UnmarshalJSON(bytes.NewReader(webSocket))
 	if err != nil {
 		return nil, fmt.Errorf("the schema of messages: %w", err)
 	}
@@ -114,15 +114,50 @@ func New(openAPI, webSocket []byte) (*Contract, error) {
 	closeObjects(root)
 	c := &Contract{compiler: jsonschema.NewCompiler(), compiled: map[string]*jsonschema.Schema{}, seen: map[string]bool{}}
 	c.compiler.DefaultDraft(jsonschema.Draft2020)
-	if err := errors.Join(c.compiler.AddResource(openAPIURL, doc), c.compiler.AddResource(webSocketURL, messages)); err != nil {
+	if err := errors.Join(c.compiler.AddResource(openAPIURL, doc), c.compiler.AddResource(webSocketURL, schemas)); err != nil {
 		return nil, err
 	}
-	for name, into := range map[string]**jsonschema.Schema{"plainServerMessage": &c.plain, "serverMessage": &c.extended, "clientMessage": &c.input} {
-		if *into, err = c.compiler.Compile(webSocketURL + "#/$defs/" + name); err != nil {
+	if c.input, err = c.compiler.Compile(webSocketURL + "#/$defs/clientMessage"); err != nil {
+		return nil, err
+	}
+	for name, into := range map[string]*messages{"plainServerMessage": &c.plain, "serverMessage": &c.extended} {
+		if *into, err = c.messages(schemas, name); err != nil {
 			return nil, err
 		}
 	}
 	return c, c.read(root)
+}
+
+// messages are the schemas of a union by the type that each message names: trying one after another is slow where there are many messages.
+type messages map[string]*jsonschema.Schema
+
+func (c *Contract) messages(schemas any, union string) (messages, error) {
+	all := messages{}
+	defs := object(schemas, "$defs")
+	refs, _ := object(defs, union)["oneOf"].([]any)
+	for _, r := range refs {
+		ref, _ := r.(map[string]any)["$ref"].(string)
+		schema, err := c.compiler.Compile(webSocketURL + ref)
+		if err != nil {
+			return nil, err
+		}
+		kind := object(object(object(defs, strings.TrimPrefix(ref, "#/$defs/")), "properties"), "type")
+		kinds, _ := kind["enum"].([]any)
+		if one, ok := kind["const"]; ok {
+			kinds = append(kinds, one)
+		}
+		for _, k := range kinds {
+			name, _ := k.(string)
+			if all[name] != nil {
+				return nil, fmt.Errorf("two messages of %s are of type %q", union, name)
+			}
+			all[name] = schema
+		}
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%s has no messages", union)
+	}
+	return all, nil
 }
 
 func closeObjects(v any) {
@@ -396,16 +431,25 @@ func validate(schema *jsonschema.Schema, data []byte) error {
 	return schema.Validate(v)
 }
 
-// Message checks a text frame of the gateway. Extended says that the subprotocol was agreed on.
-func (c *Contract) Message(data []byte, extended bool) error {
-	schema := c.plain
+// Message checks a text frame of the gateway and returns its type. Extended says that the subprotocol was agreed on.
+func (c *Contract) Message(data []byte, extended bool) (string, error) {
+	all := c.plain
 	if extended {
-		schema = c.extended
+		all = c.extended
 	}
-	if err := validate(schema, data); err != nil {
-		return fmt.Errorf("the message %.300q is not what the schema says: %w", data, err)
+	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(data))
+	if err != nil {
+		return "", fmt.Errorf("the message %.300q is no JSON: %w", data, err)
 	}
-	return nil
+	m, _ := v.(map[string]any)
+	kind, _ := m["type"].(string)
+	if all[kind] == nil {
+		return "", fmt.Errorf("the message %.300q has a type that the schema does not have", data)
+	}
+	if err := all[kind].Validate(v); err != nil {
+		return "", fmt.Errorf("the message %.300q is not what the schema says: %w", data, err)
+	}
+	return kind, nil
 }
 
 // Input checks a control message of the client.

@@ -94,10 +94,10 @@ func TestWrongMessagesAreFound(t *testing.T) {
 		`{"type":"stdout","data":""}`: "", `{"type":"exit","data":256}`: "", `{"type":"exit"}`: "", `{"type":"start","x":1}`: "", `{"type":"error","data":"other"}`: "", `{"type":"other"}`: "", `[]`: "", `{"type":"timeout","data":""}`: "",
 	} {
 		got := ""
-		if c.Message([]byte(message), false) == nil {
+		if _, err := c.Message([]byte(message), false); err == nil {
 			got += "p"
 		}
-		if c.Message([]byte(message), true) == nil {
+		if _, err := c.Message([]byte(message), true); err == nil {
 			got += "e"
 		}
 		if got != want {

@@ -5,12 +5,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 )
 
@@ -40,6 +40,7 @@ type tap struct {
 	message  []byte
 	started  bool
 	final    string
+	texts    int
 }
 
 func (t *tap) Write(p []byte) (int, error) {
@@ -135,6 +136,9 @@ func (t *tap) frame(opcode byte, fin bool, payload []byte) error {
 	case opBinary:
 		return errors.New("a binary frame came")
 	case opContinuation, opText:
+		if fin && len(t.message) == 0 {
+			return t.text(payload)
+		}
 		t.message = append(t.message, payload...)
 		if !fin {
 			return nil
@@ -146,25 +150,29 @@ func (t *tap) frame(opcode byte, fin bool, payload []byte) error {
 	return nil // Close, ping, pong
 }
 
+// whole is how many messages of a connection are held to the schema in every detail. Programs may write a lot: later output need only look like the output
+// before it.
+const whole = 1000
+
+// output is what a message of output looks like.
+var output = regexp.MustCompile(`^\{"type":"std(out|err)","data":"([^"\\]|\\.)+"\}$`)
+
 func (t *tap) text(data []byte) error {
-	if err := t.contract.Message(data, t.extended); err != nil {
-		return err
+	if t.texts++; t.texts > whole && t.final == "" && output.Match(data) {
+		return nil
 	}
-	var m struct {
-		Type string `json:"type"`
-	}
-	if err := json.Unmarshal(data, &m); err != nil {
-		return err
-	}
+	kind, err := t.contract.Message(data, t.extended)
 	switch {
+	case err != nil:
+		return err
 	case t.final != "":
-		return fmt.Errorf("%s came after the final %s", m.Type, t.final)
-	case (m.Type == "start") == t.started:
-		return fmt.Errorf("start comes first and once, not %s", m.Type)
+		return fmt.Errorf("%s came after the final %s", kind, t.final)
+	case (kind == "start") == t.started:
+		return fmt.Errorf("start comes first and once, not %s", kind)
 	}
 	t.started = true
-	if m.Type == "exit" || m.Type == "timeout" || m.Type == "error" {
-		t.final = m.Type
+	if kind == "exit" || kind == "timeout" || kind == "error" {
+		t.final = kind
 	}
 	return nil
 }

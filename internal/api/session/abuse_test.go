@@ -295,3 +295,28 @@ func FuzzControlMessages(f *testing.F) {
 		}
 	})
 }
+
+// A client that is behind has time to read the end: what it sends meanwhile is taken, so that nothing resets its connection. Who never closes is let go.
+func TestAClientHasTimeToReadTheEnd(t *testing.T) {
+	for name, piece := range map[string][]byte{"pongs": masked(pong, ""), "input": masked(text, "x"), "pings": masked(ping, "")} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				took := time.Duration(0)
+				_ = servedWith(t, nil, true, func(context.Context, execution.Client) {}, func(c net.Conn) {
+					began := time.Now()
+					go func() { _, _ = io.Copy(io.Discard, c) }()
+					for {
+						if _, err := c.Write(piece); err != nil {
+							took = time.Since(began)
+							return
+						}
+						time.Sleep(time.Second / 2) // of the bubble
+					}
+				})
+				if took < 5*time.Second || took > 20*time.Second {
+					t.Errorf("it could send for %v after the end", took)
+				}
+			})
+		})
+	}
+}

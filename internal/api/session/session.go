@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -27,7 +28,8 @@ const (
 	writeTime  = 30 * time.Second
 	pingPeriod = 20 * time.Second
 	pongTime   = 90 * time.Second
-	lingerTime = time.Second // for the client's own Close
+	lingerTime = 10 * time.Second // for the client to read the end and close too
+	partTime   = time.Second      // the same where the client left, or the gateway stops
 )
 
 // stdinSize is how much input may wait for a program, in bytes.
@@ -48,6 +50,7 @@ type session struct {
 	resize   chan execution.Size
 	signal   Signals
 	cancel   context.CancelCauseFunc
+	over     atomic.Bool // the last message was sent
 }
 
 // Conn is an upgraded connection.
@@ -100,7 +103,7 @@ func Serve(ctx context.Context, conn *Conn, size execution.Size, run Runs, signa
 	}
 	s.finish(ctx, out)
 	writer.Wait()
-	s.linger(&reader)
+	s.linger(ctx, &reader)
 	return out
 }
 
@@ -119,9 +122,18 @@ func (s *session) finish(ctx context.Context, out execution.Outcome) {
 	s.last <- last
 }
 
-// linger waits for the client's Close, so that what it still sends does not reset the connection before it has read ours.
-func (s *session) linger(reader *sync.WaitGroup) {
+// linger waits for the client's Close, so that what it still sends, if only the answer to a ping, does not reset the connection before it has read the end.
+func (s *session) linger(ctx context.Context, reader *sync.WaitGroup) {
+	s.over.Store(true)
 	_ = s.conn.SetReadDeadline(time.Now().Add(lingerTime))
+	defer context.AfterFunc(ctx, func() {
+		if cause := context.Cause(ctx); errors.Is(cause, execution.ErrShutdown) || errors.Is(cause, execution.ErrClientLeft) {
+			_ = s.conn.SetReadDeadline(time.Now().Add(partTime))
+		}
+	})()
+	if half, ok := s.conn.NetConn().(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite() // nothing follows the Close: who only waits for the connection's end need not wait for ours
+	}
 	// Input that waits for the program keeps the reader from reading on. What is queued stays readable for the grace period.
 	_ = s.stdin.Close()
 	reader.Wait()
@@ -168,13 +180,13 @@ func (s *session) write() {
 
 // read takes in what the client sends until it closes, leaves, or the session is over.
 func (s *session) read(ctx context.Context) {
-	alive := func(string) error { return s.conn.SetReadDeadline(time.Now().Add(pongTime)) }
-	s.conn.SetPongHandler(func(string) error {
-		if ctx.Err() != nil {
+	alive := func(string) error {
+		if ctx.Err() != nil || s.over.Load() {
 			return nil // the linger deadline holds
 		}
-		return alive("")
-	})
+		return s.conn.SetReadDeadline(time.Now().Add(pongTime))
+	}
+	s.conn.SetPongHandler(alive)
 	s.conn.SetCloseHandler(func(int, string) error { return nil }) // the writer answers
 	_ = alive("")
 	for {
@@ -186,9 +198,7 @@ func (s *session) read(ctx context.Context) {
 			s.cancel(errors.Join(execution.ErrClientLeft, err))
 			return
 		}
-		if ctx.Err() == nil {
-			_ = alive("") // time spent waiting for the program does not count
-		}
+		_ = alive("") // time spent waiting for the program does not count
 	}
 }
 

@@ -76,3 +76,53 @@ func TestDenseEntriesDoTheSame(t *testing.T) {
 		t.Errorf("entries differ from the golden file: old ones could not be read any more\n%s", lines.String())
 	}
 }
+
+// A batch places what it has registered itself, and nothing that was there before. The bytes are on disks.
+func TestABatchPlacesWhatItRegisters(t *testing.T) {
+	job := func(id string) *model.Job {
+		return &model.Job{Namespace: "default", ID: id, Type: model.JobTypeBatch, TaskGroups: []*model.TaskGroup{{Name: "g", Count: 1}}}
+	}
+	plan := func(id string) *state.Placement {
+		return &state.Placement{EvalID: "e-" + id, Namespace: "default", JobID: id, Place: []*model.Allocation{{
+			ID: "a-" + id, Namespace: "default", EvalID: "e-" + id, Name: id + ".g[0]", NodeID: "n1", JobID: id, TaskGroup: "g", DesiredStatus: "run", ClientStatus: "pending",
+		}}}
+	}
+	s := state.New()
+	apply(t, s, 1, &command.JobRegister{Now: 1, Job: job("old")})
+	plans, err := command.NewJobPlans(3, []*state.Placement{plan("new"), plan("old"), plan("nobody")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var parts [][]byte
+	for _, e := range []any{
+		&command.JobRegister{Now: 2, Job: job("new"), Eval: &model.Evaluation{ID: "e-new", Namespace: "default", JobID: "new", Status: model.EvalPending}},
+		&command.JobRegister{Now: 2, Job: job("old"), Eval: &model.Evaluation{ID: "e-old", Namespace: "default", JobID: "old", Status: model.EvalPending}},
+		plans,
+	} {
+		b, err := command.Encode(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parts = append(parts, b)
+	}
+	results := apply(t, s, 2, &command.Batch{Now: 3, Entries: parts}).([]any)
+	for i, refused := range []bool{false, true, true} {
+		if placed := results[2].([]state.Placed)[i]; placed.Refused != refused || len(placed.Place) == 0 != refused {
+			t.Errorf("plan %d came to %+v, want refused %v", i, placed, refused)
+		}
+	}
+	snap := s.Snapshot()
+	if a := snap.Alloc(nil, "a-new"); a == nil || a.CreateIndex != 2 || a.Job != snap.Job(nil, "default", "new") && a.Job.JobModifyIndex != 2 {
+		t.Errorf("placed was %+v", a)
+	}
+	if e := snap.Eval(nil, "e-new"); e.SnapshotIndex != 2 || e.CreateIndex != 2 {
+		t.Errorf("the evaluation of what was placed is %+v", e)
+	}
+	if e := snap.Eval(nil, "e-old"); e.SnapshotIndex != 0 {
+		t.Errorf("the evaluation of what was not placed is %+v", e)
+	}
+	text := hex.EncodeToString(parts[2]) + "\n"
+	if want := golden(t, "testdata/jobplans.golden", text); text != want {
+		t.Errorf("the entry differs from the golden file: old ones could not be read any more\n%s", text)
+	}
+}

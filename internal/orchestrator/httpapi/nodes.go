@@ -232,6 +232,15 @@ const (
 	pushBound = 10 * time.Second // for a node to take a message
 )
 
+// unknownNode is said to a node that this server does not know. It registers anew where it is not found, which only the leader can say: another server may
+// not have heard of its registration yet.
+func (a *API) unknownNode() error {
+	if a.cfg.Leader.Leading() {
+		return notFound("node")
+	}
+	return fault.New(fault.Unavailable, "this server has not heard of the node yet")
+}
+
 // watchNode pushes a node's allocations: all of them first, then each that the servers changed, at the moment of its commit.
 // A message is made from the state, not from a queue, so a node that is slow to read gets fewer and newer ones; one that does
 // not read at all is cut, and starts over with a full message.
@@ -242,7 +251,7 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	}
 	defer done()
 	if a.store.Snapshot().Node(nil, req.ID) == nil {
-		return notFound("node")
+		return a.unknownNode()
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-cache")

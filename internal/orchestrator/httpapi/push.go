@@ -85,12 +85,14 @@ func (p *pushes) restored() {
 	p.all = true
 }
 
-// specs keeps the encoded forms of specifications that were sent lately: a job of a thousand allocations is encoded once, not for each node anew.
+// specs keeps one encoded form of specifications that were sent lately: a job of a thousand allocations is encoded once, not for each node anew.
 type specs struct {
+	form func(*model.Job) ([]byte, error)
+
 	mu    sync.Mutex
-	lines map[*model.Job]json.RawMessage // guarded by mu
-	order []*model.Job                   // guarded by mu; oldest first
-	bytes int                            // guarded by mu
+	lines map[*model.Job][]byte // guarded by mu
+	order []*model.Job          // guarded by mu; oldest first
+	bytes int                   // guarded by mu
 }
 
 const (
@@ -98,17 +100,21 @@ const (
 	keptSpecBytes = 8 << 20
 )
 
-func newSpecs() *specs { return &specs{lines: map[*model.Job]json.RawMessage{}} }
+func newSpecs(form func(*model.Job) ([]byte, error)) *specs {
+	return &specs{form: form, lines: map[*model.Job][]byte{}}
+}
 
-// encode makes the JSON of a specification, which is never changed.
-func (s *specs) encode(j *model.Job) (json.RawMessage, error) {
+func inJSON(j *model.Job) ([]byte, error) { return json.Marshal(j) }
+
+// encode makes the form of a specification, which is never changed.
+func (s *specs) encode(j *model.Job) ([]byte, error) {
 	s.mu.Lock()
 	line, ok := s.lines[j]
 	s.mu.Unlock()
 	if ok {
 		return line, nil
 	}
-	line, err := json.Marshal(j)
+	line, err := s.form(j)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +151,7 @@ type pushedAlloc struct {
 // encodePush makes a message's line.
 func (a *API) encodePush(msg *model.AllocPush, dense bool) ([]byte, error) {
 	if dense {
-		b, err := packed.Allocs(msg.Allocs, packed.Options{NoMetrics: true, Job: a.encodeSpec})
+		b, err := packed.Allocs(msg.Allocs, packed.Options{NoMetrics: true, Job: a.denseSpecs.encode})
 		if err != nil {
 			return nil, err
 		}
@@ -161,8 +167,6 @@ func (a *API) encodePush(msg *model.AllocPush, dense bool) ([]byte, error) {
 	}
 	return json.Marshal(out)
 }
-
-func (a *API) encodeSpec(j *model.Job) ([]byte, error) { return a.specs.encode(j) }
 
 // reports is the body of a report: a list in JSON, or a text with its packed form in base64.
 type reports []*model.AllocUpdate

@@ -141,7 +141,7 @@ type AllocPush struct {
 	Purged     []string      // allocation ids whose record is gone
 }
 
-// PackedPush is an AllocPush with its allocations in the form of package packed, their jobs in JSON, and without how they came to be placed. A node asks for
+// PackedPush is an AllocPush with its allocations in the form of package packed, their jobs in MessagePack, and without how they came to be placed. A node asks for
 // such with PackedType as what it accepts.
 type PackedPush struct {
 	Generation uint64

@@ -207,7 +207,7 @@ func (r *Remote) Watch(ctx context.Context, f func(model.AllocPush) error) error
 			continue // a sign of life
 		}
 		if in.Packed != nil {
-			if p.Allocs, err = packed.ReadAllocs(in.Packed, decodeJob); err != nil {
+			if p.Allocs, err = packed.ReadAllocs(in.Packed, packed.ReadJob); err != nil {
 				return fmt.Errorf("read stream of changes: %w", err)
 			}
 		}
@@ -215,11 +215,6 @@ func (r *Remote) Watch(ctx context.Context, f func(model.AllocPush) error) error
 			return err
 		}
 	}
-}
-
-func decodeJob(b []byte) (*model.Job, error) {
-	j := new(model.Job)
-	return j, json.Unmarshal(b, j)
 }
 
 // alive tells whenever something was read.

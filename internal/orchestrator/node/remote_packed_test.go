@@ -18,7 +18,7 @@ import (
 // A server that says that it can read packed reports gets such; one that cannot after all, since it is older than the one that was asked, gets them in JSON.
 func TestReportsArePackedWhereTheServerCanRead(t *testing.T) {
 	defer goleak.VerifyNone(t)
-	list, err := packed.Allocs([]*model.Allocation{{ID: "a", Job: &model.Job{ID: "j"}}}, packed.Options{Job: func(j *model.Job) ([]byte, error) { return json.Marshal(j) }})
+	list, err := packed.Allocs([]*model.Allocation{{ID: "a", Job: &model.Job{ID: "j"}}}, packed.Options{Job: packed.Job})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,10 +1,12 @@
 package packed
 
 import (
+	"bytes"
 	"maps"
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/model"
@@ -18,10 +20,9 @@ type Options struct {
 
 // Allocs packs allocations.
 func Allocs(list []*model.Allocation, o Options) ([]byte, error) {
-	w := allocWriter{noMetrics: o.NoMetrics, writer: writer{texts: map[string]uint64{}}, scores: map[string]uint64{}}
-	if len(list) > 0 {
-		w.b = make([]byte, 0, 512+64*len(list))
-	}
+	w := allocWriters.Get().(*allocWriter)
+	defer w.release()
+	w.noMetrics = o.NoMetrics
 	w.b = append(w.b, formatAllocs)
 	w.uint(uint64(len(list)))
 	jobs := map[*model.Job]uint64{}
@@ -42,7 +43,23 @@ func Allocs(list []*model.Allocation, o Options) ([]byte, error) {
 		}
 		w.alloc(a)
 	}
-	return w.b, w.err
+	return bytes.Clone(w.b), w.err
+}
+
+// allocWriters are used again: what one grows for a list is most of what a short list costs.
+var allocWriters = sync.Pool{New: func() any {
+	return &allocWriter{writer: writer{texts: map[string]uint64{}}, scores: map[string]uint64{}}
+}}
+
+// release gives a writer back, without what it has written and what it points to.
+func (w *allocWriter) release() {
+	if cap(w.b) > keptBuffer || len(w.texts) > keptTexts {
+		return
+	}
+	clear(w.texts)
+	clear(w.scores)
+	*w = allocWriter{writer: writer{b: w.b[:0], texts: w.texts, scratch: w.scratch[:0]}, scores: w.scores, key: w.key[:0]}
+	allocWriters.Put(w)
 }
 
 type allocWriter struct {

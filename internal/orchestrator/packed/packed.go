@@ -11,8 +11,6 @@ import (
 	"encoding/hex"
 	"math"
 
-	"github.com/hashicorp/go-msgpack/v2/codec"
-
 	"rockpool/internal/fault"
 )
 
@@ -32,6 +30,8 @@ type writer struct {
 	b     []byte
 	texts map[string]uint64
 	err   error
+
+	scratch []byte
 }
 
 func (w *writer) uint(n uint64) { w.b = binary.AppendUvarint(w.b, n) }
@@ -97,10 +97,11 @@ func (w *writer) float(f float64) { w.b = binary.BigEndian.AppendUint64(w.b, mat
 
 // whole writes a value in MessagePack.
 func (w *writer) whole(v any) {
-	var b []byte
-	if err := codec.NewEncoderBytes(&b, Handle).Encode(v); err != nil && w.err == nil {
+	b, err := Append(w.scratch[:0], v)
+	if err != nil && w.err == nil {
 		w.err = err
 	}
+	w.scratch = b
 	w.bytes(b)
 }
 
@@ -216,7 +217,7 @@ func (r *reader) whole(v any) {
 	if r.err != nil {
 		return
 	}
-	if err := codec.NewDecoderBytes(b, Handle).Decode(v); err != nil {
+	if err := Decode(b, v); err != nil {
 		r.fail(err.Error())
 	}
 }

@@ -163,6 +163,9 @@ func newTx(s Snapshot, index uint64) *Tx {
 	return &Tx{Snapshot: s, index: index, touched: map[jobKey]bool{}, tables: map[string]bool{}, at: map[any]int{}}
 }
 
+// At is the index of the update.
+func (t *Tx) At() uint64 { return t.index }
+
 func (t *Tx) begin(now int64, kind string) {
 	t.now, t.kind, t.wrote, t.first, t.order = now, kind, false, len(t.changes), nil
 	clear(t.touched)

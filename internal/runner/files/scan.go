@@ -119,13 +119,12 @@ func (s *scanner) unexpected(b byte, wanted string) error {
 
 // decode reads the next value whole and decodes it.
 func (s *scanner) decode(into any) error {
-	b, err := s.expected()
-	if err != nil {
+	if _, err := s.expected(); err != nil {
 		return err
 	}
 	raw, depth := []byte(nil), 0
 	for {
-		b, err = s.r.ReadByte()
+		b, err := s.r.ReadByte()
 		if err != nil && (depth > 0 || !errors.Is(err, io.EOF) || len(raw) == 0) {
 			return cut(err)
 		}

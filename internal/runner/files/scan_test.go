@@ -9,6 +9,7 @@ import (
 	"io"
 	"path"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -24,7 +25,7 @@ func FuzzUpdatesAreReadAsEncodingJSONDoes(f *testing.F) {
 		`{"delete":["./*"],"copy":[{"path":"a/"},{"path":"../b","content":"aGk="}]}`, `{"copy":{}}`, `[`, ``, ` `, `null`, `nul`, `{} trailing`, `{"Delete":["a"],"COPY":[{"Path":"b"}]}`,
 		`{"copy":[{"path":"a"}],"copy":[{"path":"b"}]}`, `{"copy":[{"path":"a"}],"copy":null}`, `{"copy":[null,{"content":null,"path":"a"}]}`, `{"copy":[{"content":"aG\/k\u003d\n=","path":"\u00e4\"\\"}]}`,
 		`{"copy":[{"content":"aGk=aGk="}]}`, `{"copy":[{"content":"aGk"}]}`, `{"copy":[{"content":3}]}`, `{"copy":[{"content":[104,105]}]}`, `{"x":[1,{"y":"]}\""}],"delete":null}`, `{"x":tru}`, `{"x":1}}`, `{,}`, `{"a":1,}`,
-		`{"delete":["a"],"delete":["b"]}`, `{"x" 1}`, `{"x":1 "y":2}`, `{"copy":[{"path":3}]}`, `{"copy":[3]}`, `true`, `{"copy":[{"path":"a"},]}`, `{x:1}`, `{"copy":[{"content":"a` + "\x01" + `"}]}`, `{"copy":[{"content":"\ud83d\ude00"}]}`,
+		`{"delete":["a"],"delete":["b"]}`, `{"delete":["","/","./","./*",".","a/..","../..","a"]}`, `{"x" 1}`, `{"x":1 "y":2}`, `{"copy":[{"path":3}]}`, `{"copy":[3]}`, `true`, `{"copy":[{"path":"a"},]}`, `{x:1}`, `{"copy":[{"content":"a` + "\x01" + `"}]}`, `{"copy":[{"content":"\ud83d\ude00"}]}`,
 		`{"x":-}`, `null00`, `1 2`, `{"x":null0}`, `{"x":1e5,"y":[]}`, `{"copy":[]}`, `{"copy":[{"content":"aGk=","content":""}]}`, `{"copy":[{"content":"aGk=","content":null}]}`, `{"x":` + strings.Repeat("[", 20000) + `}`, "{\"x\":\"\xff\"}",
 	} {
 		f.Add(seed)
@@ -58,6 +59,10 @@ func FuzzUpdatesAreReadAsEncodingJSONDoes(f *testing.F) {
 			return
 		}
 		defer u.Close()
+		want.Delete.value = slices.DeleteFunc(want.Delete.value, func(d string) bool {
+			d = path.Clean(d)
+			return d == "." || d == ".." || strings.HasSuffix(d, "/..")
+		})
 		if fmt.Sprintf("%q", u.Deletes) != fmt.Sprintf("%q", want.Delete.value) {
 			t.Errorf("%q: deletes %q, want %q", body, u.Deletes, want.Delete.value)
 		}

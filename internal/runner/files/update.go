@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,6 +53,7 @@ func Read(body io.Reader, modified time.Time) (u *Update, err error) {
 	if err == nil {
 		_, err = io.Copy(io.Discard, s.r) // what follows the first value is ignored
 	}
+	u.Deletes = slices.DeleteFunc(u.Deletes, kept)
 	switch _, ours := errors.AsType[*fault.Error](err); {
 	case err == nil:
 		return u, tw.Close()
@@ -61,6 +63,12 @@ func Read(body io.Reader, modified time.Time) (u *Update, err error) {
 		return u, fault.Wrap(fault.Invalid, err, "the request body is empty, but a JSON object is needed")
 	}
 	return u, fault.Wrap(fault.Invalid, err, "%s", err.Error())
+}
+
+// kept reports whether a path names a directory by a dot, or nothing at all: rm refuses these, and so the directory that programs work in stays.
+func kept(name string) bool {
+	base := path.Base(path.Clean(name))
+	return base == "." || base == ".."
 }
 
 // copy takes one file in.

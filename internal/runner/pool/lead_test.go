@@ -29,16 +29,16 @@ func TestPoolsOfOthersAreFollowed(t *testing.T) {
 		t.Error("what was not created is still wanted")
 	}
 	p.Registered("c", 6, nil, now)
-	for _, id := range []string{"a", "c", "d", "e"} { // two were made by the other
-		p.Observe(pool.Observed{ID: id, Env: 1, Settings: "s", State: pool.Ready}, now)
+	for i, id := range []string{"a", "c", "d", "e"} { // two were made by the other
+		p.Observe(pool.Observed{ID: id, Env: 1, Settings: "s", State: pool.Ready}, now.Add(time.Duration(i)*time.Second))
 	}
 	p.Want(1, pool.Spec{Size: 1, Settings: "s"}, now)
 	if actions, _ = p.Plan(now); len(actions) != 0 {
 		t.Errorf("it shrinks: %v", actions)
 	}
 	id, ok := p.Take(1, now)
-	if !ok {
-		t.Fatal("nothing is handed out")
+	if !ok || id != "e" { // the one that leads takes the oldest
+		t.Fatalf("%q is handed out", id)
 	}
 	p.Claimed(id, now)
 	p.Discard(id, now)
@@ -49,5 +49,8 @@ func TestPoolsOfOthersAreFollowed(t *testing.T) {
 	p.Lead(true)
 	if actions, _ = p.Plan(now); len(actions) != 2 {
 		t.Errorf("leading, it lets go %v", actions)
+	}
+	if id, _ := p.Take(1, now); id != "a" {
+		t.Errorf("leading, it hands out %q", id)
 	}
 }

@@ -127,8 +127,8 @@ type env struct {
 	failed  int            // of those on their way in or out, how many could not be started
 	lead    lead
 
-	ready    queue // idle and up to date, the longest idle first
-	stale    queue // idle and out of date
+	ready    queue // idle and up to date, in the order in which they are taken
+	stale    queue // idle and out of date, in the same order
 	starting queue // up to date and on its way, the oldest first
 	outdated queue // out of date before it was ready
 	creates  queue // wait for the call that creates them; nobody has heard of them
@@ -190,7 +190,7 @@ func (p *Pools) env(id environment.ID) *env {
 	if !ok {
 		e = &env{
 			id: id, runners: map[string]*entry{},
-			ready: queue{lane: byUse, less: byAge}, stale: queue{lane: byUse, less: byID},
+			ready: queue{lane: byUse, less: p.taken(byAge)}, stale: queue{lane: byUse, less: p.taken(byID)},
 			starting: queue{lane: byUse, less: byAge}, outdated: queue{lane: byUse, less: byID},
 			creates: queue{lane: byCall, less: byID}, repeats: queue{lane: byCall, less: byTurn}, destroys: queue{lane: byCall, less: byTurn},
 		}
@@ -365,8 +365,8 @@ func (r *entry) die(now time.Time, guard bool) {
 	}
 }
 
-// Take picks an idle runner for a claim, up to date ones first, the longest idle first. The claim's outcome must be told by Claimed,
-// ClaimLost, Discard or, when it was not attempted, Return.
+// Take picks an idle runner for a claim: up to date ones first, then the longest idle, or where another gateway leads the newest. The claim's outcome
+// must be told by Claimed, ClaimLost, Discard or, when it was not attempted, Return.
 func (p *Pools) Take(id environment.ID, now time.Time) (string, bool) {
 	e, ok := p.envs[id]
 	if !ok || !e.wanted || p.full(e) {
