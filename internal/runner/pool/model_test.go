@@ -15,20 +15,21 @@ import (
 
 // model is the naive truth: which jobs the cluster has, what it has told of them, and who was handed out.
 type model struct {
-	pools  *pool.Pools
-	limits pool.Limits
-	now    time.Time
-	index  uint64
-	jobs   map[string]*pool.Observed
-	calls  []pool.Action
-	events []event
-	late   []pool.Observed // creations that nobody knows of yet
-	own    map[string]bool // jobs that exist because a call for them was made in time
-	given  map[string]bool // won by a claim of ours
-	doomed map[string]bool // of an environment that was deleted
-	ended  map[string]bool // the pools were told of their end
-	spec   map[environment.ID]pool.Spec
-	nextID int
+	pools   *pool.Pools
+	limits  pool.Limits
+	now     time.Time
+	index   uint64
+	jobs    map[string]*pool.Observed
+	calls   []pool.Action
+	events  []event
+	late    []pool.Observed // creations that nobody knows of yet
+	own     map[string]bool // jobs that exist because a call for them was made in time
+	given   map[string]bool // won by a claim of ours
+	doomed  map[string]bool // of an environment that was deleted
+	ended   map[string]bool // the pools were told of their end
+	spec    map[environment.ID]pool.Spec
+	nextID  int
+	follows bool // another gateway leads
 }
 
 // event is news of one runner; gone = it was purged.
@@ -129,7 +130,7 @@ func (m *model) plan(t *rapid.T) {
 				current++
 			}
 		}
-		if current > st.Size {
+		if current > st.Size && !m.follows {
 			t.Fatalf("environment %d: %d runners for a size of %d", id, current, st.Size)
 		}
 	}
@@ -222,6 +223,15 @@ func (m *model) list() {
 	m.pools.List(all, m.index, m.now)
 }
 
+// lead gives the pools to another gateway, or back. Whoever begins to lead lists what there is before.
+func (m *model) lead(leads bool) {
+	if leads && m.follows {
+		m.list()
+	}
+	m.follows = !leads
+	m.pools.Lead(leads)
+}
+
 func (m *model) end(j *pool.Observed) {
 	j.State, j.Reason = pool.Ended, "it failed"
 	m.tell(j, false)
@@ -257,6 +267,14 @@ func poolsHoldTheirPromises(t *rapid.T) {
 				m.doomed[c.ID] = m.doomed[c.ID] || c.Env == id
 			}
 			m.pools.Drop(id, m.now)
+			// What was forgotten with the lead, the manager finds in the cluster.
+			forgotten := func(o *pool.Observed) bool { _, ok := m.pools.Phase(o.ID); return o.Env == id && !ok }
+			for _, rid := range m.ids(forgotten) {
+				j := m.jobs[rid]
+				delete(m.jobs, rid)
+				m.tell(j, true)
+			}
+			m.late = slices.DeleteFunc(m.late, func(o pool.Observed) bool { return forgotten(&o) })
 		}),
 		"a call ends": then(func(t *rapid.T) {
 			if len(m.calls) > 0 {
@@ -299,7 +317,8 @@ func poolsHoldTheirPromises(t *rapid.T) {
 		"somebody purges": then(func(t *rapid.T) {
 			m.with(t, func(*pool.Observed) bool { return true }, func(j *pool.Observed) { delete(m.jobs, j.ID); m.tell(j, true) })
 		}),
-		"another gateway claims": then(func(t *rapid.T) { m.with(t, unused, func(j *pool.Observed) { j.Used = true; m.tell(j, false) }) }),
+		"another gateway leads, or no more": then(func(t *rapid.T) { m.lead(rapid.Bool().Draw(t, "leads")) }),
+		"another gateway claims":            then(func(t *rapid.T) { m.with(t, unused, func(j *pool.Observed) { j.Used = true; m.tell(j, false) }) }),
 		"claim": then(func(t *rapid.T) {
 			env := envs.Draw(t, "env")
 			before := m.pools.Stats(env).Used
@@ -361,6 +380,7 @@ func poolsHoldTheirPromises(t *rapid.T) {
 
 // quiet lets calls succeed and events come in order. Every pool reaches its size and holds nothing else, and nothing else is remembered.
 func (m *model) quiet(t *rapid.T) {
+	m.lead(true)
 	for range 60 {
 		for len(m.late) > 0 {
 			if o := m.late[0]; m.jobs[o.ID] == nil {

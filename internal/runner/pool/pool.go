@@ -578,8 +578,17 @@ func (p *Pools) Gone(id string, now time.Time) {
 	case r.unclear && r.phase != Dead: // it may speak of one creation, and another was the later one
 		p.change(r, func() { r.die(now, true) })
 	case r.phase != Dead:
-		p.change(r, func() { r.enter(Dead, now) })
+		p.vanish(r, now)
 	}
+}
+
+// vanish takes in that the cluster has a runner no more. Unless it was on its way out, what was shown of it says nothing of what a repeated creation may make
+// anew, which somebody else may claim.
+func (p *Pools) vanish(r *entry, now time.Time) {
+	p.change(r, func() {
+		r.claimed = r.claimed && r.phase == Dying
+		r.enter(Dead, now)
+	})
 }
 
 // List compares the records with a full listing of the cluster taken at index.
@@ -610,7 +619,7 @@ func (p *Pools) List(list []Observed, index uint64, now time.Time) {
 		case r.unlisted:
 			r.unlisted = false
 		default:
-			p.change(r, func() { r.enter(Dead, now) })
+			p.vanish(r, now)
 		}
 	}
 	for _, e := range p.envs {
