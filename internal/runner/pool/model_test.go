@@ -303,8 +303,17 @@ func poolsHoldTheirPromises(t *rapid.T) {
 				m.events = slices.Delete(m.events, i, i+1)
 			}
 		}),
-		"events are lost":  func(t *rapid.T) { m.events = nil },
-		"a full listing":   then(func(t *rapid.T) { m.list() }),
+		"events are lost": func(t *rapid.T) { m.events = nil },
+		"a full listing":  then(func(t *rapid.T) { m.list() }),
+		"a restore": then(func(t *rapid.T) {
+			m.index /= 2
+			for i, id := range m.ids(alive) {
+				if i%2 == 0 {
+					delete(m.jobs, id) // and nothing tells of it
+				}
+			}
+			m.list()
+		}),
 		"a runner is able": then(func(t *rapid.T) { m.with(t, unused, func(j *pool.Observed) { j.State = pool.Ready; m.tell(j, false) }) }),
 		"a runner ends":    then(func(t *rapid.T) { m.with(t, alive, m.end) }),
 		"a node is lost": then(func(t *rapid.T) {
@@ -385,6 +394,7 @@ func (m *model) quiet(t *rapid.T) {
 		for len(m.late) > 0 {
 			if o := m.late[0]; m.jobs[o.ID] == nil {
 				m.jobs[o.ID] = &o
+				delete(m.own, o.ID)
 			}
 			m.late = m.late[1:]
 		}

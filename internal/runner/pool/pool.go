@@ -81,7 +81,8 @@ const (
 	// tombstone is how long a runner that is gone is remembered, so that news older than its end do not make it look new. It is longer than a
 	// feed may be silent.
 	tombstone = 2 * time.Minute
-	// relisted is how long a purged runner may still be listed before it is purged again.
+	// relisted is how far behind a listing may be: how long a purged runner may still be listed before it is purged again, and one that was registered be
+	// missing. After a restore of the cluster indexes say nothing of that.
 	relisted = time.Minute
 	// forgiven is how long after the last failure the failures before it are forgotten.
 	forgiven = 10 * time.Minute
@@ -615,7 +616,9 @@ func (p *Pools) List(list []Observed, index uint64, now time.Time) {
 		switch {
 		case r.creating:
 			r.vanished = r.vanished || (r.shown && !seen[id])
-		case seen[id] || r.phase == Creating || r.phase == Dead || r.index > index:
+		case seen[id] || r.phase == Creating || r.phase == Dead:
+		case r.index > index && now.Sub(r.sent) < relisted: // the listing may be older, but the next one is not
+			r.index = 0
 		case r.unlisted:
 			r.unlisted = false
 		default:

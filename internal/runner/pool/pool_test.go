@@ -62,3 +62,50 @@ func TestAnEventThatIsOlderThanThePurgeDoesNotReviveARunner(t *testing.T) {
 		t.Error("a purged runner was handed out")
 	}
 }
+
+func TestAListingAfterARestoreEndsWhatIsNotInIt(t *testing.T) {
+	for name, c := range map[string]struct {
+		index uint64 // of the listing
+		after time.Duration
+		again bool // a second listing follows
+		kept  bool
+	}{
+		"older than the registration":             {index: 90, after: time.Second, kept: true},
+		"older, and the next is no newer":         {index: 90, after: time.Second, again: true},
+		"of a cluster that went back":             {index: 50, after: 2 * time.Minute},
+		"as new as the registration, and without": {index: 100, after: time.Second},
+	} {
+		p := pool.New(pool.DefaultLimits(), func(environment.ID) string { return "1-a" })
+		now := time.Unix(1000, 0)
+		p.Want(1, pool.Spec{Size: 1, Settings: "s"}, now)
+		p.Plan(now)
+		p.Registered("1-a", 100, nil, now)
+		p.List(nil, c.index, now.Add(c.after))
+		if c.again {
+			p.List(nil, c.index, now.Add(c.after))
+		}
+		if ph, _ := p.Phase("1-a"); ph.Ended() == c.kept {
+			t.Errorf("%s: it is %v", name, ph)
+		}
+	}
+}
+
+func TestARunnerThatVanishedAndIsThereAgainIsSomebodyElses(t *testing.T) {
+	p := pool.New(pool.DefaultLimits(), func(environment.ID) string { return "1-a" })
+	now := time.Unix(1000, 0)
+	used := []pool.Observed{{ID: "1-a", Env: 1, Settings: "s", State: pool.Ready, Used: true}}
+	p.Want(1, pool.Spec{Settings: "s"}, now)
+	p.List(used, 10, now)
+	p.List(nil, 11, now)
+	if ph, _ := p.Phase("1-a"); ph != pool.Dead {
+		t.Fatalf("it is %v", ph)
+	}
+	now = now.Add(90 * time.Second)
+	p.List(used, 12, now)
+	if ph, _ := p.Phase("1-a"); ph != pool.Used {
+		t.Errorf("it is %v", ph)
+	}
+	if actions, _ := p.Plan(now); len(actions) != 0 {
+		t.Errorf("got %v", actions)
+	}
+}
