@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -135,7 +136,8 @@ func (a *API) putEnvironment(ctx context.Context, _ auth.Identity, r putRequest)
 	if b.PrewarmingPoolSize > maxPoolSize {
 		return put{}, fault.New(fault.Invalid, "prewarmingPoolSize must be at most %d", maxPoolSize)
 	}
-	if b.PoolSizeMax > maxPoolSize {
+	least, most := cmp.Or(b.PoolSizeMin, new(uint)), cmp.Or(b.PoolSizeMax, new(uint))
+	if *most > maxPoolSize {
 		return put{}, fault.New(fault.Invalid, "poolSizeMax must be at most %d", maxPoolSize)
 	}
 	if strings.Contains(b.Image, "..") || strings.Contains(b.Image, "://") {
@@ -144,8 +146,8 @@ func (a *API) putEnvironment(ctx context.Context, _ auth.Identity, r putRequest)
 	created, err := a.envs.Put(ctx, environment.Environment{
 		ID: environment.ID(r.ID), PoolSize: b.PrewarmingPoolSize, CPULimit: b.CPULimit, MemoryLimit: b.MemoryLimit,
 		Image: b.Image, NetworkAccess: b.NetworkAccess, ExposedPorts: b.ExposedPorts,
-		Egress: b.NetworkEgress, Runtime: b.Runtime, PoolSizeMin: b.PoolSizeMin, PoolSizeMax: b.PoolSizeMax,
-	})
+		Egress: b.NetworkEgress, Runtime: b.Runtime, PoolSizeMin: *least, PoolSizeMax: *most,
+	}, b.PoolSizeMin == nil && b.PoolSizeMax == nil)
 	if kind := fault.KindOf(err); err != nil && kind != fault.Unavailable && kind != fault.Invalid { // only what is beyond the contract is invalid here
 		err = coded(fmt.Errorf("provision environment %d: %w", r.ID, err), dto.CodeUnknown)
 	}

@@ -110,8 +110,9 @@ func (s *Service) lookup(id ID) (Environment, bool) {
 	return e, ok
 }
 
-// Put creates or replaces a definition and reports whether it is new.
-func (s *Service) Put(ctx context.Context, e Environment) (created bool, err error) {
+// Put creates or replaces a definition and reports whether it is new. unbounded says that e tells nothing of bounds of the pool's size: those of the definition
+// that it replaces hold on, unless it asks for another size.
+func (s *Service) Put(ctx context.Context, e Environment, unbounded bool) (created bool, err error) {
 	if err := e.Validate(); err != nil {
 		return false, err
 	}
@@ -121,6 +122,9 @@ func (s *Service) Put(ctx context.Context, e Environment) (created bool, err err
 	}
 	defer unlock()
 	old, existed := s.lookup(e.ID)
+	if unbounded && old.PoolSize == e.PoolSize {
+		e.PoolSizeMin, e.PoolSizeMax = old.PoolSizeMin, old.PoolSizeMax
+	}
 	if e.Pin, err = s.pin(ctx, e, old); err != nil {
 		return false, err
 	}

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"rockpool/internal/client"
 	"rockpool/internal/config"
 	"rockpool/internal/nomad/nomadtest"
 )
@@ -276,8 +278,61 @@ func TestASizeThatFollowsTheClaimsIsKeptInTheTemplate(t *testing.T) {
 	if p := h.look("10"); p.Wanted != 4 || p.Configured != 2 || p.Automatic == nil || p.Automatic.Max != 6 {
 		t.Errorf("after a restart: %+v", p)
 	}
+	// A client that does not know the bounds sends its definitions once more. Only one that asks for another size, or for none that follows, gets a fixed one.
 	h.want("PUT", "/execution-environments/10", env("2"), 204, "")
+	h.want("PUT", "/execution-environments/10", strings.Replace(env("2"), "{", `{"poolSizeMax":null,`, 1), 204, "")
+	h.want("GET", "/execution-environments/10", "", 200, `"poolSizeMin":1,"poolSizeMax":6`)
+	h.want("PUT", "/execution-environments/10", strings.Replace(env("2"), "{", `{"runtime":"runsc",`, 1), 204, "")
+	h.want("GET", "/execution-environments/10?fetch=true", "", 200, `"poolSizeMin":1,"poolSizeMax":6`)
+	h.want("PUT", "/execution-environments/10", strings.Replace(env("2"), "{", `{"poolSizeMax":0,`, 1), 204, "")
+	if body := h.want("GET", "/execution-environments/10", "", 200, `"prewarmingPoolSize":2`); strings.Contains(body, "poolSizeM") {
+		t.Errorf("it was made fixed: %s", body)
+	}
 	h.eventually("a pool of two", func() bool { idle, _ := h.stats("10"); return idle == 2 })
+	h.want("PUT", "/execution-environments/10", automatic("2", "1", "6"), 204, "")
+	h.want("PUT", "/execution-environments/10", env("3"), 204, "")
+	if body := h.want("GET", "/execution-environments/10?fetch=true", "", 200, `"prewarmingPoolSize":3`); strings.Contains(body, "poolSizeM") {
+		t.Errorf("another size was asked for: %s", body)
+	}
+	h.eventually("a pool of three", func() bool { idle, _ := h.stats("10"); return idle == 3 })
+}
+
+func TestTheCommandShowsWhatAPoolIsMadeOf(t *testing.T) {
+	h := start(t, nomadtest.New(t))
+	h.cluster.Hold(true)
+	h.want("PUT", "/execution-environments/10", env("1"), 201, "")
+	h.want("PUT", "/execution-environments/11", env("0"), 201, "")
+	h.eventually("a runner", func() bool { return len(h.cluster.Jobs("10-")) == 1 })
+	h.want("POST", "/runners", `{"executionEnvironmentId":10}`, 500, "idle")
+	h.cluster.Fail(h.cluster.Jobs("10-")[0], "the image course/none:1 does not exist")
+	h.eventually("the reason", func() bool { return h.look("10").Failures != nil })
+	target := client.Target{URL: h.url, Token: "secret"}
+	show := func(id *int) string {
+		var out strings.Builder
+		if err := client.ShowPools(t.Context(), target, id, &out); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	rows := func(text string) (all [][]string) {
+		for line := range strings.Lines(text) {
+			all = append(all, strings.Fields(line))
+		}
+		return all
+	}
+	all := rows(show(nil))
+	if len(all) != 3 || all[1][0] != "10" || all[1][1] != "1" || all[1][7] != "0.0%" || !slices.Contains(all[1], "course/none:1") || all[2][0] != "11" || all[2][7] != "100.0%" {
+		t.Errorf("all pools: %q", all)
+	}
+	text := show(new(10))
+	runner := h.look("10").Runners[0]
+	if !strings.Contains(text, runner.ID) || !strings.Contains(text, runner.State) || !strings.Contains(text, "course/none:1") {
+		t.Errorf("one pool: %s", text)
+	}
+	err := client.ShowPools(t.Context(), target, new(12), io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "environment 12 is unknown") {
+		t.Errorf("an unknown one: %v", err)
+	}
 }
 
 func TestHealthListsTheDepletingPoolsInOrder(t *testing.T) {

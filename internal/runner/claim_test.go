@@ -3,6 +3,7 @@ package runner_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -390,6 +391,40 @@ func TestTheLineIsBounded(t *testing.T) {
 		wg.Wait()
 		if refused != 10 {
 			t.Errorf("%d were refused at once, want 10", refused)
+		}
+	})
+}
+
+func TestWhatBecameOfAClaimIsTold(t *testing.T) {
+	var told []string
+	o := runner.Options{MaxWait: time.Minute, Claimed: func(env int, outcome string, _ time.Duration) { told = append(told, fmt.Sprint(env, " ", outcome)) }}
+	with(t, 1, o, func(t *testing.T, m *runner.Manager, c *cluster) {
+		settle(2 * time.Second)
+		alice := runner.Holder{Owner: "alice", Quota: 2}
+		for _, x := range []struct {
+			claim runner.Claim
+			want  string
+			fails bool
+		}{
+			{runner.Claim{Env: 1, Key: "k", By: alice}, "1 hit", false},
+			{runner.Claim{Env: 1, By: alice, Wait: time.Minute}, "1 waited", false}, // its replacement is starting
+			{runner.Claim{Env: 1, By: alice}, "1 quota", true},
+			{runner.Claim{Env: 1, Key: "k", By: alice}, "1 repeated", false}, // which takes no place of the quota
+			{runner.Claim{Env: 1}, "1 empty", true},
+			{runner.Claim{Env: 9}, "9 unknown", true},
+		} {
+			r, err := m.Claim(t.Context(), x.claim)
+			if got := told[len(told)-1]; got != x.want || (err != nil) != x.fails || (err == nil && r.Owner != x.claim.By.Owner) {
+				t.Errorf("got %s and %v, want %s", got, err, x.want)
+			}
+		}
+		c.claim = func(string) error { return fault.New(fault.Unavailable, "no answer") }
+		settle(time.Minute)
+		if _, err := m.Claim(t.Context(), runner.Claim{Env: 1}); err == nil || told[len(told)-1] != "1 failed" {
+			t.Errorf("got %v and %v", told, err)
+		}
+		if r, _ := m.Report(1, false); r.Hits.Claims != 4 || r.Hits.Served != 2 {
+			t.Errorf("the pool counted %+v", r.Hits)
 		}
 	})
 }

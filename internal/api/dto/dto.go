@@ -26,8 +26,8 @@ type EnvironmentRequest struct {
 	ExposedPorts       []uint16 `json:"exposedPorts"`
 	NetworkEgress      []string `json:"networkEgress,omitempty"`
 	Runtime            string   `json:"runtime,omitempty"`
-	PoolSizeMin        uint     `json:"poolSizeMin,omitempty"`
-	PoolSizeMax        uint     `json:"poolSizeMax,omitempty"`
+	PoolSizeMin        *uint    `json:"poolSizeMin,omitempty"` // null in both = as they are, while prewarmingPoolSize stays
+	PoolSizeMax        *uint    `json:"poolSizeMax,omitempty"`
 }
 
 // Environments is the list of all environments.
