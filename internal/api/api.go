@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"rockpool/internal/api/session"
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/environment"
@@ -28,6 +29,7 @@ type Options struct {
 	AlertThreshold       float64
 	ForbidSingleQuote    bool
 	CopyModificationTime bool
+	ReattachBuffer       int64  // bytes of output that are held in all for clients that may come again
 	Version              string // empty = there is no release
 	Observe              func(endpoint.Observation)
 }
@@ -42,15 +44,17 @@ type API struct {
 	ready    <-chan struct{}
 	log      logging.Logger
 	server   http.Handler
-	sessions lifecycle.Tasks
+	sessions session.Set
 	requests sync.WaitGroup // http.Server does not wait for handlers of connections that were taken over
-	stopping chan struct{}
+
+	connections lifecycle.Tasks // of the sessions
 }
 
 // New builds the API. ready is closed when recovery is done.
 func New(o Options, envs *environment.Service, runners *runner.Manager, engine *execution.Engine, store files.Store, ready <-chan struct{},
 	log logging.Logger) *API {
-	a := &API{opts: o, envs: envs, runners: runners, engine: engine, files: store, ready: ready, log: log, stopping: make(chan struct{})}
+	a := &API{opts: o, envs: envs, runners: runners, engine: engine, files: store, ready: ready, log: log}
+	a.sessions.Budget = o.ReattachBuffer
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
 		Auth: auth.Func(a.authenticate), Error: writeError, Lookup: a.lookup, Observe: o.Observe, Log: log,
 	})
@@ -127,8 +131,8 @@ func (b *timedBody) Read(p []byte) (int, error) {
 
 // Stop ends all WebSocket sessions with their final message and waits for them.
 func (a *API) Stop(ctx context.Context) error {
-	close(a.stopping)
-	return a.sessions.Wait(ctx)
+	a.sessions.End(execution.ErrShutdown)
+	return a.connections.Wait(ctx)
 }
 
 // Wait waits for all handlers, after Stop and after the server has been shut down.

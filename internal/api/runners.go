@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -69,6 +70,12 @@ func (a *API) execute(ctx context.Context, _ auth.Identity, r executeRequest) (d
 	if err := req.Validate(); err != nil {
 		return dto.Execution{}, err
 	}
+	if k := b.Reattach; k != nil {
+		var err error
+		if req.Keep, err = execution.NewKeep(k.BufferBytes, k.GraceSeconds); err != nil {
+			return dto.Execution{}, err
+		}
+	}
 	run := runnerOf(ctx)
 	id, err := run.Executions.Put(req)
 	if err != nil {
@@ -81,6 +88,19 @@ func (a *API) execute(ctx context.Context, _ auth.Identity, r executeRequest) (d
 type websocketRequest struct {
 	ID        string `path:"runnerId"`
 	Execution string `query:"executionID"`
+	Offset    string `query:"offset"`
+}
+
+// offset is the number of the output message that a client wants first. Without one it wants to begin.
+func (q websocketRequest) offset() (n int64, given bool, err error) {
+	if q.Offset == "" {
+		return 0, false, nil
+	}
+	n, err = strconv.ParseInt(q.Offset, 10, 64)
+	if err != nil || n < 0 {
+		return 0, true, fault.New(fault.Invalid, "offset: %q is no number of messages", q.Offset)
+	}
+	return n, true, nil
 }
 
 // refuseUpgrade answers a handshake that cannot become a WebSocket.
@@ -94,9 +114,22 @@ func refuseUpgrade(w http.ResponseWriter, r *http.Request, status int, reason er
 
 func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity, q websocketRequest) error {
 	run := runnerOf(r.Context())
+	offset, again, err := q.offset()
+	if err != nil {
+		return err
+	}
+	key := run.ID + "/" + q.Execution
 	req, ok := run.Executions.Take(q.Execution)
-	if !ok {
+	switch {
+	case !ok && again && a.sessions.Keeps(key):
+		return a.resume(w, r, run, key, offset)
+	case !ok && again:
+		return fault.New(fault.NotFound, "execution id unknown, or not held for a client that comes again")
+	case !ok:
 		return fault.New(fault.NotFound, "execution id unknown")
+	case offset > 0:
+		run.Executions.Restore(q.Execution, req)
+		return fault.New(fault.Invalid, "offset: the execution has not begun")
 	}
 	conn, err := session.Upgrade(w, r, refuseUpgrade)
 	if err != nil {
@@ -104,11 +137,25 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 		return nil // it has been answered
 	}
 	// http.Server does not wait for hijacked connections; the sessions' own set does.
-	done := make(chan struct{})
-	if !a.sessions.Go(func() { defer close(done); a.serve(r.Context(), conn, run, q.Execution, req) }) {
+	if !a.connections.Do(func() { a.serve(r.Context(), conn, run, q.Execution, req) }) {
 		return conn.Close()
 	}
-	<-done
+	return nil
+}
+
+// resume has an execution that is under way go on with another connection.
+func (a *API) resume(w http.ResponseWriter, r *http.Request, run *runner.Runner, key string, offset int64) error {
+	if !session.Offers(r) {
+		return fault.New(fault.Invalid, "offset: only clients of the subprotocol %s may come again", session.Protocol)
+	}
+	conn, err := session.Upgrade(w, r, refuseUpgrade)
+	if err != nil {
+		return nil // it has been answered
+	}
+	run.Touch()
+	if !a.connections.Do(func() { a.sessions.Resume(context.WithoutCancel(r.Context()), conn, key, offset) }) {
+		return conn.Close()
+	}
 	return nil
 }
 
@@ -117,27 +164,17 @@ func (a *API) serve(ctx context.Context, conn *session.Conn, run *runner.Runner,
 	// The request's own context ends in ways that say nothing about the client once the connection is taken over.
 	ctx, unbind := run.Bind(logging.With(context.WithoutCancel(ctx), log))
 	defer unbind()
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	ended := make(chan struct{})
-	defer close(ended)
-	watching := a.sessions.Go(func() {
-		select {
-		case <-a.stopping:
-			stop(execution.ErrShutdown)
-		case <-ended:
-		}
-	})
-	if !watching {
-		stop(execution.ErrShutdown)
-	}
 	run.Touch()
-	out := session.Serve(ctx, conn, req.Size, func(ctx context.Context, c execution.Client) execution.Outcome {
-		return a.engine.Run(ctx, run.Place(), id, req, c, func(err error) { a.runners.Discard(run, err) })
-	}, func(ctx context.Context, name string) {
-		if err := a.engine.Executor.Signal(ctx, run.Place(), id, name); err != nil {
-			log.WithField("error", err.Error()).Debug("a signal was not delivered")
-		}
+	out := a.sessions.Serve(ctx, conn, session.Execution{
+		Key: run.ID + "/" + id, Size: req.Size, Keep: req.Keep,
+		Run: func(ctx context.Context, c execution.Client) execution.Outcome {
+			return a.engine.Run(ctx, run.Place(), id, req, c, func(err error) { a.runners.Discard(run, err) })
+		},
+		Signal: func(ctx context.Context, name string) {
+			if err := a.engine.Executor.Signal(ctx, run.Place(), id, name); err != nil {
+				log.WithField("error", err.Error()).Debug("a signal was not delivered")
+			}
+		},
 	})
 	if out.Err != nil {
 		log.WithField("error", out.Err.Error()).Warn("an execution failed")

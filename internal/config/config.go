@@ -33,7 +33,8 @@ type Server struct {
 	ClaimWait               uint   `yaml:"claimwait"` // seconds
 	CopyModificationTime    bool   `yaml:"copymodificationtime"`
 	ForbidSingleQuote       bool   `yaml:"forbidsinglequote"`
-	OutputLimit             uint   `yaml:"outputlimit"` // MB; 0 = none
+	OutputLimit             uint   `yaml:"outputlimit"`    // MB; 0 = none
+	ReattachBuffer          uint   `yaml:"reattachbuffer"` // MB; 0 = no connection can be taken up again
 }
 
 // Alert says when a pool is running dry.
@@ -133,7 +134,7 @@ func Default() Config {
 	_, _ = rand.Read(filter) // never fails
 	return Config{
 		Server: Server{
-			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256,
+			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256, ReattachBuffer: 256,
 			LoggingFilterToken: base64.RawURLEncoding.EncodeToString(filter),
 		},
 		Nomad: Nomad{Enabled: true, Port: 4646, Namespace: "default", Network: Network{Mode: "bridge"}},
@@ -166,6 +167,9 @@ func (c Config) check() (problems []error) {
 	}
 	if c.Server.OutputLimit > 1<<30 {
 		refuse("server.outputlimit: %d is more than %d MB", c.Server.OutputLimit, 1<<30)
+	}
+	if c.Server.ReattachBuffer > 1<<20 {
+		refuse("server.reattachbuffer: %d is more than %d MB", c.Server.ReattachBuffer, 1<<20)
 	}
 	if t := c.Server.TLS; t.Active && (t.CertFile == "" || t.KeyFile == "") {
 		refuse("server.tls: active needs certfile and keyfile")

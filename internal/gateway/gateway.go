@@ -95,7 +95,8 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	routes := api.New(api.Options{
 		Token: server.Token, TLS: server.TLS.Active, PublicURL: server.PublicURL, AlertThreshold: alert.PrewarmingPoolThreshold,
 		ForbidSingleQuote: server.ForbidSingleQuote, CopyModificationTime: server.CopyModificationTime, Version: Version(),
-		Observe: g.access,
+		ReattachBuffer: int64(server.ReattachBuffer) << 20,
+		Observe:        g.access,
 	}, envs, runners, engine, cluster, ready, g.log)
 
 	return lifecycle.Run(ctx, append(services,

@@ -53,11 +53,11 @@ func served(t *testing.T, run func(ctx context.Context, c execution.Client), pee
 			cause <- err
 			return
 		}
-		session.Serve(context.WithoutCancel(r.Context()), conn, execution.Size{}, func(ctx context.Context, c execution.Client) execution.Outcome {
+		new(session.Set).Serve(context.WithoutCancel(r.Context()), conn, session.Execution{Run: func(ctx context.Context, c execution.Client) execution.Outcome {
 			run(ctx, c)
 			cause <- context.Cause(ctx)
 			return execution.Outcome{Kind: execution.Left}
-		}, func(context.Context, string) {})
+		}})
 	})}
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Serve(l) })
