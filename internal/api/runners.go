@@ -72,7 +72,7 @@ func (a *API) execute(ctx context.Context, _ auth.Identity, r executeRequest) (d
 	}
 	if k := b.Reattach; k != nil {
 		var err error
-		if req.Keep, err = execution.NewKeep(k.BufferBytes, k.GraceSeconds); err != nil {
+		if req.Keep, err = execution.NewKeep(k.BufferBytes, k.GraceSeconds, k.Acknowledge); err != nil {
 			return dto.Execution{}, err
 		}
 	}

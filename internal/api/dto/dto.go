@@ -71,8 +71,9 @@ type ExecutionRequest struct {
 
 // Reattach asks for an execution that outlives a connection that breaks. 0 stands for a default.
 type Reattach struct {
-	BufferBytes  int `json:"bufferBytes"`
-	GraceSeconds int `json:"graceSeconds"`
+	BufferBytes  int  `json:"bufferBytes"`
+	GraceSeconds int  `json:"graceSeconds"`
+	Acknowledge  bool `json:"acknowledge"`
 }
 
 // Execution is where the execution begins.

@@ -44,6 +44,7 @@ type session struct {
 	over     chan struct{} // closed when no connection is expected any more
 
 	attaching sync.Mutex // one connection at a time comes in
+	newest    *link      // that came in, also when it has ended; guarded by attaching
 
 	mu        sync.Mutex
 	link      *link // the present connection
@@ -75,7 +76,7 @@ func Offers(r *http.Request) bool { return slices.Contains(websocket.Subprotocol
 
 func newSession(conn *Conn, e Execution, cancel context.CancelCauseFunc) *session {
 	s := &session{
-		keep: e.Keep, extended: conn.Subprotocol() == Protocol, tape: newTape(e.Keep.Bytes), stdin: nullio.NewStdin(stdinSize),
+		keep: e.Keep, extended: conn.Subprotocol() == Protocol, tape: newTape(e.Keep), stdin: nullio.NewStdin(stdinSize),
 		resize: make(chan execution.Size, 1), signal: e.Signal, cancel: cancel, over: make(chan struct{}),
 	}
 	if e.Size != (execution.Size{}) {
@@ -139,12 +140,10 @@ func (s *session) attach(ctx context.Context, conn *Conn, offset int64) (*link, 
 		cancel()
 		return nil, err
 	}
-	s.mu.Lock()
-	old := s.link
-	s.mu.Unlock()
-	if old != nil {
-		old.replace()
+	if s.newest != nil {
+		s.newest.replace() // one that has broken may still be about to take input
 	}
+	s.newest = l
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()

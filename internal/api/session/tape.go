@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"rockpool/internal/fault"
+	"rockpool/internal/runner/execution"
 )
 
 // queueSize is how many messages may wait for a slow client whose session ends with its connection.
@@ -24,10 +25,11 @@ var errOver = errors.New("the session takes no more output")
 var errNotHeld = fault.New(fault.NotFound, "the execution has ended and is not held any more")
 
 // tape is the output of an execution as numbered messages, and how much input it has taken: what a connection has to say, and what a later one needs to go
-// on where it broke. The first message has the number 0. With keep, messages stay after they were sent, until the client has acknowledged them or, if it never
-// acknowledges anything, until there is no room for new ones. Without it a message is gone once it was taken.
+// on where it broke. The first message has the number 0. With keep, messages stay after they were sent, until the client has acknowledged them or, unless it
+// promised to acknowledge all, until there is no room for new ones. Without it a message is gone once it was taken.
 type tape struct {
-	keep int // bytes; 0 = nothing is kept for another connection
+	keep int  // bytes; 0 = nothing is kept for another connection
+	acks bool // the client acknowledges what it has: nothing else is dropped
 
 	mu      sync.Mutex
 	changed sync.Cond
@@ -36,7 +38,6 @@ type tape struct {
 	sent    int64 // number of the next message that reader gets
 	held    [][]byte
 	bytes   int
-	acks    bool // the client acknowledges: nothing else is dropped
 	refuses bool // output comes too late
 	ended   bool // no message follows those held
 
@@ -49,8 +50,8 @@ type position struct {
 	Controls int64 // control messages, acknowledgements not counted
 }
 
-func newTape(keep int) *tape {
-	t := &tape{keep: keep}
+func newTape(k execution.Keep) *tape {
+	t := &tape{keep: k.Bytes, acks: k.Acks}
 	t.changed.L = &t.mu
 	return t
 }
@@ -127,7 +128,7 @@ func (t *tape) end(last []byte) {
 	t.changed.Broadcast()
 }
 
-// attach has l take messages from the given number on, and no other connection.
+// attach has l take messages from the given number on, and no other connection. Those before are acknowledged by that.
 func (t *tape) attach(l *link, offset int64) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -138,7 +139,7 @@ func (t *tape) attach(l *link, offset int64) error {
 		return fault.New(fault.Invalid, "the offset %d lies behind the %d messages that there are", offset, t.next())
 	}
 	t.reader, t.sent, t.told = l, offset, t.input
-	t.changed.Broadcast()
+	t.drop(offset) // that is what the client has
 	return nil
 }
 
@@ -186,7 +187,6 @@ func (t *tape) ack(l *link, offset int64) bool {
 	if t.reader != l || offset < 0 || offset > t.sent {
 		return false // it cannot have what it was not sent
 	}
-	t.acks = true
 	t.drop(offset)
 	return t.ended && offset == t.next()
 }

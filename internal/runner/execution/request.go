@@ -23,8 +23,9 @@ type Request struct {
 
 // Keep lets an execution outlive a connection that breaks. The zero value does not.
 type Keep struct {
-	Bytes int           // of output that is held for the client; more waits, or is lost to a client that acknowledges nothing
+	Bytes int           // of output that is held for the client
 	Grace time.Duration // for the client to come back
+	Acks  bool          // the client acknowledges: more output waits. Otherwise it pushes out what was sent before
 }
 
 // Bounds of Keep, and what stands for a value that is not given.
@@ -34,8 +35,8 @@ const (
 )
 
 // NewKeep fills in defaults; 0 stands for them.
-func NewKeep(bytes, graceSeconds int) (Keep, error) {
-	k := Keep{Bytes: cmp.Or(bytes, DefaultKeepBytes), Grace: cmp.Or(time.Duration(graceSeconds)*time.Second, DefaultKeepGrace)}
+func NewKeep(bytes, graceSeconds int, acks bool) (Keep, error) {
+	k := Keep{Bytes: cmp.Or(bytes, DefaultKeepBytes), Grace: cmp.Or(time.Duration(graceSeconds)*time.Second, DefaultKeepGrace), Acks: acks}
 	if k.Bytes < MinKeepBytes || k.Bytes > MaxKeepBytes {
 		return Keep{}, fault.New(fault.Invalid, "reattach.bufferBytes: %d is not between %d and %d", bytes, MinKeepBytes, MaxKeepBytes)
 	}
