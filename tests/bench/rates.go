@@ -184,9 +184,9 @@ func (b *bench) share(ctx context.Context, d time.Duration) (float64, error) {
 	return 100 * (after - before).Seconds() / time.Since(start).Seconds(), err
 }
 
-// pacedChurn claims a hundred runners a second and destroys them, from a pool that should never be below half.
+// pacedChurn claims a hundred runners a second and destroys them, from a pool that should never be below half. It is as large as two cores have room for, with those in use.
 func pacedChurn(ctx context.Context, b *bench) error {
-	const rate, size = 100, 64
+	const rate, size = 100, 32
 	e := platform.Environment{PrewarmingPoolSize: size, CPULimit: 100, MemoryLimit: 128, Image: "host"}
 	if err := b.PutEnvironment(ctx, env, e); err != nil {
 		return err

@@ -89,7 +89,10 @@ func newSession(conn *Conn, e Execution, cancel context.CancelCauseFunc) *sessio
 func (s *session) serve(ctx context.Context, conn *Conn, e Execution) execution.Outcome {
 	l, err := s.attach(ctx, conn, 0)
 	if l != nil {
-		defer l.wait()
+		defer func() {
+			l.drop() // it has ended, unless a panic has come here
+			l.wait()
+		}()
 	}
 	if err != nil && s.keep.Bytes == 0 {
 		return execution.Outcome{Kind: execution.Left}
