@@ -27,7 +27,7 @@ unit: ## unit tests with the race detector
 
 # One package at a time: they look at processes and control groups of the whole machine.
 e2e: ## end-to-end tests against the real binary (root)
-	$(GO) test -timeout 5m -count 1 -p 1 ./tests/e2e ./tests/hostile ./tests/cluster
+	$(GO) test -timeout 5m -count 1 -p 1 ./tests/e2e ./tests/hostile ./tests/cluster ./tests/several
 
 hostile: ## attack a live service and print what held (root; HOSTILE="A1 B4" runs some cases)
 	$(GO) test -timeout 5m -count 1 -v ./tests/hostile

@@ -35,7 +35,7 @@ func run(args []string) int {
 	}
 	versionCmd := &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), gateway.Version()) }}
-	root.AddCommand(serveCmd, runCommand(&code), versionCmd)
+	root.AddCommand(append(manageCommands(), serveCmd, runCommand(&code), versionCmd)...)
 	flagstyle.Accept(root, args)
 	cmd, err := root.ExecuteContextC(context.Background())
 	if err == nil {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strconv"
 	"syscall"
 	"time"
@@ -43,6 +44,10 @@ func root() *cobra.Command {
 	addRemote(cmd)
 	return cmd
 }
+
+// collectAt is how much the heap of an agent grows, in percent of what lives, before it is collected, unless GOGC says otherwise. Twice Go's own value halves
+// what takes about a seventh of the CPU under load.
+const collectAt = 200
 
 func agent() *cobra.Command {
 	var (
@@ -93,6 +98,9 @@ func agent() *cobra.Command {
 			})
 			if err != nil {
 				return err
+			}
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(collectAt)
 			}
 			return a.Run(cmd.Context())
 		},

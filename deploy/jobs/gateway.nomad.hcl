@@ -1,5 +1,6 @@
 # The gateway as a job of the cluster that it places runners on. Run it with:
 #   orchestrator job run -var token=<clients' secret> -var nomad_token=<an ACL token> -var nomad_address=10.0.0.1 gateway.nomad.hcl
+# What is given by -var is kept with the job: whoever may read the job may read it. docs/operations.md says what the ACL token needs.
 # The node needs the gateway's binary at var.binary, as the driver exec runs programs of an image, here the node's own system.
 
 variable "binary" {
@@ -28,13 +29,40 @@ variable "nomad_token" {
   default     = ""
 }
 
+variable "replicas" {
+  type        = number
+  description = "gateways, each on a node of its own, all at port 7200 of theirs; a balancer belongs in front of more than one"
+  default     = 1
+}
+
+variable "public_url" {
+  type        = string
+  description = "what clients reach the gateways by, such as https://runners.example.org; empty = the host that they ask"
+  default     = ""
+}
+
 job "gateway" {
   type        = "service"
   priority    = 80
   datacenters = ["*"]
 
+  # One at a time. Whoever was to be replaced serves until the new one answers, and claims are safe with both.
+  update {
+    max_parallel      = 1
+    health_check      = "checks"
+    min_healthy_time  = "10s"
+    healthy_deadline  = "3m"
+    progress_deadline = "10m"
+    auto_revert       = true
+  }
+
   group "gateway" {
-    count = 1
+    count = var.replicas
+
+    constraint {
+      operator = "distinct_hosts"
+      value    = "true"
+    }
 
     network {
       mode = "bridge"
@@ -51,18 +79,33 @@ job "gateway" {
       mode     = "delay"
     }
 
+    service {
+      name     = "rockpool-gateway"
+      provider = "nomad"
+      port     = "http"
+      # Not /health: that says when a pool runs dry, which is no reason to take a gateway back.
+      check {
+        type     = "http"
+        path     = "/api/v1/version"
+        interval = "10s"
+        timeout  = "2s"
+      }
+    }
+
     task "gateway" {
       driver       = "exec"
-      kill_timeout = "30s"
+      kill_timeout = "60s"
       config {
         command = var.binary
+        args    = ["serve"]
       }
       env {
-        ROCKPOOL_SERVER_ADDRESS = "0.0.0.0"
-        ROCKPOOL_SERVER_PORT    = "7200"
-        ROCKPOOL_SERVER_TOKEN   = var.token
-        ROCKPOOL_NOMAD_ADDRESS  = var.nomad_address
-        ROCKPOOL_NOMAD_TOKEN    = var.nomad_token
+        ROCKPOOL_SERVER_ADDRESS   = "0.0.0.0"
+        ROCKPOOL_SERVER_PORT      = "7200"
+        ROCKPOOL_SERVER_TOKEN     = var.token
+        ROCKPOOL_SERVER_PUBLICURL = var.public_url
+        ROCKPOOL_NOMAD_ADDRESS    = var.nomad_address
+        ROCKPOOL_NOMAD_TOKEN      = var.nomad_token
       }
       resources {
         cpu    = 500

@@ -25,6 +25,9 @@ func (a *API) health(context.Context, auth.Identity, endpoint.None) (endpoint.No
 		err := fault.New(fault.Unavailable, "recovery is under way: the cluster's runners and environments are being listed")
 		return endpoint.NoContent{}, &answered{error: err, status: http.StatusServiceUnavailable, code: dto.CodeUnknown}
 	}
+	if a.isDraining() {
+		return endpoint.NoContent{}, &answered{error: errDraining, status: http.StatusServiceUnavailable, code: dto.CodeUnknown}
+	}
 	var short []string
 	list, _ := a.envs.List(context.Background(), false) // from memory: cannot fail
 	stats := a.runners.AllStats()
@@ -47,9 +50,12 @@ func (a *API) version(context.Context, auth.Identity, endpoint.None) (string, er
 	return a.opts.Version, nil
 }
 
-func (a *API) statistics(context.Context, auth.Identity, endpoint.None) (map[string]dto.Statistics, error) {
+func (a *API) statistics(_ context.Context, caller auth.Identity, _ endpoint.None) (map[string]dto.Statistics, error) {
 	out := map[string]dto.Statistics{}
 	for id, s := range a.runners.AllStats() {
+		if !maySee(caller, id) {
+			continue
+		}
 		out[strconv.Itoa(int(id))] = dto.Statistics{
 			ID: int(id), PrewarmingPoolSize: uint(s.Size), IdleRunners: uint(s.Idle), UsedRunners: uint(s.Used),
 		}
@@ -57,17 +63,25 @@ func (a *API) statistics(context.Context, auth.Identity, endpoint.None) (map[str
 	return out, nil
 }
 
+// maySee reports whether an environment has a place in the lists of a caller.
+func maySee(caller auth.Identity, id environment.ID) bool {
+	return caller.MayIn(auth.GatewayRead, strconv.Itoa(int(id)))
+}
+
 type fetchRequest struct {
 	Fetch bool `query:"fetch"`
 }
 
-func (a *API) listEnvironments(ctx context.Context, _ auth.Identity, r fetchRequest) (dto.Environments, error) {
+func (a *API) listEnvironments(ctx context.Context, caller auth.Identity, r fetchRequest) (dto.Environments, error) {
 	list, err := a.envs.List(ctx, r.Fetch)
 	if err != nil {
 		return dto.Environments{}, err
 	}
 	out := dto.Environments{ExecutionEnvironments: make([]dto.Environment, 0, len(list))}
 	for _, e := range list {
+		if !maySee(caller, e.ID) {
+			continue
+		}
 		out.ExecutionEnvironments = append(out.ExecutionEnvironments, environmentOut(e))
 	}
 	return out, nil
@@ -135,7 +149,11 @@ func (a *API) putEnvironment(ctx context.Context, _ auth.Identity, r putRequest)
 	return put{created}, err
 }
 
-func (a *API) deleteEnvironment(ctx context.Context, _ auth.Identity, r environmentRequest) (endpoint.NoContent, error) {
+type deleteRequest struct {
+	ID int `path:"id"`
+}
+
+func (a *API) deleteEnvironment(ctx context.Context, _ auth.Identity, r deleteRequest) (endpoint.NoContent, error) {
 	err := a.envs.Delete(ctx, environment.ID(r.ID))
 	if fault.Is(err, fault.NotFound) {
 		err = empty(err)

@@ -2,9 +2,13 @@ package api
 
 import (
 	"errors"
+	"math"
 	"net/http"
+	"strconv"
+	"time"
 
 	"rockpool/internal/api/dto"
+	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/fault"
 )
@@ -12,9 +16,10 @@ import (
 // answered is an error with an answer that its kind alone does not tell.
 type answered struct {
 	error
-	status int
-	code   dto.ErrorCode // of a server error
-	empty  bool
+	status     int
+	code       dto.ErrorCode // of a server error
+	empty      bool
+	retryAfter time.Duration // 0 = says nothing
 }
 
 func (e *answered) Unwrap() error { return e.error }
@@ -40,6 +45,9 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 		if e.code != "" {
 			code = e.code
 		}
+		if e.retryAfter > 0 {
+			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.retryAfter.Seconds()))))
+		}
 		if e.empty {
 			status = e.status
 			code = ""
@@ -49,6 +57,9 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 		}
 	}
 	w.Header().Del("Content-Length")
+	if denied, ok := errors.AsType[*endpoint.Denied](err); ok {
+		status, err = http.StatusForbidden, forbidden(denied)
+	}
 	switch {
 	case status == http.StatusUnauthorized:
 		w.Header().Set("Content-Length", "0")
@@ -58,6 +69,14 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 	default:
 		_ = endpoint.WriteJSON(w, r, "application/json", status, dto.ClientError{Message: fault.Public(err)})
 	}
+}
+
+// forbidden says what a token lacks. That the cluster forbids something to the gateway is another matter, and a server error.
+func forbidden(d *endpoint.Denied) error {
+	if d.Target == auth.Everywhere {
+		return fault.Wrap(fault.Forbidden, d, "the token does not have the scope %s", d.Scope)
+	}
+	return fault.Wrap(fault.Forbidden, d, "the token does not have the scope %s for execution environment %s", d.Scope, d.Target)
 }
 
 // statusOf maps a kind. The contract knows few codes: what the cluster refuses is a server error like any other.

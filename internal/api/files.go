@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"rockpool/internal/api/dto"
 	"rockpool/internal/auth"
@@ -45,7 +46,7 @@ func (a *API) updateFiles(w http.ResponseWriter, r *http.Request, _ auth.Identit
 	defer update.Close()
 	archive, err := update.Archive()
 	if err == nil {
-		err = a.files.Apply(ctx, run.Place(), update.Deletes, archive)
+		err = a.apply(ctx, run, update, archive)
 	}
 	switch {
 	case err == nil && ctx.Err() == nil:
@@ -58,11 +59,39 @@ func (a *API) updateFiles(w http.ResponseWriter, r *http.Request, _ auth.Identit
 	return ofRunner(ctx, run, err)
 }
 
+// Times of the cluster.
+const (
+	applyTime   = time.Minute // to write the files of a request
+	applyPerMiB = time.Second // and in addition for each MiB of them
+	stallTime   = time.Minute // to begin a download, and to go on with it
+)
+
+// errSlow is the cause of what ends because the cluster does not get on with it.
+var errSlow = fault.New(fault.Unavailable, "the runner's node does not answer in time: try again, or take another runner")
+
+func (a *API) apply(ctx context.Context, run *runner.Runner, update *files.Update, archive io.Reader) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, applyTime+time.Duration(update.Size()>>20)*applyPerMiB, errSlow)
+	defer cancel()
+	if err := a.files.Apply(ctx, run.Place(), update.Deletes, archive); err != nil {
+		return late(ctx, err)
+	}
+	return context.Cause(ctx)
+}
+
+// late puts the reason first where a call failed because its time was over.
+func late(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); errors.Is(cause, errSlow) || errors.Is(cause, context.DeadlineExceeded) {
+		return fault.Wrap(fault.Unavailable, errors.Join(cause, err), "%s", fault.Public(errSlow))
+	}
+	return err
+}
+
 // ofRunner says of a call that failed whether its runner ended meanwhile.
 func ofRunner(ctx context.Context, run *runner.Runner, err error) error {
 	cause := context.Cause(ctx)
 	switch {
-	case cause == nil:
+	case cause == nil, errors.Is(cause, errSlow), errors.Is(cause, context.DeadlineExceeded):
+		err = late(ctx, err)
 		if fault.Is(err, fault.NotFound) { // its allocation, the path was answered before
 			return fault.Wrap(fault.Gone, err, "the runner %s is gone", run.ID)
 		}
@@ -168,7 +197,7 @@ func disposition(name string) string {
 	var b strings.Builder
 	for _, c := range name {
 		switch {
-		case c < ' ' || c == 0x7f:
+		case unicode.IsControl(c):
 		case c == '"' || c == '\\':
 			b.WriteRune('\\')
 			fallthrough
@@ -186,6 +215,10 @@ func (a *API) downloadFile(w http.ResponseWriter, r *http.Request, _ auth.Identi
 	run.Touch()
 	ctx, unbind := run.Bind(r.Context())
 	defer unbind()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stalled := time.AfterFunc(stallTime, func() { cancel(errSlow) })
+	defer stalled.Stop()
 	if q.Path == "" {
 		return unreadable(fault.New(fault.NotFound, "no path"))
 	}
@@ -200,7 +233,7 @@ func (a *API) downloadFile(w http.ResponseWriter, r *http.Request, _ auth.Identi
 	if size >= 0 {
 		w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
 	}
-	n, err := io.Copy(w, file)
+	n, err := io.Copy(w, moving{file, func() { stalled.Reset(stallTime) }})
 	if err == nil && size >= 0 && n != size {
 		err = io.ErrUnexpectedEOF
 	}
@@ -208,4 +241,16 @@ func (a *API) downloadFile(w http.ResponseWriter, r *http.Request, _ auth.Identi
 		panic(http.ErrAbortHandler) // never a short 200
 	}
 	return nil
+}
+
+// moving tells of every read.
+type moving struct {
+	io.Reader
+	moved func()
+}
+
+func (m moving) Read(p []byte) (int, error) {
+	n, err := m.Reader.Read(p)
+	m.moved()
+	return n, err
 }

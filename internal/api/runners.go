@@ -2,9 +2,13 @@ package api
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"rockpool/internal/api/dto"
@@ -22,14 +26,25 @@ type claimRequest struct {
 	Body dto.RunnerRequest `body:"json"`
 }
 
-func (a *API) provideRunner(ctx context.Context, _ auth.Identity, r claimRequest) (dto.Runner, error) {
+func (a *API) provideRunner(ctx context.Context, caller auth.Identity, r claimRequest) (dto.Runner, error) {
 	if r.Body.InactivityTimeout < 0 {
 		return dto.Runner{}, fault.New(fault.Invalid, "inactivityTimeout must not be negative")
 	}
-	got, err := a.runners.Claim(ctx, environment.ID(r.Body.ExecutionEnvironmentID), seconds(r.Body.InactivityTimeout))
+	id := environment.ID(r.Body.ExecutionEnvironmentID)
+	if env := strconv.Itoa(int(id)); !caller.MayIn(auth.GatewayRun, env) {
+		return dto.Runner{}, fault.Wrap(fault.Forbidden, &endpoint.Denied{Scope: auth.GatewayRun, Target: env}, "Permission denied")
+	}
+	token := tokenOf(caller)
+	begun, idle := time.Now(), a.runners.Stats(id).Idle
+	got, err := a.runners.Claim(ctx, id, seconds(r.Body.InactivityTimeout), runner.Holder{Owner: token.Owner, Quota: token.Runners})
+	a.opts.Watch.Claimed(int(id), claimOutcome(err, idle > 0), time.Since(begun))
+	if errors.Is(err, runner.ErrQuota) {
+		a.opts.Watch.Refused("quota")
+	}
 	if err != nil {
 		return dto.Runner{}, err
 	}
+	noteRunner(ctx, got)
 	out := dto.Runner{RunnerID: got.ID, MappedPorts: []dto.MappedPort{}}
 	for _, p := range got.Ports() {
 		out.MappedPorts = append(out.MappedPorts, dto.MappedPort{ExposedPort: p.Exposed, HostAddress: p.Address})
@@ -37,7 +52,29 @@ func (a *API) provideRunner(ctx context.Context, _ auth.Identity, r claimRequest
 	return out, nil
 }
 
-func seconds(n int) time.Duration { return time.Duration(n) * time.Second }
+// claimOutcome is what became of a claim, for whoever watches the pools. idle says that a runner stood ready when it came.
+func claimOutcome(err error, idle bool) string {
+	switch {
+	case err == nil && idle:
+		return "hit"
+	case err == nil:
+		return "waited"
+	case fault.Is(err, fault.NotFound):
+		return "unknown"
+	case errors.Is(err, runner.ErrQuota):
+		return "quota"
+	case fault.Is(err, fault.Exhausted):
+		return "empty"
+	}
+	return "failed"
+}
+
+// maxSeconds is what a number of seconds in a request means at most: 68 years, which no sum of times overflows with.
+const maxSeconds = 1 << 31
+
+func seconds(n int) time.Duration {
+	return time.Duration(max(min(n, maxSeconds), -maxSeconds)) * time.Second
+}
 
 type runnerRequest struct {
 	ID string `path:"runnerId"`
@@ -77,12 +114,40 @@ func (a *API) execute(ctx context.Context, _ auth.Identity, r executeRequest) (d
 		}
 	}
 	run := runnerOf(ctx)
+	if err := a.room(run, run.Executions.Waiting()+int(run.Executions.Running.Load())+1, int(a.running.Load())+1); err != nil {
+		return dto.Execution{}, err
+	}
 	id, err := run.Executions.Put(req)
 	if err != nil {
 		return dto.Execution{}, err
 	}
+	a.opts.Watch.ExecutionStored(int(run.Env), run.ID, id)
 	host, _ := ctx.Value(hostKey{}).(string)
 	return dto.Execution{WebSocketURL: a.webSocketURL(host, run.ID, id)}, nil
+}
+
+// room refuses what would be an execution more than may be under way. CodeOcean takes it for a runner that is not available.
+func (a *API) room(run *runner.Runner, ofRunner, inAll int) error {
+	err := error(nil)
+	if n := a.opts.MaxExecutions; n > 0 && ofRunner > n {
+		err = fault.New(fault.Exhausted, "the runner has %d executions that run or wait for their WebSocket, which is all it may have: let one end first", n)
+	} else if n := a.opts.MaxExecutionsInAll; n > 0 && inAll > n {
+		err = fault.New(fault.Exhausted, "%d executions are under way, which is all that this gateway takes on: try again later", n)
+	}
+	if err != nil {
+		a.opts.Watch.Refused("executions")
+	}
+	return err
+}
+
+// begin takes a place for an execution until the function it returns is called.
+func (a *API) begin(run *runner.Runner) (end func(), err error) {
+	end = func() { a.running.Add(-1); run.Executions.Running.Add(-1) }
+	if err := a.room(run, int(run.Executions.Running.Add(1)), int(a.running.Add(1))); err != nil {
+		end()
+		return nil, err
+	}
+	return end, nil
 }
 
 type websocketRequest struct {
@@ -113,6 +178,9 @@ func refuseUpgrade(w http.ResponseWriter, r *http.Request, status int, reason er
 }
 
 func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity, q websocketRequest) error {
+	if done, err := a.relay(w, r, q.Execution); done {
+		return err
+	}
 	run := runnerOf(r.Context())
 	offset, again, err := q.offset()
 	if err != nil {
@@ -130,12 +198,23 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	case offset > 0:
 		run.Executions.Restore(q.Execution, req)
 		return fault.New(fault.Invalid, "offset: the execution has not begun")
+	case a.isDraining():
+		run.Executions.Restore(q.Execution, req)
+		return errDraining
 	}
+	end, err := a.begin(run)
+	if err != nil {
+		run.Executions.Restore(q.Execution, req)
+		return err
+	}
+	defer end()
 	conn, err := session.Upgrade(w, r, refuseUpgrade)
 	if err != nil {
 		run.Executions.Restore(q.Execution, req)
 		return nil // it has been answered
 	}
+	a.present.enter()
+	defer a.present.leave()
 	// http.Server does not wait for hijacked connections; the sessions' own set does.
 	if !a.connections.Do(func() { a.serve(r.Context(), conn, run, q.Execution, req) }) {
 		return conn.Close()
@@ -164,11 +243,21 @@ func (a *API) serve(ctx context.Context, conn *session.Conn, run *runner.Runner,
 	// The request's own context ends in ways that say nothing about the client once the connection is taken over.
 	ctx, unbind := run.Bind(logging.With(context.WithoutCancel(ctx), log))
 	defer unbind()
+	ctx, release := a.untilStopped(ctx)
+	defer release()
 	run.Touch()
-	out := a.sessions.Serve(ctx, conn, session.Execution{
+	var stdout, stderr atomic.Int64
+	out := execution.Outcome{Kind: execution.Failed} // also after a panic
+	told := a.opts.Watch.ExecutionBegun(int(run.Env), run.ID, id)
+	tell := sync.OnceFunc(func() { told(out.Kind.String(), stdout.Load(), stderr.Load()) })
+	defer tell()
+	out = a.sessions.Serve(ctx, conn, session.Execution{
 		Key: run.ID + "/" + id, Size: req.Size, Keep: req.Keep,
 		Run: func(ctx context.Context, c execution.Client) execution.Outcome {
-			return a.engine.Run(ctx, run.Place(), id, req, c, func(err error) { a.runners.Discard(run, err) })
+			c.Stdout, c.Stderr = meter{c.Stdout, &stdout}, meter{c.Stderr, &stderr}
+			out = a.engine.Run(ctx, run.Place(), id, req, c, func(err error) { a.runners.Discard(run, err) })
+			tell() // the time that the client takes to read the end, or to come for it, is not the execution's
+			return out
 		},
 		Signal: func(ctx context.Context, name string) {
 			if err := a.engine.Executor.Signal(ctx, run.Place(), id, name); err != nil {
@@ -179,4 +268,34 @@ func (a *API) serve(ctx context.Context, conn *session.Conn, run *runner.Runner,
 	if out.Err != nil {
 		log.WithField("error", out.Err.Error()).Warn("an execution failed")
 	}
+}
+
+// meter counts what is written.
+type meter struct {
+	io.Writer
+	bytes *atomic.Int64
+}
+
+func (m meter) Write(p []byte) (int, error) {
+	n, err := m.Writer.Write(p)
+	m.bytes.Add(int64(n))
+	return n, err
+}
+
+// listRunners is everything that the caller has claimed, or with the scope operate that anybody has.
+func (a *API) listRunners(_ context.Context, caller auth.Identity, _ endpoint.None) (dto.ClaimedRunners, error) {
+	token, now := tokenOf(caller), time.Now()
+	out := dto.ClaimedRunners{Runners: []dto.ClaimedRunner{}}
+	for _, r := range a.runners.Claimed() {
+		if !token.Owns(r.Owner, strconv.Itoa(int(r.Env))) {
+			continue
+		}
+		since, timeout, left := r.Times(now)
+		out.Runners = append(out.Runners, dto.ClaimedRunner{
+			ID: r.ID, Environment: int(r.Env), State: "used", Owner: a.opts.Tokens.NameOf(r.Owner), Age: int(now.Sub(since) / time.Second),
+			InactivityTimeout: int(timeout / time.Second), TimeLeft: int(left / time.Second),
+			Executions: int(r.Executions.Running.Load()), Waiting: r.Executions.Waiting(),
+		})
+	}
+	return out, nil
 }

@@ -76,7 +76,7 @@ var leaves = []string{
 	"internal/auth", "internal/fault", "internal/lifecycle", "internal/logging", "internal/config", "internal/ident", "internal/metrics", "internal/certs", "pkg",
 }
 
-var gatewaySide = []string{"internal/api", "internal/environment", "internal/runner", "internal/nomad", "internal/gateway", "internal/client"}
+var gatewaySide = []string{"internal/api", "internal/environment", "internal/runner", "internal/nomad", "internal/peers", "internal/gateway", "internal/client"}
 
 // rules say what a package must not import of ours, and why.
 var rules = []struct {
@@ -139,14 +139,14 @@ var homes = map[string][]string{
 	"github.com/hashicorp/go-metrics":             {"internal/metrics"},
 	"github.com/spf13/pflag":                      {"cmd", "internal/orchestrator/cli"},
 	"github.com/gorilla/mux":                      {"internal/endpoint"},
-	"github.com/gorilla/websocket":                {"internal/api/session", "internal/orchestrator/httpapi", "internal/orchestrator/node/serve", "internal/client", "internal/nomad/nomadtest", "tests"},
+	"github.com/gorilla/websocket":                {"internal/api/session", "internal/orchestrator/httpapi", "internal/orchestrator/node/serve", "internal/client", "internal/nomad", "tests"},
 	"github.com/hashicorp/raft":                   {"internal/orchestrator/consensus", "internal/orchestrator/sim"},
 	"github.com/hashicorp/raft-wal":               {"internal/orchestrator/consensus"},
 	"github.com/hashicorp/raft-autopilot":         {"internal/orchestrator/consensus"},
 	"github.com/hashicorp/serf":                   {"internal/orchestrator/membership"},
 	"github.com/hashicorp/memberlist":             {"internal/orchestrator/membership", "internal/orchestrator/sim"},
 	"github.com/hashicorp/cronexpr":               {"internal/orchestrator/cron"},
-	"github.com/hashicorp/go-memdb":               {"internal/orchestrator/state"},
+	"github.com/google/btree":                     {"internal/orchestrator/state"},
 	"github.com/influxdata/influxdb-client-go/v2": {"internal/metrics/influx"},
 	"github.com/NVIDIA/go-nvml":                   {"internal/orchestrator/device/nvidia"},
 	"github.com/opencontainers/runtime-spec":      {"internal/sandbox/oci"},
@@ -155,7 +155,7 @@ var homes = map[string][]string{
 	"github.com/hashicorp/yamux":                  {"internal/orchestrator/link"},
 	"github.com/shirou/gopsutil/v4":               {"internal/orchestrator/node"},
 	"github.com/spf13/cobra":                      {"cmd"},
-	"github.com/vishvananda/netlink":              {"internal/orchestrator/network"},
+	"github.com/vishvananda/netlink":              {"internal/orchestrator/network", "tests/world"},
 	"github.com/vishvananda/netns":                {"internal/orchestrator/network"},
 	"github.com/google/nftables":                  {"internal/orchestrator/network"},
 	"github.com/containernetworking/cni":          {"internal/orchestrator/network"},
@@ -166,6 +166,7 @@ var homes = map[string][]string{
 	"github.com/docker/cli":                       {"internal/image", "internal/orchestrator/driver/docker"},
 	"github.com/anishathalye/porcupine":           {"internal/orchestrator/sim"},
 	"github.com/containerd/errdefs":               {"internal/orchestrator/driver/docker"},
+	"github.com/santhosh-tekuri/jsonschema/v6":    {"tests/contract"},
 }
 
 func TestEachLibraryHasOneHome(t *testing.T) {

@@ -14,11 +14,17 @@ type Scope string
 // Scopes. Those of the orchestrator are named after Nomad's capabilities.
 const (
 	Public     Scope = "public"     // everybody, also without a token
-	Gateway    Scope = "gateway"    // the gateway's one token
+	Gateway    Scope = "gateway"    // whoever showed a token of the gateway
 	AnyToken   Scope = "any-token"  // whoever showed a token that is valid
 	AnyRight   Scope = "any-right"  // whoever may do anything at all; the handler looks at each object
 	NodeSelf   Scope = "node-self"  // a node's own agent, proved by its secret
 	Management Scope = "management" // everything
+
+	// Of the gateway's tokens, on an execution environment.
+	GatewayRead         Scope = "read"         // see environments, pools and statistics
+	GatewayRun          Scope = "run"          // claim runners, and use the own ones
+	GatewayEnvironments Scope = "environments" // define and delete environments
+	GatewayOperate      Scope = "operate"      // metrics, and everybody's runners
 
 	// In a namespace.
 	AnyInNamespace Scope = "namespace-any" // whoever may do anything in the namespace

@@ -29,7 +29,11 @@ const outOfMemory = "the allocation was OOM Killed"
 func (c *client) execute(ctx context.Context, path string, s Streams) (int, error) {
 	fd := int(s.In.Fd())
 	tty := term.IsTerminal(fd)
-	request := dto.ExecutionRequest{Command: c.command(), TimeLimit: c.o.TimeLimit, TTY: &tty, Reattach: &dto.Reattach{Acknowledge: true}}
+	command, err := c.command()
+	if err != nil {
+		return 0, err
+	}
+	request := dto.ExecutionRequest{Command: command, TimeLimit: c.o.TimeLimit, TTY: &tty, Reattach: &dto.Reattach{Acknowledge: true}}
 	if tty {
 		if w, h, err := term.GetSize(fd); err == nil {
 			request.Width, request.Height = uint16(w), uint16(h)

@@ -269,4 +269,4 @@ func encode(w io.Writer, from string) error {
 	return errors.Join(err, e.Close())
 }
 
-func (c *client) command() string { return shell.Quote(c.o.Argv...) }
+func (c *client) command() (string, error) { return shell.Quote(c.o.Argv...) }

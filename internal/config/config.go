@@ -5,6 +5,10 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
 
 	"rockpool/internal/logging"
 )
@@ -15,7 +19,9 @@ type Config struct {
 	Nomad        Nomad        `yaml:"nomad"`
 	Orchestrator Orchestrator `yaml:"orchestrator"`
 	Logger       Logger       `yaml:"logger"`
+	Metrics      Metrics      `yaml:"metrics"`
 	Profiling    Profiling    `yaml:"profiling"`
+	InfluxDB     InfluxDB     `yaml:"influxdb"`
 }
 
 // Server is the API's listener and behaviour.
@@ -24,6 +30,8 @@ type Server struct {
 	Port                    uint16 `yaml:"port"`
 	SystemdSocketActivation bool   `yaml:"systemdsocketactivation"`
 	Token                   string `yaml:"token"`
+	TokenFile               string `yaml:"tokenfile"`
+	Limits                  Limits `yaml:"limits"`
 	TLS                     TLS    `yaml:"tls"`
 	InteractiveStderr       bool   `yaml:"interactivestderr"`
 	TemplateJobFile         string `yaml:"templatejobfile"`
@@ -35,6 +43,16 @@ type Server struct {
 	ForbidSingleQuote       bool   `yaml:"forbidsinglequote"`
 	OutputLimit             uint   `yaml:"outputlimit"`    // MB; 0 = none
 	ReattachBuffer          uint   `yaml:"reattachbuffer"` // MB; 0 = no connection can be taken up again
+	MaxConnections          uint   `yaml:"maxconnections"` // 0 = no limit
+	PeerAddress             string `yaml:"peeraddress"`    // URL for other gateways; "" = there are none
+	StopTimeout             uint   `yaml:"stoptimeout"`    // seconds
+}
+
+// Limits bound what clients may hold at a time; 0 = no bound.
+type Limits struct {
+	ConnectionsPerAddress uint `yaml:"connectionsperaddress"`
+	Executions            uint `yaml:"executions"`
+	ExecutionsPerRunner   uint `yaml:"executionsperrunner"`
 }
 
 // Alert says when a pool is running dry.
@@ -58,7 +76,9 @@ type Nomad struct {
 	Port             uint16  `yaml:"port"`
 	Token            string  `yaml:"token"`
 	TLS              TLS     `yaml:"tls"`
+	TLSServerName    string  `yaml:"tlsservername"` // what the servers' certificates are for; empty = the address's host
 	Namespace        string  `yaml:"namespace"`
+	Region           string  `yaml:"region"` // empty = that of the server asked
 	DisableForcePull bool    `yaml:"disableforcepull"`
 	Network          Network `yaml:"network"`
 }
@@ -124,8 +144,26 @@ type Logger struct {
 
 // Profiling of the gateway itself.
 type Profiling struct {
-	CPUEnabled bool   `yaml:"cpuenabled"`
-	CPUFile    string `yaml:"cpufile"`
+	CPUEnabled      bool   `yaml:"cpuenabled"`
+	CPUFile         string `yaml:"cpufile"`
+	MemoryInterval  uint   `yaml:"memoryinterval"`  // ms; 0 = off
+	MemoryThreshold uint   `yaml:"memorythreshold"` // MB
+	MemoryFile      string `yaml:"memoryfile"`
+	Address         string `yaml:"address"` // host:port; "" = off
+}
+
+// Metrics is where the figures for Prometheus are served besides the API.
+type Metrics struct {
+	Address string `yaml:"address"` // host:port; "" = nowhere
+}
+
+// InfluxDB is where points are written to; without a URL to nowhere.
+type InfluxDB struct {
+	URL          string `yaml:"url"`
+	Token        string `yaml:"token"`
+	Organization string `yaml:"organization"`
+	Bucket       string `yaml:"bucket"`
+	Stage        string `yaml:"stage"`
 }
 
 // Default is the configuration of a gateway that was told nothing.
@@ -134,7 +172,8 @@ func Default() Config {
 	_, _ = rand.Read(filter) // never fails
 	return Config{
 		Server: Server{
-			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256, ReattachBuffer: 256,
+			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256, ReattachBuffer: 256, MaxConnections: 8192,
+			Limits:             Limits{Executions: 10_000, ExecutionsPerRunner: 1024},
 			LoggingFilterToken: base64.RawURLEncoding.EncodeToString(filter),
 		},
 		Nomad: Nomad{Enabled: true, Port: 4646, Namespace: "default", Network: Network{Mode: "bridge"}},
@@ -143,15 +182,19 @@ func Default() Config {
 			Images:  Images{MaxSize: 20, MaxAge: 168},
 			Network: NodeNetwork{Range: "172.30.64.0/20", CNIConfigs: "/opt/cni/config", CNIPlugins: "/opt/cni/bin"},
 		},
-		Logger: Logger{Level: "INFO", Formatter: "TextFormatter"},
+		Logger:    Logger{Level: "INFO", Formatter: "TextFormatter"},
+		Profiling: Profiling{MemoryThreshold: 1000},
 	}
 }
 
 // foreign are the sections and keys of a Poseidon configuration that mean nothing here.
 var foreign = map[string]bool{
-	"aws": true, "sentry": true, "influxdb": true,
-	"profiling.memoryinterval": true, "profiling.memorythreshold": true, "nomad.tls.skipverify": true, "nomad.agents": true, "kubernetes": true,
+	"aws": true, "sentry": true,
+	"nomad.tls.skipverify": true, "nomad.agents": true, "kubernetes": true,
 }
+
+// maxStopTimeout is the longest that a stop may wait for executions: a day.
+const maxStopTimeout = 86400
 
 // check finds values that are possible each but wrong.
 func (c Config) check() (problems []error) {
@@ -171,17 +214,78 @@ func (c Config) check() (problems []error) {
 	if c.Server.ReattachBuffer > 1<<20 {
 		refuse("server.reattachbuffer: %d is more than %d MB", c.Server.ReattachBuffer, 1<<20)
 	}
+	if c.Server.MaxConnections > 1<<20 {
+		refuse("server.maxconnections: %d is more than %d, which no process has descriptors for; 0 means no limit", c.Server.MaxConnections, 1<<20)
+	}
 	if t := c.Server.TLS; t.Active && (t.CertFile == "" || t.KeyFile == "") {
 		refuse("server.tls: active needs certfile and keyfile")
 	}
 	if a := c.Server.Alert.PrewarmingPoolThreshold; a < 0 || a > 1 {
 		refuse("server.alert.prewarmingpoolthreshold: %v is not between 0 and 1", a)
 	}
+	if p := c.Server.PeerAddress; p != "" {
+		u, err := url.Parse(p)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+			refuse("server.peeraddress: it is not what other gateways can reach this one by, such as http://10.0.0.5:7200")
+		}
+		if err == nil && (u.Scheme == "https") != c.Server.TLS.Active {
+			refuse("server.peeraddress: https goes with server.tls.active, and http without it")
+		}
+		if c.Nomad.Address == "" {
+			refuse("server.peeraddress: several gateways need a cluster of their own: set nomad.address")
+		}
+	}
+	if s := c.Server.StopTimeout; s > maxStopTimeout {
+		refuse("server.stoptimeout: %d is more than %d seconds", s, maxStopTimeout)
+	}
 	if c.Profiling.CPUEnabled && c.Profiling.CPUFile == "" {
 		refuse("profiling.cpufile: needed while profiling.cpuenabled is set")
+	}
+	if c.Profiling.MemoryInterval > 0 && c.Profiling.MemoryFile == "" {
+		refuse("profiling.memoryfile: needed while profiling.memoryinterval is set")
+	}
+	if l := c.Server.Limits; l.ExecutionsPerRunner > 1024 {
+		refuse("server.limits.executionsperrunner: %d is more than 1024", l.ExecutionsPerRunner)
+	}
+	for key, address := range map[string]string{"metrics.address": c.Metrics.Address, "profiling.address": c.Profiling.Address} {
+		if err := c.checkAddress(address); err != nil {
+			refuse("%s: %w", key, err)
+		}
+	}
+	if i := c.InfluxDB; i.URL != "" {
+		if u, err := url.Parse(i.URL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			refuse("influxdb.url: %q is not the address of a server, such as https://influx.example.org", i.URL)
+		}
+		if i.Organization == "" || i.Bucket == "" {
+			refuse("influxdb.organization, influxdb.bucket: needed while influxdb.url is set")
+		}
 	}
 	if c.Nomad.Address == "" && c.Orchestrator.DataDir == "" {
 		refuse("orchestrator.datadir: needed while nomad.address is empty")
 	}
 	return problems
+}
+
+// checkAddress looks at an address of a listener for operators. Beyond the machine it answers only to tokens, so there has to be one.
+func (c Config) checkAddress(address string) error {
+	if address == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("%q is not host:port", address)
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("%q has no port between 0 and 65535", address)
+	}
+	if !Loopback(host) && c.Server.Token == "" && c.Server.TokenFile == "" {
+		return fmt.Errorf("%q can be reached from other machines, and no token is configured: use 127.0.0.1, or set server.token or server.tokenfile", address)
+	}
+	return nil
+}
+
+// Loopback reports whether a host means this machine alone.
+func Loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

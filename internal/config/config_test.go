@@ -85,13 +85,33 @@ func TestTheEnvironmentWinsOverTheFile(t *testing.T) {
 }
 
 func TestAllProblemsAreListedTogether(t *testing.T) {
-	_, _, err := load(t, "server:\n  prot: 1\n  port: 70000\nlogger: 3\nnomad:\n  enabled: false\n", "ROCKPOOL_SERVER_CLAIMWAIT=-1", "POSEIDON_SERVER_TOKN=x")
+	_, _, err := load(t, "server:\n  prot: 1\n  port: 70000\nlogger: 3\nnomad:\n  enabled: false\n", "ROCKPOOL_SERVER_CLAIMWAIT=-1", "ROCKPOOL_SERVER_MAXCONNECTIONS=2000000", "POSEIDON_SERVER_TOKN=x")
 	if err == nil {
 		t.Fatal("nothing was refused")
 	}
-	for _, want := range []string{"server.prot (line 2)", "server.port (line 3)", "logger (line 4)", "nomad.enabled", "ROCKPOOL_SERVER_CLAIMWAIT", "POSEIDON_SERVER_TOKN"} {
+	for _, want := range []string{"server.prot (line 2)", "server.port (line 3)", "logger (line 4)", "nomad.enabled", "server.maxconnections", "ROCKPOOL_SERVER_CLAIMWAIT", "POSEIDON_SERVER_TOKN"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%s is not named in: %v", want, err)
+		}
+	}
+}
+
+func TestSeveralGateways(t *testing.T) {
+	const cluster = "nomad:\n  address: 10.0.0.1\n"
+	for text, want := range map[string]string{
+		"server:\n  peeraddress: http://10.0.0.5:7200\n" + cluster:                                       "",
+		"server:\n  peeraddress: http://[fd00::5]:7200/\n" + cluster:                                     "",
+		"server:\n  peeraddress: http://10.0.0.5:7200\n":                                                 "set nomad.address",
+		"server:\n  peeraddress: 10.0.0.5:7200\n" + cluster:                                              "it is not what other gateways can reach",
+		"server:\n  peeraddress: http://a:1/path\n" + cluster:                                            "it is not what other gateways can reach",
+		"server:\n  peeraddress: http://user:secret@a:1\n" + cluster:                                     "it is not what other gateways can reach",
+		"server:\n  peeraddress: https://a:1\n" + cluster:                                                "server.tls.active",
+		"server:\n  stoptimeout: 86401\n":                                                                "server.stoptimeout",
+		"server:\n  stoptimeout: 60\n":                                                                   "",
+		"server:\n  tls: {active: true, certfile: c, keyfile: k}\n  peeraddress: http://a:1\n" + cluster: "server.tls.active",
+	} {
+		if _, _, err := load(t, text); (err == nil) != (want == "") || (err != nil && !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: got %v, want %q", text, err, want)
 		}
 	}
 }

@@ -97,7 +97,10 @@ func decodeJSON(r *http.Request, p Policy, into any) error {
 		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return fault.New(fault.TooLarge, "the request body is larger than %d bytes", tooLarge.Limit)
 		}
-		return fault.Wrap(fault.Invalid, err, "the request body could not be read")
+		if _, said := errors.AsType[*fault.Error](err); said {
+			return err
+		}
+		return fault.Wrap(fault.Invalid, err, "the request body was cut off")
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	if p.Strict {

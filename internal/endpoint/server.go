@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"compress/gzip"
 	"context"
@@ -14,7 +15,9 @@ import (
 	"regexp"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -28,6 +31,7 @@ import (
 
 // Observation is what is known of a request after its answer.
 type Observation struct {
+	ID       string // of the request, as in the log
 	Route    string
 	Method   string
 	Path     string
@@ -38,7 +42,28 @@ type Observation struct {
 	Request  int64         // declared body size in bytes, -1 unknown
 	Caller   auth.Identity // zero when the request did not come so far
 	Remote   string        // ip:port of the client
+	Received int64         // bytes of the body that were read
+	Sent     int64         // bytes of the answer's body; what went over a connection that was taken over does not count
+	Length   int64         // what the answer's Content-Length said; -1 = nothing
+	Notes    map[string]string
 }
+
+type notesKey struct{}
+
+// Note adds what a handler or the lookup has learned to the request's observation, such as an id that is not in its path.
+func Note(ctx context.Context, name, value string) {
+	if notes, ok := ctx.Value(notesKey{}).(map[string]string); ok {
+		notes[name] = value
+	}
+}
+
+// Denied is the cause of an error of kind Forbidden that the pipeline makes: the caller lacks a right.
+type Denied struct {
+	Scope  auth.Scope
+	Target string // what it does not hold for; [auth.Everywhere] = anything
+}
+
+func (d *Denied) Error() string { return "the caller lacks " + string(d.Scope) + " for " + d.Target }
 
 // Options are what differs between the servers.
 type Options struct {
@@ -50,8 +75,10 @@ type Options struct {
 	Error func(w http.ResponseWriter, r *http.Request, err error)
 	// Forward hands a request to the server or node that must serve it, and reports whether it did. nil = all is served here.
 	Forward func(w http.ResponseWriter, r *http.Request, route Route) (bool, error)
-	// Observe is called after each request; it must not block. nil = nothing is observed.
+	// Observe is called after each request, however it ended; it must not block. nil = nothing is observed.
 	Observe func(Observation)
+	// Begin is called before each request that will be observed. nil = nothing.
+	Begin func(route string)
 	// Lookup runs between authorisation and decoding, for objects named in the path that must be known first. It may replace
 	// the context. nil = nothing.
 	Lookup func(r *http.Request, route Route) (context.Context, error)
@@ -118,34 +145,57 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) pipeline(route Route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		start := time.Now()
+		start, id, notes := time.Now(), ident.New(), map[string]string{}
 		rec := &recorder{ResponseWriter: w}
-		log := s.opts.Log.WithField("request_id", ident.New())
-		r = r.WithContext(logging.With(r.Context(), log))
+		body := &counted{}
+		if r.Body != nil && r.Body != http.NoBody {
+			body.ReadCloser, r.Body = r.Body, body
+		}
+		log := s.opts.Log.WithField("request_id", id)
+		r = r.WithContext(context.WithValue(logging.With(r.Context(), log), notesKey{}, notes))
 		var caller auth.Identity
-		err := s.guarded(rec, r, route, &caller)
-		if err != nil {
-			if fault.KindOf(err) == fault.Internal && !refusal(err) {
-				log.WithFields(logging.Fields{"route": route.Name, "error": err.Error()}).Error("request failed")
-			} else {
-				log.WithFields(logging.Fields{"route": route.Name, "error": err.Error()}).Debug("request refused")
-			}
-			switch {
-			case rec.hijacked:
-			case rec.status == 0:
-				s.opts.Error(rec, r, err)
-			default:
-				// A body that ends early must not look complete.
-				panic(http.ErrAbortHandler)
-			}
+		if s.opts.Begin != nil {
+			s.opts.Begin(route.Name)
 		}
 		if s.opts.Observe != nil {
-			s.opts.Observe(Observation{
-				Route: route.Name, Method: r.Method, Path: r.URL.Path, Status: rec.status, Duration: time.Since(start),
-				Agent: r.UserAgent(), Vars: mux.Vars(r), Request: r.ContentLength, Caller: caller, Remote: r.RemoteAddr,
-			})
+			defer func() { // also after a panic that breaks the connection off
+				s.opts.Observe(Observation{
+					ID: id, Route: route.Name, Method: r.Method, Path: r.URL.Path, Status: rec.status, Duration: time.Since(start),
+					Agent: r.UserAgent(), Vars: mux.Vars(r), Request: r.ContentLength, Caller: caller, Remote: r.RemoteAddr,
+					Received: body.read.Load(), Sent: rec.sent, Length: rec.length(), Notes: notes,
+				})
+			}()
+		}
+		err := s.guarded(rec, r, route, &caller)
+		if err == nil {
+			return
+		}
+		if fault.KindOf(err) == fault.Internal && !refusal(err) {
+			log.WithFields(logging.Fields{"route": route.Name, "error": err.Error()}).Error("request failed")
+		} else {
+			log.WithFields(logging.Fields{"route": route.Name, "error": err.Error()}).Debug("request refused")
+		}
+		switch {
+		case rec.hijacked:
+		case rec.status == 0:
+			s.opts.Error(rec, r, err)
+		default:
+			// A body that ends early must not look complete.
+			panic(http.ErrAbortHandler)
 		}
 	})
+}
+
+// counted counts what is read of a body. A handler that proxies it reads in a goroutine of its own.
+type counted struct {
+	io.ReadCloser
+	read atomic.Int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.read.Add(int64(n))
+	return n, err
 }
 
 // refusal reports whether an error chose a status code that blames the request.
@@ -195,7 +245,7 @@ func (s *Server) serve(w *recorder, r *http.Request, route Route, caller *auth.I
 			target = s.opts.Target(r, route)
 		}
 		if !id.MayIn(p.Scope, target) {
-			return fault.New(fault.Forbidden, "Permission denied")
+			return fault.Wrap(fault.Forbidden, &Denied{p.Scope, target}, "Permission denied")
 		}
 	}
 	if s.opts.Lookup != nil {
@@ -268,16 +318,27 @@ func PathVar(r *http.Request, name string) string {
 	return s
 }
 
-// WriteJSON writes v compactly, without escaping HTML, or indented when the query says pretty.
+// WriteJSON writes v compactly, without escaping HTML and without a line end, or indented when the query says pretty.
 func WriteJSON(w http.ResponseWriter, r *http.Request, contentType string, status int, v any) error {
 	w.Header().Set("Content-Type", contentType)
 	w.WriteHeader(status)
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
 	if _, pretty := r.URL.Query()["pretty"]; pretty {
+		e := json.NewEncoder(w)
+		e.SetEscapeHTML(false)
 		e.SetIndent("", "    ")
+		return e.Encode(v)
 	}
+	e := json.NewEncoder(unended{w})
+	e.SetEscapeHTML(false)
 	return e.Encode(v)
+}
+
+// unended drops the line end that the encoder puts behind a value. There is no other one in compact JSON.
+type unended struct{ io.Writer }
+
+func (u unended) Write(p []byte) (int, error) {
+	_, err := u.Writer.Write(bytes.TrimSuffix(p, []byte("\n")))
+	return len(p), err
 }
 
 // recorder remembers the status. It keeps http.ResponseController and hijacking working.
@@ -285,6 +346,16 @@ type recorder struct {
 	http.ResponseWriter
 	status   int
 	hijacked bool
+	sent     int64
+}
+
+// length is what the header says of the answer's size; -1 = nothing.
+func (w *recorder) length() int64 {
+	n, err := strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64)
+	if err != nil {
+		return -1
+	}
+	return n
 }
 
 func (w *recorder) WriteHeader(status int) {
@@ -298,7 +369,9 @@ func (w *recorder) Write(p []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
-	return w.ResponseWriter.Write(p)
+	n, err := w.ResponseWriter.Write(p)
+	w.sent += int64(n)
+	return n, err
 }
 
 func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }

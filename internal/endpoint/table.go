@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"reflect"
 	"time"
 
 	"rockpool/internal/auth"
@@ -43,6 +44,9 @@ type Route struct {
 	Path   string // gorilla/mux pattern
 	Policy Policy
 
+	Request  reflect.Type // what the handler is given; its tags say where the fields come from
+	Response reflect.Type // what it answers; nil where it writes its own answer
+
 	handle func(s *Server, w http.ResponseWriter, r *http.Request, id auth.Identity) error
 }
 
@@ -52,7 +56,7 @@ type Table []Route
 // Call is a row whose handler returns a value.
 func Call[Req, Resp any](name, method, path string, p Policy, h Handler[Req, Resp]) Route {
 	check[Req](name, p)
-	return Route{name, method, path, p, func(s *Server, w http.ResponseWriter, r *http.Request, id auth.Identity) error {
+	return Route{name, method, path, p, reflect.TypeFor[Req](), reflect.TypeFor[Resp](), func(s *Server, w http.ResponseWriter, r *http.Request, id auth.Identity) error {
 		req, err := decode[Req](r, p, id)
 		if err != nil {
 			return err
@@ -75,7 +79,7 @@ func Call[Req, Resp any](name, method, path string, p Policy, h Handler[Req, Res
 // limited request body.
 func Stream[Req any](name, method, path string, p Policy, h StreamHandler[Req]) Route {
 	check[Req](name, p)
-	return Route{name, method, path, p, func(s *Server, w http.ResponseWriter, r *http.Request, id auth.Identity) error {
+	return Route{name, method, path, p, reflect.TypeFor[Req](), nil, func(s *Server, w http.ResponseWriter, r *http.Request, id auth.Identity) error {
 		req, err := decode[Req](r, p, id)
 		if err != nil {
 			return err

@@ -34,6 +34,8 @@ type Pools interface {
 	Want(e Environment)
 	// Roll replaces the idle runners although their settings are unchanged.
 	Roll(id ID)
+	// Forget gives the pool up with the runners that are known.
+	Forget(id ID)
 	// Drop forgets the pool and removes all its runners, used ones too.
 	Drop(ctx context.Context, id ID) error
 }
@@ -73,6 +75,34 @@ func (s *Service) adopt(e Environment) {
 	s.pools.Want(e)
 }
 
+// Seen takes in a definition that another gateway stored; again = over one that was known. What that gateway does about an image that may have changed is
+// done here too: the pool may be this one's to keep.
+func (s *Service) Seen(e Environment, again bool) {
+	old, ok := s.lookup(e.ID)
+	if !ok || !old.Equal(e) {
+		s.adopt(e)
+	}
+	if ok && again && s.rolls(old, e) {
+		s.pools.Roll(e.ID)
+	}
+}
+
+// rolls reports whether e, put over old, may mean another image although it says the same.
+func (s *Service) rolls(old, e Environment) bool {
+	return old.Settings() == e.Settings() && s.pulls && !e.FixedImage()
+}
+
+// Gone takes in that another gateway deleted an environment.
+func (s *Service) Gone(id ID) {
+	if _, ok := s.lookup(id); !ok {
+		return
+	}
+	s.mu.Lock()
+	delete(s.known, id)
+	s.mu.Unlock()
+	s.pools.Forget(id)
+}
+
 func (s *Service) lookup(id ID) (Environment, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -95,7 +125,7 @@ func (s *Service) Put(ctx context.Context, e Environment) (created bool, err err
 		return false, err
 	}
 	// The same tag may mean a new image. Where it cannot be learned whether it does, the idle runners are replaced.
-	roll := existed && old.Settings() == e.Settings() && s.pulls && !e.FixedImage()
+	roll := existed && s.rolls(old, e)
 	if existed && old.Equal(e) && !roll {
 		return false, nil
 	}

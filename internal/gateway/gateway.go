@@ -2,22 +2,24 @@ package gateway
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"rockpool/deploy/jobs"
 	"rockpool/internal/api"
+	"rockpool/internal/api/access"
 	"rockpool/internal/config"
-	"rockpool/internal/endpoint"
 	"rockpool/internal/environment"
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
+	"rockpool/internal/metrics"
+	"rockpool/internal/metrics/influx"
 	"rockpool/internal/nomad"
 	"rockpool/internal/runner"
 	"rockpool/internal/runner/execution"
@@ -31,6 +33,12 @@ type Gateway struct {
 	log      logging.Logger
 	template string
 	listen   []net.Listener
+
+	tokens      *access.Tokens
+	certificate *certificate // nil without TLS
+	telemetry   *telemetry
+	operations  *operations
+	stats       atomic.Pointer[runner.Manager] // whose pools the figures tell, once there is one
 }
 
 // New prepares a gateway. embedded is the cluster when none is configured, and nil otherwise. Nothing is started, but the listeners
@@ -47,25 +55,60 @@ func New(cfg config.Config, embedded Embedded, log logging.Logger) (*Gateway, er
 		}
 		g.template = string(data)
 	}
+	var err error
 	if t := cfg.Server.TLS; t.Active {
 		// Here rather than once the service has said that it listens.
-		if _, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile); err != nil {
-			return nil, fmt.Errorf("server.tls.certfile, server.tls.keyfile: %w", err)
+		if g.certificate, err = loadCertificate(t.CertFile, t.KeyFile); err != nil {
+			return nil, err
 		}
 	}
-	var err error
-	g.listen, err = listeners(cfg.Server)
-	return g, err
+	if g.tokens, err = access.Load(cfg.Server.Token, cfg.Server.TokenFile); err != nil {
+		return nil, err
+	}
+	g.telemetry = newTelemetry(g.pools, g.agent(), log)
+	if i := cfg.InfluxDB; i.URL != "" {
+		g.telemetry.points = influx.New(influx.Options{
+			URL: i.URL, Token: i.Token, Organization: i.Organization, Bucket: i.Bucket, Stage: i.Stage, Count: g.telemetry.figures.Points, Log: log,
+		})
+	}
+	if g.operations, err = newOperations(cfg, g.tokens, g.telemetry.figures.Handler(), log); err != nil {
+		return nil, err
+	}
+	if g.listen, err = listeners(cfg.Server); err != nil {
+		g.operations.close()
+		return nil, err
+	}
+	return g, nil
+}
+
+// pools are those that the figures tell of.
+func (g *Gateway) pools() map[int]metrics.PoolState {
+	all := map[int]metrics.PoolState{}
+	if m := g.stats.Load(); m != nil {
+		for id, s := range m.AllStats() {
+			all[int(id)] = metrics.PoolState{Wanted: s.Size, Idle: s.Idle, Starting: s.Starting, Used: s.Used}
+		}
+	}
+	return all
 }
 
 // Addr is where the API listens.
 func (g *Gateway) Addr() net.Addr { return g.listen[0].Addr() }
+
+// Operations is where the listener of an address of the configuration, metrics.address or profiling.address, is; "" = there is none.
+func (g *Gateway) Operations(address string) string {
+	if l := g.operations.listeners[address]; l != nil {
+		return l.Addr().String()
+	}
+	return ""
+}
 
 // stopTime bounds the end of what has no bound of its own.
 const stopTime = 15 * time.Second
 
 // Run serves until ctx ends.
 func (g *Gateway) Run(ctx context.Context) (err error) {
+	defer g.operations.close()
 	defer func() {
 		for _, l := range g.listen {
 			_ = l.Close()
@@ -84,24 +127,47 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	defer cluster.Close()
 
 	server, alert := g.cfg.Server, g.cfg.Server.Alert
-	runners := runner.NewManager(cluster, runner.Options{
-		Limits: pool.DefaultLimits(), ClaimWait: time.Duration(server.ClaimWait) * time.Second, Pull: true,
+	several, err := g.several(cluster)
+	if err != nil {
+		return err
+	}
+	runners := runner.NewManager(watchedCluster{cluster, g.telemetry}, runner.Options{
+		Shared: several.shared(cluster), Limits: pool.DefaultLimits(), ClaimWait: time.Duration(server.ClaimWait) * time.Second, Pull: true,
 		ReloadBelow: alert.PrewarmingPoolThreshold, ReloadAfter: time.Duration(alert.PrewarmingPoolReloadTimeout) * time.Second,
 	}, g.log)
-	envs := environment.NewService(cluster, runners, !g.cfg.Nomad.DisableForcePull)
+	g.stats.Store(runners)
+	envs := environment.NewService(cluster, watchedPools{runners, g.telemetry}, !g.cfg.Nomad.DisableForcePull)
+	several.join(cluster, envs, runners)
 	var tasks lifecycle.Tasks
 	engine := &execution.Engine{Executor: cluster, SplitStderr: server.InteractiveStderr, OutputLimit: int64(server.OutputLimit) << 20, Native: cluster.Native, Tasks: &tasks}
 	ready := make(chan struct{})
 	routes := api.New(api.Options{
-		Token: server.Token, TLS: server.TLS.Active, PublicURL: server.PublicURL, AlertThreshold: alert.PrewarmingPoolThreshold,
+		Tokens: g.tokens, TLS: server.TLS.Active, PublicURL: server.PublicURL, AlertThreshold: alert.PrewarmingPoolThreshold,
 		ForbidSingleQuote: server.ForbidSingleQuote, CopyModificationTime: server.CopyModificationTime, Version: Version(),
 		ReattachBuffer: int64(server.ReattachBuffer) << 20,
-		Observe:        g.access,
+		MaxExecutions:  int(server.Limits.ExecutionsPerRunner), MaxExecutionsInAll: int(server.Limits.Executions),
+		Watch: g.telemetry, Metrics: g.telemetry.figures.Handler(), Gateways: several.gateways(), GatewayTLS: several.tls,
 	}, envs, runners, engine, cluster, ready, g.log)
 
+	if g.telemetry.points != nil {
+		services = append(services,
+			lifecycle.Service{Name: "influxdb", Run: g.telemetry.points.Run}, // ends last of what has something to tell
+			lifecycle.Service{Name: "census", Run: g.telemetry.periodic})
+	}
 	return lifecycle.Run(ctx, append(services,
+		lifecycle.Service{Name: "gateways", Run: func(ctx context.Context) error {
+			if !g.clusterReady(ctx) {
+				return nil
+			}
+			return several.run(ctx)
+		}},
 		lifecycle.Service{Name: "runners", Grace: stopTime, Run: func(ctx context.Context) error {
 			if !g.clusterReady(ctx) {
+				return nil
+			}
+			select { // so that one listing tells everything, whoever leads
+			case <-several.joined():
+			case <-ctx.Done():
 				return nil
 			}
 			return runners.Run(ctx)
@@ -112,10 +178,13 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 			defer cancel()
 			return tasks.Wait(stop)
 		}},
-		lifecycle.Service{Name: "recovery", Run: func(ctx context.Context) error { return g.recover(ctx, envs, runners, ready) }},
-		lifecycle.Service{Name: "http", Grace: 2 * stopTime, Run: func(ctx context.Context) error { return g.serve(ctx, routes) }},
-		lifecycle.Service{Name: "watchdog", Run: g.watchdog},
+		lifecycle.Service{Name: "recovery", Run: func(ctx context.Context) error { return g.recover(ctx, envs, runners, several, ready) }},
+		lifecycle.Service{Name: "watchdog", Run: g.watchdog}, // also while executions are waited for
+		lifecycle.Service{Name: "http", Grace: 2*stopTime + g.drainTime(), Run: func(ctx context.Context) error { return g.serve(ctx, routes, several.handler(routes, runners)) }},
 		lifecycle.Service{Name: "profile", Run: g.profile},
+		lifecycle.Service{Name: "memory profile", Run: g.memoryProfile},
+		lifecycle.Service{Name: "operations", Run: g.operations.run},
+		lifecycle.Service{Name: "reload", Run: g.reload},
 	)...)
 }
 
@@ -135,14 +204,15 @@ func (g *Gateway) cluster() string {
 func (g *Gateway) clusterOptions(address, token string) nomad.Options {
 	n := g.cfg.Nomad
 	o := nomad.Options{
-		Address: address, Token: token, Namespace: n.Namespace, Template: g.template, ForcePull: !n.DisableForcePull,
+		Address: address, Token: token, Namespace: n.Namespace, Region: n.Region, Template: g.template, ForcePull: !n.DisableForcePull,
+		Observer: g.telemetry,
 		Network: nomad.Network{
 			Mode: n.Network.Mode, Hostname: n.Network.Hostname,
 			Servers: n.Network.DNS.Servers, Searches: n.Network.DNS.Searches, Options: n.Network.DNS.Options,
 		},
 	}
 	if n.TLS.Active {
-		o.CAFile, o.CertFile, o.KeyFile = n.TLS.CAFile, n.TLS.CertFile, n.TLS.KeyFile
+		o.CAFile, o.CertFile, o.KeyFile, o.ServerName = n.TLS.CAFile, n.TLS.CertFile, n.TLS.KeyFile, n.TLSServerName
 	}
 	return o
 }
@@ -161,7 +231,7 @@ func (g *Gateway) clusterReady(ctx context.Context) bool {
 }
 
 // recover fills the catalogue, waits for the first listing of the runners, and lets requests in.
-func (g *Gateway) recover(ctx context.Context, envs *environment.Service, runners *runner.Manager, ready chan<- struct{}) error {
+func (g *Gateway) recover(ctx context.Context, envs *environment.Service, runners *runner.Manager, several *several, ready chan<- struct{}) error {
 	if !g.clusterReady(ctx) {
 		return nil
 	}
@@ -182,6 +252,11 @@ func (g *Gateway) recover(ctx context.Context, envs *environment.Service, runner
 		}
 	}
 	select {
+	case <-several.joined():
+	case <-ctx.Done():
+		return nil
+	}
+	select {
 	case <-runners.Ready():
 		g.log.Info("recovery is done")
 		close(ready)
@@ -189,18 +264,6 @@ func (g *Gateway) recover(ctx context.Context, envs *environment.Service, runner
 	}
 	<-ctx.Done()
 	return nil
-}
-
-// access writes the access log.
-func (g *Gateway) access(o endpoint.Observation) {
-	entry := g.log.WithFields(logging.Fields{
-		"code": o.Status, "method": o.Method, "path": o.Path, "duration": o.Duration.String(), "user_agent": o.Agent,
-	})
-	if o.Agent == g.agent() {
-		logging.Trace(entry, "handled")
-		return
-	}
-	entry.Debug("handled")
 }
 
 // agent marks the gateway's requests to itself.

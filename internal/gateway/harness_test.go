@@ -5,22 +5,58 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
+	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/gorilla/websocket"
 	"go.uber.org/goleak"
 
+	"rockpool/internal/api/openapi"
 	"rockpool/internal/config"
 	"rockpool/internal/gateway"
 	"rockpool/internal/logging"
 	"rockpool/internal/nomad/nomadtest"
+	"rockpool/tests/contract"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(asProcess) != "" {
+		os.Exit(process())
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if missing := unseen(); code == 0 && flag.Lookup("test.run").Value.String() == "" && flag.Lookup("test.list").Value.String() == "" && len(missing) > 0 {
+			fmt.Printf("documented answers that no test of this package has caused: %s\n", strings.Join(missing, ", "))
+			code = 1
+		}
+		os.Exit(code)
+	}))
+}
+
+// elsewhere are documented answers that a whole gateway does not give: it always has a version.
+var elsewhere = []string{"version 404"}
+
+// unseen are the documented answers that no test has caused.
+func unseen() (missing []string) {
+	c, err := documents()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	seen := c.Seen()
+	for _, answer := range c.Documented() {
+		if !slices.Contains(seen, answer) && !slices.Contains(elsewhere, answer) {
+			missing = append(missing, answer)
+		}
+	}
+	return missing
+}
 
 type harness struct {
 	*testing.T
@@ -28,7 +64,23 @@ type harness struct {
 	cluster *nomadtest.Cluster
 	stop    func()
 	http    *http.Client
+	// Every answer and every message is checked against the published documents.
+	contract *contract.Contract
 }
+
+var documents = sync.OnceValues(func() (*contract.Contract, error) { return contract.New(openapi.Document, openapi.WebSocket) })
+
+func published(t *testing.T) *contract.Contract {
+	t.Helper()
+	c, err := documents()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// off reports what is not as the documents say.
+func (h *harness) off(err error) { h.T.Error(err) }
 
 // start runs a gateway on a cluster until the test ends or stop is called.
 func start(t *testing.T, c *nomadtest.Cluster, change ...func(*config.Config)) *harness {
@@ -49,7 +101,9 @@ func start(t *testing.T, c *nomadtest.Cluster, change ...func(*config.Config)) *
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }()
-	h := &harness{T: t, url: "http://" + g.Addr().String() + "/api/v1", cluster: c, http: &http.Client{Transport: &http.Transport{}}}
+	h := &harness{T: t, url: "http://" + g.Addr().String() + "/api/v1", cluster: c}
+	h.contract = published(t)
+	h.http = &http.Client{Transport: h.contract.Transport(&http.Transport{}, h.off)}
 	stopped := false
 	h.stop = func() {
 		if stopped {
@@ -85,7 +139,7 @@ func (h *harness) do(method, path, body string) (int, string, http.Header) {
 	if err != nil {
 		return resp.StatusCode, "cut: " + err.Error(), resp.Header
 	}
-	return resp.StatusCode, strings.TrimSuffix(string(data), "\n"), resp.Header
+	return resp.StatusCode, string(data), resp.Header
 }
 
 func (h *harness) want(method, path, body string, status int, text string) string {
@@ -161,7 +215,7 @@ func (h *harness) execute(runner, request string) string {
 
 func (h *harness) dial(url string, protocols ...string) *websocket.Conn {
 	h.Helper()
-	d := websocket.Dialer{Subprotocols: protocols}
+	d := websocket.Dialer{Subprotocols: protocols, NetDialContext: h.contract.Dial(h.off)}
 	c, _, err := d.Dial(url, http.Header{"Poseidon-Token": {"secret"}})
 	if err != nil {
 		h.Fatal(err)
@@ -191,4 +245,16 @@ func (h *harness) messages(c *websocket.Conn, want ...string) {
 	if strings.Join(got, "\n") != strings.Join(want, "\n") || code != 1000 {
 		h.Fatalf("got %q and close %d, want %q and 1000", got, code, want)
 	}
+}
+
+// runGateway runs one until it ends by itself.
+func runGateway(t *testing.T, cfg config.Config) error {
+	t.Helper()
+	g, err := gateway.New(cfg, nil, logging.Discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	return g.Run(ctx)
 }

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/pprof"
 	"syscall"
+	"time"
 )
 
 // profile writes a CPU profile at each USR1 and at the end, where that is configured. The signal never ends the program.
@@ -36,5 +38,40 @@ func (g *Gateway) profile(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+	}
+}
+
+// memoryProfile writes a profile of the heap whenever more than a threshold has come to be in use, where that is configured.
+func (g *Gateway) memoryProfile(ctx context.Context) error {
+	p := g.cfg.Profiling
+	if p.MemoryInterval == 0 {
+		<-ctx.Done()
+		return nil
+	}
+	tick := time.NewTicker(time.Duration(p.MemoryInterval) * time.Millisecond)
+	defer tick.Stop()
+	above := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		was := above
+		if above = m.HeapAlloc > uint64(p.MemoryThreshold)<<20; !above || was {
+			continue // once each time that it is passed
+		}
+		var data bytes.Buffer
+		err := pprof.WriteHeapProfile(&data)
+		if err == nil {
+			err = os.WriteFile(p.MemoryFile, data.Bytes(), 0o600)
+		}
+		if err != nil {
+			g.log.WithField("error", err.Error()).Warn("the memory profile could not be written")
+			continue
+		}
+		g.log.WithField("file", p.MemoryFile).Info("a memory profile was written")
 	}
 }

@@ -2,13 +2,10 @@ package gateway
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -75,20 +72,29 @@ func listeners(s config.Server) ([]net.Listener, error) {
 	return open, nil
 }
 
-// serve answers requests until ctx ends, then waits for plain requests and ends the sessions.
-func (g *Gateway) serve(ctx context.Context, routes *api.API) error {
-	server := &http.Server{
-		Handler: routes, ErrorLog: logging.Connections(g.log),
+// headerSize bounds what a connection may have the gateway keep before it is known who asks, in bytes.
+const headerSize = 64 << 10
+
+func (g *Gateway) server(routes http.Handler, open *connections) *http.Server {
+	return &http.Server{
+		Handler: routes, ConnContext: open.mark, ErrorLog: logging.Connections(g.log),
 		// Bodies have a deadline of their own, and nothing bounds an answer: a PUT of an environment or a WebSocket may take long.
-		ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second,
-		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS13, CurvePreferences: []tls.CurveID{tls.CurveP521, tls.CurveP384, tls.CurveP256}},
+		ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 60 * time.Second, MaxHeaderBytes: headerSize,
+		TLSConfig: g.tlsConfig(),
 	}
+}
+
+// serve answers requests until ctx ends, then waits for plain requests and ends the sessions.
+func (g *Gateway) serve(ctx context.Context, routes *api.API, handler http.Handler) error {
+	open := newConnections(g.cfg.Server, func() { g.telemetry.Refused("connections") }, g.log)
+	server := g.server(handler, open)
 	group, serveCtx := errgroup.WithContext(ctx)
 	for _, l := range g.listen {
+		l := open.limit(l)
 		group.Go(func() error {
 			serve := func() error { return server.Serve(l) }
-			if t := g.cfg.Server.TLS; t.Active {
-				serve = func() error { return server.ServeTLS(l, t.CertFile, t.KeyFile) }
+			if g.certificate != nil {
+				serve = func() error { return server.ServeTLS(l, "", "") }
 			}
 			if err := serve(); !errors.Is(err, http.ErrServerClosed) { // which is how an orderly stop begins, not how it went
 				return err
@@ -100,7 +106,7 @@ func (g *Gateway) serve(ctx context.Context, routes *api.API) error {
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 	group.Go(func() error {
 		<-serveCtx.Done()
-		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+		g.drain(context.WithoutCancel(ctx), routes)
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 		defer cancel()
 		// The sessions' final messages first: Shutdown does not see them.
@@ -111,6 +117,24 @@ func (g *Gateway) serve(ctx context.Context, routes *api.API) error {
 		return nil
 	})
 	return group.Wait()
+}
+
+// drainTime is how long a stop waits for executions.
+func (g *Gateway) drainTime() time.Duration {
+	return time.Duration(g.cfg.Server.StopTimeout) * time.Second
+}
+
+// drain says that the gateway stops, and gives executions their time to finish.
+func (g *Gateway) drain(ctx context.Context, routes *api.API) {
+	wait := g.drainTime()
+	state := daemon.SdNotifyStopping
+	if wait > 0 {
+		state += fmt.Sprintf("\nEXTEND_TIMEOUT_USEC=%d", (wait + 4*stopTime).Microseconds())
+	}
+	_, _ = daemon.SdNotify(false, state)
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	routes.Drain(ctx)
 }
 
 // watchdog tells systemd that the API answers, whatever it says.
@@ -140,14 +164,9 @@ func (g *Gateway) watchdog(ctx context.Context) error {
 }
 
 func (g *Gateway) selfClient() (*http.Client, error) {
-	conf := &tls.Config{MinVersion: tls.VersionTLS13}
-	if f := g.cfg.Server.TLS.CAFile; f != "" {
-		pem, err := os.ReadFile(f)
-		if err != nil {
-			return nil, fmt.Errorf("server.tls.cafile: %w", err)
-		}
-		conf.RootCAs = x509.NewCertPool()
-		conf.RootCAs.AppendCertsFromPEM(pem)
+	conf, err := trust(g.cfg.Server.TLS.CAFile)
+	if err != nil {
+		return nil, err
 	}
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: conf}}, nil
 }

@@ -2,7 +2,9 @@ package nomad
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,11 +12,13 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"github.com/hashicorp/nomad/api"
 
 	"rockpool/internal/fault"
@@ -26,12 +30,16 @@ type Options struct {
 	Address   string // URL
 	Token     string
 	Namespace string
+	Region    string // empty = that of the server asked
 	CAFile    string
 	CertFile  string
 	KeyFile   string
-	Template  string // HCL of the job that everything is derived from
-	Network   Network
-	ForcePull bool // pull images anew
+	// ServerName is what the server's certificate must be for, where that is not the address's host: a Nomad cluster's own are for server.<region>.nomad.
+	ServerName string
+	Template   string // HCL of the job that everything is derived from
+	Network    Network
+	ForcePull  bool // pull images anew
+	Observer   Observer
 }
 
 // Network is the configuration of runners with network access.
@@ -47,14 +55,22 @@ type Network struct {
 type Client struct {
 	opts Options
 	api  *api.Client // without a timeout of its own: contexts bound calls, and streams are endless
-	exec *api.Client // its timeout bounds the handshake of an exec
 	log  logging.Logger
+
+	address string // of the server, without a slash at its end
+	dialer  *websocket.Dialer
+	secret  string        // of this process, that marks are made with
+	helpers atomic.Uint64 // so far
 
 	native   atomic.Bool
 	resolves atomic.Bool            // the cluster tells what an image is
 	template atomic.Pointer[[]byte] // the parsed template job
 	evals    evalWaits
 	known    jobCache
+	defs     definitions
+	gateway  string // written into claims; "" = this gateway is alone
+	lag      lagMeter
+	listed   atomic.Bool // the first listing has been
 	close    sync.Once
 	idle     func()
 }
@@ -77,30 +93,65 @@ func New(o Options, log logging.Logger) (*Client, error) {
 		// A configuration of its own also keeps it to HTTP/1: exec is a WebSocket.
 		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12},
 	}
-	c := &Client{opts: o, log: log, idle: transport.CloseIdleConnections}
+	if o.CAFile != "" || o.CertFile != "" || o.ServerName != "" {
+		if err := secure(transport.TLSClientConfig, o); err != nil {
+			return nil, err
+		}
+	}
+	c := &Client{opts: o, log: log, secret: rand.Text(), dialer: dialer(transport), idle: transport.CloseIdleConnections}
 	c.evals.init()
 	c.known.init()
-	streams, calls := &http.Client{Transport: transport}, &http.Client{Transport: transport, Timeout: handshakeTime}
-	if o.CAFile != "" || o.CertFile != "" {
-		if err := api.ConfigureTLS(streams, &api.TLSConfig{CACert: o.CAFile, ClientCert: o.CertFile, ClientKey: o.KeyFile}); err != nil {
-			return nil, fmt.Errorf("nomad.tls: %w", err)
-		}
+	c.defs.init()
+	var through http.RoundTripper = transport
+	if o.Observer != nil {
+		c.lag.told = o.Observer.EventLag
+		through = &timed{next: transport, observer: o.Observer, lag: &c.lag}
 	}
-	for _, to := range []struct {
-		client **api.Client
-		http   *http.Client
-	}{{&c.api, streams}, {&c.exec, calls}} {
-		a, err := api.NewClient(&api.Config{Address: o.Address, SecretID: o.Token, Namespace: o.Namespace, HttpClient: to.http})
-		if err != nil {
-			return nil, fmt.Errorf("nomad.address: %w", err)
-		}
-		*to.client = a
+	var err error
+	c.api, err = api.NewClient(&api.Config{
+		Address: o.Address, SecretID: o.Token, Namespace: o.Namespace, Region: o.Region, HttpClient: &http.Client{Transport: through},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("nomad.address: %w", err)
 	}
+	c.address = strings.TrimSuffix(c.api.Address(), "/")
 	return c, nil
+}
+
+// secure fills in whom to trust and who we are. The files of our own certificate are read for each new connection, so that a renewed one is used without a restart.
+func secure(conf *tls.Config, o Options) error {
+	conf.ServerName = o.ServerName
+	if o.CAFile != "" {
+		pem, err := os.ReadFile(o.CAFile)
+		if err != nil {
+			return fmt.Errorf("nomad.tls.cafile: %w", err)
+		}
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return fmt.Errorf("nomad.tls.cafile: %s has no certificate in PEM", o.CAFile)
+		}
+	}
+	if o.CertFile == "" {
+		return nil
+	}
+	own := func() (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("nomad.tls.certfile, nomad.tls.keyfile: %w", err)
+		}
+		return &pair, nil
+	}
+	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return own() }
+	_, err := own()
+	return err
 }
 
 // Close gives idle connections back.
 func (c *Client) Close() { c.close.Do(c.idle) }
+
+// Several says that this gateway shares the cluster with others: claims carry its id, and feed is told what the others make of the environments. It is
+// called before anything else.
+func (c *Client) Several(id string, feed TemplateFeed) { c.gateway, c.defs.feed = id, feed }
 
 // Native reports whether the cluster offers executions and files of its own.
 func (c *Client) Native() bool { return c.native.Load() }
@@ -141,18 +192,32 @@ func (c *Client) write(ctx context.Context) *api.WriteOptions {
 	return (&api.WriteOptions{Namespace: c.opts.Namespace}).WithContext(ctx)
 }
 
+// params adds what every request says.
+func (c *Client) params(q url.Values) url.Values {
+	if c.opts.Namespace != "" {
+		q.Set("namespace", c.opts.Namespace)
+	}
+	if c.opts.Region != "" {
+		q.Set("region", c.opts.Region)
+	}
+	return q
+}
+
+func (c *Client) header() http.Header {
+	h := http.Header{}
+	if c.opts.Token != "" {
+		h.Set("X-Nomad-Token", c.opts.Token)
+	}
+	return h
+}
+
 // raw sends a request that nomad/api has no method for. The answer's status is 200.
 func (c *Client) raw(ctx context.Context, method, path string, params url.Values, body io.Reader, what string) (*http.Response, error) {
-	if c.opts.Namespace != "" {
-		params.Set("namespace", c.opts.Namespace)
-	}
-	r, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.api.Address(), "/")+path+"?"+params.Encode(), body)
+	r, err := http.NewRequestWithContext(ctx, method, c.address+path+"?"+c.params(params).Encode(), body)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	if c.opts.Token != "" {
-		r.Header.Set("X-Nomad-Token", c.opts.Token)
-	}
+	r.Header = c.header()
 	resp, err := c.api.Raw().Do(r)
 	if err != nil {
 		return nil, classify(err, what)
@@ -165,6 +230,9 @@ func (c *Client) raw(ctx context.Context, method, path string, params url.Values
 	return nil, ofStatus(resp.StatusCode, strings.TrimSpace(string(text)), what)
 }
 
+// maxAnswer bounds an answer that is kept whole, and each entry of a listing, in bytes: nodes are not believed.
+const maxAnswer = 1 << 20
+
 // answer is what our routes without a result send.
 type answer struct{ Index uint64 }
 
@@ -174,7 +242,7 @@ func (c *Client) rawJSON(ctx context.Context, method, path string, params url.Va
 		return err
 	}
 	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(out); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "%s: the answer was cut off", what)
 	}
 	return nil
@@ -214,8 +282,23 @@ func ofStatus(status int, text, what string) error {
 		return fault.Wrap(fault.NotFound, cause, "file not found or insufficient permissions")
 	case strings.Contains(text, "Enforcing job modify index"):
 		return fault.Wrap(fault.Conflict, cause, "somebody else changed it")
-	case status == http.StatusTooManyRequests, status >= http.StatusBadGateway, strings.Contains(text, "No cluster leader"):
+	case status == http.StatusTooManyRequests, status >= http.StatusBadGateway, passing(text):
 		return fault.Wrap(fault.Unavailable, cause, "the cluster cannot be reached")
 	}
 	return fault.Wrap(fault.Internal, cause, "the cluster refused the request: %.500s", strings.TrimSpace(text))
+}
+
+// passing reports whether a server's text says that the cluster cannot answer now, and would again: Nomad tells most of it as status 500.
+func passing(text string) bool {
+	text = strings.ToLower(text)
+	for _, words := range []string{
+		"no cluster leader", "not the leader", "leadership lost", "leadership transfer in progress", "no path to region", "no known servers", "no servers",
+		"rpc error: eof", "connection refused", "connection reset", "broken pipe", "i/o timeout", "no route to host", "session shutdown", "stream closed",
+		"rate limit", "failed to find node", "no path to node", "server is shutting down", "deadline exceeded", "timed out enqueuing",
+	} {
+		if strings.Contains(text, words) {
+			return true
+		}
+	}
+	return strings.HasSuffix(text, "eof")
 }

@@ -5,21 +5,15 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
-
-	"github.com/hashicorp/nomad/api"
-	"golang.org/x/sync/errgroup"
 
 	"rockpool/internal/fault"
 	"rockpool/internal/runner/execution"
-	"rockpool/internal/shell"
 )
 
 // learner is the user that unprivileged programs run as. Images have it.
@@ -33,6 +27,7 @@ func userOf(privileged bool) string {
 }
 
 // Exec runs one command. Natively the node leaves its own variables out of the environment, and nothing is quoted.
+// Stdio.Stdin is closed in the end, where it can be.
 func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (int, error) {
 	if !c.Native() {
 		return c.quoted(ctx, at, spec, stdio)
@@ -47,7 +42,15 @@ func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Sp
 	if spec.OutputLimit > 0 {
 		params["rockpool_output_limit"] = strconv.FormatInt(spec.OutputLimit, 10)
 	}
-	return c.stream(ctx, at, spec.TTY, []string{"/bin/bash", "-c", spec.Command}, stdio, params)
+	s, err := c.attach(ctx, at, spec.TTY, []string{"/bin/bash", "-c", spec.Command}, params)
+	if err != nil {
+		return 0, err
+	}
+	code, err := s.run(stdio, nil, nil)
+	if err != nil && ctx.Err() != nil {
+		return 0, fmt.Errorf("execute: %w", context.Cause(ctx))
+	}
+	return code, err
 }
 
 // environ is an environment as bytes: JSON could not hold every value.
@@ -59,98 +62,6 @@ func environ(env map[string]string) string {
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
-// stream is one exec of nomad/api.
-func (c *Client) stream(ctx context.Context, at execution.Place, tty bool, argv []string, stdio execution.Stdio, params map[string]string) (int, error) {
-	q := c.query(ctx)
-	q.Params = params
-	sizes := make(chan api.TerminalSize, 1)
-	done := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			select {
-			case s, ok := <-stdio.Resize:
-				if !ok {
-					return
-				}
-				select {
-				case sizes <- api.TerminalSize{Width: int(s.Width), Height: int(s.Height)}:
-				case <-done:
-					return
-				}
-			case <-done:
-				return
-			}
-		}
-	})
-	code, err := c.exec.Allocations().Exec(ctx, &api.Allocation{ID: at.AllocID, NodeID: at.NodeID}, mainTask, tty, argv,
-		stdio.Stdin, stdio.Stdout, stdio.Stderr, sizes, q)
-	close(done)
-	wg.Wait()
-	if err != nil {
-		return 0, classify(err, "execute")
-	}
-	return code, nil
-}
-
-// readerGrace is how long the reader of stderr may go on after the command has ended: a child left behind may hold it open.
-const readerGrace = time.Second
-
-// quoted runs a command on a cluster that only has Nomad's exec. On a terminal its stderr goes through a FIFO that a second exec
-// reads.
-func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (int, error) {
-	text := script(spec)
-	if !spec.SplitStderr || !spec.TTY {
-		return c.stream(ctx, at, spec.TTY, []string{"/bin/bash", "-c", text}, stdio, nil)
-	}
-	main, reader := throughFIFO(fmt.Sprintf("/tmp/stderr_%d.fifo", time.Now().UnixNano()), text)
-	g, gctx := errgroup.WithContext(ctx)
-	readCtx, stopReading := context.WithCancel(gctx)
-	defer stopReading()
-	stdin, end := io.Pipe() // nothing is written; its end lets the exec's reader go
-	defer end.Close()
-	g.Go(func() error {
-		_, err := c.stream(readCtx, at, false, []string{"/bin/bash", "-c", reader},
-			execution.Stdio{Stdin: stdin, Stdout: stdio.Stderr, Stderr: io.Discard}, nil)
-		if readCtx.Err() != nil && gctx.Err() == nil {
-			return nil // it was told to stop: a child left behind holds stderr open
-		}
-		return err
-	})
-	var code int
-	g.Go(func() (err error) {
-		code, err = c.stream(gctx, at, true, []string{"/bin/bash", "-c", main}, stdio, nil)
-		t := time.AfterFunc(readerGrace, stopReading)
-		context.AfterFunc(readCtx, func() { t.Stop() })
-		return err
-	})
-	err := g.Wait()
-	return code, err
-}
-
-// throughFIFO returns the scripts of both execs. Both make the FIFO, whoever is first; opening it makes each wait for the other without a
-// loop; then it is unlinked, so that nothing stays behind however the run ends.
-func throughFIFO(fifo, text string) (main, reader string) {
-	name := shell.Quote(fifo)
-	prepare := "mkfifo " + name + " 2>/dev/null; "
-	return prepare + "exec 2>" + name + "; rm -f " + name + "; " + text, prepare + "exec cat " + name
-}
-
-// script is that of a command, every value quoted.
-func script(spec execution.Spec) string {
-	var b strings.Builder
-	b.WriteString(`unset "${!NOMAD_@}"; exec `)
-	if !spec.Privileged {
-		b.WriteString("/sbin/setuser " + learner + " ")
-	}
-	b.WriteString("env")
-	for _, name := range slices.Sorted(maps.Keys(spec.Env)) {
-		b.WriteString(" " + shell.Quote(name+"="+spec.Env[name]))
-	}
-	b.WriteString(" /bin/bash -c " + shell.Quote(spec.Command))
-	return b.String()
-}
-
 func executionPath(at execution.Place, id string) string {
 	return "/v1/client/allocation/" + url.PathEscape(at.AllocID) + "/execution/" + url.PathEscape(id)
 }
@@ -159,6 +70,9 @@ func task() url.Values { return url.Values{"task": {mainTask}} }
 
 // Result asks for the outcome of an execution that has ended.
 func (c *Client) Result(ctx context.Context, at execution.Place, id string) (execution.Result, error) {
+	if !c.Native() {
+		return execution.Result{}, execution.ErrNotOffered
+	}
 	var r struct {
 		State                                  string
 		ExitCode, Signal                       int
@@ -183,7 +97,7 @@ func (c *Client) Result(ctx context.Context, at execution.Place, id string) (exe
 // Signal sends a signal to an execution's main process.
 func (c *Client) Signal(ctx context.Context, at execution.Place, id, signal string) error {
 	if !c.Native() {
-		return execution.ErrNotOffered
+		return c.end(ctx, at, id, strings.TrimPrefix(signal, "SIG"))
 	}
 	body, err := json.Marshal(struct{ Signal string }{signal})
 	if err != nil {
@@ -192,10 +106,10 @@ func (c *Client) Signal(ctx context.Context, at execution.Place, id, signal stri
 	return c.rawJSON(ctx, "PUT", executionPath(at, id)+"/signal", task(), strings.NewReader(string(body)), &answer{}, "signal an execution")
 }
 
-// Kill ends an execution's control group.
+// Kill ends an execution's control group, or where there is none everything that it started and that can be found.
 func (c *Client) Kill(ctx context.Context, at execution.Place, id string) error {
 	if !c.Native() {
-		return execution.ErrNotOffered
+		return c.end(ctx, at, id, "")
 	}
 	return c.rawJSON(ctx, "DELETE", executionPath(at, id), task(), nil, &answer{}, "kill an execution")
 }

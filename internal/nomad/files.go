@@ -1,10 +1,10 @@
 package nomad
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"iter"
 	"net/url"
@@ -19,12 +19,10 @@ func filesPath(at execution.Place) string {
 	return "/v1/client/allocation/" + url.PathEscape(at.AllocID) + "/files"
 }
 
-var errNoFiles = fault.Wrap(fault.Internal, execution.ErrNotOffered, "the cluster offers no access to files")
-
 // Apply deletes and unpacks. The archive is streamed.
 func (c *Client) Apply(ctx context.Context, at execution.Place, deletes []string, archive io.Reader) error {
 	if !c.Native() {
-		return errNoFiles
+		return c.applyByTar(ctx, at, deletes, archive)
 	}
 	head, err := json.Marshal(struct{ Delete []string }{deletes})
 	if err != nil {
@@ -36,11 +34,10 @@ func (c *Client) Apply(ctx context.Context, at execution.Place, deletes []string
 
 // List streams a directory. An answer without its end line is an error.
 func (c *Client) List(ctx context.Context, at execution.Place, path string, recursive, privileged bool) iter.Seq2[files.Entry, error] {
+	if !c.Native() {
+		return c.listByShell(ctx, at, path, recursive, privileged)
+	}
 	return func(yield func(files.Entry, error) bool) {
-		if !c.Native() {
-			yield(files.Entry{}, errNoFiles)
-			return
-		}
 		params := task()
 		params.Set("path", path)
 		params.Set("recursive", strconv.FormatBool(recursive))
@@ -51,7 +48,8 @@ func (c *Client) List(ctx context.Context, at execution.Place, path string, recu
 			return
 		}
 		defer resp.Body.Close()
-		d := json.NewDecoder(resp.Body)
+		lines := bufio.NewScanner(resp.Body)
+		lines.Buffer(nil, maxAnswer)
 		for {
 			var line struct {
 				End         bool   `json:"end"`
@@ -64,10 +62,13 @@ func (c *Client) List(ctx context.Context, at execution.Place, path string, recu
 				Owner       string `json:"owner"`
 				Group       string `json:"group"`
 			}
-			if err := d.Decode(&line); err != nil {
-				if errors.Is(err, io.EOF) {
-					err = io.ErrUnexpectedEOF
-				}
+			err := io.ErrUnexpectedEOF // there is a last line, which says that it is
+			if lines.Scan() {
+				err = json.Unmarshal(lines.Bytes(), &line)
+			} else if lines.Err() != nil {
+				err = lines.Err()
+			}
+			if err != nil {
 				yield(files.Entry{}, fault.Wrap(fault.Unavailable, err, "the listing was cut off"))
 				return
 			}
@@ -87,7 +88,7 @@ func (c *Client) List(ctx context.Context, at execution.Place, path string, recu
 // Open begins a download.
 func (c *Client) Open(ctx context.Context, at execution.Place, path string, privileged bool) (io.ReadCloser, int64, error) {
 	if !c.Native() {
-		return nil, 0, errNoFiles
+		return c.openByShell(ctx, at, path, privileged)
 	}
 	params := task()
 	params.Set("path", path)

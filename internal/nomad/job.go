@@ -23,6 +23,8 @@ const (
 
 	metaUsed     = "used"
 	metaTimeout  = "timeout"
+	metaGateway  = "rockpool_gateway" // which gateway claimed it, where there are several
+	metaOwner    = "owner"            // ours: whose token claimed it; left out for the one token of the configuration
 	metaPoolSize = "prewarmingPoolSize"
 	metaEgress   = "rockpool_egress" // of the main group; see docs/native-api.md
 	metaImage    = "image"           // as the client gave it, when runners are told something more exact
@@ -195,6 +197,22 @@ func settingsOf(job *api.Job, id environment.ID) environment.Environment {
 		}
 	}
 	return e
+}
+
+// gatewayOf is the gateway that claimed a runner; "" = none that says so.
+func gatewayOf(job *api.Job) string {
+	if g := configOf(job); g != nil {
+		return g.Meta[metaGateway]
+	}
+	return ""
+}
+
+// ownerOf is who claimed a runner; "" = nobody, or the one token of the configuration.
+func ownerOf(job *api.Job) string {
+	if g := configOf(job); g != nil && g.Meta[metaUsed] == "true" {
+		return g.Meta[metaOwner]
+	}
+	return ""
 }
 
 // claimOf reads whether a runner is used, and its inactivity timeout.

@@ -57,9 +57,9 @@ func (c *Client) CreateRunner(ctx context.Context, e environment.Environment, id
 
 // ClaimRunner marks a runner as used by compare-and-set. What the feed has shown of its job saves a question; if that is out of date, the comparison fails
 // and the job is read.
-func (c *Client) ClaimRunner(ctx context.Context, id string, timeout time.Duration) error {
+func (c *Client) ClaimRunner(ctx context.Context, id string, timeout time.Duration, owner string) error {
 	if job := c.known.take(id); job != nil {
-		if err := c.mark(ctx, job, timeout); !errors.Is(err, runner.ErrClaimLost) {
+		if err := c.mark(ctx, job, timeout, owner); !errors.Is(err, runner.ErrClaimLost) {
 			return err
 		}
 	}
@@ -70,11 +70,11 @@ func (c *Client) ClaimRunner(ctx context.Context, id string, timeout time.Durati
 	if err != nil {
 		return err
 	}
-	return c.mark(ctx, job, timeout)
+	return c.mark(ctx, job, timeout, owner)
 }
 
 // mark writes a claim into a job as it was at its index.
-func (c *Client) mark(ctx context.Context, job *api.Job, timeout time.Duration) error {
+func (c *Client) mark(ctx context.Context, job *api.Job, timeout time.Duration, owner string) error {
 	group := configOf(job)
 	if group == nil || job.JobModifyIndex == nil {
 		return fault.New(fault.Internal, "the job %s is not one of a runner", *job.ID)
@@ -87,6 +87,12 @@ func (c *Client) mark(ctx context.Context, job *api.Job, timeout time.Duration) 
 	}
 	group.Meta[metaUsed] = "true"
 	group.Meta[metaTimeout] = strconv.Itoa(int(timeout / time.Second))
+	if c.gateway != "" {
+		group.Meta[metaGateway] = c.gateway
+	}
+	if owner != "" {
+		group.Meta[metaOwner] = owner
+	}
 	_, err := c.register(ctx, job, true, *job.JobModifyIndex)
 	if fault.Is(err, fault.Conflict) {
 		return fmt.Errorf("%w: %w", runner.ErrClaimLost, err)
@@ -146,14 +152,21 @@ func (c *Client) RegisterTemplate(ctx context.Context, e environment.Environment
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
+	// What the feed shows of this registration is our own doing, and what it shows meanwhile waits until it is known which that is.
+	index := uint64(0)
+	done := c.defs.change(e.ID)
+	defer func() { done(index) }()
 	resp, err := c.register(ctx, job, false, 0)
+	if err == nil {
+		index = resp.JobModifyIndex
+	}
 	if err == nil && resp.EvalID != "" {
 		err = c.placed(ctx, resp.EvalID)
 	}
 	if err == nil {
 		return nil
 	}
-	c.putBack(ctx, before, *job.ID)
+	index = max(index, c.putBack(ctx, before, *job.ID))
 	return err
 }
 
@@ -179,19 +192,24 @@ func (c *Client) ResolveImage(ctx context.Context, image string) (environment.Pi
 	return environment.Pin{Digest: found.Digest, Reference: found.Reference}, nil
 }
 
-// putBack restores what a failed registration replaced, so that a restart of the gateway finds the definition that is in force.
-func (c *Client) putBack(ctx context.Context, before *api.Job, id string) {
+// putBack restores what a failed registration replaced, so that a restart of the gateway finds the definition that is in force. It returns the
+// index of what it registered, 0 = nothing.
+func (c *Client) putBack(ctx context.Context, before *api.Job, id string) (index uint64) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), handshakeTime)
 	defer cancel()
 	err := error(nil)
 	if before == nil {
 		err = c.purge(ctx, id)
 	} else {
-		_, err = c.register(ctx, before, false, 0)
+		var resp *api.JobRegisterResponse
+		if resp, err = c.register(ctx, before, false, 0); err == nil {
+			index = resp.JobModifyIndex
+		}
 	}
 	if err != nil {
 		c.log.WithField("error", err.Error()).Warn("a template job that could not be placed was left in the cluster")
 	}
+	return index
 }
 
 // placed waits for an evaluation by its event and, when none comes, asks once.
@@ -229,24 +247,25 @@ func (c *Client) DeleteTemplate(ctx context.Context, id environment.ID) error {
 
 // Templates reads the definitions of all live template jobs.
 func (c *Client) Templates(ctx context.Context) ([]environment.Environment, error) {
-	stubs, _, err := c.list(ctx, templatePrefix)
+	lines, _, err := c.listWhole(ctx, templatePrefix)
 	if err != nil {
 		return nil, err
 	}
-	found := make([]*environment.Environment, len(stubs))
+	found := make([]*environment.Environment, len(lines))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(lookups)
-	for i, s := range stubs {
+	for i, s := range lines {
 		id, ok := templateEnvironment(s.ID)
 		if !ok || s.Stop || s.Status == "dead" {
 			continue
 		}
+		if s.Job != nil {
+			found[i] = new(settingsOf(s.Job, id))
+			continue
+		}
 		g.Go(func() error {
-			job, err := c.job(gctx, s.ID)
-			if fault.Is(err, fault.NotFound) {
-				return nil
-			}
-			if err == nil {
+			job, err := c.present(gctx, s.ID)
+			if job != nil {
 				found[i] = new(settingsOf(job, id))
 			}
 			return err

@@ -72,7 +72,7 @@ func (v *view) job(job *api.Job) bool {
 	settings := settingsOf(job, env).Settings()
 	used, timeout := claimOf(job)
 	changed := isNew || settings != t.Settings || used != t.Used || timeout != t.Timeout
-	t.Settings, t.Used, t.Timeout = settings, used, timeout
+	t.Settings, t.Used, t.Timeout, t.Owner, t.Gateway = settings, used, timeout, ownerOf(job), gatewayOf(job)
 	if job.Status != nil && *job.Status == "dead" && t.State != pool.Ended && t.Place.AllocID == "" {
 		t.State, t.Cause, changed = pool.Ended, execution.ErrGone, true
 	}

@@ -152,11 +152,3 @@ func TestProgressIsToldOnce(t *testing.T) {
 		}
 	}
 }
-
-func TestTheScriptForAForeignClusterQuotesEveryValue(t *testing.T) {
-	got := script(execution.Spec{Command: "echo 'a'\n", Env: map[string]string{"B": "x y", "A": "$(id)"}})
-	want := `unset "${!NOMAD_@}"; exec /sbin/setuser user env 'A=$(id)' 'B=x y' /bin/bash -c 'echo '"'"'a'"'"'` + "\n'"
-	if got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
-}

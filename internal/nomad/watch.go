@@ -5,10 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
-	"golang.org/x/sync/errgroup"
 
 	"rockpool/internal/fault"
 	"rockpool/internal/logging"
@@ -21,6 +21,7 @@ const (
 	listTime   = time.Minute      // for a full listing
 	steadyTime = 10 * time.Second // a feed that has lasted so long had been well
 	repeatTime = 5 * time.Minute  // between two words about the same outage
+	maxEvents  = 64 << 20         // bytes of one line of the stream
 )
 
 // Watch feeds f until ctx ends; after a break it begins anew.
@@ -50,6 +51,7 @@ func (c *Client) Watch(ctx context.Context, f runner.Feed) error {
 // once, and only when it matters.
 type frame struct {
 	Index  uint64
+	Error  json.RawMessage // of a server that says why it ends the stream
 	Events []struct {
 		Topic, Type, Key string
 		Index            uint64
@@ -82,14 +84,29 @@ func (c *Client) follow(ctx context.Context, f runner.Feed) error {
 	if err != nil {
 		return err
 	}
+	if c.listed.Swap(true) && c.opts.Observer != nil {
+		c.opts.Observer.EventGap()
+	}
 	f.All(view.all(), view.jobsIndex)
-	d := json.NewDecoder(stream)
-	for {
+	lines := &lineLimit{from: stream, left: maxEvents}
+	d := json.NewDecoder(lines)
+	for last, heard := uint64(0), false; ; heard = true {
 		var fr frame
-		if err := d.Decode(&fr); err != nil {
+		err := d.Decode(&fr)
+		switch {
+		case errors.Is(err, io.EOF) && !heard:
+			return errors.New("the cluster ended the event stream without a word: the token must be allowed to read jobs in the namespace")
+		case err != nil:
 			return fmt.Errorf("read the event stream: %w", errors.Join(err, context.Cause(ctx)))
+		case len(fr.Error) > 0 && string(fr.Error) != "null":
+			return fmt.Errorf("the cluster ended the event stream: %.500s", fr.Error)
+		case fr.Index != 0 && fr.Index < last:
+			// What comes now would be taken for old: a snapshot was restored, or another server answers.
+			return fmt.Errorf("the event stream went back from index %d to %d", last, fr.Index)
 		}
+		last, lines.left = max(last, fr.Index), maxEvents
 		alive.Reset(silentTime)
+		c.lag.heard(fr.Index, time.Now())
 		for _, ev := range fr.Events {
 			if ev.Index == 0 {
 				ev.Index = fr.Index
@@ -101,7 +118,28 @@ func (c *Client) follow(ctx context.Context, f runner.Feed) error {
 	}
 }
 
+// lineLimit bounds what is read without an end of line.
+type lineLimit struct {
+	from io.Reader
+	left int
+}
+
+func (l *lineLimit) Read(p []byte) (int, error) {
+	if l.left <= 0 {
+		return 0, fmt.Errorf("an event takes more than %d bytes", maxEvents)
+	}
+	n, err := l.from.Read(p)
+	l.left -= n
+	return n, err
+}
+
 func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind, key string, index uint64, data json.RawMessage) error {
+	if c.opts.Observer != nil {
+		c.opts.Observer.Event(topic, kind, key, data)
+	}
+	if id, ok := templateEnvironment(key); ok && topic == "Job" && c.defs.feed != nil {
+		return c.defs.event(id, kind, index, data)
+	}
 	if topic == "Job" {
 		if _, ok := runnerEnvironment(key); !ok || index <= v.jobsIndex {
 			return nil
@@ -121,10 +159,11 @@ func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind,
 	case topic == "Evaluation" && p.Evaluation != nil:
 		c.evals.done(*p.Evaluation)
 	case topic == "Job" && p.Job != nil:
+		changed := v.job(p.Job)
 		if _, ok := runnerEnvironment(key); ok {
-			c.known.note(p.Job)
+			c.known.note(p.Job) // last: who takes it from there writes into it
 		}
-		if v.job(p.Job) {
+		if changed {
 			f.Changed(v.seen(key))
 		}
 	case topic == "Allocation" && p.Allocation != nil && p.Allocation.TaskGroup == mainGroup && index > v.allocsIndex:
@@ -151,59 +190,4 @@ func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind,
 		}
 	}
 	return nil
-}
-
-// listing reads everything that is there.
-func (c *Client) listing(ctx context.Context) (*view, error) {
-	ctx, cancel := context.WithTimeout(ctx, listTime)
-	defer cancel()
-	v := newView()
-	stubs, jobsIndex, err := c.list(ctx, "")
-	if err != nil {
-		return nil, err
-	}
-	var allocs []*allocation
-	q := c.query(ctx)
-	q.Params = map[string]string{"resources": "true"}
-	meta, err := c.api.Raw().Query("/v1/allocations", &allocs, q)
-	if err != nil {
-		return nil, classify(err, "list allocations")
-	}
-	v.jobsIndex, v.allocsIndex = jobsIndex, meta.LastIndex
-	jobs := make([]*api.Job, len(stubs))
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(lookups)
-	present := map[string]bool{}
-	for i, s := range stubs {
-		if _, ok := runnerEnvironment(s.ID); !ok || (s.Stop && s.Status == "dead") {
-			continue
-		}
-		present[s.ID] = true
-		if jobs[i] = c.known.get(s.ID, s.JobModifyIndex); jobs[i] != nil {
-			continue
-		}
-		g.Go(func() error {
-			job, err := c.job(gctx, s.ID)
-			if fault.Is(err, fault.NotFound) {
-				return nil // purged since it was listed
-			}
-			jobs[i] = job
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	c.known.replace(jobs)
-	for _, job := range jobs {
-		if job != nil {
-			v.job(job)
-		}
-	}
-	for _, a := range allocs {
-		if present[a.JobID] && v.knows(a.JobID) && a.TaskGroup == mainGroup {
-			v.allocation(a)
-		}
-	}
-	return v, nil
 }

@@ -39,6 +39,13 @@ var _ httpapi.Cluster = (*cluster)(nil)
 
 func (c *cluster) Members() *membership.Membership { return c.members }
 
+func (c *cluster) Address() string {
+	if c.network == nil {
+		return ""
+	}
+	return c.network.Address()
+}
+
 func (c *cluster) Transport() http.RoundTripper {
 	if c.transport == nil {
 		return nil

@@ -41,7 +41,7 @@ func TestAnOperatorLooksIntoTheProcess(t *testing.T) {
 		return r.StatusCode, string(b)
 	}
 	for _, want := range []string{
-		"nomad_nomad_job_status_running 1", "nomad_nomad_job_summary_running 1", "nomad_nomad_fsm_job_register_count 1", "nomad_nomad_plan_apply_count 1",
+		"nomad_nomad_job_status_running 1", "nomad_nomad_job_summary_running 1", "nomad_nomad_fsm_batch_count 1", "nomad_nomad_plan_apply_count 1",
 		"nomad_nomad_worker_invoke_scheduler_batch_count", "nomad_nomad_heartbeat_active 1", "nomad_nomad_leader_barrier_count 1", "rockpool_leader_leading 1",
 	} {
 		if code, text := get("/v1/metrics?format=prometheus"); code != 200 || !strings.Contains(text, want) {

@@ -184,7 +184,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	s.leader = leader.New(leader.Config{
 		Store: s.store, Log: log, Logger: cfg.Log, HeartbeatTTL: cfg.HeartbeatTTL, Grace: cfg.HeartbeatGrace, Keep: cfg.Keep,
 		Crowded: func() bool { n, of := s.proposer.Waiting(); return n > of/4*3 },
-		Measure: cfg.Metrics.Since,
+		Measure: cfg.Metrics.Since, Encode: log.Encode,
 		Leading: func() {
 			s.once.Do(func() { close(s.ready) })
 			s.raft.Tell()
@@ -273,10 +273,36 @@ type entryLog struct {
 
 // Apply applies an entry, together with others where many wait.
 func (l entryLog) Apply(ctx context.Context, entry any) (any, uint64, error) {
-	if err := l.allows(entry); err != nil {
+	entry, err := l.densest(entry)
+	if err != nil {
 		return nil, 0, err
 	}
 	return l.proposer.Apply(ctx, entry)
+}
+
+// Encode makes the form of an entry that becomes part of a batch.
+func (l entryLog) Encode(entry any) ([]byte, error) {
+	if err := l.allows(&command.Batch{}); err != nil {
+		return nil, err
+	}
+	entry, err := l.densest(entry)
+	if err != nil {
+		return nil, err
+	}
+	return command.Encode(entry)
+}
+
+// densest is the densest form of an entry that all servers know.
+func (l entryLog) densest(entry any) (any, error) {
+	if err := l.allows(entry); err != nil {
+		return nil, err
+	}
+	if dense, err := command.Pack(entry); err != nil {
+		return nil, err
+	} else if dense != nil && l.allows(dense) == nil {
+		return dense, nil
+	}
+	return entry, nil
 }
 
 // machine is the state as consensus sees it.
@@ -290,7 +316,7 @@ func (m machine) Apply(index uint64, entry []byte) (any, error) {
 	return command.Apply(m.store, index, entry)
 }
 
-func (m machine) Snapshot() func(io.Writer) error { return m.store.Snapshot().Persist }
+func (m machine) Snapshot() func(io.Writer) error { return m.store.Snapshot().PersistDense }
 
 func (m machine) Restore(r io.Reader) error {
 	err := m.store.Restore(r)

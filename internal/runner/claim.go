@@ -12,8 +12,49 @@ import (
 	"rockpool/internal/runner/pool"
 )
 
-// Claim hands out an idle runner; timeout is its inactivity timeout, 0 = none. An empty pool is Exhausted.
-func (m *Manager) Claim(ctx context.Context, id environment.ID, timeout time.Duration) (*Runner, error) {
+// Holder is who claims, and how many runners it may hold at once; 0 = as many as there are.
+type Holder struct {
+	Owner string
+	Quota int
+}
+
+// ErrQuota says that a holder has as many runners as it may.
+var ErrQuota = errors.New("the quota of runners is used up")
+
+// hold takes a place of a holder's quota, which the function it returns gives back: from then on the record of the runner counts. For a moment both may,
+// so that a quota is never exceeded.
+func (m *Manager) hold(by Holder) (func(), error) {
+	if by.Quota <= 0 {
+		return func() {}, nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	held := m.claiming[by.Owner]
+	for _, r := range m.used {
+		if r.Owner == by.Owner {
+			held++
+		}
+	}
+	if held >= by.Quota {
+		return nil, fault.Wrap(fault.Exhausted, ErrQuota, "the token's quota of %d runners is used up: give one back first", by.Quota)
+	}
+	m.claiming[by.Owner]++
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.claiming[by.Owner]--; m.claiming[by.Owner] == 0 {
+			delete(m.claiming, by.Owner)
+		}
+	}, nil
+}
+
+// Claim hands out an idle runner; timeout is its inactivity timeout, 0 = none. An empty pool is Exhausted, and so is a quota that is used up.
+func (m *Manager) Claim(ctx context.Context, id environment.ID, timeout time.Duration, by Holder) (*Runner, error) {
+	release, err := m.hold(by)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	deadline := time.Now().Add(m.opts.ClaimWait)
 	for {
 		taken, err := m.take(ctx, id, deadline)
@@ -22,10 +63,11 @@ func (m *Manager) Claim(ctx context.Context, id environment.ID, timeout time.Dur
 		}
 		// A client that leaves now must not leave the claim's outcome open.
 		callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
-		err = m.cluster.ClaimRunner(callCtx, taken.ID, timeout)
+		err = m.cluster.ClaimRunner(callCtx, taken.ID, timeout, by.Owner)
 		cancel()
 		switch {
 		case err == nil:
+			taken.Owner = by.Owner
 			if r := m.claimed(taken, timeout); r != nil {
 				return r, nil
 			}
@@ -87,6 +129,7 @@ func (m *Manager) claimed(s Seen, timeout time.Duration) *Runner {
 	}
 	r, known := m.used[s.ID]
 	if !known { // the event of our own claim may have been faster
+		s.Timeout, s.Gateway = timeout, m.self()
 		r = m.adopt(s)
 	}
 	m.mu.Unlock()
@@ -97,7 +140,10 @@ func (m *Manager) claimed(s Seen, timeout time.Duration) *Runner {
 }
 
 // feed takes in what the cluster shows.
-type feed struct{ m *Manager }
+type feed struct {
+	m    *Manager
+	turn int
+}
 
 // All compares the records with a full listing.
 func (f feed) All(list []Seen, index uint64) {
@@ -116,7 +162,7 @@ func (f feed) All(list []Seen, index uint64) {
 	for _, s := range list {
 		_, was := m.used[s.ID]
 		ended = append(ended, m.record(s)...)
-		if _, is := m.used[s.ID]; is && !was && !m.live {
+		if _, is := m.used[s.ID]; is && !was && !m.live && m.opts.Shared == nil {
 			recovered = append(recovered, s)
 		}
 	}
@@ -134,6 +180,7 @@ func (f feed) All(list []Seen, index uint64) {
 	}
 	first := !m.live
 	m.live = true
+	m.lead.listed = max(m.lead.listed, f.turn)
 	records := make([]*Runner, len(recovered))
 	for i, s := range recovered {
 		records[i] = m.used[s.ID]
@@ -172,6 +219,7 @@ func (f feed) Gone(id string) {
 		delete(m.used, id)
 	}
 	delete(m.seen, id)
+	m.asks.gone(id)
 	m.pools.Gone(id)
 	m.mu.Unlock()
 	m.finish(ended)
@@ -207,6 +255,10 @@ func (m *Manager) record(s Seen) []end {
 	case used:
 		r.update(s)
 	case ph == pool.Used:
+		m.adopt(s)
+	case ph == pool.Claiming && s.Used && s.Gateway != m.self():
+		// Another gateway was faster, and nothing more will come of it.
+		m.pools.ClaimLost(s.ID, time.Now())
 		m.adopt(s)
 	case !ph.Ended():
 		m.seen[s.ID] = s

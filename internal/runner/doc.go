@@ -10,6 +10,9 @@
 //     returned to a pool;
 //   - the end of a runner has one cause, which every execution and copy bound to it sees.
 //
+// Several gateways may share a cluster ([Shared]): one keeps the pools and the others follow, a runner is watched over by the gateway that claimed it or,
+// once that is dead, by the one that leads, and it expires only when no gateway saw it used.
+//
 // [Manager.Run] is the shell around package pool: it follows the feed, carries out what the pool plans, and has one timer. The
 // manager's lock guards the pool and the records; no call is made while it is held.
 package runner

@@ -1,9 +1,12 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,10 +29,15 @@ type Options struct {
 	// ReloadBelow is the share of idle runners below which, for ReloadAfter, the pools are compared with a full listing. 0 = off.
 	ReloadBelow float64
 	ReloadAfter time.Duration
+	Shared      *Shared // nil = this gateway has the cluster to itself
 }
 
 // callTime bounds each call to the cluster.
 const callTime = 10 * time.Second
+
+// abandonedTime is the inactivity timeout of a runner that is taken in order to be destroyed. If this gateway ends in between, whoever finds it used
+// destroys it after that time.
+const abandonedTime = time.Minute
 
 // safetyNet is how often the plan is looked at although nothing happened.
 const safetyNet = time.Minute
@@ -43,15 +51,21 @@ type Manager struct {
 	ready   chan struct{}
 	tasks   lifecycle.Tasks
 
-	mu      sync.Mutex
-	pools   *pool.Pools
-	envs    map[environment.ID]environment.Environment
-	seen    map[string]Seen // of runners that are not claimed yet
-	used    map[string]*Runner
-	arrived chan struct{}                // closed and replaced whenever a claim may succeed that did not before
-	live    bool                         // the first listing has come
-	below   map[environment.ID]time.Time // since when a pool is under the threshold
-	relist  context.CancelFunc           // breaks the feed, which begins with a full listing again
+	mu       sync.Mutex
+	pools    *pool.Pools
+	envs     map[environment.ID]environment.Environment
+	seen     map[string]Seen // of runners that are not claimed yet
+	used     map[string]*Runner
+	claiming map[string]int               // claims under way of owners with a quota
+	arrived  chan struct{}                // closed and replaced whenever a claim may succeed that did not before
+	live     bool                         // the first listing has come
+	below    map[environment.ID]time.Time // since when a pool is under the threshold
+	relist   context.CancelFunc           // breaks the feed, which begins with a full listing again
+	turn     int                          // of the feed; each begins with a full listing
+	lead     lead
+	asks     asks
+	ending   chan struct{} // one for each runner about which the other gateways are being asked
+	over     chan struct{} // Run has ended
 }
 
 // NewManager makes a manager without pools.
@@ -59,8 +73,9 @@ func NewManager(cluster Cluster, opts Options, log logging.Logger) *Manager {
 	m := &Manager{
 		cluster: cluster, opts: opts, log: log,
 		trigger: make(chan struct{}, 1), ready: make(chan struct{}), arrived: make(chan struct{}),
-		envs: map[environment.ID]environment.Environment{}, seen: map[string]Seen{}, used: map[string]*Runner{},
-		below: map[environment.ID]time.Time{},
+		envs: map[environment.ID]environment.Environment{}, seen: map[string]Seen{}, used: map[string]*Runner{}, claiming: map[string]int{},
+		below: map[environment.ID]time.Time{}, ending: make(chan struct{}, opts.Limits.Concurrency),
+		over: make(chan struct{}),
 	}
 	m.pools = pool.New(opts.Limits, newRunnerID)
 	return m
@@ -83,6 +98,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	g.Go(func() error { return m.follow(ctx) })
 	g.Go(func() error { return m.reconcile(ctx) })
 	err := g.Wait()
+	close(m.over)
 	m.mu.Lock()
 	for _, r := range m.used {
 		r.rest() // whoever takes the runners back begins their time anew
@@ -118,6 +134,7 @@ func (m *Manager) reconcile(ctx context.Context) error {
 		wait := safetyNet
 		m.mu.Lock()
 		if m.live {
+			m.pools.Lead(m.leads())
 			actions, next := m.pools.Plan(now)
 			if !next.IsZero() {
 				wait = min(wait, max(next.Sub(now), time.Millisecond))
@@ -142,8 +159,10 @@ func (m *Manager) follow(ctx context.Context) error {
 		watchCtx, cancel := context.WithCancel(ctx)
 		m.mu.Lock()
 		m.relist = cancel
+		m.turn++
+		f := feed{m, m.turn}
 		m.mu.Unlock()
-		err := m.cluster.Watch(watchCtx, feed{m})
+		err := m.cluster.Watch(watchCtx, f)
 		again := watchCtx.Err() != nil
 		cancel()
 		if err != nil && !again {
@@ -196,7 +215,7 @@ func (m *Manager) carryOut(ctx context.Context, a pool.Action, e environment.Env
 	}
 	var err error
 	if a.Guard {
-		err = m.cluster.ClaimRunner(ctx, a.ID, 0)
+		err = m.cluster.ClaimRunner(ctx, a.ID, abandonedTime, "")
 	}
 	lost := errors.Is(err, ErrClaimLost)
 	if err == nil {
@@ -229,8 +248,8 @@ func (m *Manager) Roll(id environment.ID) {
 	m.poke()
 }
 
-// Drop forgets an environment and removes all its runners, also those that this process never saw.
-func (m *Manager) Drop(ctx context.Context, id environment.ID) error {
+// Forget ends an environment: the runners that are known here go.
+func (m *Manager) Forget(id environment.ID) {
 	m.mu.Lock()
 	delete(m.envs, id)
 	delete(m.below, id)
@@ -248,6 +267,11 @@ func (m *Manager) Drop(ctx context.Context, id environment.ID) error {
 		r.end(execution.ErrDeleted)
 	}
 	m.poke()
+}
+
+// Drop forgets an environment and removes all its runners, also those that this process never saw.
+func (m *Manager) Drop(ctx context.Context, id environment.ID) error {
+	m.Forget(id)
 	strays, err := m.cluster.RunnersOf(ctx, id)
 	if err != nil {
 		return err
@@ -285,7 +309,19 @@ func (m *Manager) Lookup(id string) (*Runner, error) {
 	if r, ok := m.used[id]; ok {
 		return r, nil
 	}
-	return nil, fault.New(fault.Gone, "the runner %s is not known (any more)", id)
+	return nil, Unknown(id)
+}
+
+// Claimed are all claimed runners, in the order of their ids.
+func (m *Manager) Claimed() []*Runner {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.SortedFunc(maps.Values(m.used), func(a, b *Runner) int { return cmp.Compare(a.ID, b.ID) })
+}
+
+// Unknown is the answer to an id that is not that of a claimed runner, or not the caller's.
+func Unknown(id string) error {
+	return fault.New(fault.Gone, "the runner %s is not known (any more)", id)
 }
 
 // Destroy ends a runner and asks the cluster once to remove it. If that fails the reconciler goes on.
@@ -337,14 +373,16 @@ func (m *Manager) release(r *Runner, cause error) {
 
 // adopt makes the record of a used runner. The lock is held.
 func (m *Manager) adopt(s Seen) *Runner {
-	r := &Runner{ID: s.ID, Env: s.Env, place: s.Place, ports: s.Ports}
+	now := time.Now()
+	r := &Runner{ID: s.ID, Env: s.Env, Owner: s.Owner, place: s.Place, ports: s.Ports, timeout: s.Timeout, gateway: s.Gateway, claimed: now, touched: now}
 	m.used[s.ID] = r
 	delete(m.seen, s.ID)
+	m.share(r)
 	return r
 }
 
 func (m *Manager) watchInactivity(r *Runner, timeout time.Duration) {
-	r.start(timeout, func() { m.Discard(r, execution.ErrInactive) })
+	r.start(timeout, func() { m.expire(r) })
 }
 
 // wakeClaims lets waiting claims look again. The lock is held.

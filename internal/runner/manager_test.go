@@ -66,7 +66,7 @@ func (c *cluster) CreateRunner(_ context.Context, e environment.Environment, id 
 	return c.index, nil
 }
 
-func (c *cluster) ClaimRunner(_ context.Context, id string, _ time.Duration) error {
+func (c *cluster) ClaimRunner(_ context.Context, id string, _ time.Duration, _ string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.claims = append(c.claims, id)
@@ -129,7 +129,7 @@ func settle(d time.Duration) { time.Sleep(d); synctest.Wait() }
 func TestARunnerExpiresUnlessItIsTouched(t *testing.T) {
 	with(t, 1, runner.Options{}, func(t *testing.T, m *runner.Manager, c *cluster) {
 		settle(2 * time.Second)
-		r, err := m.Claim(t.Context(), 1, 10*time.Second)
+		r, err := m.Claim(t.Context(), 1, 10*time.Second, runner.Holder{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -161,7 +161,7 @@ func TestAnUnknownOutcomeOfAClaimDestroysTheRunner(t *testing.T) {
 	with(t, 1, runner.Options{}, func(t *testing.T, m *runner.Manager, c *cluster) {
 		settle(2 * time.Second)
 		c.claim = func(string) error { return fault.New(fault.Unavailable, "no answer") }
-		if _, err := m.Claim(t.Context(), 1, 0); !fault.Is(err, fault.Unavailable) {
+		if _, err := m.Claim(t.Context(), 1, 0, runner.Holder{}); !fault.Is(err, fault.Unavailable) {
 			t.Fatalf("got %v", err)
 		}
 		settle(2 * time.Second)
@@ -185,7 +185,7 @@ func TestALostClaimTakesTheNext(t *testing.T) {
 			}
 			return nil
 		}
-		r, err := m.Claim(t.Context(), 1, 0)
+		r, err := m.Claim(t.Context(), 1, 0, runner.Holder{})
 		if err != nil || r.ID != c.claims[1] || c.claims[0] == c.claims[1] {
 			t.Fatalf("got %v %v after %v", r, err, c.claims)
 		}
@@ -199,7 +199,7 @@ func TestAClaimWaitsNoLongerThanItMay(t *testing.T) {
 	with(t, 1, runner.Options{ClaimWait: 500 * time.Millisecond}, func(t *testing.T, m *runner.Manager, _ *cluster) {
 		synctest.Wait()
 		began := time.Now()
-		if _, err := m.Claim(t.Context(), 1, 0); !fault.Is(err, fault.Exhausted) || time.Since(began) != 500*time.Millisecond {
+		if _, err := m.Claim(t.Context(), 1, 0, runner.Holder{}); !fault.Is(err, fault.Exhausted) || time.Since(began) != 500*time.Millisecond {
 			t.Errorf("got %v after %v", err, time.Since(began))
 		}
 	})
@@ -208,7 +208,7 @@ func TestAClaimWaitsNoLongerThanItMay(t *testing.T) {
 func TestWhatCannotBeDestroyedIsTriedAgain(t *testing.T) {
 	with(t, 1, runner.Options{}, func(t *testing.T, m *runner.Manager, c *cluster) {
 		settle(2 * time.Second)
-		r, err := m.Claim(t.Context(), 1, 0)
+		r, err := m.Claim(t.Context(), 1, 0, runner.Holder{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -235,7 +235,7 @@ func TestAPoolThatStaysShortIsComparedWithTheCluster(t *testing.T) {
 		c.mu.Lock()
 		c.create = errors.New("no more")
 		c.mu.Unlock()
-		r, err := m.Claim(t.Context(), 1, 0)
+		r, err := m.Claim(t.Context(), 1, 0, runner.Holder{})
 		if err != nil {
 			t.Fatal(err)
 		}

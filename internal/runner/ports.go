@@ -22,6 +22,8 @@ type Seen struct {
 	Place   execution.Place
 	Ports   []Port
 	Timeout time.Duration // of inactivity, as the claim stored it; 0 = none
+	Gateway string        // that claimed it; "" = one that did not say
+	Owner   string        // who claimed it, as the claim stored it; "" = nobody in particular
 	// Cause says why it ended: one of the causes of package execution.
 	Cause error
 }
@@ -42,8 +44,8 @@ type Cluster interface {
 	Watch(ctx context.Context, f Feed) error
 	// CreateRunner registers a runner; doing it again under the same id is no error. The index is that of the registration.
 	CreateRunner(ctx context.Context, e environment.Environment, id string, pull bool) (index uint64, err error)
-	// ClaimRunner marks a runner as used. An error that wraps ErrClaimLost means that it is somebody else's, or gone.
-	ClaimRunner(ctx context.Context, id string, timeout time.Duration) error
+	// ClaimRunner marks a runner as used, by owner. An error that wraps ErrClaimLost means that it is somebody else's, or gone.
+	ClaimRunner(ctx context.Context, id string, timeout time.Duration, owner string) error
 	// DestroyRunner leaves nothing of a runner; one that is not there is no error.
 	DestroyRunner(ctx context.Context, id string) error
 	// RunnersOf are the ids of all runner jobs of an environment.

@@ -162,7 +162,7 @@ static void hold(int connection) {
 }
 
 void run_request(int connection, const struct header *h, int *fds, int pts) {
-	int given = (int)h->fds, next = 1;
+	int given = (int)h->fds, next = h->kind == KIND_KEEP ? 1 + KEPT_STREAMS : 1;
 	status_fd = given > 0 ? fds[0] : -1;
 	char *body = mmap(NULL, h->length + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	need(body != MAP_FAILED, "allocate the request");
@@ -180,7 +180,8 @@ void run_request(int connection, const struct header *h, int *fds, int pts) {
 	need(!m.bad && m.at == m.end && (argv[0] || h->kind == KIND_HOLD), "decode the request");
 	int streams = (flags & FLAG_TTY ? 0 : 2) + (flags & FLAG_MERGE ? 0 : 1);
 	if (h->kind == KIND_HOLD) streams = 0;
-	need(given >= 1 + streams, "decode the request");
+	need(given >= next + streams, "decode the request");
+	need(h->kind != KIND_KEEP || streams == 3, "decode the request");
 
 	int io[3] = {-1, -1, -1}, master = -1;
 	if (streams && !(flags & FLAG_TTY)) {

@@ -97,6 +97,9 @@ func checkedSpec(spec Spec) (Spec, error) {
 		if b.Source != "" && !filepath.IsAbs(b.Source) || !filepath.IsAbs(b.Target) || filepath.Clean(b.Target) == "/" {
 			return spec, fmt.Errorf("%w bind: source and target must be absolute paths", ErrInvalid)
 		}
+		if b.Writable && b.Source == "" {
+			return spec, fmt.Errorf("%w bind: an empty directory cannot be written to", ErrInvalid)
+		}
 	}
 	return spec, nil
 }

@@ -16,6 +16,7 @@ var (
 	ErrUnknown       = errors.New("no such sandbox")
 	ErrExists        = errors.New("sandbox exists already")
 	ErrFull          = errors.New("no free sandbox slot on this node")
+	ErrNotKept       = errors.New("the sandbox keeps no program")
 	ErrLost          = errors.New("outcome of the execution is unknown")
 	ErrInvalid       = errors.New("invalid")
 	ErrNotContained  = errors.New("this machine does not contain hostile programs")

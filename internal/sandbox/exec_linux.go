@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -39,7 +40,13 @@ func (s *Sandbox) Exec(ctx context.Context, spec ExecSpec) (*Execution, error) {
 	if spec.TimeLimit < 0 || spec.CPULimit < 0 || spec.OutputLimit < 0 || spec.Grace < 0 {
 		return nil, fmt.Errorf("%w limit: it is negative", ErrInvalid)
 	}
-	return s.exec(ctx, spec, kindExec)
+	if !spec.Keep {
+		return s.exec(ctx, spec, kindExec)
+	}
+	if spec.TTY || spec.MergeStderr || spec.Background || boundsOf(spec).any() {
+		return nil, fmt.Errorf("%w command: one that is kept has streams of its own, no limits, and leaves nothing behind", ErrInvalid)
+	}
+	return s.exec(ctx, spec, kindKeep)
 }
 
 // exec is Exec after its checks. kind is what process 1 is asked for.
@@ -52,8 +59,11 @@ func (s *Sandbox) exec(ctx context.Context, spec ExecSpec, kind uint32) (*Execut
 	if spec.Background {
 		prefix = groupOfService
 	}
+	if spec.Keep {
+		prefix = groupOfKept
+	}
 	e := &Execution{
-		sandbox: s, id: spec.ID, group: s.group.child(prefix + spec.ID), bounds: boundsOf(spec), meter: newMeter(spec.OutputLimit),
+		sandbox: s, id: spec.ID, group: s.group.child(prefix + spec.ID), bounds: boundsOf(spec), meter: newMeter(spec.OutputLimit), kept: spec.Keep,
 		over: make(chan struct{}), done: make(chan struct{}), started: time.Now(),
 	}
 	if err := s.enrol(e); err != nil {
@@ -148,6 +158,10 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kin
 		return err
 	}
 	theirs = append(theirs, join...)
+	given := theirs
+	if e.kept { // process 1 holds on to our ends of what the program writes to
+		given = slices.Insert(slices.Clone(theirs), 1, out, stderr)
+	}
 
 	if e.connection, err = s.dial(ctx); err != nil {
 		return err
@@ -160,9 +174,9 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kin
 	_ = status.SetDeadline(time.Now().Add(requestTimeout)) // before the next line: a context that is over must not be given time again
 	stop := context.AfterFunc(ctx, func() { _ = e.connection.SetDeadline(time.Unix(1, 0)); _ = status.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	numbers := make([]int, len(theirs))
-	for i, f := range theirs {
-		numbers[i] = int(f.Fd())
+	numbers, err := numbersOf(given)
+	if err != nil {
+		return err
 	}
 	message := execMessage(spec, user, withDefaultsFrom(spec.Env, s.spec.Root.Env))
 	if len(message) > maxRequest {
@@ -203,6 +217,21 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kin
 	}
 	_ = e.connection.SetDeadline(time.Time{})
 	return e.follow()
+}
+
+// numbersOf are the numbers of open files. File.Fd would not do: it takes a file away from the poller.
+func numbersOf(files []*os.File) ([]int, error) {
+	numbers := make([]int, len(files))
+	for i, f := range files {
+		raw, err := f.SyscallConn()
+		if err == nil {
+			err = raw.Control(func(fd uintptr) { numbers[i] = int(fd) })
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return numbers, nil
 }
 
 // openPeer opens the program's side of a terminal for the node to hold. While it is open, a program that closes all its descriptors of the terminal

@@ -33,6 +33,7 @@ type Execution struct {
 	stdout     *output
 	stderr     *output // nil when merged
 	bounds     bounds
+	kept       bool   // it goes on when the node's process ends
 	meter      *meter // of stdout and stderr together
 	started    time.Time
 	abandoned  atomic.Bool             // the runtime is closing: the execution goes on without us
@@ -176,6 +177,7 @@ func (e *Execution) await() {
 		if removeErr := e.sandbox.removeIdle(ctx); removeErr != nil {
 			log.WithError(removeErr).Warn("the control group of a service that has ended is left")
 		}
+	} else if e.kept { // a later process of the node may still ask how it ended
 	} else if removeErr := e.group.remove(ctx); removeErr != nil {
 		log.WithError(removeErr).Warn("control group of an execution is left")
 	}
@@ -199,6 +201,13 @@ func (e *Execution) end(result Result, err error) {
 	_ = e.pidfd.Close()
 	e.sandbox.dismiss(e)
 	close(e.done)
+}
+
+// LetGo ends the reading of a kept execution, which goes on: Done follows, with [ErrLost], and Resume takes it back.
+func (e *Execution) LetGo() {
+	if e.kept {
+		e.abandon()
+	}
 }
 
 // abandon lets go of the execution because the runtime closes.

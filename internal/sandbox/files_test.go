@@ -236,3 +236,12 @@ func openHost(t *testing.T, dir string) []string {
 	}
 	return names
 }
+
+// A directory that can be written to is one of the node's, and has to be mapped: both are said before anything is made.
+func TestAWritableBindIsOfTheNode(t *testing.T) {
+	r := newRuntime(t)
+	_, err := r.Create(t.Context(), sandbox.Spec{ID: "nowhere", Root: sandbox.Root{Lower: []string{t.TempDir()}, Binds: []sandbox.Bind{{Target: "/x", Writable: true}}}})
+	if !errors.Is(err, sandbox.ErrInvalid) {
+		t.Errorf("%v", err)
+	}
+}

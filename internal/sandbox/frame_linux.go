@@ -17,9 +17,14 @@ const (
 	kindExec     = 2
 	kindHold     = 3
 	kindProbe    = 4
+	kindKeep     = 5
+	kindResume   = 6
 	kindStarting = 16
 	kindExited   = 17
 	kindPong     = 18
+	kindNone     = 19
+
+	keptStreams = 2 // stdout and stderr of a kept program
 
 	flagTTY   = 1
 	flagMerge = 2

@@ -129,7 +129,7 @@ func mutate(random *rand.Rand, data []byte) []byte {
 		case 3: // longer
 			out = append(out, make([]byte, random.IntN(64))...)
 		case 4: // another kind
-			native.PutUint32(out[4:], random.Uint32N(6))
+			native.PutUint32(out[4:], random.Uint32N(8))
 		case 5: // another length
 			native.PutUint32(out[8:], random.Uint32N(uint32(2*len(out))))
 		}
@@ -143,7 +143,7 @@ func mutate(random *rand.Rand, data []byte) []byte {
 // Whatever comes in on its socket, process 1 lives and takes the next request.
 func FuzzRequests(f *testing.F) {
 	tty := func(s *ExecSpec) { s.TTY = true }
-	seeds := [][]byte{nil, header(kindPing, 0, 0), anExec(kindExec), anExec(kindExec, tty), anExec(kindHold), anExec(99), anExec(kindStarting), header(kindExec, 5<<20, 0)}
+	seeds := [][]byte{nil, header(kindPing, 0, 0), anExec(kindExec), anExec(kindExec, tty), anExec(kindHold), anExec(kindKeep, func(s *ExecSpec) { s.MergeStderr = false }), header(kindResume, 0, 0), anExec(99), anExec(kindStarting), header(kindExec, 5<<20, 0)}
 	for _, data := range seeds {
 		for _, count := range []int{0, 1, 3, 16, 17, 40} {
 			f.Add(data, count)
@@ -159,7 +159,7 @@ func FuzzRequests(f *testing.F) {
 func TestMutatedRequestsDoNotHarmProcess1(t *testing.T) {
 	s := fuzzed(t)
 	random := rand.New(rand.NewPCG(1, 2))
-	valid := [][]byte{anExec(kindExec), anExec(kindHold), anExec(kindExec, func(e *ExecSpec) { e.TTY = true; e.MergeStderr = false })}
+	valid := [][]byte{anExec(kindExec), anExec(kindHold), anExec(kindKeep, func(e *ExecSpec) { e.MergeStderr = false }), anExec(kindExec, func(e *ExecSpec) { e.TTY = true; e.MergeStderr = false })}
 	for range 400 {
 		s.raw(t, mutate(random, valid[random.IntN(len(valid))]), random.IntN(20))
 	}
@@ -170,7 +170,7 @@ func TestMutatedRequestsDoNotHarmProcess1(t *testing.T) {
 	default:
 	}
 	// What the requests started is gone with them: no zombie stays, no descriptor of theirs.
-	if list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.pid)); err != nil || len(list) > 8 {
+	if list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.pid)); err != nil || len(list) > 8+keptStreams {
 		t.Errorf("process 1 has %d descriptors: %v", len(list), err)
 	}
 	eventuallyAlone(t, s)
@@ -303,21 +303,28 @@ func FuzzAnswers(f *testing.F) {
 			fake := impostor(t, s, answers{data, max(0, min(fds, 200)), later})
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
-			e, err := fake.Exec(ctx, ExecSpec{ID: "x", Argv: []string{"x"}, TTY: tty, Dir: "/"})
-			if err != nil {
-				return
-			}
-			select {
-			case <-e.Done():
-			case <-ctx.Done():
-				t.Fatal("it never ends")
-			}
-			for _, r := range []io.Reader{e.Stdout(), e.Stderr()} {
-				_, _ = io.Copy(io.Discard, r)
-			}
-			whole := len(later) >= eventSize && native.Uint32(later) == frameMagic && native.Uint32(later[4:]) == kindExited
-			if result, err := e.Result(); err == nil && !whole {
-				t.Errorf("an outcome out of nothing: %+v", result)
+			for _, start := range []func() (*Execution, error){
+				func() (*Execution, error) {
+					return fake.Exec(ctx, ExecSpec{ID: "x", Argv: []string{"x"}, TTY: tty, Dir: "/"})
+				},
+				func() (*Execution, error) { return fake.resume(ctx, "kept") },
+			} {
+				e, err := start()
+				if err != nil {
+					continue
+				}
+				select {
+				case <-e.Done():
+				case <-ctx.Done():
+					t.Fatal("it never ends")
+				}
+				for _, r := range []io.Reader{e.Stdout(), e.Stderr()} {
+					_, _ = io.Copy(io.Discard, r)
+				}
+				whole := len(later) >= eventSize && native.Uint32(later) == frameMagic && native.Uint32(later[4:]) == kindExited
+				if result, err := e.Result(); err == nil && !whole {
+					t.Errorf("an outcome out of nothing: %+v", result)
+				}
 			}
 		})
 		if after := descriptors(t); after > before {

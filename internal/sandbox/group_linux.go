@@ -29,6 +29,7 @@ type group struct {
 const (
 	groupOfExecution = "x-"
 	groupOfService   = "b-" // outlives its execution
+	groupOfKept      = "k-" // outlives the node's process, and has its figures for the next one: it goes with the sandbox
 )
 
 func (g group) path(h hierarchy) string { return filepath.Join(h.base, g.rel) }

@@ -186,9 +186,13 @@ static void mask_proc(struct setup *s) {
 }
 
 // seal_mount turns a mount handed over by the node read-only, nosuid and nodev, and maps its ids so that what
-// belongs to root on the node belongs to root inside. File systems that cannot be mapped show their files as nobody's.
-static int seal_mount(int fd, struct setup *s) {
-	uint64_t attributes = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
+// belongs to root on the node belongs to root inside. File systems that cannot be mapped show their files as nobody's; one to be written to has to be mapped.
+static int seal_mount(int fd, struct setup *s, int writable) {
+	uint64_t attributes = (writable ? 0 : ATTR_RDONLY) | ATTR_NOSUID | ATTR_NODEV;
+	if (writable) {
+		check(set_attributes(fd, attributes | ATTR_IDMAP, s->user_ns) == 0, "map the ids of a writable directory");
+		return 1;
+	}
 	if (s->map_ids && set_attributes(fd, attributes | ATTR_IDMAP, s->user_ns) == 0) return 1;
 	check(set_attributes(fd, attributes, -1) == 0, "make a mount read-only");
 	return 0;
@@ -199,7 +203,8 @@ void build_root(struct setup *s) {
 	char options[4096], name[16];
 	uid_t root_id = s->id_base;
 
-	for (uint32_t i = 0; i < s->lowers + s->binds; i++) mapped &= seal_mount(first_lower + (int)i, s);
+	for (uint32_t i = 0; i < s->lowers; i++) mapped &= seal_mount(first_lower + (int)i, s, 0);
+	for (uint32_t i = 0; i < s->binds; i++) mapped &= seal_mount(first_bind + (int)i, s, (int)s->bind_writable[i]);
 	if (mapped) s->features |= FEATURE_IDMAP;
 
 	// One bounded tmpfs holds all that can be written: the overlay's upper layer, the workspace, /tmp and the homes.

@@ -63,7 +63,7 @@ func (s *Sandbox) Usage() (Usage, error) {
 }
 
 // Attach takes back a sandbox that an earlier process of the node left running. Executions of that time have lost their
-// streams and are killed.
+// streams and are killed, but for the one that is kept: Resume takes that back.
 func (r *Runtime) Attach(ctx context.Context, id string) (*Sandbox, error) {
 	if !validID.MatchString(id) {
 		return nil, fmt.Errorf("%w sandbox id", ErrInvalid)

@@ -99,10 +99,62 @@ struct running {
 
 enum { MAX_RUNNING = 1024 };
 
-static void say(int connection, uint32_t kind, int32_t value) {
+// kept is the one program whose end and output outlive the node that asked for it. The ends of its pipes that are read stay open here: without a node the
+// program waits when they are full, and what it wrote is there for the next node. Nothing is read here, and nobody inside can open what process 1 holds.
+static struct {
+	pid_t pid; // 0 = there was none
+	int ended, status;
+	int streams[KEPT_STREAMS];
+} kept;
+
+// tell sends one event, with descriptors.
+static void tell(int connection, uint32_t kind, int32_t value, const int *fds, int count) {
 	struct event e = {.magic = FRAME_MAGIC, .kind = kind, .value = value};
+	union {
+		struct cmsghdr align;
+		char space[CMSG_SPACE(sizeof(int) * (KEPT_STREAMS + 1))];
+	} control;
+	memset(&control, 0, sizeof control);
+	struct iovec vector = {&e, sizeof e};
+	struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1};
+	if (count > 0) {
+		size_t size = sizeof(int) * (size_t)count;
+		message.msg_control = &control;
+		message.msg_controllen = CMSG_SPACE(size);
+		struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(size);
+		memcpy(CMSG_DATA(c), fds, size);
+	}
 	// Never waits: the buffer is empty but for one frame, and a node that is gone needs no answer.
-	if (send(connection, &e, sizeof e, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) return;
+	if (sendmsg(connection, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) return;
+}
+
+static void say(int connection, uint32_t kind, int32_t value) { tell(connection, kind, value, NULL, 0); }
+
+// keep takes the streams of the kept program out of a request; they stay open when the rest of its descriptors is closed.
+static void keep(pid_t pid, int *fds) {
+	kept.pid = pid;
+	for (int i = 0; i < KEPT_STREAMS; i++) {
+		kept.streams[i] = fds[1 + i];
+		fds[1 + i] = -1;
+	}
+}
+
+// resume gives the kept program to a node that has come after the one that asked for it, and returns 1 when its end is still to be told.
+static int resume(int connection) {
+	int fds[KEPT_STREAMS + 1], count = KEPT_STREAMS;
+	memcpy(fds, kept.streams, sizeof kept.streams);
+	if (kept.pid == 0) {
+		say(connection, KIND_NONE, 0);
+		return 0;
+	}
+	if (!kept.ended && (fds[count] = (int)syscall(SYS_pidfd_open, kept.pid, 0)) >= 0) count++;
+	tell(connection, KIND_STARTING, kept.pid, fds, count);
+	if (count > KEPT_STREAMS) close(fds[KEPT_STREAMS]);
+	if (kept.ended) say(connection, KIND_EXITED, kept.status);
+	return !kept.ended;
 }
 
 void serve(struct setup *s) {
@@ -122,7 +174,8 @@ void serve(struct setup *s) {
 			while (read(signals, info, sizeof info) > 0) continue;
 			int status;
 			// Orphans are adopted by process 1 and reaped here as well; only children of the table have a listener.
-			for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+			for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
+				if (pid == kept.pid && !kept.ended) kept.ended = 1, kept.status = status;
 				for (int i = 0; i < count; i++)
 					if (table[i].pid == pid) {
 						say(table[i].connection, KIND_EXITED, status);
@@ -130,6 +183,7 @@ void serve(struct setup *s) {
 						table[i] = table[--count];
 						break;
 					}
+			}
 		}
 		if (!watched[1].revents) continue;
 		int connection = accept4(LISTEN_FD, NULL, NULL, SOCK_CLOEXEC);
@@ -140,10 +194,23 @@ void serve(struct setup *s) {
 			// Nothing in it can be relied on: the peer sees the connection end.
 		} else if (h.kind == KIND_PING) {
 			say(connection, KIND_PONG, 0);
-		} else if (h.kind == KIND_EXEC || h.kind == KIND_HOLD || h.kind == KIND_PROBE) {
+		} else if (h.kind == KIND_RESUME) {
+			if (resume(connection))
+				for (int i = 0; i < count; i++)
+					if (table[i].pid == kept.pid) { // whoever was told before is gone
+						close(table[i].connection);
+						table[i].connection = connection;
+						connection = -1;
+						break;
+					}
+		} else if (h.kind == KIND_KEEP && (kept.pid || given < 1 + KEPT_STREAMS)) {
+			struct verdict v = {.magic = FRAME_MAGIC, .error = kept.pid ? EBUSY : EPROTO, .step = "keep the program"};
+			if (given > 0 && write(fds[0], &v, sizeof v) < 0) errno = 0;
+		} else if (h.kind == KIND_EXEC || h.kind == KIND_KEEP || h.kind == KIND_HOLD || h.kind == KIND_PROBE) {
 			pid_t pid = fork();
 			if (pid == 0) run_request(connection, &h, fds, s->pts);
 			if (pid > 0) {
+				if (h.kind == KIND_KEEP) keep(pid, fds);
 				table[count++] = (struct running){pid, connection};
 				connection = -1;
 			} else if (given > 0) {
@@ -151,7 +218,8 @@ void serve(struct setup *s) {
 				if (write(fds[0], &v, sizeof v) < 0) errno = 0;
 			}
 		}
-		for (int i = 0; i < given; i++) close(fds[i]);
+		for (int i = 0; i < given; i++)
+			if (fds[i] >= 0) close(fds[i]);
 		if (connection >= 0) close(connection);
 	}
 }

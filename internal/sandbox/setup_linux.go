@@ -48,6 +48,7 @@ func (r *Runtime) setupMessage(spec Spec, slot, cgroups int) []byte {
 	}
 	for _, bind := range spec.Root.Binds {
 		b.str(path.Clean(bind.Target))
+		b.u32(uint32(boolInt(bind.Writable)))
 	}
 	dirs := ownDirs(spec.Root)
 	b.u32(uint32(len(dirs)))

@@ -26,6 +26,9 @@ type Root struct {
 type Bind struct {
 	Source string // absolute path on the node; "" = an empty directory, which hides what is at Target
 	Target string // absolute path inside; exists in a lower directory
+	// Writable lets the inside write to a directory. What it writes has on the node the ids that it has inside, root's among them, so the directory must lie
+	// on a bounded file system of its own, mounted nosuid, where nobody but root comes. OCI runtimes refuse it.
+	Writable bool `json:",omitempty"`
 }
 
 // Limits bound what one sandbox can take. Zero means the default given with each field.
@@ -59,6 +62,7 @@ type ExecSpec struct {
 	OutputLimit int64         // bytes of stdout and stderr together, after which it is ended with VerdictOutput; 0 = none
 	Grace       time.Duration // between QUIT to the main process and KILL of the group where a limit ends it; 0 = KILL at once
 	Background  bool          // what the main process leaves behind lives on until the sandbox ends: a service
+	Keep        bool          // it goes on without the node's process, and a later one takes it back by Resume: once in a sandbox, without terminal and limits. OCI runtimes take no notice
 }
 
 // Verdict says what ended an execution. It comes from the kernel's counters and the node's clock, never from output.

@@ -118,6 +118,83 @@ func (o *output) Read(p []byte) (int, error) {
 	return o.drain(p)
 }
 
+// Splicer takes bytes straight out of a pipe, at most limit at a time, and never waits for them: EAGAIN says that there are none yet. What it did not take
+// stays in the pipe, whatever becomes of this process.
+type Splicer interface {
+	Splice(pipe, limit int) (int, error)
+}
+
+// WriteTo carries the whole output to w. A [Splicer] gets it without it ever being in this process's hands: a node that is killed in the middle has
+// neither lost a byte nor will it carry one twice.
+func (o *output) WriteTo(w io.Writer) (total int64, err error) {
+	to, direct := w.(Splicer)
+	direct = direct && !o.terminal && o.meter.limit == 0
+	buffer := make([]byte, 16<<10)
+	for {
+		var n int
+		if direct {
+			if n, err = o.spliceTo(to); err == nil {
+				total += int64(n)
+				continue
+			}
+			if errors.Is(err, io.EOF) {
+				return total, nil
+			}
+		}
+		if n, err = o.Read(buffer); n > 0 { // also where the splicer has failed: its Write says what becomes of the bytes
+			written, writeErr := w.Write(buffer[:n])
+			total += int64(written)
+			if writeErr != nil {
+				return total, writeErr
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+	}
+}
+
+// spliceTo moves what there is, and waits until there is something.
+func (o *output) spliceTo(w Splicer) (n int, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	raw, err := o.file.SyscallConn()
+	if err != nil {
+		return 0, o.finish(err)
+	}
+	if !o.ended {
+		waitErr := raw.Read(func(fd uintptr) bool {
+			n, err = w.Splice(int(fd), spliceBytes)
+			return !errors.Is(err, syscall.EAGAIN)
+		})
+		switch {
+		case waitErr == nil && err == nil && n > 0:
+			return o.meter.take(n), nil
+		case waitErr == nil && err == nil:
+			return 0, o.finish(io.EOF)
+		case waitErr == nil:
+			return 0, err
+		case !errors.Is(waitErr, os.ErrDeadlineExceeded):
+			return 0, o.finish(waitErr)
+		}
+		o.settle()
+	}
+	if o.left == 0 {
+		return 0, o.finish(io.EOF)
+	}
+	if controlErr := raw.Control(func(fd uintptr) { n, err = w.Splice(int(fd), min(o.left, spliceBytes)) }); controlErr != nil || n == 0 && err == nil {
+		return 0, o.finish(io.EOF)
+	}
+	o.left -= n
+	return n, err
+}
+
+// spliceBytes is as much as a pipe holds.
+const spliceBytes = 64 << 10
+
 // finish turns what ends a stream into io.EOF: a terminal without writers reads as EIO.
 func (o *output) finish(err error) error {
 	o.ended, o.left, o.rest = true, 0, nil

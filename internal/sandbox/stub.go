@@ -64,6 +64,9 @@ func (*Sandbox) Exec(context.Context, ExecSpec) (*Execution, error) { return nil
 // Done is nil.
 func (*Sandbox) Done() <-chan struct{} { return nil }
 
+// Resume fails.
+func (*Sandbox) Resume(context.Context) (*Execution, error) { return nil, errUnsupported }
+
 // Exit is empty.
 func (*Sandbox) Exit() Exit { return Exit{} }
 
@@ -93,6 +96,9 @@ func (*Execution) Resize(uint16, uint16) error { return errUnsupported }
 
 // Signal fails.
 func (*Execution) Signal(int) error { return errUnsupported }
+
+// LetGo does nothing.
+func (*Execution) LetGo() {}
 
 // Kill fails.
 func (*Execution) Kill() error { return errUnsupported }

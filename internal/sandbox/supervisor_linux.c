@@ -133,7 +133,10 @@ static void read_setup(struct setup *s) {
 		s->rlimit[i].resource = take_u32(&m);
 		s->rlimit[i].value = take_u64(&m);
 	}
-	for (uint32_t i = 0; i < s->binds; i++) s->bind_target[i] = take_str(&m);
+	for (uint32_t i = 0; i < s->binds; i++) {
+		s->bind_target[i] = take_str(&m);
+		s->bind_writable[i] = take_u32(&m);
+	}
 	s->dirs = take_u32(&m);
 	check(s->dirs <= MAX_MOUNTS, "decode the set-up");
 	for (uint32_t i = 0; i < s->dirs; i++) {

@@ -22,7 +22,9 @@
 #define MAX_MOUNTS 128
 
 enum { CONTROL_FD = 3, LISTEN_FD = 4, FIRST_FD = 5 };
-enum { KIND_PING = 1, KIND_EXEC = 2, KIND_HOLD = 3, KIND_PROBE = 4, KIND_STARTING = 16, KIND_EXITED = 17, KIND_PONG = 18 };
+enum { KIND_PING = 1, KIND_EXEC = 2, KIND_HOLD = 3, KIND_PROBE = 4, KIND_KEEP = 5, KIND_RESUME = 6 };
+enum { KIND_STARTING = 16, KIND_EXITED = 17, KIND_PONG = 18, KIND_NONE = 19 };
+enum { KEPT_STREAMS = 2 }; // stdout and stderr of a kept program
 enum { FLAG_TTY = 1, FLAG_MERGE = 2 };
 enum { FEATURE_IDMAP = 1, FEATURE_TIME = 2, FEATURE_LANDLOCK = 4 };
 
@@ -76,6 +78,7 @@ struct setup {
 	const char *hostname, *mount_point;
 	struct { uint32_t resource; uint64_t value; } rlimit[16];
 	const char *bind_target[MAX_MOUNTS];
+	uint32_t bind_writable[MAX_MOUNTS];
 	struct own_dir dir[MAX_MOUNTS];
 	const char *work_dir; // made when the image does not have it
 	uint32_t work_uid;

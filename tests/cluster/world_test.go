@@ -7,15 +7,14 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
-	"runtime"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"rockpool/tests/world"
 )
 
 const (
@@ -58,31 +57,11 @@ func again() (int, error) {
 			return 0, fmt.Errorf("building the orchestrator: %w\n%s", err, out)
 		}
 	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), inWorld+"=1", binaryAt+"="+bin)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS}
-	if err := cmd.Start(); err != nil {
-		if errors.Is(err, unix.EPERM) {
-			cmd = exec.Command("/proc/self/exe", os.Args[1:]...)
-			cmd.Stdout, cmd.Stderr, cmd.Env = os.Stdout, os.Stderr, append(os.Environ(), inWorld+"=none")
-			_ = cmd.Run() // which skips
-			return cmd.ProcessState.ExitCode(), nil
-		}
-		return 0, err
+	code, err := world.Again(unix.CLONE_NEWNET|unix.CLONE_NEWNS, inWorld+"=1", binaryAt+"="+bin)
+	if errors.Is(err, os.ErrPermission) {
+		return world.Again(0, inWorld+"=none") // which skips
 	}
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	go func() {
-		for s := range signals {
-			_ = cmd.Process.Signal(s)
-		}
-	}()
-	err = cmd.Wait()
-	if _, ok := errors.AsType[*exec.ExitError](err); ok {
-		err = nil
-	}
-	return cmd.ProcessState.ExitCode(), err
+	return code, err
 }
 
 // needWorld skips where there can be none.
@@ -112,27 +91,7 @@ func begin() error {
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge}}); err != nil {
 		return fmt.Errorf("make a bridge: %w", err)
 	}
-	return errors.Join(up("lo"), up(bridge, gateway+"/24"))
-}
-
-func up(name string, addresses ...string) error {
-	l, err := netlink.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("find %s: %w", name, err)
-	}
-	for _, a := range addresses {
-		n, err := netlink.ParseAddr(a)
-		if err != nil {
-			return err
-		}
-		if err := netlink.AddrAdd(l, n); err != nil {
-			return fmt.Errorf("give %s the address %s: %w", name, a, err)
-		}
-	}
-	if err := netlink.LinkSetUp(l); err != nil {
-		return fmt.Errorf("set %s up: %w", name, err)
-	}
-	return nil
+	return errors.Join(world.Up("lo"), world.Up(bridge, gateway+"/24"))
 }
 
 // machine is a network namespace with one interface at the bridge.
@@ -144,15 +103,11 @@ type machine struct {
 // newMachine makes one. Its interface at the bridge has its name.
 func newMachine(name, ip string) (_ *machine, err error) {
 	m := &machine{name: name, ip: ip}
-	err = m.inside(true, func(home *os.File) error {
-		pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: name, PeerNamespace: netlink.NsFd(home.Fd())}
-		if err := netlink.LinkAdd(pair); err != nil {
-			return fmt.Errorf("make the interfaces of %s: %w", name, err)
-		}
-		if err := errors.Join(up("lo"), up("eth0", ip+"/24")); err != nil {
+	err = world.Inside(nil, func(home *os.File) error {
+		if err := world.Pair("eth0", name, home, ip+"/24"); err != nil {
 			return err
 		}
-		m.ns, err = os.Open(here())
+		m.ns, err = world.Open()
 		return err
 	})
 	if err != nil {
@@ -169,33 +124,6 @@ func newMachine(name, ip string) (_ *machine, err error) {
 	return m, errors.Join(netlink.LinkSetMaster(port, at), netlink.LinkSetUp(port))
 }
 
-func here() string { return fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()) }
-
-// inside runs f on a thread in the machine's namespace, or a new one.
-func (m *machine) inside(fresh bool, f func(home *os.File) error) (err error) {
-	runtime.LockOSThread()
-	home, err := os.Open(here())
-	if err != nil {
-		return err
-	}
-	defer home.Close()
-	if fresh {
-		err = unix.Unshare(unix.CLONE_NEWNET)
-	} else {
-		err = unix.Setns(int(m.ns.Fd()), unix.CLONE_NEWNET)
-	}
-	if err != nil {
-		runtime.UnlockOSThread()
-		return fmt.Errorf("enter the network of %s: %w", m.name, err)
-	}
-	err = f(home)
-	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
-		return errors.Join(err, back) // the thread stays locked, and ends with its goroutine
-	}
-	runtime.UnlockOSThread()
-	return err
-}
-
 // close takes the machine away. What runs on it must have ended.
 func (m *machine) close() {
 	if l, err := netlink.LinkByName(m.name); err == nil {
@@ -206,7 +134,7 @@ func (m *machine) close() {
 
 // start starts a program on the machine.
 func (m *machine) start(cmd *exec.Cmd) error {
-	return m.inside(false, func(*os.File) error { return cmd.Start() })
+	return world.Inside(m.ns, func(*os.File) error { return cmd.Start() })
 }
 
 // plug connects the machine, or pulls its cable.
@@ -229,7 +157,7 @@ func TestACableThatIsPulledCarriesNothing(t *testing.T) {
 	}
 	defer m.close()
 	var l net.Listener
-	if err := m.inside(false, func(*os.File) (err error) { l, err = net.Listen("tcp", ":80"); return err }); err != nil {
+	if err := world.Inside(m.ns, func(*os.File) (err error) { l, err = net.Listen("tcp", ":80"); return err }); err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()

@@ -105,6 +105,7 @@ func TestBadInput(t *testing.T) {
 
 	wrong := platform.New(s.URL, "wrong")
 	defer wrong.Close()
+	wrong.Check(documents, func(err error) { t.Error(err) })
 	for path, want := range map[string]int{"/statistics/execution-environments": 401, "/runners/" + r + "/files": 401, "/health": 204, "/version": 200} {
 		status, got, err := wrong.Do(ctx, http.MethodGet, path, nil)
 		if err != nil || status != want && !(path == "/version" && status == 404) || want == 401 && len(got) > 0 {

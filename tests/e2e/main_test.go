@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"rockpool/tests/contract"
 	"rockpool/tests/platform"
 	"rockpool/tests/service"
 )
@@ -65,6 +67,7 @@ func start(t *testing.T, change ...func(*service.Options)) *service.Service {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, log)
 	}
+	checked(t, s)
 	t.Cleanup(func() {
 		if err := s.Stop(); err != nil {
 			t.Error(err)
@@ -79,6 +82,23 @@ func start(t *testing.T, change ...func(*service.Options)) *service.Service {
 		}
 	})
 	return s
+}
+
+// documents are those that the first gateway served. All are the same binary.
+var documents *contract.Contract
+
+// checked has every answer and message of a gateway checked against the documents that it serves itself.
+func checked(t *testing.T, s *service.Service) {
+	t.Helper()
+	if documents == nil {
+		var err error
+		documents, err = contract.Load(http.DefaultClient, s.URL)
+		http.DefaultClient.CloseIdleConnections()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Check(documents, func(err error) { t.Error(err) })
 }
 
 // context bounds one test.

@@ -32,6 +32,7 @@ func TestRestart(t *testing.T) {
 					t.Logf("the log:\n%s", log)
 				}
 			})
+			checked(t, s)
 			provision(ctx, t, s, 10, 2, 64)
 			r := claim(ctx, t, s, 10)
 			if err := s.Copy(ctx, r, nil, platform.File{Path: "kept.txt", Content: []byte("kept")}); err != nil {
@@ -47,6 +48,7 @@ func TestRestart(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%v\n%s", err, log)
 			}
+			checked(t, s)
 			// The first answer comes when the recovery is complete.
 			st, err := s.Statistics(ctx)
 			if err != nil {
@@ -85,6 +87,7 @@ func TestAClaimedRunnerIsKnownFromTheFirstAnswerOn(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, log)
 	}
+	checked(t, s)
 	provision(ctx, t, s, 10, 1, 64)
 	const restarts = 6
 	for i := range restarts {
@@ -96,6 +99,7 @@ func TestAClaimedRunnerIsKnownFromTheFirstAnswerOn(t *testing.T) {
 		if s, err = service.Start(ctx, o); err != nil {
 			t.Fatalf("%v\n%s", err, log)
 		}
+		checked(t, s)
 		if _, err := s.List(ctx, r, "./", true); err != nil {
 			t.Errorf("restart %d: the claimed runner answers %v", i+1, err)
 		}

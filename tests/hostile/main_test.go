@@ -104,7 +104,7 @@ type arena struct {
 	log      *service.Log
 	data     string // the service's data directory
 	registry *registryServer
-	world    *world
+	world    *outside
 	offline  error // why there are no runners with network access
 	quiet    service.Holdings
 	echo     *neighbour

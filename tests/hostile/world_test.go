@@ -7,18 +7,15 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
-	"os/signal"
-	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"rockpool/tests/service"
+	"rockpool/tests/world"
 )
 
 // The suite runs in a network namespace of its own, in which the service is the node of a small world: nothing that it sends, or that is sent to it,
@@ -40,7 +37,7 @@ func TestMain(m *testing.M) {
 	case os.Getenv(inWorld) == "":
 		code, err = again()
 	default:
-		if err = setUp("lo"); err == nil { // most kernels begin a namespace without
+		if err = world.Up("lo"); err == nil { // most kernels begin a namespace without
 			code = m.Run()
 		}
 	}
@@ -62,29 +59,11 @@ func again() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), inWorld+"=1", "ROCKPOOL_GATEWAY="+bin)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
-	if err := cmd.Start(); err != nil {
-		return 0, err
-	}
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	go func() {
-		for s := range signals {
-			_ = cmd.Process.Signal(s)
-		}
-	}()
-	err = cmd.Wait()
-	if _, ok := errors.AsType[*exec.ExitError](err); ok {
-		err = nil
-	}
-	return cmd.ProcessState.ExitCode(), err
+	return world.Again(unix.CLONE_NEWNET, inWorld+"=1", "ROCKPOOL_GATEWAY="+bin)
 }
 
-// world is what lies beyond the node: a server on public, private and metadata addresses.
-type world struct {
+// outside is what lies beyond the node: a server on public, private and metadata addresses.
+type outside struct {
 	mu      sync.Mutex
 	reached map[string]int // connections by the address that was called
 	packets atomic.Int64
@@ -94,43 +73,27 @@ type world struct {
 // beyond are the addresses of the world.
 var beyond = []string{publicAddress, "203.0.113.11", "169.254.169.254", "10.1.2.3", "192.168.7.7", "172.16.5.5", "100.64.0.1", "100.100.100.200"}
 
-func makeWorld() (_ *world, err error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	home, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
-	if err != nil {
-		return nil, err
-	}
-	defer home.Close()
-	w := &world{reached: map[string]int{}}
+func makeWorld() (_ *outside, err error) {
+	w := &outside{reached: map[string]int{}}
 	defer func() {
-		err = errors.Join(err, unix.Setns(int(home.Fd()), unix.CLONE_NEWNET))
 		if err != nil {
 			w.close()
 		}
 	}()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return nil, err
-	}
-	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "world0"}, PeerName: "node0", PeerNamespace: netlink.NsFd(home.Fd())}
-	if err := netlink.LinkAdd(pair); err != nil {
-		return nil, fmt.Errorf("make a pair of interfaces: %w", err)
-	}
-	if err := errors.Join(setUp("lo"), setUp("world0", "198.51.100.1/24")); err != nil {
-		return nil, err
-	}
-	for _, a := range beyond {
-		if err := setUp("world0", a+"/32"); err != nil {
-			return nil, err
+	if err := world.Inside(nil, func(home *os.File) error {
+		if err := world.Pair("world0", "node0", home, "198.51.100.1/24"); err != nil {
+			return err
 		}
-	}
-	if err := w.serve(); err != nil {
+		for _, a := range beyond {
+			if err := world.Up("world0", a+"/32"); err != nil {
+				return err
+			}
+		}
+		return w.serve()
+	}); err != nil {
 		return nil, err
 	}
-	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
-		return nil, err
-	}
-	if err := setUp("node0", nodeAddress+"/24"); err != nil {
+	if err := world.Up("node0", nodeAddress+"/24"); err != nil {
 		return nil, err
 	}
 	if err := netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP("198.51.100.1")}); err != nil {
@@ -145,25 +108,8 @@ func makeWorld() (_ *world, err error) {
 	return w, nil
 }
 
-func setUp(name string, addresses ...string) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("interface %s: %w", name, err)
-	}
-	for _, text := range addresses {
-		a, err := netlink.ParseAddr(text)
-		if err == nil {
-			err = netlink.AddrAdd(link, a)
-		}
-		if err != nil {
-			return fmt.Errorf("address %s: %w", text, err)
-		}
-	}
-	return netlink.LinkSetUp(link)
-}
-
 // serve listens on all addresses of the namespace that the thread is in.
-func (w *world) serve() error {
+func (w *outside) serve() error {
 	web, err := net.Listen("tcp", ":80")
 	if err != nil {
 		return err
@@ -185,7 +131,7 @@ func (w *world) serve() error {
 }
 
 // accept answers whoever connects, and notes which address was called.
-func (w *world) accept(l net.Listener) {
+func (w *outside) accept(l net.Listener) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -201,13 +147,13 @@ func (w *world) accept(l net.Listener) {
 }
 
 // calls is how often an address was called.
-func (w *world) calls(address string) int {
+func (w *outside) calls(address string) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.reached[address]
 }
 
-func (w *world) close() {
+func (w *outside) close() {
 	for _, c := range w.closers {
 		_ = c.Close()
 	}

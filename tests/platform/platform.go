@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"rockpool/tests/contract"
 )
 
 // Client calls one gateway.
@@ -33,6 +35,12 @@ func New(base, token string) *Client {
 		http:  &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256, MaxIdleConns: 256}},
 		ws:    &websocket.Dialer{HandshakeTimeout: 10 * time.Second},
 	}
+}
+
+// Check has every answer and every message from now on checked against the gateway's own documents. report is told what is wrong.
+func (c *Client) Check(documents *contract.Contract, report func(error)) {
+	c.http.Transport = documents.Transport(c.http.Transport, report)
+	c.ws.NetDialContext = documents.Dial(report)
 }
 
 // Close lets go of idle connections.

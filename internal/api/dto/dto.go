@@ -51,6 +51,24 @@ type Runner struct {
 	MappedPorts []MappedPort `json:"mappedPorts"`
 }
 
+// ClaimedRunners is the list of claimed runners that the caller may use.
+type ClaimedRunners struct {
+	Runners []ClaimedRunner `json:"runners"`
+}
+
+// ClaimedRunner is one of them. Times are whole seconds; TimeLeft is -1 where the runner never expires.
+type ClaimedRunner struct {
+	ID                string `json:"id"`
+	Environment       int    `json:"executionEnvironmentId"`
+	State             string `json:"state"`
+	Owner             string `json:"owner,omitempty"` // name of the token that claimed it
+	Age               int    `json:"ageSeconds"`      // since the claim, or since this gateway found it
+	InactivityTimeout int    `json:"inactivityTimeout"`
+	TimeLeft          int    `json:"timeLeft"`
+	Executions        int    `json:"executions"`        // that run
+	Waiting           int    `json:"executionsWaiting"` // whose WebSocket was not connected yet
+}
+
 // MappedPort is where an exposed port can be reached.
 type MappedPort struct {
 	ExposedPort uint   `json:"exposedPort"`

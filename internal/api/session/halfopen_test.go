@@ -43,6 +43,12 @@ func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pip
 // served runs one session against a client whose connection is handed to peer after the handshake, and returns the cause that ended the execution.
 func served(t *testing.T, run func(ctx context.Context, c execution.Client), peer func(net.Conn)) error {
 	t.Helper()
+	return servedWith(t, nil, false, run, peer)
+}
+
+// servedWith is served with subprotocols, and with patience it lets the client see the connection's end.
+func servedWith(t *testing.T, protocols []string, patience bool, run func(ctx context.Context, c execution.Client), peer func(net.Conn)) error {
+	t.Helper()
 	ours, theirs := net.Pipe()
 	l := &oneConn{conns: make(chan net.Conn, 1), done: make(chan struct{})}
 	l.conns <- ours
@@ -53,21 +59,28 @@ func served(t *testing.T, run func(ctx context.Context, c execution.Client), pee
 			cause <- err
 			return
 		}
-		new(session.Set).Serve(context.WithoutCancel(r.Context()), conn, session.Execution{Run: func(ctx context.Context, c execution.Client) execution.Outcome {
-			run(ctx, c)
-			cause <- context.Cause(ctx)
-			return execution.Outcome{Kind: execution.Left}
-		}})
+		new(session.Set).Serve(context.WithoutCancel(r.Context()), conn, session.Execution{
+			Run: func(ctx context.Context, c execution.Client) execution.Outcome {
+				run(ctx, c)
+				cause <- context.Cause(ctx)
+				return execution.Outcome{Kind: execution.Left}
+			},
+			Signal: func(context.Context, string) {},
+		})
 	})}
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Serve(l) })
-	dialer := websocket.Dialer{NetDial: func(string, string) (net.Conn, error) { return theirs, nil }}
+	dialer := websocket.Dialer{Subprotocols: protocols, NetDial: func(string, string) (net.Conn, error) { return theirs, nil }}
 	conn, _, err := dialer.Dial("ws://gateway/", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	wg.Go(func() { peer(conn.NetConn()) })
+	seen := make(chan struct{})
+	wg.Go(func() { defer close(seen); peer(conn.NetConn()) })
 	got := <-cause
+	if patience {
+		<-seen
+	}
 	_ = theirs.Close()
 	_ = server.Close()
 	wg.Wait()

@@ -20,8 +20,9 @@ const (
 	writeTime  = 30 * time.Second
 	pingPeriod = 20 * time.Second
 	pongTime   = 90 * time.Second
-	lingerTime = time.Second     // for the client's own Close
-	signalTime = 5 * time.Second // for the cluster to deliver a signal
+	lingerTime = 10 * time.Second // for the client to read the end and close too
+	partTime   = time.Second      // the same where the gateway stops, or a newer connection has taken over
+	signalTime = 5 * time.Second  // for the cluster to deliver a signal
 )
 
 // Close codes of the extended protocol.
@@ -90,7 +91,7 @@ func (l *link) replace() {
 	l.mu.Unlock()
 	l.cancel()
 	// Its peer may be gone: then it must not hold on for the whole of the write's time.
-	_ = l.conn.NetConn().SetWriteDeadline(time.Now().Add(lingerTime))
+	_ = l.conn.NetConn().SetWriteDeadline(time.Now().Add(partTime))
 	l.taking.Lock()
 	defer l.taking.Unlock()
 }
@@ -101,14 +102,15 @@ func (l *link) send(data []byte) error {
 }
 
 func (l *link) beat() {
-	if l.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(writeTime)) != nil {
-		l.drop()
-		return
-	}
+	err := l.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(writeTime))
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.lingers {
+	over := l.lingers // then it may have come after the Close
+	if err == nil && !over {
 		l.ping.Reset(pingPeriod)
+	}
+	l.mu.Unlock()
+	if err != nil && !over {
+		l.drop()
 	}
 }
 
@@ -135,26 +137,41 @@ func (l *link) write() {
 	}
 }
 
-// goodbye sends the Close that fits and gives the client a moment for its own, so that what it still sends does not reset the connection before it has read
-// ours.
+// goodbye sends the Close that fits and gives the client time for its own, so that what it still sends, if only the answer to a ping, does not reset the
+// connection before it has read the end.
 func (l *link) goodbye(last bool) {
-	code, text := websocket.CloseNormalClosure, ""
+	code, text, within := websocket.CloseNormalClosure, "", lingerTime
 	l.mu.Lock()
 	replaced := l.replaced
 	l.mu.Unlock()
 	switch {
 	case last:
 	case replaced:
-		code, text = CloseReplaced, "a newer connection has taken the execution over"
+		code, text, within = CloseReplaced, "a newer connection has taken the execution over", partTime
 	default:
 		return
 	}
-	_ = l.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, text), time.Now().Add(writeTime))
 	l.mu.Lock()
-	l.quiet()
-	_ = l.conn.SetReadDeadline(time.Now().Add(lingerTime))
+	l.quiet() // no ping comes after the Close
 	l.mu.Unlock()
+	_ = l.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, text), time.Now().Add(writeTime))
+	if half, ok := l.conn.NetConn().(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite() // who only waits for the connection's end need not wait for ours
+	}
+	_ = l.conn.SetReadDeadline(time.Now().Add(within))
 	l.cancel()
+	if l.s.parting.Load() {
+		l.part()
+	}
+}
+
+// part has a client that was told the end close soon.
+func (l *link) part() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lingers {
+		_ = l.conn.SetReadDeadline(time.Now().Add(partTime))
+	}
 }
 
 // alive gives the client time for its next sign of life.
@@ -176,7 +193,8 @@ func (l *link) read(ctx context.Context) {
 		if err == nil {
 			err = l.frame(ctx, kind, r)
 		}
-		if e, ok := errors.AsType[*websocket.CloseError](err); ok && e.Code != websocket.CloseAbnormalClosure {
+		e, closed := errors.AsType[*websocket.CloseError](err)
+		if closed && e.Code != websocket.CloseAbnormalClosure || errors.Is(err, websocket.ErrReadLimit) { // a frame longer than any
 			l.s.leave(l)
 			return
 		}
@@ -230,7 +248,7 @@ func (l *link) take(ctx context.Context, f func()) {
 const maxControl = 4096
 
 func (l *link) control(ctx context.Context, r io.Reader) error {
-	data, err := io.ReadAll(io.LimitReader(r, maxControl))
+	data, err := io.ReadAll(io.LimitReader(r, maxControl+1))
 	if err != nil {
 		return err
 	}
@@ -240,7 +258,7 @@ func (l *link) control(ctx context.Context, r io.Reader) error {
 		Name          string
 		Offset        int64
 	}
-	unknown := json.Unmarshal(data, &m) != nil // skipped like unknown types, so that the protocol can grow
+	unknown := len(data) > maxControl || json.Unmarshal(data, &m) != nil // skipped like unknown types, so that the protocol can grow
 	if m.Type == "ack" {
 		if l.s.tape.ack(l, m.Offset) {
 			l.s.change(func() { l.s.delivered = true })

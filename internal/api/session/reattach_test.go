@@ -46,6 +46,7 @@ func (l *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"
 type place struct {
 	*testing.T
 	set      session.Set
+	end      context.CancelCauseFunc // of the runner or the gateway
 	listener *pipes
 	outcome  chan execution.Outcome
 	stop     func()
@@ -54,6 +55,8 @@ type place struct {
 func newPlace(t *testing.T, keep execution.Keep, run func(context.Context, execution.Client) execution.Outcome) *place {
 	p := &place{T: t, listener: &pipes{conns: make(chan net.Conn), done: make(chan struct{})}, outcome: make(chan execution.Outcome, 1)}
 	p.set.Budget = int64(keep.Bytes)
+	life, end := context.WithCancelCause(context.Background())
+	p.end = end
 	var once sync.Mutex
 	begun := false
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -67,7 +70,7 @@ func newPlace(t *testing.T, keep execution.Keep, run func(context.Context, execu
 		once.Unlock()
 		ctx := context.WithoutCancel(r.Context())
 		if first {
-			p.outcome <- p.set.Serve(ctx, conn, session.Execution{Key: "x", Keep: keep, Run: run, Signal: func(context.Context, string) {}})
+			p.outcome <- p.set.Serve(life, conn, session.Execution{Key: "x", Keep: keep, Run: run, Signal: func(context.Context, string) {}})
 			return
 		}
 		offset, _ := strconv.ParseInt(r.URL.Query().Get("offset"), 10, 64)
@@ -547,7 +550,7 @@ func TestAnEndOfTheGatewayLetsGoOfWhatIsHeld(t *testing.T) {
 		_ = c.Close()
 		synctest.Wait()
 		began := time.Now()
-		p.set.End(execution.ErrShutdown)
+		p.end(execution.ErrShutdown)
 		if <-p.outcome; time.Since(began) != 0 {
 			t.Errorf("it took %s", time.Since(began))
 		}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -42,6 +43,7 @@ type session struct {
 	signal   func(ctx context.Context, name string)
 	cancel   context.CancelCauseFunc
 	over     chan struct{} // closed when no connection is expected any more
+	parting  atomic.Bool   // the gateway stops: nobody is waited for longer than needed
 
 	attaching sync.Mutex // one connection at a time comes in
 	newest    *link      // that came in, also when it has ended; guarded by attaching
@@ -112,7 +114,12 @@ func (s *session) serve(ctx context.Context, conn *Conn, e Execution) execution.
 	// Input that waits for the program keeps a reader from reading on. What is queued stays readable for the grace period.
 	_ = s.stdin.Close()
 	s.change(func() { s.ended, s.left = true, s.left || last == nil })
-	doom := context.AfterFunc(ctx, func() { s.change(func() { s.doomed = true }) })
+	doom := context.AfterFunc(ctx, func() {
+		s.change(func() { s.doomed = true })
+		if errors.Is(context.Cause(ctx), execution.ErrShutdown) {
+			s.part()
+		}
+	})
 	<-s.over
 	doom()
 	return out
@@ -196,6 +203,17 @@ func (s *session) expire() {
 	})
 	if gone {
 		s.cancel(execution.ErrClientLeft)
+	}
+}
+
+// part has a client that was told the end close soon.
+func (s *session) part() {
+	s.parting.Store(true)
+	s.mu.Lock()
+	l := s.link
+	s.mu.Unlock()
+	if l != nil {
+		l.part()
 	}
 }
 

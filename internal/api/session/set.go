@@ -17,13 +17,11 @@ type Set struct {
 	Budget int64
 
 	mu      sync.Mutex
-	live    map[*session]context.CancelCauseFunc
 	kept    map[string]*session
 	granted int64
-	ended   error
 }
 
-// Serve carries an execution over a connection until it has ended, and closes it. ctx ends with the runner.
+// Serve carries an execution over a connection until it has ended, and closes it. ctx ends with the runner and the gateway.
 func (t *Set) Serve(ctx context.Context, conn *Conn, e Execution) execution.Outcome {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -44,15 +42,11 @@ func (t *Set) enter(conn *Conn, e Execution, cancel context.CancelCauseFunc) *se
 	}
 	s := newSession(conn, e, cancel)
 	t.granted += int64(s.keep.Bytes)
-	if t.live == nil {
-		t.live, t.kept = map[*session]context.CancelCauseFunc{}, map[string]*session{}
-	}
-	t.live[s] = cancel
 	if s.keep.Grace > 0 {
+		if t.kept == nil {
+			t.kept = map[string]*session{}
+		}
 		t.kept[e.Key] = s
-	}
-	if t.ended != nil {
-		cancel(t.ended)
 	}
 	return s
 }
@@ -60,7 +54,6 @@ func (t *Set) enter(conn *Conn, e Execution, cancel context.CancelCauseFunc) *se
 func (t *Set) leave(s *session, key string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.live, s)
 	if t.kept[key] == s {
 		delete(t.kept, key)
 	}
@@ -92,16 +85,6 @@ func (t *Set) Resume(ctx context.Context, conn *Conn, key string, offset int64) 
 	l.wait()
 }
 
-// End ends all sessions, and those to come.
-func (t *Set) End(cause error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.ended = cause
-	for _, cancel := range t.live {
-		cancel(cause)
-	}
-}
-
 // refuse says why there is nothing to go on with, and closes.
 func refuse(conn *Conn, err error) {
 	defer conn.Close()
@@ -112,7 +95,10 @@ func refuse(conn *Conn, err error) {
 		return
 	}
 	_ = conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(CloseNotHeld, text), now.Add(writeTime))
-	_ = conn.SetReadDeadline(now.Add(lingerTime))
+	if half, ok := conn.NetConn().(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(lingerTime))
 	for {
 		if _, _, err := conn.NextReader(); err != nil {
 			return

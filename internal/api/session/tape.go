@@ -162,7 +162,7 @@ func (t *tape) take(l *link) (m []byte, last bool) {
 		switch {
 		case t.reader != l:
 			return nil, false
-		case t.news():
+		case t.news() && !(t.ended && t.sent == t.next()): // the final message is the last
 			t.told = t.input
 			return encode(taken{"input", t.told.Bytes, t.told.Controls}), false
 		case t.sent < t.next():

@@ -34,6 +34,7 @@ type Cluster struct {
 	running  map[string]*process
 	files    map[string][]File
 	uploads  []Upload
+	vars     variables
 	images   map[string]string // digests by reference; nil = they cannot be asked for
 	stopping chan struct{}
 }
@@ -103,6 +104,8 @@ func (c *Cluster) routes() http.Handler {
 	handle("GET /v1/node/{id}", func(w http.ResponseWriter, _ *http.Request) { c.answer(w, api.Node{ID: "n1", Status: "ready"}) })
 	handle("GET /v1/event/stream", c.events)
 	c.execRoutes(handle)
+	c.variableRoutes(handle)
+	c.allocationRoutes(handle)
 	return mux
 }
 

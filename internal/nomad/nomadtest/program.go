@@ -230,8 +230,10 @@ func (c *Cluster) exec(w http.ResponseWriter, r *http.Request) {
 	_ = conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(time.Second))
 	mu.Unlock()
 	cancel()
-	_ = conn.Close()
+	// What the client still sends to a closed connection would cost it what it has not read yet.
+	_ = conn.SetReadDeadline(time.Now().Add(30 * time.Second))
 	reader.Wait()
+	_ = conn.Close()
 }
 
 func (p *process) read(ctx context.Context, conn *websocket.Conn) {

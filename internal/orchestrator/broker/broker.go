@@ -86,6 +86,13 @@ func (b *Broker) Pause(paused bool) {
 	b.signal()
 }
 
+// Passes reports whether an evaluation of this priority would overtake none of a higher one, and handing out is not paused.
+func (b *Broker) Passes(priority int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.paused && b.queue.Passes(priority)
+}
+
 // Counts are the figures of now.
 func (b *Broker) Counts() Counts {
 	b.mu.Lock()

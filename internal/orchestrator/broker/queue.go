@@ -297,6 +297,11 @@ func (q *Queue) Counts() Counts {
 	return c
 }
 
+// Passes reports whether nothing that is ready has a higher priority.
+func (q *Queue) Passes(priority int) bool {
+	return q.ready.Len() == 0 || q.ready.list[0].eval.Priority <= priority
+}
+
 type items struct {
 	list []*item
 	less func(a, b *item) int

@@ -23,8 +23,10 @@ import (
 var serverCommands = []Command{
 	{Path: "server members", Remote: true, Setup: serverMembers, Short: "Show the servers that know each other"},
 	{Path: "operator raft list-peers", Remote: true, Setup: raftList, Short: "Show the servers that vote"},
-	{Path: "operator raft remove-peer", Remote: true, Setup: raftRemove, Short: "Take a server out that is gone for good"},
-	{Path: "operator raft transfer-leadership", Remote: true, Setup: raftTransfer, Short: "Hand leadership to another server"},
+	{Path: "operator raft remove-peer", Remote: true, Setup: raftPeer((*api.Operator).RaftRemovePeerByID, (*api.Operator).RaftRemovePeerByAddress, "Server %s is removed"),
+		Short: "Take a server out that is gone for good"},
+	{Path: "operator raft transfer-leadership", Remote: true, Setup: raftPeer((*api.Operator).RaftTransferLeadershipByID, (*api.Operator).RaftTransferLeadershipByAddress, "Leadership goes to %s"),
+		Short: "Hand leadership to another server"},
 	{Path: "operator snapshot save", Args: "[<file>]", Max: 1, Remote: true, Setup: snapshotSave, Short: "Save the whole state to a file"},
 	{Path: "operator snapshot restore", Args: "<file>", Min: 1, Max: 1, Remote: true, Setup: snapshotRestore, Short: "Replace the whole state by that of a file"},
 	{Path: "operator autopilot get-config", Remote: true, Setup: autopilotConfig, Short: "Show how dead servers are dealt with"},
@@ -103,41 +105,25 @@ func (p *peer) check() error {
 	return nil
 }
 
-func raftRemove(f *pflag.FlagSet) func(context.Context, *Call) error {
-	var p peer
-	p.flags(f)
-	return func(ctx context.Context, c *Call) error {
-		err := p.check()
-		switch {
-		case err != nil:
-		case p.id != "":
-			err = c.api.Operator().RaftRemovePeerByID(p.id, c.write(ctx))
-		default:
-			err = c.api.Operator().RaftRemovePeerByAddress(p.address, c.write(ctx))
+// raftPeer does something with a server that is named by its id or its address. done tells of it, with the name.
+func raftPeer(byID, byAddress func(*api.Operator, string, *api.WriteOptions) error, done string) func(*pflag.FlagSet) func(context.Context, *Call) error {
+	return func(f *pflag.FlagSet) func(context.Context, *Call) error {
+		var p peer
+		p.flags(f)
+		return func(ctx context.Context, c *Call) error {
+			if err := p.check(); err != nil {
+				return err
+			}
+			do, name := byID, p.id
+			if p.id == "" {
+				do, name = byAddress, p.address
+			}
+			if err := do(c.api.Operator(), name, c.write(ctx)); err != nil {
+				return err
+			}
+			fmt.Fprintf(c.Out, done+"\n", name)
+			return nil
 		}
-		if err == nil {
-			fmt.Fprintf(c.Out, "Server %s is removed\n", or(p.id, p.address))
-		}
-		return err
-	}
-}
-
-func raftTransfer(f *pflag.FlagSet) func(context.Context, *Call) error {
-	var p peer
-	p.flags(f)
-	return func(ctx context.Context, c *Call) error {
-		err := p.check()
-		switch {
-		case err != nil:
-		case p.id != "":
-			err = c.api.Operator().RaftTransferLeadershipByID(p.id, c.write(ctx))
-		default:
-			err = c.api.Operator().RaftTransferLeadershipByAddress(p.address, c.write(ctx))
-		}
-		if err == nil {
-			fmt.Fprintf(c.Out, "Leadership goes to %s\n", or(p.id, p.address))
-		}
-		return err
 	}
 }
 

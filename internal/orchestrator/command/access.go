@@ -27,28 +27,30 @@ const (
 
 // access are the entries of who may do what and of what people share.
 var access = []row{
-	define(60, NameACLTokenUpserted, applyACLBootstrap),
-	define(61, NameACLTokenUpserted, applyACLTokenUpsert),
-	define(62, NameACLTokenDeleted, applyACLTokenDelete),
+	define(60, NameACLTokenUpserted, func(tx *state.Tx, e *ACLBootstrap) (any, error) { return e.Token, tx.Bootstrap(e.Token, e.Reset) }),
+	define(61, NameACLTokenUpserted, func(tx *state.Tx, e *ACLTokenUpsert) (any, error) { return e.Token, tx.PutACLToken(e.Token, e.Fresh) }),
+	define(62, NameACLTokenDeleted, func(tx *state.Tx, e *ACLTokenDelete) (any, error) { return tx.DeleteACLToken(e.Accessor), nil }),
 	define(63, NameACLPolicyUpserted, applyACLPolicyUpsert),
-	define(64, NameACLPolicyDeleted, applyACLPolicyDelete),
-	define(65, NameACLRoleUpserted, applyACLRoleUpsert),
-	define(66, NameACLRoleDeleted, applyACLRoleDelete),
+	define(64, NameACLPolicyDeleted, func(tx *state.Tx, e *ACLPolicyDelete) (any, error) { return tx.DeleteACLPolicy(e.Name), nil }),
+	define(65, NameACLRoleUpserted, func(tx *state.Tx, e *ACLRoleUpsert) (any, error) { return e.Role, tx.PutACLRole(e.Role, e.Fresh) }),
+	define(66, NameACLRoleDeleted, func(tx *state.Tx, e *ACLRoleDelete) (any, error) { return tx.DeleteACLRole(e.ID), nil }),
 	define(67, NameACLTokenUpserted, applyOneTimePut),
-	define(68, NameACLTokenUpserted, applyOneTimeTake),
-	define(69, NameACLTokenDeleted, applyAccessExpire),
-	define(70, NameNamespaceUpserted, applyNamespaceUpsert),
-	define(71, NameNamespaceDeleted, applyNamespaceDelete),
+	define(68, NameACLTokenUpserted, func(tx *state.Tx, e *OneTimeTake) (any, error) { return tx.TakeOneTimeToken(e.SecretHash), nil }),
+	define(69, NameACLTokenDeleted, func(tx *state.Tx, e *AccessExpire) (any, error) { return tx.ExpireAccess(e.Limit), nil }),
+	define(70, NameNamespaceUpserted, func(tx *state.Tx, e *NamespaceUpsert) (any, error) { return nil, tx.PutNamespace(e.Namespace) }),
+	define(71, NameNamespaceDeleted, func(tx *state.Tx, e *NamespaceDelete) (any, error) { return nil, tx.DeleteNamespace(e.Name) }),
 	define(72, NameQuotaUpserted, applyQuotaUpsert),
-	define(73, NameQuotaDeleted, applyQuotaDelete),
+	define(73, NameQuotaDeleted, func(tx *state.Tx, e *QuotaDelete) (any, error) { return nil, tx.DeleteQuota(e.Name) }),
 	define(74, NameNodePoolUpserted, applyNodePoolUpsert),
-	define(75, NameNodePoolDeleted, applyNodePoolDelete),
-	define(76, NameVariableChanged, applyVariableChange),
-	define(77, NameKeyring, applyRootKeyPut),
-	define(78, NameKeyring, applyRootKeyDelete),
+	define(75, NameNodePoolDeleted, func(tx *state.Tx, e *NodePoolDelete) (any, error) { return nil, tx.DeleteNodePool(e.Name) }),
+	define(76, NameVariableChanged, func(tx *state.Tx, e *VariableChange) (any, error) { return tx.ChangeVariable(e.Change) }),
+	define(77, NameKeyring, func(tx *state.Tx, e *RootKeyPut) (any, error) { return tx.PutRootKey(e.Key, e.Absent, e.Full), nil }),
+	define(78, NameKeyring, func(tx *state.Tx, e *RootKeyDelete) (any, error) { return nil, tx.DeleteRootKey(e.ID, e.Force) }),
 	define(79, NameKeyring, applyReseal),
 	define(80, NameServiceUpserted, applyServiceUpsert),
-	define(81, NameServiceDeleted, applyServiceDelete),
+	define(81, NameServiceDeleted, func(tx *state.Tx, e *ServiceDelete) (any, error) {
+		return tx.DeleteService(e.Namespace, e.Name, e.ID), nil
+	}),
 }
 
 // ACLBootstrap makes the first management token. The result is the *model.ACLToken, or an error when it was done and Reset is not its index.
@@ -60,10 +62,6 @@ type ACLBootstrap struct {
 
 func (e *ACLBootstrap) at() int64 { return e.Now }
 
-func applyACLBootstrap(tx *state.Tx, e *ACLBootstrap) (any, error) {
-	return e.Token, tx.Bootstrap(e.Token, e.Reset)
-}
-
 // ACLTokenUpsert puts a token, a new one when Fresh. The result is the *model.ACLToken.
 type ACLTokenUpsert struct {
 	Now   int64
@@ -73,10 +71,6 @@ type ACLTokenUpsert struct {
 
 func (e *ACLTokenUpsert) at() int64 { return e.Now }
 
-func applyACLTokenUpsert(tx *state.Tx, e *ACLTokenUpsert) (any, error) {
-	return e.Token, tx.PutACLToken(e.Token, e.Fresh)
-}
-
 // ACLTokenDelete removes a token. The result is a bool: there was one.
 type ACLTokenDelete struct {
 	Now      int64
@@ -84,10 +78,6 @@ type ACLTokenDelete struct {
 }
 
 func (e *ACLTokenDelete) at() int64 { return e.Now }
-
-func applyACLTokenDelete(tx *state.Tx, e *ACLTokenDelete) (any, error) {
-	return tx.DeleteACLToken(e.Accessor), nil
-}
 
 // ACLPolicyUpsert puts a policy, whose rules were checked.
 type ACLPolicyUpsert struct {
@@ -110,10 +100,6 @@ type ACLPolicyDelete struct {
 
 func (e *ACLPolicyDelete) at() int64 { return e.Now }
 
-func applyACLPolicyDelete(tx *state.Tx, e *ACLPolicyDelete) (any, error) {
-	return tx.DeleteACLPolicy(e.Name), nil
-}
-
 // ACLRoleUpsert puts a role, a new one when Fresh. The result is the *model.ACLRole.
 type ACLRoleUpsert struct {
 	Now   int64
@@ -123,10 +109,6 @@ type ACLRoleUpsert struct {
 
 func (e *ACLRoleUpsert) at() int64 { return e.Now }
 
-func applyACLRoleUpsert(tx *state.Tx, e *ACLRoleUpsert) (any, error) {
-	return e.Role, tx.PutACLRole(e.Role, e.Fresh)
-}
-
 // ACLRoleDelete removes a role, from all tokens too. The result is a bool: there was one.
 type ACLRoleDelete struct {
 	Now int64
@@ -134,10 +116,6 @@ type ACLRoleDelete struct {
 }
 
 func (e *ACLRoleDelete) at() int64 { return e.Now }
-
-func applyACLRoleDelete(tx *state.Tx, e *ACLRoleDelete) (any, error) {
-	return tx.DeleteACLRole(e.ID), nil
-}
 
 // OneTimePut puts a one-time token. The result is the *model.OneTimeToken.
 type OneTimePut struct {
@@ -160,10 +138,6 @@ type OneTimeTake struct {
 
 func (e *OneTimeTake) at() int64 { return e.Now }
 
-func applyOneTimeTake(tx *state.Tx, e *OneTimeTake) (any, error) {
-	return tx.TakeOneTimeToken(e.SecretHash), nil
-}
-
 // AccessExpire removes tokens and locks whose time is over at Now, at most Limit. The result is an int: how many went.
 type AccessExpire struct {
 	Now   int64
@@ -171,10 +145,6 @@ type AccessExpire struct {
 }
 
 func (e *AccessExpire) at() int64 { return e.Now }
-
-func applyAccessExpire(tx *state.Tx, e *AccessExpire) (any, error) {
-	return tx.ExpireAccess(e.Limit), nil
-}
 
 // NamespaceUpsert puts a namespace.
 type NamespaceUpsert struct {
@@ -184,10 +154,6 @@ type NamespaceUpsert struct {
 
 func (e *NamespaceUpsert) at() int64 { return e.Now }
 
-func applyNamespaceUpsert(tx *state.Tx, e *NamespaceUpsert) (any, error) {
-	return nil, tx.PutNamespace(e.Namespace)
-}
-
 // NamespaceDelete removes a namespace.
 type NamespaceDelete struct {
 	Now  int64
@@ -195,10 +161,6 @@ type NamespaceDelete struct {
 }
 
 func (e *NamespaceDelete) at() int64 { return e.Now }
-
-func applyNamespaceDelete(tx *state.Tx, e *NamespaceDelete) (any, error) {
-	return nil, tx.DeleteNamespace(e.Name)
-}
 
 // QuotaUpsert puts a quota. Evals are evaluations that waited for it.
 type QuotaUpsert struct {
@@ -225,10 +187,6 @@ type QuotaDelete struct {
 
 func (e *QuotaDelete) at() int64 { return e.Now }
 
-func applyQuotaDelete(tx *state.Tx, e *QuotaDelete) (any, error) {
-	return nil, tx.DeleteQuota(e.Name)
-}
-
 // NodePoolUpsert puts a node pool that is not built in.
 type NodePoolUpsert struct {
 	Now  int64
@@ -250,10 +208,6 @@ type NodePoolDelete struct {
 
 func (e *NodePoolDelete) at() int64 { return e.Now }
 
-func applyNodePoolDelete(tx *state.Tx, e *NodePoolDelete) (any, error) {
-	return nil, tx.DeleteNodePool(e.Name)
-}
-
 // VariableChange writes to a variable. The result is a state.VariableChanged.
 type VariableChange struct {
 	Now    int64
@@ -261,10 +215,6 @@ type VariableChange struct {
 }
 
 func (e *VariableChange) at() int64 { return e.Now }
-
-func applyVariableChange(tx *state.Tx, e *VariableChange) (any, error) {
-	return tx.ChangeVariable(e.Change)
-}
 
 // RootKeyPut makes a key the active one. The result is the active *model.RootKey.
 type RootKeyPut struct {
@@ -276,10 +226,6 @@ type RootKeyPut struct {
 
 func (e *RootKeyPut) at() int64 { return e.Now }
 
-func applyRootKeyPut(tx *state.Tx, e *RootKeyPut) (any, error) {
-	return tx.PutRootKey(e.Key, e.Absent, e.Full), nil
-}
-
 // RootKeyDelete removes a key.
 type RootKeyDelete struct {
 	Now   int64
@@ -288,10 +234,6 @@ type RootKeyDelete struct {
 }
 
 func (e *RootKeyDelete) at() int64 { return e.Now }
-
-func applyRootKeyDelete(tx *state.Tx, e *RootKeyDelete) (any, error) {
-	return nil, tx.DeleteRootKey(e.ID, e.Force)
-}
 
 // Reseal replaces ciphertexts of the key KeyID.
 type Reseal struct {
@@ -332,7 +274,3 @@ type ServiceDelete struct {
 }
 
 func (e *ServiceDelete) at() int64 { return e.Now }
-
-func applyServiceDelete(tx *state.Tx, e *ServiceDelete) (any, error) {
-	return tx.DeleteService(e.Namespace, e.Name, e.ID), nil
-}

@@ -1,14 +1,12 @@
 package command
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"reflect"
 	"slices"
 
-	"github.com/hashicorp/go-msgpack/v2/codec"
-
+	"rockpool/internal/orchestrator/packed"
 	"rockpool/internal/orchestrator/state"
 )
 
@@ -33,7 +31,7 @@ func define[T any](tag byte, name string, apply func(*state.Tx, *T) (any, error)
 	r.step = func(index uint64, data []byte, result *any) (state.Step, error) {
 		decode := func() (*T, error) {
 			e := new(T)
-			if err := codec.NewDecoderBytes(data, state.Handle).Decode(e); err != nil {
+			if err := packed.Decode(data, e); err != nil {
 				return nil, fmt.Errorf("%w: entry %d, tag %d, cannot be decoded: %w", ErrUnknown, index, tag, err)
 			}
 			return e, nil
@@ -77,7 +75,7 @@ var (
 )
 
 func init() {
-	table = slices.Concat(core, batches, servers, access, life)
+	table = slices.Concat(core, batches, dense, servers, access, life)
 	for _, r := range table {
 		if _, ok := byTag[r.Tag]; ok {
 			panic(fmt.Sprintf("command: tag %d is used twice", r.Tag))
@@ -95,13 +93,11 @@ func Encode(entry any) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("encode: %T is no log entry", entry)
 	}
-	var b bytes.Buffer
-	b.WriteByte(r.Tag)
-	b.WriteByte(versionOf(entry))
-	if err := codec.NewEncoder(&b, state.Handle).Encode(entry); err != nil {
+	b, err := packed.Append([]byte{r.Tag, versionOf(entry)}, entry)
+	if err != nil {
 		return nil, fmt.Errorf("encode %T: %w", entry, err)
 	}
-	return b.Bytes(), nil
+	return b, nil
 }
 
 // Apply applies one entry. The result is what the entry's row returns, which may be an error for the proposer. The error is

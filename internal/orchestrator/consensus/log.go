@@ -3,6 +3,7 @@ package consensus
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -26,7 +27,7 @@ func (s sink) Accept(name string, level hclog.Level, msg string, args ...any) {
 	}
 	e := s.log.WithFields(f)
 	switch {
-	case level >= hclog.Error:
+	case level >= hclog.Error && !strings.HasSuffix(fmt.Sprint(f["error"]), errEnding.Error()):
 		e.Error(msg)
 	case level == hclog.Warn && !first(f):
 		e.Warn(msg)

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
@@ -16,6 +17,7 @@ type machine struct {
 	full    chan struct{} // of 1: there are enough bytes for a snapshot
 	bound   int64
 	stopped error // once set, nothing is applied any more
+	ending  atomic.Bool
 
 	entries, bytes atomic.Int64
 	since          atomic.Int64 // unix nanoseconds of the first of them; 0 = none
@@ -93,7 +95,7 @@ func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 	case <-m.full:
 	default:
 	}
-	return snapshot(m.Machine.Snapshot()), nil
+	return snapshot{m.Machine.Snapshot(), &m.ending}, nil
 }
 
 func (m *machine) Restore(r io.ReadCloser) error {
@@ -101,10 +103,18 @@ func (m *machine) Restore(r io.ReadCloser) error {
 	return m.Machine.Restore(r)
 }
 
-type snapshot func(io.Writer) error
+// end has a snapshot that is being written given up: a large one takes longer than a server may take to stop, and the log has all of it.
+func (m *machine) end() { m.ending.Store(true) }
+
+var errEnding = errors.New("the server ends")
+
+type snapshot struct {
+	persist func(io.Writer) error
+	ending  *atomic.Bool
+}
 
 func (s snapshot) Persist(sink raft.SnapshotSink) error {
-	if err := s(sink); err != nil {
+	if err := s.persist(unlessEnding{sink, s.ending}); err != nil {
 		_ = sink.Cancel()
 		return fmt.Errorf("persist a snapshot: %w", err)
 	}
@@ -112,3 +122,15 @@ func (s snapshot) Persist(sink raft.SnapshotSink) error {
 }
 
 func (snapshot) Release() {}
+
+type unlessEnding struct {
+	io.Writer
+	ending *atomic.Bool
+}
+
+func (w unlessEnding) Write(b []byte) (int, error) {
+	if w.ending.Load() {
+		return 0, errEnding
+	}
+	return w.Writer.Write(b)
+}

@@ -114,6 +114,7 @@ func (r *Raft) Run(ctx context.Context) (err error) {
 	r.raft.Store(node)
 	err = r.follow(ctx, node, m)
 	r.raft.Store(nil)
+	m.end()
 	// Calls under way are waited for while Raft still runs: an entry that is committed but not applied when Raft stops is never
 	// answered. Without a quorum they might wait for ever; Raft's end answers those.
 	bctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainBound)
@@ -217,7 +218,7 @@ func (r *Raft) compact(node *raft.Raft, m *machine) {
 		r.cfg.Log.WithError(err).Warn("the length of the log that stays could not be set")
 	}
 	r.tasks.Go(func() {
-		if err := node.Snapshot().Error(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) && !errors.Is(err, raft.ErrRaftShutdown) {
+		if err := node.Snapshot().Error(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) && !errors.Is(err, raft.ErrRaftShutdown) && !m.ending.Load() {
 			r.cfg.Log.WithError(err).Warn("a snapshot could not be written, it will be tried again")
 		}
 	})

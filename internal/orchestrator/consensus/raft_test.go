@@ -135,3 +135,49 @@ func TestApplyHonoursItsContext(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// endless is a machine whose snapshots are never done.
+type endless struct {
+	sum
+	begun chan struct{}
+	once  sync.Once
+}
+
+func (e *endless) Snapshot() func(io.Writer) error {
+	return func(w io.Writer) error {
+		for {
+			if _, err := w.Write(make([]byte, 16)); err != nil {
+				return err
+			}
+			e.once.Do(func() { close(e.begun) })
+		}
+	}
+}
+
+func TestAServerEndsInTheMiddleOfASnapshot(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	m := &endless{begun: make(chan struct{})}
+	r := consensus.New(consensus.Config{ServerID: "one", Machine: m})
+	ctx, cancel := context.WithCancel(context.Background())
+	result, written := make(chan error, 1), make(chan error, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() { result <- r.Run(ctx) })
+	for lead := range r.Leadership() {
+		if lead {
+			break
+		}
+	}
+	if _, _, err := r.Apply(t.Context(), []byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	wg.Go(func() { written <- r.Snapshot() })
+	<-m.begun
+	cancel()
+	wg.Wait()
+	if err := <-result; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	if err := <-written; err == nil {
+		t.Error("a snapshot that was given up counts as written")
+	}
+}

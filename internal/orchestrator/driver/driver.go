@@ -41,6 +41,7 @@ type TaskConfig struct {
 	Stdout    io.Writer         // takes what the main process writes, and never blocks for long or fails; nil = nobody wants it
 	Stderr    io.Writer         // the same of its other stream
 	Files     []File            // what the node puts into the task before its main process starts
+	AllocDir  string            // a directory of the node that all tasks of the allocation write to, for drivers that are Sharer; "" = none
 	Mounts    []Mount           // directories of the node that the task sees; a driver that cannot show them refuses the task
 	Emit      func(note string) // tells the task's events about progress, such as that of a pull; never nil, may be called from any goroutine
 }
@@ -248,6 +249,14 @@ type Bare interface {
 type Rooted interface {
 	Rooted() bool
 }
+
+// Sharer is implemented by drivers whose tasks can have a directory in common, below AllocDir. Shares says whether a task is such a one.
+type Sharer interface {
+	Shares(t *model.Task) bool
+}
+
+// SharedDir is where a task with a file system of its own has the allocation's directory (NOMAD_ALLOC_DIR). What all tasks share is data in it.
+const SharedDir = "/alloc"
 
 // Sweeper is implemented by drivers that can find what earlier processes left behind. Sweep destroys all of it but the
 // tasks whose ids are kept. The agent calls it before it starts any task.

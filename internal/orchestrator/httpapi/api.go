@@ -15,6 +15,7 @@ import (
 	"rockpool/internal/orchestrator/keyring"
 	"rockpool/internal/orchestrator/leader"
 	"rockpool/internal/orchestrator/link"
+	"rockpool/internal/orchestrator/packed"
 	"rockpool/internal/orchestrator/state"
 )
 
@@ -74,7 +75,9 @@ type API struct {
 	close   context.CancelFunc
 	conns   tracker
 	pushes  *pushes
-	specs   *specs
+	specs   *specs // in JSON
+	// denseSpecs are those of nodes that take packed lists.
+	denseSpecs *specs
 	// planning has room for the plans that are shown at a time; others wait.
 	planning chan struct{}
 	origins  http.CrossOriginProtection
@@ -89,7 +92,7 @@ func New(cfg Config) *API {
 		cfg.Logger = logging.Discard()
 	}
 	cfg.Region = cmp.Or(cfg.Region, "global")
-	a := &API{cfg: cfg, store: cfg.Store, pushes: newPushes(), specs: newSpecs(), nodes: cfg.Nodes, planning: make(chan struct{}, maxPlans)}
+	a := &API{cfg: cfg, store: cfg.Store, pushes: newPushes(), specs: newSpecs(inJSON), denseSpecs: newSpecs(packed.Job), nodes: cfg.Nodes, planning: make(chan struct{}, maxPlans)}
 	if a.nodes == nil {
 		a.nodes = link.NewHub()
 	}

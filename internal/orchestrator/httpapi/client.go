@@ -62,7 +62,7 @@ func (a *API) connectNode(w http.ResponseWriter, r *http.Request, _ auth.Identit
 	case a.nodes.Local() == req.ID:
 		return answer(http.StatusConflict, "the node is in this server's process: it needs no connection")
 	case a.store.Snapshot().Node(nil, req.ID) == nil:
-		return notFound("node")
+		return a.unknownNode()
 	case r.Header.Get("Upgrade") != link.Protocol:
 		return fault.New(fault.Invalid, "the connection of a node is upgraded to %s, not to %q", link.Protocol, r.Header.Get("Upgrade"))
 	}

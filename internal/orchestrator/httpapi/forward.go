@@ -9,12 +9,14 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator/link"
 	"rockpool/internal/orchestrator/peer"
 )
 
@@ -55,7 +57,10 @@ func stale(r *http.Request) bool {
 
 // forward hands a request to the leader where that must serve it. It is held while there is none.
 func (a *API) forward(w http.ResponseWriter, r *http.Request, route endpoint.Route) (bool, error) {
-	if route.Policy.Serve != endpoint.Leader && !fresh(r, route.Policy) && !a.cutOff(r, route) {
+	switch err := a.cutOff(r, route); {
+	case errors.Is(err, link.ErrNoPath):
+		return a.seek(w, r, route)
+	case route.Policy.Serve != endpoint.Leader && !fresh(r, route.Policy) && err == nil:
 		return false, nil
 	}
 	if a.cfg.Leader.Leading() {
@@ -104,19 +109,54 @@ func (a *API) forward(w http.ResponseWriter, r *http.Request, route endpoint.Rou
 	}
 }
 
-// cutOff reports whether this server cannot reach the node that a request names, or whose allocation it names: it has not heard of the allocation yet, for
-// followers come to know of it a little later than those who asked for it, or the node has no connection to it. The leader has.
-func (a *API) cutOff(r *http.Request, route endpoint.Route) bool {
-	if route.Policy.Serve != endpoint.OwningNode || a.cfg.Leader.Leading() {
-		return false
+// cutOff says why this server cannot reach the node that a request names, or whose allocation it names: the node has no connection to it, or it has not heard
+// of the allocation yet, for followers come to know of it a little later than those who asked for it.
+func (a *API) cutOff(r *http.Request, route endpoint.Route) (err error) {
+	if route.Policy.Serve != endpoint.OwningNode {
+		return nil
 	}
-	var err error
 	if strings.Contains(route.Path, "{id}") {
 		_, err = a.nodeOfAlloc(endpoint.PathVar(r, "id"))
 	} else if id := r.URL.Query().Get("node_id"); id != "" {
 		_, err = a.nodes.To(id)
 	}
-	return err != nil
+	return err
+}
+
+// seek hands a request to the server that has a connection of the node, the leader being asked first. After a start a server has none for a moment. One that
+// has none either says that it has not looked at the request; when all do, it is answered here.
+func (a *API) seek(w http.ResponseWriter, r *http.Request, route endpoint.Route) (bool, error) {
+	if forwarded(r) {
+		w.Header().Set(notServed, "true")
+		return false, link.ErrNoPath
+	}
+	c := a.cfg.Cluster
+	if c == nil || c.Transport() == nil {
+		return false, nil
+	}
+	peers, _, err := c.Peers()
+	if err != nil {
+		return false, err
+	}
+	p, err := newPassing(r, route.Policy.Body)
+	if err != nil {
+		return false, err
+	}
+	servers := []string{c.LeaderAddress()}
+	for _, other := range peers {
+		if !slices.Contains(servers, other.Address) {
+			servers = append(servers, other.Address)
+		}
+	}
+	for _, address := range servers {
+		if address == c.Address() {
+			continue
+		}
+		if err := p.pass(w, r, address, c.Transport()); !errors.Is(err, errNotServed) {
+			return true, err
+		}
+	}
+	return false, p.rewind(r)
 }
 
 // passing is a request on its way to another server.

@@ -28,6 +28,7 @@ type follower struct {
 	changed chan struct{}
 	answer  func(*http.Request) (*http.Response, error)
 	sent    atomic.Int32
+	peers   []consensus.Peer
 }
 
 func (f *follower) Apply(context.Context, any) (any, uint64, error) {
@@ -42,7 +43,7 @@ func (f *follower) CaughtUp() bool             { return true }
 func (f *follower) Verify(context.Context) error {
 	return errors.New("a follower is no leader")
 }
-func (f *follower) Peers() ([]consensus.Peer, uint64, error)         { return nil, 0, nil }
+func (f *follower) Peers() ([]consensus.Peer, uint64, error)         { return f.peers, 0, nil }
 func (f *follower) Remove(context.Context, string) error             { return nil }
 func (f *follower) Transfer(context.Context, string) error           { return nil }
 func (f *follower) Save(context.Context) (*consensus.Archive, error) { return nil, nil }
@@ -50,6 +51,7 @@ func (f *follower) Restore(context.Context, io.Reader, int64, func(io.Reader) er
 	return nil
 }
 func (f *follower) Members() *membership.Membership          { return nil }
+func (f *follower) Address() string                          { return "self:1" }
 func (f *follower) Health() (consensus.ClusterHealth, error) { return consensus.ClusterHealth{}, nil }
 func (f *follower) Transport() http.RoundTripper             { return f }
 func (f *follower) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -222,5 +224,66 @@ func TestAStaleAnswerSaysHowOldItIs(t *testing.T) {
 	h.ServeHTTP(w, httptest.NewRequest("GET", "/v1/jobs?stale", nil))
 	if w.Header().Get("X-Nomad-LastContact") != "30" || w.Header().Get("X-Nomad-KnownLeader") != "true" {
 		t.Errorf("headers: %v", w.Header())
+	}
+}
+
+// A request for a node goes to the server that has its connection, whichever that is, and is served once.
+func TestANodeIsSoughtAmongTheServers(t *testing.T) {
+	const path = "/v1/client/stats?node_id=11111111-2222-3333-4444-555555555555"
+	for name, c := range map[string]struct {
+		holder string // "" = none of them has a connection
+		lead   string
+		asked  string
+		code   int
+	}{
+		"the leader has it":             {"lead:1", "lead:1", "lead:1", 200},
+		"another has it":                {"other:1", "lead:1", "lead:1 down:1 other:1", 200},
+		"nobody has it":                 {"", "lead:1", "lead:1 down:1 other:1", 404},
+		"there is no leader":            {"other:1", "", "down:1 other:1", 200},
+		"this server has come to lead":  {"other:1", "self:1", "down:1 other:1", 200},
+		"it is asked once, and no more": {"down:1", "lead:1", "lead:1 down:1 other:1", 404},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked []string
+			f, h := newFollower(c.lead, func(r *http.Request) (*http.Response, error) {
+				asked = append(asked, r.URL.Host)
+				switch {
+				case r.URL.Host == "down:1":
+					return nil, peer.ErrUnreached
+				case r.URL.Host == c.holder:
+					return response(200, "{}"), nil
+				}
+				return response(404, "No path to node", "X-Rockpool-Not-Served", "true"), nil
+			})
+			f.peers = []consensus.Peer{{Address: "self:1"}, {Address: "down:1"}, {Address: "other:1"}}
+			if c.lead == "lead:1" {
+				f.peers = append(f.peers, consensus.Peer{Address: "lead:1"})
+			}
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+			if w.Code != c.code || strings.Join(asked, " ") != c.asked {
+				t.Errorf("%d %q, asked %q", w.Code, w.Body, asked)
+			}
+			asked = nil
+			w = httptest.NewRecorder()
+			httpapi.Forwarded(h).ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+			if w.Code != 404 || w.Header().Get("X-Rockpool-Not-Served") == "" || len(asked) != 0 {
+				t.Errorf("what another server has sent goes on: %d, asked %q", w.Code, asked)
+			}
+		})
+	}
+}
+
+// A node registers anew where it is not known. A server that may be behind does not say so.
+func TestOnlyTheLeaderSaysThatANodeIsNotKnown(t *testing.T) {
+	_, h := newFollower("lead:1", nil)
+	for _, what := range []string{"watch", "connection"} {
+		r := httptest.NewRequest("GET", "/v1/internal/node/11111111-2222-3333-4444-555555555555/"+what, nil)
+		r.Header.Set("X-Rockpool-Node-Secret", "99999999-2222-3333-4444-555555555555")
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code < 500 || !strings.Contains(w.Body.String(), "not heard of the node yet") {
+			t.Errorf("%s: %d %q", what, w.Code, w.Body)
+		}
 	}
 }

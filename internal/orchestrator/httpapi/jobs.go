@@ -24,10 +24,11 @@ import (
 
 type listJobs struct {
 	query
-	Meta endpoint.Flag `query:"meta"`
+	Meta  endpoint.Flag `query:"meta"`
+	Whole endpoint.Flag `query:"rockpool_jobs"` // each line carries its job
 }
 
-func (a *API) listJobs(ctx context.Context, _ auth.Identity, r listJobs) (reply, error) {
+func (a *API) listJobs(ctx context.Context, id auth.Identity, r listJobs) (reply, error) {
 	return a.read(ctx, r.query, func(s *state.Snapshot, w state.Watch) (found, error) {
 		stubs := mapped(s.Jobs(w, r.namespace(), r.Prefix), func(j *model.Job) (*wire.JobListStub, bool) {
 			if !r.sees(j.Namespace) {
@@ -39,8 +40,24 @@ func (a *API) listJobs(ctx context.Context, _ auth.Identity, r listJobs) (reply,
 		if w != nil { // summaries change with the allocations
 			s.Allocs(w, "")
 		}
-		return found{max(s.JobsIndex(), s.AllocsIndex()), out, next}, err
+		at := found{max(s.JobsIndex(), s.AllocsIndex()), out, next}
+		if r.Whole && err == nil {
+			at.body = whole(s, id, out)
+		}
+		return at, err
 	})
+}
+
+// whole puts the jobs beside their lines, for those who may read them: who needs them all need not ask for each.
+func whole(s *state.Snapshot, id auth.Identity, stubs []*wire.JobListStub) []wire.WholeJob {
+	out := make([]wire.WholeJob, len(stubs))
+	for i, stub := range stubs {
+		out[i].JobListStub = stub
+		if j := s.Job(nil, stub.Namespace, stub.ID); j != nil && id.MayIn(auth.ReadJob, stub.Namespace) {
+			out[i].Job = wire.JobOut(j)
+		}
+	}
+	return out
 }
 
 func summary(s *state.Snapshot, w state.Watch, j *model.Job) *wire.JobSummary {
@@ -183,7 +200,7 @@ func (a *API) updateJob(w http.ResponseWriter, r *http.Request, id auth.Identity
 	return a.registerJob(w, r, id, req.registerJob)
 }
 
-// registerJob answers as soon as job and evaluation are committed, which does not hold up the placement. The end of the
+// registerJob answers as soon as job and evaluation are committed, and what is simple is placed with them; nothing else is waited for. The end of the
 // evaluation, however, is held back until the answer has left.
 func (a *API) registerJob(w http.ResponseWriter, r *http.Request, id auth.Identity, req registerJob) error {
 	j := req.Body.Job
@@ -276,7 +293,7 @@ func (a *API) admit(j *wire.Job, namespace string, id auth.Identity) (*model.Job
 
 // again refuses to run once more what may be known, but is not allowed where it is any longer.
 func (a *API) again(s *state.Snapshot, j *model.Job, id auth.Identity) error {
-	if problem := misplaced(s, j); problem != "" {
+	if problem := leader.Misplaced(s, nil, j); problem != "" {
 		return answer(http.StatusInternalServerError, "%s", problem)
 	}
 	return a.room(id)
@@ -316,7 +333,7 @@ func (a *API) checked(j *wire.Job, namespace string, id auth.Identity) (*model.J
 		return nil, "", answer(http.StatusInternalServerError, "%s", p.Text())
 	}
 	job := wire.JobIn(j)
-	if problem := misplaced(snap, job); problem != "" {
+	if problem := leader.Misplaced(snap, nil, job); problem != "" {
 		return nil, "", answer(http.StatusInternalServerError, "%s", problem)
 	}
 	nameScaling(job)

@@ -140,7 +140,7 @@ func (a *API) registerNode(ctx context.Context, who auth.Identity, r registerNod
 
 // lease answers a node that was heard of.
 func (a *API) lease(nodeID string, index uint64) model.NodeLease {
-	l := model.NodeLease{HeartbeatTTL: a.cfg.Leader.Heartbeat(nodeID), Index: index}
+	l := model.NodeLease{HeartbeatTTL: a.cfg.Leader.Heartbeat(nodeID), Index: index, Packed: true}
 	if a.cfg.Servers != nil {
 		l.Servers = a.cfg.Servers()
 	}
@@ -172,8 +172,8 @@ func (a *API) heartbeat(ctx context.Context, _ auth.Identity, r nodePath) (reply
 }
 
 type reportAllocs struct {
-	ID   string               `path:"id"`
-	Body []*model.AllocUpdate `body:"json"`
+	ID   string  `path:"id"`
+	Body reports `body:"json"`
 }
 
 func (a *API) reportAllocs(ctx context.Context, _ auth.Identity, r reportAllocs) (reply, error) {
@@ -232,6 +232,15 @@ const (
 	pushBound = 10 * time.Second // for a node to take a message
 )
 
+// unknownNode is said to a node that this server does not know. It registers anew where it is not found, which only the leader can say: another server may
+// not have heard of its registration yet.
+func (a *API) unknownNode() error {
+	if a.cfg.Leader.Leading() {
+		return notFound("node")
+	}
+	return fault.New(fault.Unavailable, "this server has not heard of the node yet")
+}
+
 // watchNode pushes a node's allocations: all of them first, then each that the servers changed, at the moment of its commit.
 // A message is made from the state, not from a queue, so a node that is slow to read gets fewer and newer ones; one that does
 // not read at all is cut, and starts over with a full message.
@@ -242,7 +251,7 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	}
 	defer done()
 	if a.store.Snapshot().Node(nil, req.ID) == nil {
-		return notFound("node")
+		return a.unknownNode()
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-cache")
@@ -254,6 +263,7 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 		}
 		return rc.Flush()
 	}
+	dense := r.Header.Get("Accept") == model.PackedType
 	wake, unwatch := a.pushes.watch(req.ID)
 	defer unwatch()
 	idle := time.NewTimer(pushIdle)
@@ -264,7 +274,7 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 		replaced := a.store.Replaced()
 		msg := pushSince(a.store.Snapshot(), req.ID, sent)
 		if msg.Full && msg.Generation > beyond || !msg.Full && len(msg.Allocs)+len(msg.Purged) > 0 {
-			line, err := a.encodePush(msg)
+			line, err := a.encodePush(msg, dense)
 			if err != nil {
 				return err
 			}

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -156,6 +157,8 @@ func (a *API) elsewhere(w http.ResponseWriter, r *http.Request, s auth.Scope, t 
 		return true, a.toNode(w, r, s, t.NodeID, false)
 	case t.ServerID == "", t.ServerID == a.cfg.Name, t.ServerID == a.cfg.Name+"."+a.cfg.Region, t.ServerID == "leader" && leads:
 		return false, nil
+	case t.ServerID == "leader" && leader == "":
+		return false, noLeader()
 	}
 	for _, m := range a.members() {
 		name := strings.TrimSuffix(m.Name, "."+a.cfg.Region)
@@ -169,7 +172,11 @@ func (a *API) elsewhere(w http.ResponseWriter, r *http.Request, s auth.Scope, t 
 		if err != nil {
 			return false, err
 		}
-		return true, p.pass(w, r, m.RPCAddress(), a.cfg.Cluster.Transport())
+		err = p.pass(w, r, m.RPCAddress(), a.cfg.Cluster.Transport())
+		if errors.Is(err, errNotServed) {
+			err = fault.Wrap(fault.Unavailable, err, "server %s cannot be reached", t.ServerID)
+		}
+		return true, err
 	}
 	return false, fault.New(fault.NotFound, "no server is called %s", t.ServerID)
 }

@@ -1,10 +1,13 @@
 package httpapi
 
 import (
+	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"sync"
 
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/packed"
 	"rockpool/internal/orchestrator/state"
 )
 
@@ -82,12 +85,14 @@ func (p *pushes) restored() {
 	p.all = true
 }
 
-// specs keeps the encoded forms of specifications that were sent lately: a job of a thousand allocations is encoded once, not for each node anew.
+// specs keeps one encoded form of specifications that were sent lately: a job of a thousand allocations is encoded once, not for each node anew.
 type specs struct {
+	form func(*model.Job) ([]byte, error)
+
 	mu    sync.Mutex
-	lines map[*model.Job]json.RawMessage // guarded by mu
-	order []*model.Job                   // guarded by mu; oldest first
-	bytes int                            // guarded by mu
+	lines map[*model.Job][]byte // guarded by mu
+	order []*model.Job          // guarded by mu; oldest first
+	bytes int                   // guarded by mu
 }
 
 const (
@@ -95,17 +100,21 @@ const (
 	keptSpecBytes = 8 << 20
 )
 
-func newSpecs() *specs { return &specs{lines: map[*model.Job]json.RawMessage{}} }
+func newSpecs(form func(*model.Job) ([]byte, error)) *specs {
+	return &specs{form: form, lines: map[*model.Job][]byte{}}
+}
 
-// encode makes the JSON of a specification, which is never changed.
-func (s *specs) encode(j *model.Job) (json.RawMessage, error) {
+func inJSON(j *model.Job) ([]byte, error) { return json.Marshal(j) }
+
+// encode makes the form of a specification, which is never changed.
+func (s *specs) encode(j *model.Job) ([]byte, error) {
 	s.mu.Lock()
 	line, ok := s.lines[j]
 	s.mu.Unlock()
 	if ok {
 		return line, nil
 	}
-	line, err := json.Marshal(j)
+	line, err := s.form(j)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +134,7 @@ func (s *specs) encode(j *model.Job) (json.RawMessage, error) {
 	return line, nil
 }
 
-// pushed is a model.AllocPush on the wire.
+// pushed is a model.AllocPush on the wire, for nodes that have not asked for the packed form.
 type pushed struct {
 	Generation uint64
 	Full       bool
@@ -139,8 +148,15 @@ type pushedAlloc struct {
 	Job json.RawMessage
 }
 
-// encode makes a message's line.
-func (a *API) encodePush(msg *model.AllocPush) ([]byte, error) {
+// encodePush makes a message's line.
+func (a *API) encodePush(msg *model.AllocPush, dense bool) ([]byte, error) {
+	if dense {
+		b, err := packed.Allocs(msg.Allocs, packed.Options{NoMetrics: true, Job: a.denseSpecs.encode})
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(model.PackedPush{Generation: msg.Generation, Full: msg.Full, Packed: b, Purged: msg.Purged})
+	}
 	out := pushed{msg.Generation, msg.Full, make([]pushedAlloc, len(msg.Allocs)), msg.Purged}
 	for i, al := range msg.Allocs {
 		job, err := a.specs.encode(al.Job)
@@ -150,6 +166,20 @@ func (a *API) encodePush(msg *model.AllocPush) ([]byte, error) {
 		out.Allocs[i] = pushedAlloc{al, job}
 	}
 	return json.Marshal(out)
+}
+
+// reports is the body of a report: a list in JSON, or a text with its packed form in base64.
+type reports []*model.AllocUpdate
+
+func (r *reports) UnmarshalJSON(b []byte) error {
+	if len(b) == 0 || b[0] != '"' {
+		return json.Unmarshal(b, (*[]*model.AllocUpdate)(r))
+	}
+	dense, err := base64.StdEncoding.AppendDecode(nil, bytes.Trim(b, `"`))
+	if err == nil {
+		*r, err = packed.ReadReports(dense)
+	}
+	return err
 }
 
 // pushSince is what a node must know that has the state at index since; 0 = everything.

@@ -17,6 +17,7 @@ import (
 	"rockpool/internal/endpoint"
 	"rockpool/internal/fault"
 	"rockpool/internal/ident"
+	"rockpool/internal/orchestrator/command"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/state"
 )
@@ -214,11 +215,18 @@ func require(id auth.Identity, s auth.Scope, namespace string) error {
 
 type indexBody struct{ Index uint64 }
 
-// apply brings an entry onto the log under a bound.
+// apply brings an entry onto the log under a bound. Registrations go by the leader, who may place what they bring in the same entry.
 func (a *API) apply(ctx context.Context, entry any) (any, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	r, index, err := a.cfg.Log.Apply(ctx, entry)
+	var r any
+	var index uint64
+	var err error
+	if e, ok := entry.(*command.JobRegister); ok {
+		r, index, err = a.cfg.Leader.Register(ctx, e)
+	} else {
+		r, index, err = a.cfg.Log.Apply(ctx, entry)
+	}
 	if err != nil {
 		return nil, index, fmt.Errorf("apply: %w", err)
 	}

@@ -34,6 +34,8 @@ type Cluster interface {
 	Save(ctx context.Context) (*consensus.Archive, error)
 	Restore(ctx context.Context, in io.Reader, maxState int64, check func(io.Reader) error) error
 
+	// Address is this server's own RPC address, "" for a server alone.
+	Address() string
 	// Transport reaches servers by their RPC address. nil for a server alone.
 	Transport() http.RoundTripper
 	// Members is nil for a server alone.

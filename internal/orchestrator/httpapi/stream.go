@@ -140,11 +140,7 @@ var corePayloads = []payload{
 		return out
 	}),
 	payloadOf("Evaluation", func(e *model.Evaluation) any { return wire.EvalOut(e) }),
-	payloadOf("Allocation", func(a *model.Allocation) any {
-		out := wire.AllocOut(a)
-		out.Job = nil
-		return out
-	}),
+	payloadOf("Allocation", func(a *model.Allocation) any { return wire.AllocWithoutJob(a) }),
 	payloadOf("Deployment", func(d *model.Deployment) any { return wire.DeploymentOut(d) }),
 	payloadOf("Node", func(n *model.Node) any { return wire.NodeOut(n) }),
 }

@@ -44,6 +44,9 @@ type Config struct {
 	// Crowded reports that the way onto the log is nearly full, so that new work should be refused. nil = it never is.
 	Crowded func() bool
 	Measure func(name string, start time.Time) // told how long steps took; nil = nobody is
+	// Encode makes the form on the log of an entry that becomes part of a command.Batch; an error = a server does not know it. nil = jobs are placed after their
+	// registration only.
+	Encode func(entry any) ([]byte, error)
 	// Services are more of them, which end with the term.
 	Services   []lifecycle.Service
 	Namespaces []string     // made where they are missing before a term's services begin
@@ -136,7 +139,7 @@ func (l *Leader) lead(ctx context.Context) error {
 	}
 	t.collector = newCollector(l.cfg)
 	l.admission.reset()
-	t.plans.Measure = t.measure
+	t.plans.Measure, t.plans.Encode = t.measure, l.cfg.Encode
 	established := time.Now()
 	// Observe first, read then: an evaluation that comes in between is seen twice, which does no harm, rather than never.
 	end := l.cfg.Store.Observe(t.observe)
@@ -251,6 +254,9 @@ func (t *term) observe(c state.Commit) {
 				t.admission.done(after.ID)
 				t.broker.Forget(after)
 			case after.Status == model.EvalPending && before == nil:
+				if t.placed(after) {
+					break
+				}
 				if after.WaitUntil == 0 {
 					t.admission.begin(after.ID, time.Now())
 				}

@@ -233,6 +233,51 @@ func TestWhatWasMissedIsMadeUpForOnce(t *testing.T) {
 	})
 }
 
+// A namespace may become stricter than it was when a job came into it. What is due then waits, and is made up for once when nothing stands against it.
+func TestWhatIsDueObeysItsNamespaceAsItIsNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, stop := paused(t, leader.Config{})
+		defer stop()
+		j := batch("often")
+		j.TaskGroups[0].Tasks[0].Driver = "raw_exec"
+		j.Periodic = &model.Periodic{Enabled: true, Specs: []string{"* * * * *"}}
+		l.do(t, &command.JobRegister{Now: time.Now().UnixNano(), Job: j})
+		children := func() (n int) {
+			synctest.Wait()
+			for range l.store.Snapshot().ChildJobs(nil, "default", "often") {
+				n++
+			}
+			return n
+		}
+		allow := func(n *model.Namespace) {
+			n.Name = "default"
+			l.do(t, &command.NamespaceUpsert{Now: time.Now().UnixNano(), Namespace: n})
+		}
+		time.Sleep(2*time.Minute + time.Second)
+		if children() != 2 {
+			t.Fatalf("%d starts in two minutes", children())
+		}
+		allow(&model.Namespace{DisabledDrivers: []string{"raw_exec"}})
+		time.Sleep(10 * time.Minute)
+		if children() != 2 {
+			t.Errorf("%d starts: it runs with a driver that its namespace forbids", children())
+		}
+		allow(&model.Namespace{AllowedPools: []string{"gpu"}, DefaultPool: "gpu"})
+		time.Sleep(time.Minute)
+		if children() != 2 {
+			t.Errorf("%d starts: it runs in a pool that its namespace does not allow", children())
+		}
+		allow(&model.Namespace{})
+		if children() != 3 {
+			t.Errorf("%d starts once it is allowed again, want one more", children())
+		}
+		time.Sleep(time.Minute)
+		if children() != 4 {
+			t.Errorf("%d starts a minute later", children())
+		}
+	})
+}
+
 func TestAJobThatMayNotOverlapWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, stop := paused(t, leader.Config{})

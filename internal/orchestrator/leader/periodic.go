@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/command"
 	"rockpool/internal/orchestrator/cron"
 	"rockpool/internal/orchestrator/model"
@@ -14,6 +15,7 @@ import (
 // periodic starts jobs by the clock. When a job was started last is in the state: what became due while nobody led is made up for once, however often it was.
 type periodic struct {
 	schedules map[[2]string]*planned
+	log       logging.Logger
 }
 
 // planned is a job's schedule with what it was worked out of.
@@ -23,10 +25,11 @@ type planned struct {
 	due      time.Time // zero = never
 	schedule *cron.Schedule
 	err      error
+	held     string // why it was not started when it was due; it is once nothing stands against it
 }
 
 func (t *term) dispatchPeriodic(ctx context.Context) error {
-	p := &periodic{schedules: map[[2]string]*planned{}}
+	p := &periodic{schedules: map[[2]string]*planned{}, log: t.cfg.Logger}
 	for {
 		watch := state.NewWatch()
 		entries, next := p.steps(t.cfg.Store.Snapshot(), watch, time.Now())
@@ -55,6 +58,7 @@ func (p *periodic) steps(snap *state.Snapshot, w state.Watch, now time.Time) (en
 		case s.err != nil || s.due.IsZero():
 		case s.due.After(now):
 			next = soonest(next, s.due.UnixNano())
+		case p.holds(s, j, Misplaced(snap, w, j)):
 		default:
 			at := s.due
 			if later := s.schedule.Next(at); !later.IsZero() && !later.After(now) {
@@ -69,6 +73,15 @@ func (p *periodic) steps(snap *state.Snapshot, w state.Watch, now time.Time) (en
 		}
 	}
 	return entries, next
+}
+
+// holds tells of a job, once, that it is not started, and reports whether there is a reason for that.
+func (p *periodic) holds(s *planned, j *model.Job, reason string) bool {
+	if reason != "" && reason != s.held {
+		p.log.WithFields(logging.Fields{"namespace": j.Namespace, "job_id": j.ID, "reason": reason}).Warn("a periodic job is due and not allowed where it is, it is not started")
+	}
+	s.held = reason
+	return reason != ""
 }
 
 func (p *periodic) plan(k [2]string, j *model.Job, l *state.Launch) *planned {

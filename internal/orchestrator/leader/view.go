@@ -12,6 +12,7 @@ import (
 type view struct {
 	snap  *state.Snapshot
 	fleet *sched.Fleet
+	next  *model.Job // that is to be registered; nil = none
 }
 
 // View shows a snapshot to the scheduler, for those who want to know what it would decide.
@@ -19,13 +20,20 @@ func (l *Leader) View(snap *state.Snapshot) sched.State {
 	if t := l.current(); t != nil {
 		return t.view(snap)
 	}
-	return view{snap, sched.NewFleet(snap.Nodes(nil, ""), snap.Allocs(nil, ""))}
+	return view{snap, sched.NewFleet(snap.Nodes(nil, ""), snap.Allocs(nil, "")), nil}
 }
 
-func (t *term) view(snap *state.Snapshot) view { return view{snap, t.ledger.current()} }
+func (t *term) view(snap *state.Snapshot) view { return view{snap, t.ledger.current(), nil} }
 
-func (v view) Index() uint64                       { return v.snap.Index() }
-func (v view) Job(namespace, id string) *model.Job { return v.snap.Job(nil, namespace, id) }
+func (v view) Index() uint64 { return v.snap.Index() }
+
+func (v view) Job(namespace, id string) *model.Job {
+	if v.next != nil && v.next.Namespace == namespace && v.next.ID == id {
+		return v.next
+	}
+	return v.snap.Job(nil, namespace, id)
+}
+
 func (v view) AllocsByJob(namespace, id string) iter.Seq[*model.Allocation] {
 	return v.snap.AllocsByJob(nil, namespace, id)
 }

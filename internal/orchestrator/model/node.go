@@ -127,6 +127,7 @@ type NodeLease struct {
 	HeartbeatTTL time.Duration // the node is down when it has not been heard of for this long and the servers' grace
 	Index        uint64
 	Servers      []string `json:",omitempty"` // URLs of the HTTP API of all servers; empty = as the node knows them
+	Packed       bool     `json:",omitempty"` // the server reads reports in their packed form
 }
 
 // AllocPush is one message on the stream from a server to a node. The first message of a stream is a full one.
@@ -139,3 +140,15 @@ type AllocPush struct {
 	Allocs     []*Allocation // with their Job
 	Purged     []string      // allocation ids whose record is gone
 }
+
+// PackedPush is an AllocPush with its allocations in the form of package packed, their jobs in MessagePack, and without how they came to be placed. A node asks for
+// such with PackedType as what it accepts.
+type PackedPush struct {
+	Generation uint64
+	Full       bool
+	Packed     []byte
+	Purged     []string
+}
+
+// PackedType is the media type of a stream of PackedPush, each in JSON.
+const PackedType = "application/vnd.rockpool.packed+json"

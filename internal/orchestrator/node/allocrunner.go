@@ -51,6 +51,7 @@ type allocRunner struct {
 	quiet   chan struct{} // closed when no task runs or ever will
 	saving  sync.Mutex    // held over writing the state, so that an older one never overwrites a newer
 	network networkOf
+	share   share
 	offers  offers
 
 	mu          sync.Mutex
@@ -157,6 +158,9 @@ func (r *allocRunner) run(ctx context.Context) {
 	}
 	if err := r.network.detach(ctx, r); err != nil {
 		r.log.WithError(err).Error("the network of an allocation could not be taken back, it will be tried again")
+	}
+	if err := r.share.close(r.agent.db.files(r.id)); err != nil {
+		r.log.WithError(err).Error("the directory that an allocation's tasks shared is left")
 	}
 	close(r.quiet)
 	for !r.purge.isSet() {

@@ -37,6 +37,15 @@ func (t *taskRunner) furnish(d driver.Driver, cfg *driver.TaskConfig, n *model.N
 	if bare, ok := d.(driver.Bare); !ok || !bare.Bare() {
 		cfg.Env["NOMAD_TASK_DIR"], cfg.Env["NOMAD_SECRETS_DIR"] = path.Join(base, localDir), path.Join(base, secretsDir)
 	}
+	if s, ok := d.(driver.Sharer); ok && s.Shares(spec) {
+		cfg.Env["NOMAD_ALLOC_DIR"] = driver.SharedDir
+		if len(g.Tasks) > 1 {
+			var err error
+			if cfg.AllocDir, err = t.alloc.share.open(t.alloc.agent.db.files(a.ID), a.Resources.DiskMB); err != nil {
+				return &setupError{fmt.Errorf("make the allocation's directory: %w", err)}
+			}
+		}
+	}
 	for i, tmpl := range spec.Templates {
 		text, err := template.Render(tmpl.Text, cfg.Env)
 		if err != nil {

@@ -6,4 +6,10 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// becomeAgent makes this process an agent instead, where a test has started it as one.
+var becomeAgent = func() {}
+
+func TestMain(m *testing.M) {
+	becomeAgent()
+	goleak.VerifyTestMain(m)
+}

@@ -18,6 +18,7 @@ import (
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/link"
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/packed"
 )
 
 const (
@@ -37,6 +38,7 @@ type Remote struct {
 	token    string
 	client   *http.Client
 	current  atomic.Uint32
+	dense    atomic.Bool // the server reads packed reports
 
 	mu      sync.Mutex
 	given   []string      // the addresses that it was made with
@@ -135,6 +137,7 @@ func (r *Remote) Connect(ctx context.Context, addr string) (io.ReadWriteCloser, 
 // Register makes the node known.
 func (r *Remote) Register(ctx context.Context, n *model.Node) (lease model.NodeLease, err error) {
 	err = r.call(ctx, http.MethodPut, "register", n, &lease)
+	r.dense.Store(lease.Packed)
 	r.learn(lease.Servers)
 	return lease, err
 }
@@ -142,12 +145,27 @@ func (r *Remote) Register(ctx context.Context, n *model.Node) (lease model.NodeL
 // Heartbeat tells that the node lives.
 func (r *Remote) Heartbeat(ctx context.Context) (lease model.NodeLease, err error) {
 	err = r.call(ctx, http.MethodPut, "heartbeat", nil, &lease)
+	r.dense.Store(lease.Packed)
 	r.learn(lease.Servers)
 	return lease, err
 }
 
 // UpdateAllocations reports states.
 func (r *Remote) UpdateAllocations(ctx context.Context, updates []model.AllocUpdate) error {
+	if r.dense.Load() {
+		list := make([]*model.AllocUpdate, len(updates))
+		for i := range updates {
+			list[i] = &updates[i]
+		}
+		b, err := packed.Reports(list)
+		if err != nil {
+			return fmt.Errorf("pack reports: %w", err)
+		}
+		if err := r.call(ctx, http.MethodPut, "allocations", b, nil); !fault.Is(err, fault.Invalid) {
+			return err
+		}
+		r.dense.Store(false) // it may have been an older server than the one that was asked
+	}
 	return r.call(ctx, http.MethodPut, "allocations", updates, nil)
 }
 
@@ -172,17 +190,26 @@ func (r *Remote) Watch(ctx context.Context, f func(model.AllocPush) error) error
 	bounded := &io.LimitedReader{R: body, N: maxMessage}
 	lines := json.NewDecoder(&alive{r: bounded, heard: func() { watchdog.Reset(silence) }})
 	for {
-		var p model.AllocPush
+		var in struct {
+			model.AllocPush
+			Packed []byte
+		}
 		bounded.N = maxMessage
-		if err := lines.Decode(&p); err != nil {
+		if err := lines.Decode(&in); err != nil {
 			r.turn()
 			if cause := context.Cause(ctx); cause != nil {
 				err = cause
 			}
 			return fmt.Errorf("read stream of changes: %w", err)
 		}
+		p := in.AllocPush
 		if p.Generation == 0 && !p.Full {
 			continue // a sign of life
+		}
+		if in.Packed != nil {
+			if p.Allocs, err = packed.ReadAllocs(in.Packed, packed.ReadJob); err != nil {
+				return fmt.Errorf("read stream of changes: %w", err)
+			}
 		}
 		if err := f(p); err != nil {
 			return err
@@ -264,6 +291,7 @@ func (r *Remote) request(ctx context.Context, method, base, what string, body io
 		return nil, fmt.Errorf("node %s: %w", what, err)
 	}
 	req.Header.Set("X-Rockpool-Node-Secret", r.identity.Secret)
+	req.Header.Set("Accept", model.PackedType)
 	if r.token != "" {
 		req.Header.Set("X-Nomad-Token", r.token)
 	}

@@ -81,12 +81,12 @@ func TestWhatGoesMakesRoomInTheSamePlan(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			check := newCheck(s.Snapshot())
 			c.plan.Namespace = "default"
-			if refused := check.admit(&c.plan); refused != c.refused || len(c.plan.Stop) != c.stops || c.refused && len(c.plan.Place) != 0 {
+			if refused := check.admit(&c.plan, false); refused != c.refused || len(c.plan.Stop) != c.stops || c.refused && len(c.plan.Place) != 0 {
 				t.Errorf("refused is %v, %d are placed, %d stopped", refused, len(c.plan.Place), len(c.plan.Stop))
 			}
 			// What was given up is there for the next plan.
 			next := state.Placement{JobID: "j", Place: []*model.Allocation{placed("j", "z", "n1", 20)}}
-			if check.admit(&next); len(next.Place) != 1 {
+			if check.admit(&next, false); len(next.Place) != 1 {
 				t.Error("20 MHz are free and were refused")
 			}
 		})
@@ -110,7 +110,7 @@ func TestNodesThatTakeNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := &state.Placement{Namespace: "default", JobID: "j", Place: []*model.Allocation{placed("j", "a", "n1", 1)}}
-		if !newCheck(s.Snapshot()).admit(p) || len(p.Place) != 0 {
+		if !newCheck(s.Snapshot()).admit(p, false) || len(p.Place) != 0 {
 			t.Errorf("a node that is %s took something", name)
 		}
 	}
@@ -132,7 +132,7 @@ func TestWhatIsAcceptedFits(t *testing.T) {
 						p.Stop = append(p.Stop, state.Stop{AllocID: rapid.SampledFrom(there).Draw(t, "victim"), Desired: model.DesiredEvict, PreemptedBy: id})
 					}
 				}
-				check.admit(p)
+				check.admit(p, false)
 				plans = append(plans, p)
 			}
 			for i, p := range plans {

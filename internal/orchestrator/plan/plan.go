@@ -1,5 +1,5 @@
 // Package plan applies plans: it checks each against the newest state and against what was accepted beside it, and commits all
-// that are waiting in one log entry.
+// that are waiting in one log entry. A plan may come with the registration of its job, which then is in that entry too.
 //
 // Invariant: what was accepted fits. Workers plan on snapshots and may plan the same room twice; the one goroutine of the
 // [Applier] decides, and what it refuses is planned again on a state that is new enough.
@@ -7,6 +7,7 @@ package plan
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -30,19 +31,29 @@ type Result struct {
 	Partial bool   // something was refused: plan again on a state of at least Index
 }
 
+// Registration is that of a job which is placed in the same entry.
+type Registration struct {
+	Entry     []byte // a command.JobRegister, see Encode
+	Namespace string
+	JobID     string
+}
+
 type submission struct {
-	plan   *state.Placement
-	answer chan<- answer // of 1
+	plan     *state.Placement
+	register *Registration // nil = the job is there
+	answer   chan<- answer // of 1
 }
 
 type answer struct {
-	result Result
-	err    error
+	result     Result
+	registered any // what the registration came to; an error = it was refused
+	err        error
 }
 
 const (
-	maxBatch   = 128             // plans in one entry
-	applyBound = 5 * time.Second // of one entry
+	maxBatch   = 128              // plans in one entry
+	maxPlaced  = 4096             // placements in one entry, unless a single plan has more: what else waits for the log waits that long
+	applyBound = 10 * time.Second // of one entry
 )
 
 // Applier is the one place where plans become state.
@@ -50,6 +61,9 @@ type Applier struct {
 	store *state.Store
 	log   Log
 	queue chan submission
+	ended chan struct{} // closed when Run has returned
+	// Encode makes the form on the log of an entry that becomes part of a command.Batch. Without it nothing may be registered.
+	Encode func(entry any) ([]byte, error)
 	// Measure is told how long the steps took. nil = nobody is.
 	Measure func(name string, start time.Time)
 }
@@ -65,73 +79,200 @@ func (a *Applier) Waiting() int { return len(a.queue) }
 
 // New makes an applier.
 func New(s *state.Store, l Log) *Applier {
-	return &Applier{store: s, log: l, queue: make(chan submission, maxBatch)}
+	return &Applier{store: s, log: l, queue: make(chan submission, maxBatch), ended: make(chan struct{})}
 }
 
 // Submit hands in a plan and waits for its result. The plan is the applier's from here on.
 func (a *Applier) Submit(ctx context.Context, p *state.Placement) (Result, error) {
+	r := a.hand(ctx, submission{plan: p})
+	return r.result, r.err
+}
+
+// Register registers a job and places it in one entry: all that the plan places, or nothing, if a part does not fit or the job was there before. The result is
+// what the registration alone would have come to.
+func (a *Applier) Register(ctx context.Context, r *Registration, p *state.Placement) (result any, index uint64, err error) {
+	done := a.hand(ctx, submission{plan: p, register: r})
+	if done.err != nil {
+		return nil, 0, done.err
+	}
+	if refused, _ := done.registered.(error); refused != nil {
+		return nil, done.result.Index, refused
+	}
+	return done.registered, done.result.Index, nil
+}
+
+func (a *Applier) hand(ctx context.Context, s submission) answer {
 	ch := make(chan answer, 1)
+	s.answer = ch
 	select {
-	case a.queue <- submission{p, ch}:
+	case a.queue <- s:
+	case <-a.ended:
+		return answer{err: errEnded()}
 	case <-ctx.Done():
-		return Result{}, context.Cause(ctx)
+		return answer{err: context.Cause(ctx)}
 	}
 	select {
 	case r := <-ch:
-		return r.result, r.err
+		return r
+	case <-a.ended:
+		select { // it may have been answered last of all
+		case r := <-ch:
+			return r
+		default:
+			return answer{err: errEnded()}
+		}
 	case <-ctx.Done():
-		return Result{}, context.Cause(ctx)
+		return answer{err: context.Cause(ctx)}
 	}
 }
 
-// Run applies until ctx ends.
+func errEnded() error { return fault.New(fault.Unavailable, "No cluster leader") }
+
+// Run applies until ctx ends. What waits then is refused.
 func (a *Applier) Run(ctx context.Context) error {
+	defer close(a.ended)
+	var kept *submission // that could not be in the last entry
 	for {
 		var batch []submission
-		select {
-		case s := <-a.queue:
-			batch = append(batch, s)
-		case <-ctx.Done():
-			return nil
-		}
-		for more := true; more && len(batch) < maxBatch; {
+		if kept != nil {
+			batch, kept = append(batch, *kept), nil
+		} else {
 			select {
 			case s := <-a.queue:
 				batch = append(batch, s)
-			default:
-				more = false
+			case <-ctx.Done():
+				return nil
 			}
 		}
+		batch, kept = a.gather(batch)
 		a.apply(ctx, batch)
 	}
+}
+
+// gather takes what waits, until the entry is full or the next registration is of a job that is in it already: two versions of one job in one entry could not be
+// told apart by their index.
+func (a *Applier) gather(batch []submission) (_ []submission, kept *submission) {
+	jobs := map[[2]string]bool{}
+	if r := batch[0].register; r != nil {
+		jobs[[2]string{r.Namespace, r.JobID}] = true
+	}
+	for placed := len(batch[0].plan.Place); len(batch) < maxBatch && placed < maxPlaced; {
+		select {
+		case s := <-a.queue:
+			if r := s.register; r != nil {
+				k := [2]string{r.Namespace, r.JobID}
+				if jobs[k] {
+					return batch, &s
+				}
+				jobs[k] = true
+			}
+			batch = append(batch, s)
+			placed += len(s.plan.Place)
+		default:
+			return batch, nil
+		}
+	}
+	return batch, nil
 }
 
 func (a *Applier) apply(ctx context.Context, batch []submission) {
 	start := time.Now()
 	check := newCheck(a.store.Snapshot())
-	entry := &command.PlanResults{Now: time.Now().UnixNano()}
 	partial := make([]bool, len(batch))
 	for i, s := range batch {
-		partial[i] = check.admit(s.plan)
-		entry.Plans = append(entry.Plans, s.plan)
+		partial[i] = check.admit(s.plan, s.register != nil)
 	}
 	a.measure("nomad.nomad.plan.evaluate", start)
-	ctx, cancel := context.WithTimeout(ctx, applyBound)
+	bound, cancel := context.WithTimeout(ctx, applyBound)
 	defer cancel()
 	start = time.Now()
-	result, index, err := a.log.Apply(ctx, entry)
-	a.measure("nomad.nomad.plan.apply", start)
-	placed, ok := result.([]state.Placed)
-	if err == nil && !ok {
-		err = fault.New(fault.Internal, "the log answered a plan with %T", result)
+	answers, index, err := a.commit(bound, batch)
+	if err != nil && ctx.Err() != nil { // the end of a leadership: the outcome is not known here
+		err = fault.Wrap(fault.Unavailable, err, "No cluster leader")
 	}
+	a.measure("nomad.nomad.plan.apply", start)
 	for i, s := range batch {
 		if err != nil {
 			s.answer <- answer{err: fmt.Errorf("apply the plan: %w", err)}
 			continue
 		}
-		s.answer <- answer{result: Result{placed[i], index, partial[i] || placed[i].Refused}}
+		answers[i].result.Index = index
+		answers[i].result.Partial = partial[i] || answers[i].result.Refused
+		s.answer <- answers[i]
 	}
+}
+
+// commit brings a batch onto the log as one entry: the plans alone, or registrations, then the plans of these, then the others.
+func (a *Applier) commit(ctx context.Context, batch []submission) ([]answer, uint64, error) {
+	var registered, atOnce, others []int // of the batch
+	for i, s := range batch {
+		switch {
+		case s.register == nil:
+			others = append(others, i)
+		case len(s.plan.Place) == 0:
+			registered = append(registered, i)
+		default:
+			registered, atOnce = append(registered, i), append(atOnce, i)
+		}
+	}
+	answers := make([]answer, len(batch))
+	now := time.Now().UnixNano()
+	plans := &command.PlanResults{Now: now, Plans: plansAt(batch, others)}
+	if len(registered) == 0 {
+		result, index, err := a.log.Apply(ctx, plans)
+		if err == nil {
+			err = placedAt(answers, others, result)
+		}
+		return answers, index, err
+	}
+	entry := &command.Batch{Now: now}
+	for _, i := range registered {
+		entry.Entries = append(entry.Entries, batch[i].register.Entry)
+	}
+	ofNew, err := command.NewJobPlans(now, plansAt(batch, atOnce))
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, e := range []any{ofNew, plans} {
+		b, err := a.Encode(e)
+		if err != nil {
+			return nil, 0, err
+		}
+		entry.Entries = append(entry.Entries, b)
+	}
+	result, index, err := a.log.Apply(ctx, entry)
+	if err != nil {
+		return nil, 0, err
+	}
+	results, ok := result.([]any)
+	if !ok || len(results) != len(entry.Entries) {
+		return nil, 0, fault.New(fault.Internal, "the log answered a batch of %d with %T", len(entry.Entries), result)
+	}
+	for n, i := range registered {
+		answers[i].registered = results[n]
+	}
+	results = results[len(registered):]
+	return answers, index, errors.Join(placedAt(answers, atOnce, results[0]), placedAt(answers, others, results[1]))
+}
+
+func plansAt(batch []submission, of []int) []*state.Placement {
+	list := make([]*state.Placement, len(of))
+	for n, i := range of {
+		list[n] = batch[i].plan
+	}
+	return list
+}
+
+// placedAt takes over what the log made of plans.
+func placedAt(answers []answer, of []int, result any) error {
+	placed, ok := result.([]state.Placed)
+	if !ok || len(placed) != len(of) {
+		return fault.New(fault.Internal, "the log answered %d plans with %T", len(of), result)
+	}
+	for n, i := range of {
+		answers[i].result.Placed = placed[n]
+	}
+	return nil
 }
 
 // check is the state with what a batch has been promised so far.
@@ -147,8 +288,12 @@ func newCheck(s *state.Snapshot) *check {
 }
 
 // admit takes out of a plan what does not fit, and reports whether there was such. What the plan itself ends to make room counts as gone, but only if what
-// it makes room for is accepted. A job that wants all or nothing gets nothing unless all fit.
-func (c *check) admit(p *state.Placement) (refused bool) {
+// it makes room for is accepted. A job that wants all or nothing, or that is not there yet, gets nothing unless all fit.
+func (c *check) admit(p *state.Placement, unknown bool) (refused bool) {
+	if unknown && c.snap.QuotaOf(p.Namespace) != nil { // what it takes of a quota is known from the job
+		p.Place = nil
+		return true
+	}
 	evicted := map[string][]*model.Allocation{} // by what they make room for
 	for _, s := range p.Stop {
 		if a := c.snap.Alloc(nil, s.AllocID); s.PreemptedBy != "" && a != nil && a.Holds() && !c.gone[a.ID] {
@@ -174,7 +319,7 @@ func (c *check) admit(p *state.Placement) (refused bool) {
 		fits = append(fits, a)
 	}
 	if refused {
-		if j := c.snap.Job(nil, p.Namespace, p.JobID); j != nil && j.AllAtOnce {
+		if j := c.snap.Job(nil, p.Namespace, p.JobID); unknown || j != nil && j.AllAtOnce {
 			for _, a := range fits {
 				c.takeBack(p, a, took[a.ID])
 			}

@@ -42,29 +42,10 @@ func (s *Snapshot) NewestEndedAllocs() iter.Seq[*model.Allocation] {
 }
 
 func since[T any](s *Snapshot, table, from string) iter.Seq[*T] {
-	return func(yield func(*T) bool) {
-		it, err := s.txn.LowerBound(table, "ended", from)
-		if err != nil {
-			panic("state: " + err.Error())
-		}
-		for v := it.Next(); v != nil; v = it.Next() {
-			if !yield(v.(*T)) {
-				return
-			}
-		}
-	}
+	return atLeast[T](s, table, "ended", from)
 }
 
 func newest[T any](s *Snapshot, table string) iter.Seq[*T] {
-	return func(yield func(*T) bool) {
-		it, err := s.txn.GetReverse(table, "ended")
-		if err != nil {
-			panic("state: " + err.Error())
-		}
-		for v := it.Next(); v != nil; v = it.Next() {
-			if !yield(v.(*T)) {
-				return
-			}
-		}
-	}
+	no := tableNo(table)
+	return objects[T](s.txn.backwards(no, indexNo(no, "ended")))
 }

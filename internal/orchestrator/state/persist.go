@@ -8,29 +8,23 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"reflect"
 	"slices"
 
-	"github.com/hashicorp/go-memdb"
 	"github.com/hashicorp/go-msgpack/v2/codec"
 
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/packed"
 )
 
-// Handle is the one binary encoding of model values: MessagePack with sorted maps, so that equal values give equal bytes.
-var Handle = func() *codec.MsgpackHandle {
-	h := &codec.MsgpackHandle{WriteExt: true}
-	h.Canonical = true
-	h.RawToString = true
-	h.MapType = reflect.TypeFor[map[string]any]()
-	return h
-}()
+// Handle is the one binary encoding of model values.
+var Handle = packed.Handle
 
 // Kinds of records in a snapshot that are no table's. They are on disk: never renumber.
 const (
 	recordHeader = 1
 	recordSpec   = 6 // a specification that only allocations still have
 	recordEnd    = 99
+	recordAllocs = 109 // many allocations, packed, each with the JobModifyIndex of its specification
 
 	formatVersion = 1
 )
@@ -56,7 +50,8 @@ func keyOf(j *model.Job) specKey { return specKey{jobKey{j.Namespace, j.ID}, j.J
 type writer struct {
 	enc   *codec.Encoder
 	specs map[specKey]bool // that were written
-	err   error            // the first
+	dense bool
+	err   error // the first
 }
 
 func (w *writer) put(kind uint8, v any) {
@@ -74,10 +69,76 @@ type reader struct {
 	specs map[specKey]*model.Job
 }
 
+// packedAllocs is a record of many allocations.
+type packedAllocs struct {
+	Allocs []byte   // see packed.Allocs
+	Specs  []uint64 // by allocation
+}
+
+const allocsInRecord = 1024
+
+// allocs writes all allocations, a job's beside each other, since these have most in common.
+func (w *writer) allocs(s *Snapshot) {
+	list := make([]*model.Allocation, 0, allocsInRecord)
+	record := packedAllocs{}
+	write := func() {
+		var err error
+		if record.Allocs, err = packed.Allocs(list, packed.Options{}); err != nil {
+			w.err = cmp.Or(w.err, err)
+			return
+		}
+		w.put(recordAllocs, record)
+		list, record.Specs = list[:0], record.Specs[:0]
+	}
+	for a := range all[model.Allocation](s, nil, tableAllocs, "job") {
+		w.spec(a.Job)
+		list, record.Specs = append(list, a), append(record.Specs, a.Job.JobModifyIndex)
+		if len(list) == allocsInRecord {
+			write()
+		}
+	}
+	if len(list) > 0 {
+		write()
+	}
+}
+
+// spec writes a specification unless it was written before.
+func (w *writer) spec(j *model.Job) {
+	if k := keyOf(j); !w.specs[k] {
+		w.specs[k] = true
+		w.put(recordSpec, bare(j))
+	}
+}
+
+func (r *reader) allocs(txn *txn) error {
+	var record packedAllocs
+	if err := r.dec.Decode(&record); err != nil {
+		return err
+	}
+	list, err := packed.ReadAllocs(record.Allocs, nil)
+	if err != nil {
+		return err
+	}
+	if len(list) != len(record.Specs) {
+		return fmt.Errorf("a record has %d allocations with %d specifications", len(list), len(record.Specs))
+	}
+	no := tableNo(tableAllocs)
+	for i, a := range list {
+		a.Job = r.specs[specKey{jobKey{a.Namespace, a.JobID}, record.Specs[i]}]
+		txn.put(no, a)
+	}
+	return nil
+}
+
 // Persist writes the whole state. Equal states give equal bytes.
-func (s *Snapshot) Persist(w io.Writer) error {
+func (s *Snapshot) Persist(w io.Writer) error { return s.persist(w, false) }
+
+// PersistDense is Persist in less time and space, but what it writes depends on how the state came to be.
+func (s *Snapshot) PersistDense(w io.Writer) error { return s.persist(w, true) }
+
+func (s *Snapshot) persist(w io.Writer, dense bool) error {
 	b := bufio.NewWriterSize(w, 1<<16)
-	out := &writer{enc: codec.NewEncoder(b, Handle), specs: map[specKey]bool{}}
+	out := &writer{enc: codec.NewEncoder(b, Handle), specs: map[specKey]bool{}, dense: dense}
 	out.put(recordHeader, header{formatVersion, s.Index()})
 	for _, t := range tables {
 		t.persist(s, out)
@@ -103,14 +164,13 @@ func (s *Store) Hash() (string, error) { return s.Snapshot().Hash() }
 
 // Restore replaces the contents by what Persist wrote. Every watch fires. After an error the store is as it was.
 func (s *Store) Restore(r io.Reader) error {
-	db := newDB()
-	txn := db.Txn(true)
+	db := newDatabase()
+	txn := db.write()
 	if err := restore(txn, codec.NewDecoder(bufio.NewReaderSize(r, 1<<16), Handle)); err != nil {
-		txn.Abort()
 		return fmt.Errorf("restore the state: %w", err)
 	}
 	restoreUsage(txn)
-	txn.Commit()
+	txn.commit()
 	s.db.Store(db)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,7 +179,7 @@ func (s *Store) Restore(r io.Reader) error {
 	return nil
 }
 
-func restore(txn *memdb.Txn, dec *codec.Decoder) error {
+func restore(txn *txn, dec *codec.Decoder) error {
 	r := &reader{dec, map[specKey]*model.Job{}}
 	for {
 		var kind uint8
@@ -138,14 +198,20 @@ func restore(txn *memdb.Txn, dec *codec.Decoder) error {
 			if err = dec.Decode(j); err == nil {
 				r.specs[keyOf(j)] = j
 			}
+		case recordAllocs:
+			err = r.allocs(txn)
 		case recordEnd:
-			return recount(txn)
+			recount(txn)
+			return nil
 		default:
-			t, ok := byKind[kind]
+			no, ok := byKind[kind]
 			if !ok {
 				return fmt.Errorf("record kind %d is not known: a newer version wrote this snapshot", kind)
 			}
-			err = t.restore(txn, r)
+			var v any
+			if v, err = tables[no].restore(r); err == nil {
+				txn.put(no, v)
+			}
 		}
 		if err != nil {
 			return err

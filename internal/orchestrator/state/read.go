@@ -2,54 +2,82 @@ package state
 
 import (
 	"iter"
-
-	"github.com/hashicorp/go-memdb"
+	"strings"
 
 	"rockpool/internal/orchestrator/model"
 )
 
 // Snapshot is the state at one index.
 type Snapshot struct {
-	txn      *memdb.Txn
+	txn      *txn
 	replaced <-chan struct{}
 }
 
-func (s *Snapshot) watch(w Watch, ch <-chan struct{}) {
+func (s *Snapshot) watch(w Watch, what span) {
 	if w != nil {
-		w.Add(ch)
-		w.Add(s.replaced)
+		w[s.txn.watch(what)] = struct{}{}
+		w[s.replaced] = struct{}{}
 	}
 }
 
-func first[T any](s *Snapshot, w Watch, table string, args ...any) *T {
-	ch, v, err := s.txn.FirstWatch(table, "id", args...)
-	if err != nil {
-		panic("state: " + err.Error())
+// tableNo is a table's place; indexNo that of one of its indexes.
+func tableNo(name string) int {
+	no, ok := byName[name]
+	if !ok {
+		panic("state: there is no table " + name)
 	}
-	s.watch(w, ch)
-	if v == nil {
-		return nil
-	}
-	return v.(*T)
+	return no
 }
 
-func all[T any](s *Snapshot, w Watch, table, index string, args ...any) iter.Seq[*T] {
-	it, err := s.txn.Get(table, index, args...)
-	if err != nil {
-		panic("state: " + err.Error())
+func indexNo(table int, name string) int {
+	if name == "id" {
+		return 0
 	}
-	s.watch(w, it.WatchCh())
+	for i := range tables[table].shape.more {
+		if tables[table].shape.more[i].name == name {
+			return i + 1
+		}
+	}
+	panic("state: " + tables[table].shape.name + " has no index " + name)
+}
+
+func first[T any](s *Snapshot, w Watch, table string, id ...string) *T {
+	no := tableNo(table)
+	if w != nil {
+		s.watch(w, span{table: no, key: join(id)})
+	}
+	if v := s.txn.first(no, id); v != nil {
+		return v.(*T)
+	}
+	return nil
+}
+
+// all yields what is in an index under these parts of its key, in its order. None = all. With "_prefix" behind the index's name the last one is the beginning
+// of a part.
+func all[T any](s *Snapshot, w Watch, table, index string, parts ...string) iter.Seq[*T] {
+	what := span{table: tableNo(table)}
+	index, open := strings.CutSuffix(index, "_prefix")
+	what.index = indexNo(what.table, index)
+	if open {
+		what.key = join(parts[:len(parts)-1])
+		s.watch(w, what)
+		what.key += parts[len(parts)-1]
+	} else {
+		what.key = join(parts)
+		s.watch(w, what)
+	}
+	return objects[T](s.txn.walk(what))
+}
+
+// atLeast yields what is in an index at these parts of its key or behind them.
+func atLeast[T any](s *Snapshot, table, index string, parts ...string) iter.Seq[*T] {
+	no := tableNo(table)
+	return objects[T](s.txn.walk(span{table: no, index: indexNo(no, index), key: join(parts), from: true}))
+}
+
+func objects[T any](walk iter.Seq[any]) iter.Seq[*T] {
 	return func(yield func(*T) bool) {
-		// A new iterator for each walk, so that the sequence may be walked twice.
-		it, err := s.txn.Get(table, index, args...)
-		if err != nil {
-			panic("state: " + err.Error())
-		}
-		for v := it.Next(); v != nil; v = it.Next() {
-			if !yield(v.(*T)) {
-				return
-			}
-		}
+		walk(func(v any) bool { return yield(v.(*T)) })
 	}
 }
 
@@ -147,12 +175,8 @@ func (s *Snapshot) AllocsByNode(w Watch, id string) iter.Seq[*model.Allocation] 
 // AllocsByNodeSince yields those of a node's allocations that the servers changed after index, in the order of the changes.
 func (s *Snapshot) AllocsByNodeSince(id string, index uint64) iter.Seq[*model.Allocation] {
 	return func(yield func(*model.Allocation) bool) {
-		it, err := s.txn.LowerBound(tableAllocs, "node", id, hexIndex(index+1))
-		if err != nil {
-			panic("state: " + err.Error())
-		}
-		for v := it.Next(); v != nil; v = it.Next() {
-			if a := v.(*model.Allocation); a.NodeID != id || !yield(a) {
+		for a := range atLeast[model.Allocation](s, tableAllocs, "node", id, hexIndex(index+1)) {
+			if a.NodeID != id || !yield(a) {
 				return
 			}
 		}

@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/hashicorp/go-memdb"
-
 	"rockpool/internal/orchestrator/model"
 )
 
@@ -74,89 +72,31 @@ type tableState struct {
 	Index uint64
 }
 
-// key indexes an object of type T by a list of strings, each ended by a NUL, so that no key is a prefix of another.
-type key[T any] func(*T) []string
-
-func (k key[T]) FromObject(o any) (bool, []byte, error) {
-	v, ok := o.(*T)
-	if !ok {
-		return false, nil, fmt.Errorf("state: %T in a table of %T", o, v)
-	}
-	parts := k(v)
-	return parts != nil, join(parts), nil
-}
-
-func (k key[T]) FromArgs(args ...any) ([]byte, error) {
-	parts := make([]string, len(args))
-	for i, a := range args {
-		s, ok := a.(string)
-		if !ok {
-			return nil, fmt.Errorf("state: key of type %T", a)
-		}
-		parts[i] = s
-	}
-	return join(parts), nil
-}
-
-func (k key[T]) PrefixFromArgs(args ...any) ([]byte, error) {
-	b, err := k.FromArgs(args...)
-	if err != nil || len(b) == 0 {
-		return nil, err
-	}
-	return b[:len(b)-1], nil
-}
-
-func join(parts []string) []byte {
-	n := 0
-	for _, p := range parts {
-		n += len(p) + 1
-	}
-	b := make([]byte, 0, n)
-	for _, p := range parts {
-		b = append(append(b, p...), 0)
-	}
-	return b
-}
-
 // tableDef is one table: how it is indexed, and how it is written to and read from a snapshot.
 type tableDef struct {
-	schema   *memdb.TableSchema
+	shape    table
 	kind     uint8 // of its records in a snapshot
 	observed bool  // its changes are told to observers
-	id       func(any) []any
 	persist  func(*Snapshot, *writer)
-	restore  func(*memdb.Txn, *reader) error
+	restore  func(*reader) (any, error)
 }
 
 // define makes a table of T. kind is on disk: never renumber, never use one again. id is the primary key, more are other indexes; a nil key leaves the
 // object out of its index.
 func define[T any](name string, kind uint8, observed bool, id func(*T) []string, more map[string]func(*T) []string) tableDef {
-	t := &memdb.TableSchema{Name: name, Indexes: map[string]*memdb.IndexSchema{
-		"id": {Name: "id", Unique: true, Indexer: key[T](id)},
-	}}
-	for n, k := range more {
-		t.Indexes[n] = &memdb.IndexSchema{Name: n, AllowMissing: true, Indexer: key[T](k)}
+	shape := table{name: name, id: func(v any) []string { return id(v.(*T)) }}
+	for _, n := range sortedKeys(more) {
+		shape.more = append(shape.more, index{n, func(v any) []string { return more[n](v.(*T)) }})
 	}
-	return tableDef{schema: t, kind: kind, observed: observed,
-		id: func(v any) []any {
-			parts := id(v.(*T))
-			args := make([]any, len(parts))
-			for i, p := range parts {
-				args[i] = p
-			}
-			return args
-		},
+	return tableDef{shape: shape, kind: kind, observed: observed,
 		persist: func(s *Snapshot, w *writer) {
 			for v := range all[T](s, nil, name, "id") {
 				w.put(kind, v)
 			}
 		},
-		restore: func(txn *memdb.Txn, r *reader) error {
+		restore: func(r *reader) (any, error) {
 			v := new(T)
-			if err := r.dec.Decode(v); err != nil {
-				return err
-			}
-			return txn.Insert(name, v)
+			return v, r.dec.Decode(v)
 		},
 	}
 }
@@ -209,13 +149,13 @@ func versionTable() tableDef {
 			w.specs[keyOf(j)] = true
 		}
 	}
-	t.restore = func(txn *memdb.Txn, r *reader) error {
+	t.restore = func(r *reader) (any, error) {
 		j := new(model.Job)
 		if err := r.dec.Decode(j); err != nil {
-			return err
+			return nil, err
 		}
 		r.specs[keyOf(j)] = j
-		return txn.Insert(tableVersions, j)
+		return j, nil
 	}
 	return t
 }
@@ -234,52 +174,43 @@ func allocTable() tableDef {
 		},
 	})
 	t.persist = func(s *Snapshot, w *writer) {
+		if w.dense {
+			w.allocs(s)
+			return
+		}
 		for a := range all[model.Allocation](s, nil, tableAllocs, "id") {
-			if k := keyOf(a.Job); !w.specs[k] {
-				w.specs[k] = true
-				w.put(recordSpec, bare(a.Job))
-			}
+			w.spec(a.Job)
 			c := *a
 			c.Job = nil
 			w.put(t.kind, allocRecord{&c, a.Job.JobModifyIndex})
 		}
 	}
-	t.restore = func(txn *memdb.Txn, r *reader) error {
+	t.restore = func(r *reader) (any, error) {
 		var a allocRecord
 		if err := r.dec.Decode(&a); err != nil {
-			return err
+			return nil, err
 		}
 		a.Alloc.Job = r.specs[specKey{jobKey{a.Alloc.Namespace, a.Alloc.JobID}, a.Spec}]
-		return txn.Insert(tableAllocs, a.Alloc)
+		return a.Alloc, nil
 	}
 	return t
 }
 
-func schema() *memdb.DBSchema {
-	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
-	for _, t := range tables {
-		if s.Tables[t.schema.Name] != nil {
-			panic("state: two tables are called " + t.schema.Name)
-		}
-		s.Tables[t.schema.Name] = t.schema
-	}
-	return s
-}
-
-// byKind finds the table of a snapshot's record; observed are those whose changes are told; idOf is the primary key of an object.
+// byKind finds the table of a snapshot's record, byName that of a name. Both have places in tables.
 var (
-	byKind   = map[uint8]tableDef{}
-	observed = map[string]bool{}
-	idOf     = map[string]func(any) []any{}
+	byKind = map[uint8]int{}
+	byName = map[string]int{}
 )
 
 func init() {
-	for _, t := range tables {
-		if _, taken := byKind[t.kind]; taken || t.kind == recordHeader || t.kind == recordSpec || t.kind == recordEnd {
+	for i, t := range tables {
+		if _, taken := byKind[t.kind]; taken || t.kind == recordHeader || t.kind == recordSpec || t.kind == recordEnd || t.kind == recordAllocs {
 			panic(fmt.Sprintf("state: record kind %d is used twice", t.kind))
 		}
-		byKind[t.kind] = t
-		observed[t.schema.Name], idOf[t.schema.Name] = t.observed, t.id
+		if _, taken := byName[t.shape.name]; taken {
+			panic("state: two tables are called " + t.shape.name)
+		}
+		byKind[t.kind], byName[t.shape.name] = i, i
 	}
 }
 

@@ -1,21 +1,12 @@
 package state
 
 import (
-	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
 
-	"github.com/hashicorp/go-memdb"
-
 	"rockpool/internal/orchestrator/model"
 )
-
-// Watch collects what a read depends on. A nil Watch collects nothing.
-type Watch = memdb.WatchSet
-
-// NewWatch makes an empty one.
-func NewWatch() Watch { return memdb.NewWatchSet() }
 
 // Commit is one update as observers see it.
 type Commit struct {
@@ -34,7 +25,7 @@ type Change struct {
 
 // Store holds the state. Only one goroutine may update or restore it.
 type Store struct {
-	db atomic.Pointer[memdb.MemDB]
+	db atomic.Pointer[database]
 
 	mu        sync.Mutex
 	observers []*func(Commit) // guarded by mu; replaced, never changed
@@ -44,16 +35,8 @@ type Store struct {
 // New makes an empty store.
 func New() *Store {
 	s := &Store{replaced: make(chan struct{})}
-	s.db.Store(newDB())
+	s.db.Store(newDatabase())
 	return s
-}
-
-func newDB() *memdb.MemDB {
-	db, err := memdb.NewMemDB(schema())
-	if err != nil {
-		panic("state: the schema is broken: " + err.Error())
-	}
-	return db
 }
 
 // Observe has f called after each update, in order, on the goroutine that applies the log: f must be quick and must not block.
@@ -79,7 +62,7 @@ func (s *Store) Observe(f func(Commit)) (end func()) {
 // Snapshot is the state as it is now.
 func (s *Store) Snapshot() *Snapshot {
 	replaced := s.Replaced()
-	return &Snapshot{txn: s.db.Load().Txn(false), replaced: replaced}
+	return &Snapshot{txn: s.db.Load().read(), replaced: replaced}
 }
 
 // Replaced is closed when a restore replaces the contents. It is asked for anew after each.
@@ -115,7 +98,6 @@ func (s *Store) UpdateAll(index uint64, now int64, kind string, steps []Step) []
 			continue
 		}
 		if !slices.Contains(failed, nil) {
-			tx.txn.Abort()
 			return failed
 		}
 		s.commit(tx, Commit{Index: index, Time: now, Kind: kind, Changes: tx.left()})
@@ -125,7 +107,7 @@ func (s *Store) UpdateAll(index uint64, now int64, kind string, steps []Step) []
 
 // try runs the steps that have not failed. One that fails after it has written something spoils the transaction: it is undone, and tried again without.
 func (s *Store) try(index uint64, steps []Step, failed []error) (tx *Tx, again bool) {
-	tx = newTx(Snapshot{txn: s.db.Load().Txn(true)}, index)
+	tx = newTx(Snapshot{txn: s.db.Load().write()}, index)
 	for i, step := range steps {
 		if failed[i] != nil {
 			continue
@@ -134,7 +116,6 @@ func (s *Store) try(index uint64, steps []Step, failed []error) (tx *Tx, again b
 		if err := step.Do(tx); err != nil {
 			failed[i] = err
 			if tx.wrote {
-				tx.txn.Abort()
 				return nil, true
 			}
 			continue
@@ -152,7 +133,7 @@ func (s *Store) commit(tx *Tx, c Commit) {
 		tx.insert(tableIndex, &tableState{table, tx.index})
 	}
 	tx.insert(tableIndex, &tableState{"", tx.index})
-	tx.txn.Commit()
+	tx.txn.commit()
 	s.mu.Lock()
 	observers := s.observers
 	s.mu.Unlock()
@@ -182,41 +163,34 @@ func newTx(s Snapshot, index uint64) *Tx {
 	return &Tx{Snapshot: s, index: index, touched: map[jobKey]bool{}, tables: map[string]bool{}, at: map[any]int{}}
 }
 
+// At is the index of the update.
+func (t *Tx) At() uint64 { return t.index }
+
 func (t *Tx) begin(now int64, kind string) {
 	t.now, t.kind, t.wrote, t.first, t.order = now, kind, false, len(t.changes), nil
 	clear(t.touched)
 	clear(t.at)
 }
 
-// put inserts into a table of the schema.
+// put inserts into a table.
 func (t *Tx) put(table string, v any) {
-	if observed[table] {
-		// The lookup is by the primary key, as that of the insertion.
-		before, err := t.txn.First(table, "id", idOf[table](v)...)
-		if err != nil {
-			panic(fmt.Sprintf("state: look into %s: %v", table, err))
-		}
+	no := tableNo(table)
+	t.note(table)
+	if before := t.txn.put(no, v); tables[no].observed {
 		t.changed(before, v)
 	}
-	t.note(table)
-	t.insert(table, v)
 }
 
-// insert can only fail when the schema and the types do not fit.
-func (t *Tx) insert(table string, v any) {
-	if err := t.txn.Insert(table, v); err != nil {
-		panic(fmt.Sprintf("state: insert into %s: %v", table, err))
-	}
-}
+// insert is put of what nobody observes and no update's change is made of.
+func (t *Tx) insert(table string, v any) { t.txn.put(tableNo(table), v) }
 
 func (t *Tx) delete(table string, v any) {
-	if observed[table] {
+	no := tableNo(table)
+	if tables[no].observed {
 		t.changed(v, nil)
 	}
 	t.note(table)
-	if err := t.txn.Delete(table, v); err != nil {
-		panic(fmt.Sprintf("state: delete from %s: %v", table, err))
-	}
+	t.txn.delete(no, v)
 }
 
 func (t *Tx) note(table string) {
@@ -305,17 +279,15 @@ func (s *Store) Suppose(now int64, f func(*Tx) error) (*Snapshot, error) {
 	s.mu.Lock()
 	replaced := s.replaced
 	s.mu.Unlock()
-	db := s.db.Load().Snapshot()
-	txn := db.Txn(true)
+	txn := s.db.Load().write()
 	tx := newTx(Snapshot{txn: txn, replaced: replaced}, 0)
 	tx.index = tx.Index() + 1
 	tx.begin(now, "")
 	if err := f(tx); err != nil {
-		txn.Abort()
 		return nil, err
 	}
 	tx.deriveStatuses()
 	tx.insert(tableIndex, &tableState{"", tx.index})
-	txn.Commit()
-	return &Snapshot{txn: db.Txn(false), replaced: replaced}, nil
+	txn.own, txn.walks, txn.marks = nil, nil, nil // it only reads from here on
+	return &Snapshot{txn: txn, replaced: replaced}, nil
 }

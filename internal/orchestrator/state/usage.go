@@ -1,8 +1,6 @@
 package state
 
 import (
-	"github.com/hashicorp/go-memdb"
-
 	"rockpool/internal/orchestrator/model"
 )
 
@@ -65,8 +63,8 @@ func (t *Tx) count() {
 		u := changed[node]
 		if !u.Empty() {
 			t.insert(tableUsage, u)
-		} else if _, err := t.txn.DeleteAll(tableUsage, "id", node); err != nil {
-			panic("state: delete usage: " + err.Error())
+		} else {
+			t.txn.delete(tableNo(tableUsage), u)
 		}
 	}
 }
@@ -88,7 +86,7 @@ func sameTasks(a, b map[string]*model.AllocatedTask) bool {
 }
 
 // recount fills in the usage of a store whose allocations were read from a snapshot.
-func recount(txn *memdb.Txn) error {
+func recount(txn *txn) {
 	t := &Tx{Snapshot: Snapshot{txn: txn}}
 	nodes := map[string]*nodeUsage{}
 	for a := range t.Allocs(nil, "") {
@@ -103,9 +101,6 @@ func recount(txn *memdb.Txn) error {
 		u.Add(&a.Resources)
 	}
 	for _, node := range sortedKeys(nodes) {
-		if err := txn.Insert(tableUsage, nodes[node]); err != nil {
-			return err
-		}
+		t.insert(tableUsage, nodes[node])
 	}
-	return nil
 }

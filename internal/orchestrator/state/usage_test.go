@@ -97,7 +97,11 @@ func TestUsageIsTheSumOfWhatIsHeld(t *testing.T) {
 			"collect": func(*rapid.T) { update(func(tx *state.Tx) { tx.Collect(nil, slices.Clone(allocs), nil, nil) }) },
 			"restore": func(t *rapid.T) {
 				var b bytes.Buffer
-				if err := s.Snapshot().Persist(&b); err != nil {
+				persist := s.Snapshot().Persist
+				if rapid.Bool().Draw(t, "dense") {
+					persist = s.Snapshot().PersistDense
+				}
+				if err := persist(&b); err != nil {
 					t.Fatal(err)
 				}
 				other := state.New()

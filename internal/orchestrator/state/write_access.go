@@ -4,8 +4,6 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/hashicorp/go-memdb"
-
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/model"
 )
@@ -535,7 +533,7 @@ func (t *Tx) countNamespaces() {
 }
 
 // restoreUsage counts anew what a snapshot does not say.
-func restoreUsage(txn *memdb.Txn) {
+func restoreUsage(txn *txn) {
 	t := &Tx{Snapshot: Snapshot{txn: txn}}
 	sums := usages{}
 	for a := range t.Allocs(nil, "") {

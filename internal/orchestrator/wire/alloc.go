@@ -48,13 +48,20 @@ type Allocation struct {
 
 // AllocOut makes the wire's allocation, with its job.
 func AllocOut(a *model.Allocation) *Allocation {
+	out := AllocWithoutJob(a)
+	out.Job = JobOut(a.Job)
+	return out
+}
+
+// AllocWithoutJob is the allocation as events have it.
+func AllocWithoutJob(a *model.Allocation) *Allocation {
 	metrics := MetricOut(a.Metrics)
 	if metrics != nil && a.Job != nil {
 		metrics.NodePool = a.Job.NodePool
 	}
 	return (*Allocation)(&api.Allocation{
 		ID: a.ID, Namespace: a.Namespace, EvalID: a.EvalID, Name: a.Name, NodeID: a.NodeID, NodeName: a.NodeName, JobID: a.JobID,
-		Job: JobOut(a.Job), TaskGroup: a.TaskGroup, AllocatedResources: resourcesOut(a), Metrics: metrics,
+		TaskGroup: a.TaskGroup, AllocatedResources: resourcesOut(a), Metrics: metrics,
 		DesiredStatus: a.DesiredStatus, DesiredDescription: a.DesiredDescription, ClientStatus: a.ClientStatus,
 		ClientDescription: a.ClientDescription, TaskStates: statesOut(a.TaskStates), FollowupEvalID: a.FollowupEvalID,
 		PreviousAllocation: a.PreviousAllocation, NextAllocation: a.NextAllocation, CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex,

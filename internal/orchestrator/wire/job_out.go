@@ -109,6 +109,12 @@ func JobStub(j *model.Job, sum *api.JobSummary, meta bool) *api.JobListStub {
 	return out
 }
 
+// WholeJob is a line of a list together with its job.
+type WholeJob struct {
+	*api.JobListStub
+	Job *api.Job `json:",omitempty"`
+}
+
 // Summary counts a job's allocations by group, and what its newest evaluation left queued.
 func Summary(j *model.Job, allocs func(func(*model.Allocation) bool), evals func(func(*model.Evaluation) bool)) *api.JobSummary {
 	out := &api.JobSummary{

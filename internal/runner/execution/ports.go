@@ -51,9 +51,13 @@ const VerdictOutput = "output limit"
 // ErrNotOffered says that the cluster has no such operation.
 var ErrNotOffered = errors.New("the cluster does not offer this")
 
+// ErrLeftRunning says of an exec that failed that its program could not be ended, so that the runner is of no more use.
+var ErrLeftRunning = errors.New("a program was left running")
+
 // Executor starts programs in runners.
 type Executor interface {
-	// Exec returns when the program has ended and all its output was written. An error means that the outcome is not known.
+	// Exec returns when the program has ended and all its output was written. An error means that the outcome is not known, ErrLeftRunning in it that the program
+	// may go on. Stdin is closed in the end, where it is an io.Closer.
 	Exec(ctx context.Context, at Place, spec Spec, stdio Stdio) (exitCode int, err error)
 	// Result asks for the outcome of a program that has ended.
 	Result(ctx context.Context, at Place, id string) (Result, error)

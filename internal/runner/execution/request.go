@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"regexp"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"rockpool/internal/fault"
@@ -66,6 +67,10 @@ const (
 
 // Store keeps requests until they are taken. The zero value is ready for use.
 type Store struct {
+	NewID func() string // names a request; nil = a random id
+	// Running counts the executions of the runner that were begun and have no verdict yet. Whoever serves them keeps it.
+	Running atomic.Int64
+
 	mu      sync.Mutex
 	waiting map[string]Request
 	bytes   int
@@ -87,6 +92,9 @@ func (s *Store) Put(r Request) (string, error) {
 		return "", fault.New(fault.Invalid, "%d executions of this runner were never begun: connect to their WebSockets, or take another runner", len(s.waiting))
 	}
 	id := ident.New()
+	if s.NewID != nil {
+		id = s.NewID()
+	}
 	s.keep(id, r)
 	return id, nil
 }
@@ -104,6 +112,13 @@ func (s *Store) keep(id string, r Request) {
 	}
 	s.waiting[id] = r
 	s.bytes += r.bytes()
+}
+
+// Waiting is how many requests were not taken yet.
+func (s *Store) Waiting() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.waiting)
 }
 
 // Take consumes a request: only the first caller gets it.

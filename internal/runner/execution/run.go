@@ -27,6 +27,11 @@ const (
 	Failed           // everything else; the reason is in the log
 )
 
+// String is the kind as figures name it.
+func (k Kind) String() string {
+	return [...]string{"exit", "timeout", "out_of_memory", "stopped", "output_limit", "left", "failed"}[k]
+}
+
 // Outcome is the one result of an execution.
 type Outcome struct {
 	Kind Kind
@@ -75,7 +80,7 @@ type Engine struct {
 	Executor    Executor
 	SplitStderr bool
 	OutputLimit int64 // bytes of stdout and stderr together; 0 = none
-	// Native says that Result, Signal and Kill work.
+	// Native says that the node itself enforces limits, and that Result works.
 	Native func() bool
 	// Tasks are the executions whose clients have their verdict already.
 	Tasks *lifecycle.Tasks
@@ -124,6 +129,9 @@ func (e *Engine) Run(ctx context.Context, at Place, id string, req Request, c Cl
 	select {
 	case r := <-result:
 		stopExec()
+		if errors.Is(r.err, ErrLeftRunning) {
+			discard(r.err)
+		}
 		return e.judge(ctx, at, id, c, r, flow)
 	case <-ctx.Done():
 	}
@@ -240,7 +248,7 @@ func purged(cause error) bool { return errors.Is(cause, ErrDeleted) || errors.Is
 // end stops a program whose client has its verdict, after QUIT was typed or else by signal. It returns when the exec has returned.
 func (e *Engine) end(ctx context.Context, stopExec func(), at Place, id string, typed bool, stdin *nullio.Stdin, result <-chan ended, cause error) error {
 	if !dead(cause) {
-		if !typed && e.Native() {
+		if !typed {
 			callCtx, cancel := context.WithTimeout(ctx, Grace)
 			_ = e.Executor.Signal(callCtx, at, id, "SIGQUIT") // the kill below decides
 			cancel()
@@ -274,9 +282,6 @@ func (e *Engine) certain(ctx context.Context, at Place, id string, r ended, caus
 
 // kill ends whatever is left of an execution; one that is not known any more has ended.
 func (e *Engine) kill(ctx context.Context, at Place, id string) error {
-	if !e.Native() {
-		return ErrNotOffered
-	}
 	ctx, cancel := context.WithTimeout(ctx, killTime)
 	defer cancel()
 	if err := e.Executor.Kill(ctx, at, id); err != nil && !fault.Is(err, fault.NotFound) {

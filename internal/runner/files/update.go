@@ -9,13 +9,14 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
 	"rockpool/internal/fault"
 )
 
-// keepInMemory is how large an archive may be before it goes to a temporary file.
+// keepInMemory is how large an archive, or one file's content, may be before it goes to a temporary file.
 const keepInMemory = 1 << 20
 
 // Update is a request to delete and write files. Close it.
@@ -24,13 +25,7 @@ type Update struct {
 	spool
 }
 
-// copyEntry is one element of the request's "copy".
-type copyEntry struct {
-	Path    string `json:"path"`
-	Content []byte `json:"content"`
-}
-
-// Read decodes a request. Files are taken one at a time, so that memory is bounded by the largest one; nothing is written anywhere in the runner before the
+// Read decodes a request. Contents are decoded as they arrive, so that memory does not grow with them; nothing is written anywhere in the runner before the
 // whole request has turned out to be well formed. modified is the time the files get.
 func Read(body io.Reader, modified time.Time) (u *Update, err error) {
 	u = &Update{}
@@ -40,78 +35,80 @@ func Read(body io.Reader, modified time.Time) (u *Update, err error) {
 		}
 	}()
 	tw := tar.NewWriter(u)
-	d := json.NewDecoder(body)
-	if err := object(d, func(key string) error {
+	s := newScanner(body)
+	err = s.object(func(key string) error {
 		switch {
 		case strings.EqualFold(key, "delete"):
-			return d.Decode(&u.Deletes)
+			u.Deletes = nil // of a key that comes twice the last counts
+			return s.decode(&u.Deletes)
 		case strings.EqualFold(key, "copy"):
-			return array(d, func() error {
-				var c copyEntry
-				if err := d.Decode(&c); err != nil {
-					return err
-				}
-				return c.write(tw, modified)
-			})
+			if err := u.reset(); err != nil {
+				return err
+			}
+			tw = tar.NewWriter(u)
+			return s.array(func() error { return u.copy(s, tw, modified) })
 		}
-		var skipped json.RawMessage
-		return d.Decode(&skipped)
-	}); err != nil {
-		if _, ok := errors.AsType[*fault.Error](err); ok {
-			return u, err
-		}
-		if errors.Is(err, io.EOF) {
-			err = errors.New("EOF")
-		}
-		return u, fault.Wrap(fault.Invalid, err, "%s", err.Error())
-	}
-	_, _ = io.Copy(io.Discard, body) // what follows the first value is ignored
-	return u, tw.Close()
-}
-
-func (c copyEntry) write(tw *tar.Writer, modified time.Time) error {
-	h := &tar.Header{Typeflag: tar.TypeReg, Name: path.Clean(c.Path), Mode: 0o744, Size: int64(len(c.Content)), ModTime: modified, Format: tar.FormatPAX}
-	if strings.HasSuffix(c.Path, "/") {
-		h.Typeflag, h.Mode, h.Size, c.Content = tar.TypeDir, 0o1777, 0, nil
-		h.Name = strings.TrimSuffix(h.Name, "/") + "/"
-	}
-	if err := tw.WriteHeader(h); err != nil {
-		return fault.Wrap(fault.Invalid, err, "the path %q cannot be written", c.Path)
-	}
-	_, err := tw.Write(c.Content)
-	return err
-}
-
-// object calls member for each key of the object that comes next; null is an empty object.
-func object(d *json.Decoder, member func(key string) error) error {
-	return composite(d, '{', "object", func() error {
-		t, err := d.Token()
-		if err != nil {
-			return err
-		}
-		return member(t.(string)) // the decoder has checked that a key is a string
+		return s.decode(new(json.RawMessage))
 	})
+	if err == nil {
+		_, err = io.Copy(io.Discard, s.r) // what follows the first value is ignored
+	}
+	u.Deletes = slices.DeleteFunc(u.Deletes, kept)
+	switch _, ours := errors.AsType[*fault.Error](err); {
+	case err == nil:
+		return u, tw.Close()
+	case ours, errors.As(err, new(*spoolError)):
+		return u, err
+	case errors.Is(err, io.EOF):
+		return u, fault.Wrap(fault.Invalid, err, "the request body is empty, but a JSON object is needed")
+	}
+	return u, fault.Wrap(fault.Invalid, err, "%s", err.Error())
 }
 
-func array(d *json.Decoder, element func() error) error { return composite(d, '[', "array", element) }
+// kept reports whether a path names a directory by a dot, or nothing at all: rm refuses these, and so the directory that programs work in stays.
+func kept(name string) bool {
+	base := path.Base(path.Clean(name))
+	return base == "." || base == ".."
+}
 
-func composite(d *json.Decoder, open json.Delim, name string, each func() error) error {
-	t, err := d.Token()
+// copy takes one file in.
+func (u *Update) copy(s *scanner, tw *tar.Writer, modified time.Time) error {
+	var name string
+	var content spool
+	defer content.Close()
+	err := s.object(func(key string) error {
+		switch {
+		case strings.EqualFold(key, "path"):
+			return s.decode(&name)
+		case strings.EqualFold(key, "content"):
+			if err := content.reset(); err != nil {
+				return err
+			}
+			return s.bytes(&content)
+		}
+		return s.decode(new(json.RawMessage))
+	})
 	if err != nil {
 		return err
 	}
-	if t == nil {
-		return nil
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: path.Clean(name), Mode: 0o744, Size: content.Size(), ModTime: modified, Format: tar.FormatPAX}
+	if strings.HasSuffix(name, "/") {
+		h.Typeflag, h.Mode, h.Size = tar.TypeDir, 0o1777, 0
+		h.Name = strings.TrimSuffix(h.Name, "/") + "/"
 	}
-	if t != open {
-		return fmt.Errorf("json: %v where an %s is needed", t, name)
-	}
-	for d.More() {
-		if err := each(); err != nil {
+	if err := tw.WriteHeader(h); err != nil {
+		if errors.As(err, new(*spoolError)) {
 			return err
 		}
+		return fault.Wrap(fault.Invalid, err, "the path %q cannot be written", name)
 	}
-	_, err = d.Token()
+	if h.Size == 0 {
+		return nil
+	}
+	data, err := content.Archive()
+	if err == nil {
+		_, err = io.Copy(tw, data)
+	}
 	return err
 }
 
@@ -119,18 +116,33 @@ func composite(d *json.Decoder, open json.Delim, name string, each func() error)
 type spool struct {
 	memory bytes.Buffer
 	file   *os.File
+	size   int64
 }
 
-func (s *spool) Write(p []byte) (int, error) {
+// spoolError is a failure of this machine's disk, which is not the caller's.
+type spoolError struct{ error }
+
+func (e *spoolError) Unwrap() error { return e.error }
+
+// Size is how much was written, in bytes.
+func (s *spool) Size() int64 { return s.size }
+
+func (s *spool) Write(p []byte) (n int, err error) {
+	defer func() {
+		s.size += int64(n)
+		if err != nil {
+			err = &spoolError{fmt.Errorf("keep an upload in a temporary file: %w", err)}
+		}
+	}()
 	if s.file == nil && s.memory.Len()+len(p) > keepInMemory {
 		f, err := os.CreateTemp("", "rockpool-files-")
 		if err != nil {
-			return 0, fmt.Errorf("create a temporary file: %w", err)
+			return 0, err
 		}
 		s.file = f
 		_ = os.Remove(f.Name())
 		if _, err := f.Write(s.memory.Bytes()); err != nil {
-			return 0, fmt.Errorf("write a temporary file: %w", err)
+			return 0, err
 		}
 		s.memory = bytes.Buffer{}
 	}
@@ -140,13 +152,19 @@ func (s *spool) Write(p []byte) (int, error) {
 	return s.memory.Write(p)
 }
 
-// Archive is the tar archive from its beginning.
+// reset forgets what was written.
+func (s *spool) reset() error {
+	err := s.Close()
+	*s = spool{}
+	return err
+}
+
+// Archive is what was written, from its beginning.
 func (s *spool) Archive() (io.Reader, error) {
 	if s.file == nil {
 		return bytes.NewReader(s.memory.Bytes()), nil
 	}
-	size, err := s.file.Seek(0, io.SeekEnd)
-	return io.NewSectionReader(s.file, 0, size), err
+	return io.NewSectionReader(s.file, 0, s.size), nil
 }
 
 // Close gives the temporary file back.

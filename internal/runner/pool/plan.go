@@ -52,12 +52,15 @@ func earlier(a, b time.Time) time.Time {
 
 func (p *Pools) plan(id environment.ID, e *env, now time.Time) (actions []Action) {
 	e.dirty, e.due = false, time.Time{}
-	if e.wanted {
+	if e.wanted && !p.follow {
 		p.shrink(e, now)
 		p.grow(id, e, now)
 	}
 	for _, r := range sorted(e.runners, func(r *entry) bool { return !r.busy && (r.phase == Creating || r.phase == Dying) }) {
 		switch {
+		case r.phase == Creating && p.follow:
+			p.forget(r.id) // if it came to be after all, it will be observed
+			continue
 		case r.phase == Creating && e.wanted && now.Before(e.notBefore):
 			e.due = earlier(e.due, e.notBefore)
 			continue

@@ -91,6 +91,7 @@ type Pools struct {
 	envs   map[environment.ID]*env
 	where  map[string]environment.ID
 	calls  int
+	follow bool // another gateway grows and shrinks the pools
 }
 
 // New makes empty pools. newID names new runners and never repeats itself.
@@ -184,7 +185,7 @@ func (r *entry) die(now time.Time, guard bool) {
 	}
 }
 
-// Take picks an idle runner for a claim, up to date ones first, the longest idle first. The claim's outcome must be told by Claimed,
+// Take picks an idle runner for a claim, up to date ones first, then the longest idle, or where another gateway leads the newest. The claim's outcome must be told by Claimed,
 // ClaimLost or ClaimFailed.
 func (p *Pools) Take(id environment.ID, now time.Time) (string, bool) {
 	e, ok := p.envs[id]
@@ -196,7 +197,7 @@ func (p *Pools) Take(id environment.ID, now time.Time) (string, bool) {
 		if r.phase != Idle {
 			continue
 		}
-		if best == nil || e.before(r, best) {
+		if best == nil || e.before(r, best, p.follow) {
 			best = r
 		}
 	}
@@ -208,9 +209,13 @@ func (p *Pools) Take(id environment.ID, now time.Time) (string, bool) {
 	return best.id, true
 }
 
-func (e *env) before(a, b *entry) bool {
+// before says which of two idle runners is handed out first. Gateways that do not lead begin at the other end, so that they seldom try for the same one.
+func (e *env) before(a, b *entry, newest bool) bool {
 	if fa, fb := e.fresh(a), e.fresh(b); fa != fb {
 		return fa
+	}
+	if newest {
+		a, b = b, a
 	}
 	if !a.since.Equal(b.since) {
 		return a.since.Before(b.since)

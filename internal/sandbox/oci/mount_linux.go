@@ -178,6 +178,9 @@ func (r *Runtime) buildRoot(spec sandbox.Spec, st state) (_ []specs.Mount, err e
 		}
 	}
 	for i, bind := range spec.Root.Binds {
+		if bind.Writable {
+			return nil, fmt.Errorf("%w bind: %s cannot be written to, an OCI runtime shows directories of the node for reading only", sandbox.ErrInvalid, bind.Target)
+		}
 		if err := b.bind(i, bind); err != nil {
 			return nil, fmt.Errorf("bind %s: %w", bind.Target, err)
 		}

@@ -72,6 +72,20 @@ func (b boundSandbox[S, E]) Exec(ctx context.Context, spec sandbox.ExecSpec) (Ex
 	return e, nil
 }
 
+func (b boundSandbox[S, E]) Resume(ctx context.Context) (Execution, error) {
+	keeps, ok := any(b.sandbox).(interface {
+		Resume(ctx context.Context) (E, error)
+	})
+	if !ok {
+		return nil, b.translate(sandbox.ErrNotKept)
+	}
+	e, err := keeps.Resume(ctx)
+	if err != nil {
+		return nil, b.translate(err)
+	}
+	return e, nil
+}
+
 func (b boundSandbox[S, E]) Done() <-chan struct{}             { return b.sandbox.Done() }
 func (b boundSandbox[S, E]) Exit() sandbox.Exit                { return b.sandbox.Exit() }
 func (b boundSandbox[S, E]) Usage() (sandbox.Usage, error)     { return b.sandbox.Usage() }

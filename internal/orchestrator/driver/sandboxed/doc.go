@@ -5,6 +5,6 @@
 //
 // A sandbox lives by its supervisor, not by a process of the job. So a command that only waits, such as sleep infinity, is
 // not started at all: the task lives as long as its sandbox, costs nothing while it waits, and survives the agent. Any
-// other command runs inside as an execution; its end is the task's end. Such a process has lost its streams when the agent
-// comes back, and with them its outcome: the task is then reported as lost.
+// other command runs inside as an execution; its end is the task's end. The native sandbox keeps it, its output and its end while there is
+// no agent. In an OCI runtime it ends with its agent, and the task is then reported as lost.
 package sandboxed

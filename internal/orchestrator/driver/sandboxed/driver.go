@@ -29,6 +29,9 @@ const (
 // mainID is the id of the execution that runs a task's command.
 const mainID = "main"
 
+// sharedData is where the tasks of an allocation find what they share.
+const sharedData = driver.SharedDir + "/data"
+
 // Config is what the drivers are made of.
 type Config struct {
 	Runtime Runtime          // the native one, for tasks that ask for no other
@@ -115,6 +118,12 @@ func (d *Driver) Fences() []driver.Fence {
 // Rooted says that a task's paths begin at the root of its sandbox.
 func (d *Driver) Rooted() bool { return true }
 
+// Shares says that tasks in the native sandbox can have a directory in common.
+func (d *Driver) Shares(t *model.Task) bool {
+	c, err := parse(d.name, t.Config)
+	return err == nil && c.runtime == ""
+}
+
 // Validate checks a task's driver configuration.
 func (d *Driver) Validate(t *model.Task) error {
 	_, _, err := d.read(t)
@@ -197,6 +206,9 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (_ driver.Tas
 	for _, m := range cfg.Mounts {
 		root.Binds = append(slices.Clip(root.Binds), sandbox.Bind{Source: m.Source, Target: m.Target})
 	}
+	if cfg.AllocDir != "" {
+		root.Binds = append(slices.Clip(root.Binds), sandbox.Bind{Source: cfg.AllocDir, Target: sharedData, Writable: true})
+	}
 	if cfg.Task.User == "" {
 		cfg.Task.User = root.User
 	}
@@ -215,7 +227,7 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (_ driver.Tas
 	t.release = lease.Release
 	err = introduce(ctx, s.Files(), cfg.Network)
 	if err == nil {
-		err = furnish(ctx, s.Files(), cfg.Files)
+		err = furnish(ctx, s.Files(), c, cfg)
 	}
 	if err == nil {
 		err = t.startMain(ctx, c.argv)
@@ -280,20 +292,25 @@ func (d *Driver) limits(c *config, cfg driver.TaskConfig) sandbox.Limits {
 	return l
 }
 
-// Recover takes back the sandbox of a task that only waits. Any other task's command has ended with the earlier agent.
+// Recover takes back the sandbox of a task, and its command with the output that nobody has read yet and how it ended, if it has. In an OCI runtime a command
+// ends with its agent: only a task that waits can be taken back.
 func (d *Driver) Recover(ctx context.Context, cfg driver.TaskConfig) (driver.Task, error) {
 	c, runtime, err := d.read(cfg.Task)
 	if err != nil {
 		return nil, err
-	}
-	if len(c.argv) > 0 {
-		return nil, fmt.Errorf("recover: %w: how its command ended is not known", driver.ErrTaskGone)
 	}
 	s, err := runtime.Attach(ctx, sandboxID(cfg.ID))
 	if err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
 	t := newTask(cfg, s)
+	if len(c.argv) > 0 {
+		if t.main, err = s.Resume(ctx); err != nil {
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
+			defer cancel()
+			return nil, errors.Join(fmt.Errorf("recover: %w: how its command ended is not known: %w", driver.ErrTaskGone, err), s.Destroy(clean))
+		}
+	}
 	d.core.adopt(t)
 	return t, nil
 }
@@ -306,7 +323,7 @@ func (d *Driver) Cleanup(ctx context.Context, taskID string) error {
 // Sweep destroys all sandboxes but those of the tasks to keep, whatever name they were started under.
 func (d *Driver) Sweep(ctx context.Context, keep []string) error { return d.core.sweep(ctx, keep) }
 
-// Detach stops watching the sandboxes, which live on. Tasks with a command end: nobody could tell how theirs does.
+// Detach stops watching the sandboxes, which live on, and so do the commands of those that keep them. In an OCI runtime a command ends: nobody could tell how.
 func (d *Driver) Detach(ctx context.Context) error { return d.core.detach(ctx) }
 
 func (c *core) adopt(t *task) {

@@ -81,6 +81,8 @@ func TestConformanceInRealSandboxes(t *testing.T) {
 		Says: func(out, err string) map[string]any {
 			return map[string]any{"image": "host", "command": "sh", "args": []any{"-c", `printf %s "$1"; printf %s "$2" >&2`, "sh", out, err}}
 		},
+		SaysOn: map[string]any{"image": "host", "command": "sh",
+			"args": []any{"-c", `x=; i=0; while [ $i -lt 100 ]; do echo "$x"; x=x$x; i=$((i+1)); sleep 0.005; done`}},
 		Wrong: map[string]any{"image": "host", "command": "true", "entrypoint": "x"},
 		Names: "entrypoint",
 	}))

@@ -35,20 +35,26 @@ func introduce(ctx context.Context, files driver.Files, n *driver.Network) error
 }
 
 // furnish puts the task's own files inside, with the directories that they are in.
-func furnish(ctx context.Context, files driver.Files, given []driver.File) error {
-	if len(given) == 0 {
+func furnish(ctx context.Context, files driver.Files, c *config, cfg driver.TaskConfig) error {
+	var entries []insideFile
+	made := map[string]int64{} // modes of directories
+	if len(c.argv) > 0 {       // what only waits has nobody who would look for them
+		made["local"], made["secrets"], made["alloc"], made["alloc/data"] = 0o777, 0o777, 0o755, 0o777
+	}
+	if cfg.AllocDir != "" {
+		delete(made, "alloc/data") // it is there, and what is mounted there has a mode of its own
+	}
+	if len(made)+len(cfg.Files) == 0 {
 		return nil
 	}
-	var entries []insideFile
-	made := map[string]bool{}
-	for _, f := range given {
-		for dir := path.Dir(f.Path); dir != "." && !made[dir]; dir = path.Dir(dir) {
-			made[dir] = true
+	for _, f := range cfg.Files {
+		for dir := path.Dir(f.Path); dir != "." && made[dir] == 0; dir = path.Dir(dir) {
+			made[dir] = 0o755
 		}
 		entries = append(entries, insideFile{"/" + f.Path, string(f.Data), f.Mode})
 	}
 	for _, dir := range slices.Backward(slices.Sorted(maps.Keys(made))) { // each before what is in it
-		entries = slices.Insert(entries, 0, insideFile{"/" + dir + "/", "", 0o755})
+		entries = slices.Insert(entries, 0, insideFile{"/" + dir + "/", "", made[dir]})
 	}
 	if err := put(ctx, files, nil, entries); err != nil {
 		return fmt.Errorf("put the task's files inside: %w", err)

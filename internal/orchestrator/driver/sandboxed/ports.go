@@ -21,6 +21,7 @@ type Runtime interface {
 // Sandbox is one sandbox.
 type Sandbox interface {
 	Exec(ctx context.Context, spec sandbox.ExecSpec) (Execution, error)
+	Resume(ctx context.Context) (Execution, error) // what was started with Keep; sandbox.ErrNotKept where the runtime keeps nothing
 	Done() <-chan struct{}
 	Exit() sandbox.Exit
 	Usage() (sandbox.Usage, error)
@@ -38,6 +39,11 @@ type Execution interface {
 	Kill() error
 	Done() <-chan struct{}
 	Result() (sandbox.Result, error)
+}
+
+// Keeper is implemented by executions that can go on without the node's process, when they were started with Keep.
+type Keeper interface {
+	LetGo()
 }
 
 // Images turns an image reference into a root file system, which stays for as long as it is leased.

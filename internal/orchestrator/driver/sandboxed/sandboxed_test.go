@@ -1,7 +1,9 @@
 package sandboxed_test
 
 import (
+	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -96,6 +98,10 @@ func (s *fakeSandbox) Exec(ctx context.Context, spec sandbox.ExecSpec) (sandboxe
 	return fakeExecution{e}, nil
 }
 
+func (s *fakeSandbox) Resume(context.Context) (sandboxed.Execution, error) {
+	return nil, sandbox.ErrNotKept
+}
+
 func (s *fakeSandbox) Done() <-chan struct{}         { return s.task.Done() }
 func (s *fakeSandbox) Exit() sandbox.Exit            { return sandbox.Exit{Removed: true} }
 func (s *fakeSandbox) Usage() (sandbox.Usage, error) { return sandbox.Usage{PIDs: 1}, nil }
@@ -114,7 +120,18 @@ func (e fakeExecution) Result() (sandbox.Result, error) {
 // passwd is a file system with one file.
 type passwd struct{}
 
-func (passwd) Apply(context.Context, []string, io.Reader) error { return driver.ErrNotSupported }
+func (passwd) Apply(_ context.Context, _ []string, archive io.Reader) error {
+	for r := tar.NewReader(archive); ; {
+		switch h, err := r.Next(); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		case h.Typeflag != tar.TypeDir: // it takes the directories that every task has
+			return driver.ErrNotSupported
+		}
+	}
+}
 func (passwd) List(context.Context, string, bool, string) iter.Seq2[driver.FileInfo, error] {
 	return func(func(driver.FileInfo, error) bool) {}
 }

@@ -65,7 +65,7 @@ func (t *task) startMain(ctx context.Context, argv []string) (err error) {
 	for k, v := range t.cfg.Env {
 		env = append(env, k+"="+v)
 	}
-	t.main, err = t.sandbox.Exec(ctx, sandbox.ExecSpec{ID: mainID, Argv: argv, Env: env, User: t.cfg.Task.User, MergeStderr: t.cfg.Stderr == nil})
+	t.main, err = t.sandbox.Exec(ctx, sandbox.ExecSpec{ID: mainID, Argv: argv, Env: env, User: t.cfg.Task.User, Keep: true})
 	return err
 }
 
@@ -91,7 +91,9 @@ func (t *task) watch() {
 	case <-t.sandbox.Done():
 		exit = t.sandboxExit()
 	case <-t.letGo:
-		if t.main != nil {
+		if k, ok := t.main.(Keeper); ok {
+			k.LetGo()
+		} else if t.main != nil {
 			_ = t.main.Kill() // or its output would be waited for
 		}
 		return
@@ -125,7 +127,13 @@ func drain(toOut io.Writer, out io.Reader, toErr io.Writer, errs io.Reader) {
 		if s.to == nil {
 			s.to = nullio.Discard{}
 		}
-		both.Go(func() { _, _ = io.CopyBuffer(plain{s.to}, s.from, make([]byte, 16<<10)) })
+		both.Go(func() {
+			if w, ok := s.from.(io.WriterTo); ok { // it may have a way by which nothing is lost when this process is killed
+				_, _ = w.WriteTo(s.to)
+				return
+			}
+			_, _ = io.CopyBuffer(plain{s.to}, s.from, make([]byte, 16<<10))
+		})
 	}
 	both.Wait()
 }

@@ -126,3 +126,71 @@ func TestAFileInsideATaskIsFollowed(t *testing.T) {
 		t.Errorf("after its end: %+v, %v", got, err)
 	}
 }
+
+// outside is a node whose task has no file system of its own: what is asked for lies in the allocation's directory.
+type outside struct {
+	serve.Node
+	dir string
+}
+
+func (outside) Tasks(string) ([]string, error)           { return []string{"t"}, nil }
+func (o outside) Directory(string) (string, error)       { return o.dir, nil }
+func (outside) Task(string, string) (driver.Task, error) { return nil, driver.ErrTaskGone }
+
+// A file of the allocation's directory is followed through all that can become of it: more, less, another one under its name, and none.
+func TestWhatBecomesOfAFollowedFileIsTold(t *testing.T) {
+	for name, end := range map[string]func(at string) error{
+		"deleted": os.Remove,
+		"replaced": func(at string) error {
+			return errors.Join(os.WriteFile(at+".new", []byte("another"), 0o600), os.Rename(at+".new", at))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			at := filepath.Join(dir, "alloc", "notes")
+			if err := errors.Join(os.Mkdir(filepath.Dir(at), 0o700), os.WriteFile(at, []byte("hello"), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			s := httptest.NewServer(serve.New(outside{dir: dir}, nil, inspect.Process{}, nil))
+			defer s.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			r, err := http.NewRequestWithContext(ctx, "GET", s.URL+"/v1/client/fs/stream/a?path=alloc/notes", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := s.Client().Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			frames := json.NewDecoder(resp.Body)
+			next := func(want wire.StreamFrame) {
+				t.Helper()
+				var got wire.StreamFrame
+				for len(got.Data) == 0 && got.FileEvent == "" { // signs of life
+					got = wire.StreamFrame{}
+					if err := frames.Decode(&got); err != nil {
+						t.Fatalf("instead of %q %s: %v", want.Data, want.FileEvent, err)
+					}
+				}
+				if string(got.Data) != string(want.Data) || got.FileEvent != want.FileEvent || got.Offset != want.Offset || got.File != "alloc/notes" {
+					t.Fatalf("%q %s of %s at %d, want %q %s at %d", got.Data, got.FileEvent, got.File, got.Offset, want.Data, want.FileEvent, want.Offset)
+				}
+			}
+			next(wire.StreamFrame{Data: []byte("hello"), Offset: 5})
+			if err := os.Truncate(at, 2); err != nil {
+				t.Fatal(err)
+			}
+			next(wire.StreamFrame{FileEvent: "file truncated"})
+			next(wire.StreamFrame{Data: []byte("he"), Offset: 2})
+			if err := end(at); err != nil {
+				t.Fatal(err)
+			}
+			next(wire.StreamFrame{FileEvent: "file deleted", Offset: 2})
+			if err := frames.Decode(&wire.StreamFrame{}); err != io.EOF {
+				t.Errorf("after its end: %v", err)
+			}
+		})
+	}
+}

@@ -49,15 +49,12 @@ func (w *Writer) Write(p []byte) (int, error) {
 	defer w.mu.Unlock()
 	n := len(p)
 	for len(p) > 0 && !w.closed {
-		part := p[:min(int64(len(p)), max(w.limits.FileBytes-w.size, 0))]
-		if w.file == nil || len(part) == 0 {
-			if err := w.next(); err != nil {
-				w.lose(len(p), err)
-				break
-			}
-			continue
+		if err := w.ready(); err != nil {
+			w.lose(len(p), err)
+			break
 		}
-		k, err := w.file.Write(part)
+		part := p[:min(int64(len(p)), w.limits.FileBytes-w.size)]
+		k, err := w.file.WriteAt(part, w.size)
 		w.size += int64(k)
 		p = p[k:]
 		if err != nil {
@@ -66,6 +63,16 @@ func (w *Writer) Write(p []byte) (int, error) {
 		}
 	}
 	return n, nil
+}
+
+// ready makes sure that there is a file with room in it.
+func (w *Writer) ready() error {
+	for w.file == nil || w.size >= w.limits.FileBytes {
+		if err := w.next(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (w *Writer) lose(n int, err error) {
@@ -94,7 +101,7 @@ func (w *Writer) next() error {
 		w.index++
 	}
 	// Whoever can write into the directory could have put a link there.
-	f, err := os.OpenFile(w.path(w.index), os.O_WRONLY|os.O_CREATE|os.O_APPEND|noFollow, 0o600)
+	f, err := os.OpenFile(w.path(w.index), os.O_WRONLY|os.O_CREATE|noFollow, 0o600)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,109 @@
+package gateway
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"rockpool/internal/environment"
+	"rockpool/internal/runner"
+	"rockpool/internal/runner/pool"
+)
+
+// Whatever comes in whatever order: each runner is idle at most once and used at most once, both end, nothing ends that did not begin, and what
+// the changes say adds up to what is there.
+func TestTheCensusAddsUp(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := newCensus()
+		began, open := map[string]int{}, map[string]bool{}
+		idles, useds := map[environment.ID]int{}, 0
+		take := func(changes []change) {
+			for _, x := range changes {
+				if x.failed {
+					continue
+				}
+				key := fmt.Sprint(x.id, x.stand)
+				by := 1
+				if x.began {
+					if began[key]++; began[key] > 1 {
+						t.Fatalf("%s began twice", key)
+					}
+					open[key] = true
+				} else {
+					if !open[key] {
+						t.Fatalf("%s ended without having begun", key)
+					}
+					delete(open, key)
+					by = -1
+				}
+				if x.stand == used {
+					useds += by
+				} else {
+					idles[x.env] += by
+				}
+			}
+		}
+		dead := map[string]bool{} // ids are never used again
+		ids := rapid.SliceOfN(rapid.IntRange(0, 7), 1, 40).Draw(t, "ids")
+		for i, n := range ids {
+			env := environment.ID(n % 2)
+			id := fmt.Sprintf("%d-%d", env, n)
+			if dead[id] {
+				continue
+			}
+			s := runner.Seen{Observed: pool.Observed{ID: id, Env: env}}
+			now := time.Unix(int64(i), 0)
+			switch rapid.IntRange(0, 6).Draw(t, "step") {
+			case 0:
+				c.created(id, env, now)
+			case 1:
+				take(c.see(s, now))
+			case 2:
+				s.State = pool.Ready
+				take(c.see(s, now))
+			case 3:
+				s.State, s.Used = pool.Ready, true
+				take(c.see(s, now))
+			case 4:
+				take(c.claimed(id, now))
+			case 5:
+				take(c.gone(id))
+				dead[id] = true
+			case 6: // a listing in which everything else is missing
+				s.State = pool.Ready
+				for other, r := range c.runners {
+					if other != id && (r.created.IsZero() || r.stand != starting) {
+						dead[other] = true
+					}
+				}
+				take(c.all([]runner.Seen{s}, now))
+			}
+			for env, n := range idles {
+				if got := c.count(idle, env); got != n {
+					t.Fatalf("%d are idle in %d, the changes say %d", got, env, n)
+				}
+			}
+			if got := c.count(used, 0); got != useds {
+				t.Fatalf("%d are used, the changes say %d", got, useds)
+			}
+		}
+	})
+}
+
+func TestStartsAreMeasured(t *testing.T) {
+	c := newCensus()
+	c.created("1-a", 1, time.Unix(0, 0))
+	c.created("1-b", 1, time.Unix(0, 0))
+	ready := runner.Seen{Observed: pool.Observed{ID: "1-a", Env: 1, State: pool.Ready}}
+	if got := c.see(ready, time.Unix(3, 0)); len(got) != 1 || got[0].startup != 3*time.Second || got[0].count != 1 {
+		t.Errorf("a start: %+v", got)
+	}
+	if got := c.gone("1-b"); len(got) != 1 || !got[0].failed {
+		t.Errorf("one that failed: %+v", got)
+	}
+	if got := c.all(nil, time.Unix(4, 0)); len(got) != 1 || got[0].began || got[0].stand != idle {
+		t.Errorf("one that a listing lacks: %+v", got)
+	}
+}

@@ -1,0 +1,237 @@
+package metrics
+
+import (
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// MaxEnvironments bounds how many environments have series of their own. Those beyond it share the label "other".
+const MaxEnvironments = 500
+
+// PoolState is what is told of one environment's pool when somebody looks.
+type PoolState struct{ Wanted, Idle, Starting, Used int }
+
+// Gateway holds the figures of a gateway, for Prometheus. Labels take values of the code, and ids of environments in bounded number; no runner, token or
+// path is one. It is safe for concurrent use.
+type Gateway struct {
+	registry *prometheus.Registry
+
+	mu   sync.Mutex
+	envs map[string]bool // guarded by mu; labels that are in use
+
+	requests   *prometheus.HistogramVec
+	inFlight   *prometheus.GaugeVec
+	received   *prometheus.CounterVec
+	sent       *prometheus.CounterVec
+	denied     *prometheus.CounterVec
+	claims     *prometheus.CounterVec
+	claimWait  *prometheus.HistogramVec
+	started    *prometheus.CounterVec
+	running    *prometheus.GaugeVec
+	ended      *prometheus.CounterVec
+	lasted     *prometheus.HistogramVec
+	output     *prometheus.CounterVec
+	starts     *prometheus.HistogramVec
+	failures   *prometheus.CounterVec
+	calls      *prometheus.HistogramVec
+	gaps       prometheus.Counter
+	lag        prometheus.Histogram
+	points     *prometheus.CounterVec
+	reloads    *prometheus.CounterVec
+	pools      func() map[int]PoolState
+	poolSeries [4]*prometheus.Desc
+}
+
+// Buckets in seconds: of what takes milliseconds when all is well, and of what a program takes.
+var (
+	quick = []float64{.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}
+	long  = []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600}
+)
+
+const space = "rockpool_gateway"
+
+// NewGateway makes the figures. pools tells the state of all pools each time somebody looks, by environment.
+func NewGateway(pools func() map[int]PoolState) *Gateway {
+	g := &Gateway{registry: prometheus.NewRegistry(), envs: map[string]bool{}, pools: pools}
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: space, Name: name, Help: help}, labels)
+		g.registry.MustRegister(v)
+		return v
+	}
+	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: space, Name: name, Help: help}, labels)
+		g.registry.MustRegister(v)
+		return v
+	}
+	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: space, Name: name, Help: help, Buckets: buckets}, labels)
+		g.registry.MustRegister(v)
+		return v
+	}
+	g.requests = histogram("request_duration_seconds", "Requests by route and status; of WebSockets the whole session.", quick, "route", "status")
+	g.inFlight = gauge("requests_in_flight", "Requests under way; of the route /websocket the open sessions.", "route")
+	g.received = counter("received_bytes_total", "Bytes of request bodies that were read.", "route")
+	g.sent = counter("sent_bytes_total", "Bytes of the bodies of answers.", "route")
+	g.denied = counter("refused_total", "Requests refused by reason: token, scope, rate, quota, executions, connections.", "reason")
+	g.claims = counter("claims_total", "Claims by outcome: hit (a runner stood ready), waited, empty, quota, unknown (environment), failed.", "environment", "outcome")
+	g.claimWait = histogram("claim_duration_seconds", "Time from a claim to the runner that was handed out.", quick, "environment")
+	g.started = counter("executions_started_total", "Executions that were begun.", "environment")
+	g.running = gauge("executions_running", "Executions under way.", "environment")
+	g.ended = counter("executions_ended_total",
+		"Executions by verdict: exit, timeout, out_of_memory, stopped, output_limit, left (the client), failed.", "environment", "verdict")
+	g.lasted = histogram("execution_duration_seconds", "Time from the start of an execution to its verdict.", long, "environment")
+	g.output = counter("execution_output_bytes_total", "Bytes that programs wrote, by stream.", "environment", "stream")
+	g.starts = histogram("runner_start_duration_seconds", "Time from the registration of a runner to its being ready.", long, "environment")
+	g.failures = counter("runners_failed_total", "Runners that ended before they were ready.", "environment")
+	g.calls = histogram("cluster_call_duration_seconds", "Calls to the cluster by kind and result: ok, client_error, server_error, unreachable.", quick, "call", "result")
+	lag := histogram("cluster_event_lag_seconds", "Time from a change of our own to the event that tells it.", quick)
+	g.lag = lag.WithLabelValues().(prometheus.Histogram)
+	g.gaps = counter("cluster_event_gaps_total", "Times that the event stream broke and everything was listed again.").WithLabelValues()
+	g.points = counter("influxdb_points_total", "Points for InfluxDB by result: written, dropped (no room), expired, refused.", "result")
+	g.reloads = counter("reloads_total", "Reloads of certificates and tokens by result: ok, failed.", "result")
+	for i, p := range []struct{ name, help string }{
+		{"pool_wanted_runners", "Idle runners that a pool shall have."}, {"pool_idle_runners", "Idle runners."},
+		{"pool_starting_runners", "Runners that are being started."}, {"pool_used_runners", "Runners that are claimed."},
+	} {
+		g.poolSeries[i] = prometheus.NewDesc(space+"_"+p.name, p.help, []string{"environment"}, nil)
+	}
+	for _, reason := range []string{"token", "scope", "rate", "quota", "executions", "connections"} {
+		g.denied.WithLabelValues(reason)
+	}
+	for _, result := range []string{"written", "dropped", "expired", "refused"} {
+		g.points.WithLabelValues(result)
+	}
+	for _, result := range []string{"ok", "failed"} {
+		g.reloads.WithLabelValues(result)
+	}
+	g.registry.MustRegister(poolCollector{g}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return g
+}
+
+// environment is the label of one. It stays until the process ends, so that counters never go back.
+func (g *Gateway) environment(id int) string {
+	s := strconv.Itoa(id)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.envs[s] {
+		if len(g.envs) >= MaxEnvironments {
+			return "other"
+		}
+		g.envs[s] = true
+	}
+	return s
+}
+
+// RequestBegun counts a request of a route as under way.
+func (g *Gateway) RequestBegun(route string) { g.inFlight.WithLabelValues(route).Inc() }
+
+// RequestEnded takes in a request that was begun. Status 0 = it was broken off before it was answered.
+func (g *Gateway) RequestEnded(route string, status int, d time.Duration, received, sent int64) {
+	g.inFlight.WithLabelValues(route).Dec()
+	g.requests.WithLabelValues(route, strconv.Itoa(status)).Observe(d.Seconds())
+	g.received.WithLabelValues(route).Add(float64(received))
+	g.sent.WithLabelValues(route).Add(float64(sent))
+}
+
+// Refused counts a refusal by its reason.
+func (g *Gateway) Refused(reason string) { g.denied.WithLabelValues(reason).Inc() }
+
+// Claimed takes in a claim. The environment of an unknown one is a stranger's word and no label.
+func (g *Gateway) Claimed(environment int, outcome string, d time.Duration) {
+	label := "none"
+	if outcome != "unknown" {
+		label = g.environment(environment)
+	}
+	g.claims.WithLabelValues(label, outcome).Inc()
+	if outcome == "hit" || outcome == "waited" {
+		g.claimWait.WithLabelValues(label).Observe(d.Seconds())
+	}
+}
+
+// ExecutionBegun counts an execution as running, until the function it returns is told how it ended and what it wrote, in bytes.
+func (g *Gateway) ExecutionBegun(environment int) (ended func(verdict string, stdout, stderr int64)) {
+	label, begun := g.environment(environment), time.Now()
+	g.started.WithLabelValues(label).Inc()
+	g.running.WithLabelValues(label).Inc()
+	return func(verdict string, stdout, stderr int64) {
+		g.running.WithLabelValues(label).Dec()
+		g.ended.WithLabelValues(label, verdict).Inc()
+		g.lasted.WithLabelValues(label).Observe(time.Since(begun).Seconds())
+		g.output.WithLabelValues(label, "stdout").Add(float64(stdout))
+		g.output.WithLabelValues(label, "stderr").Add(float64(stderr))
+	}
+}
+
+// RunnerStarted takes in how long a runner took from its registration to being ready.
+func (g *Gateway) RunnerStarted(environment int, d time.Duration) {
+	g.starts.WithLabelValues(g.environment(environment)).Observe(d.Seconds())
+}
+
+// RunnerFailed counts a runner that ended before it was ready.
+func (g *Gateway) RunnerFailed(environment int) {
+	g.failures.WithLabelValues(g.environment(environment)).Inc()
+}
+
+// ClusterCall takes in a call to the cluster.
+func (g *Gateway) ClusterCall(call, result string, d time.Duration) {
+	g.calls.WithLabelValues(call, result).Observe(d.Seconds())
+}
+
+// EventGap counts a break of the event stream.
+func (g *Gateway) EventGap() { g.gaps.Inc() }
+
+// EventLag takes in how long a change took to come back as an event.
+func (g *Gateway) EventLag(d time.Duration) { g.lag.Observe(max(d, 0).Seconds()) }
+
+// Points counts points for InfluxDB by what became of them.
+func (g *Gateway) Points(result string, n int) { g.points.WithLabelValues(result).Add(float64(n)) }
+
+// Reloaded counts a reload.
+func (g *Gateway) Reloaded(err error) {
+	result := "ok"
+	if err != nil {
+		result = "failed"
+	}
+	g.reloads.WithLabelValues(result).Inc()
+}
+
+// Handler serves the figures in the text format of Prometheus, or another one that the request asks for.
+func (g *Gateway) Handler() http.Handler {
+	return promhttp.HandlerFor(g.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4})
+}
+
+// poolCollector asks for the pools when somebody looks.
+type poolCollector struct{ g *Gateway }
+
+func (c poolCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range c.g.poolSeries {
+		ch <- d
+	}
+}
+
+func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
+	other, more := PoolState{}, false
+	send := func(label string, p PoolState) {
+		for i, n := range []int{p.Wanted, p.Idle, p.Starting, p.Used} {
+			ch <- prometheus.MustNewConstMetric(c.g.poolSeries[i], prometheus.GaugeValue, float64(n), label)
+		}
+	}
+	for id, p := range c.g.pools() {
+		label := c.g.environment(id)
+		if label != "other" {
+			send(label, p)
+			continue
+		}
+		more = true
+		other = PoolState{other.Wanted + p.Wanted, other.Idle + p.Idle, other.Starting + p.Starting, other.Used + p.Used}
+	}
+	if more {
+		send("other", other)
+	}
+}

@@ -1,0 +1,200 @@
+package packed
+
+import (
+	"maps"
+	"slices"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator/model"
+)
+
+// What a report has besides what every one has.
+const (
+	isBuried = 1 << iota
+	hasNetwork
+	hasHealth
+	hasStates
+)
+
+// Reports packs what a node reports of its allocations.
+func Reports(list []*model.AllocUpdate) ([]byte, error) {
+	w := writer{texts: map[string]uint64{}, b: make([]byte, 0, 256+96*len(list))}
+	w.b = append(w.b, formatReports)
+	w.uint(uint64(len(list)))
+	for _, u := range list {
+		var flags byte
+		if u.Buried {
+			flags |= isBuried
+		}
+		if u.NetworkStatus != nil {
+			flags |= hasNetwork
+		}
+		if u.Health != nil {
+			flags |= hasHealth
+		}
+		if u.TaskStates != nil {
+			flags |= hasStates
+		}
+		w.b = append(w.b, flags)
+		w.id(u.ID)
+		w.text(u.ClientStatus)
+		w.text(u.ClientDescription)
+		w.int(u.ModifyTime)
+		if u.NetworkStatus != nil {
+			w.whole(u.NetworkStatus)
+		}
+		if u.Health != nil {
+			w.whole(u.Health)
+		}
+		if u.TaskStates != nil {
+			w.states(u.TaskStates, u.ModifyTime)
+		}
+	}
+	return w.b, w.err
+}
+
+// What a task's state has.
+const (
+	isThere = 1 << iota
+	isFailed
+	hasEvents
+)
+
+func (w *writer) states(states map[string]*model.TaskState, base int64) {
+	w.uint(uint64(len(states)))
+	for _, name := range slices.Sorted(maps.Keys(states)) {
+		w.text(name)
+		s := states[name]
+		if s == nil {
+			w.b = append(w.b, 0)
+			continue
+		}
+		flags := byte(isThere)
+		if s.Failed {
+			flags |= isFailed
+		}
+		if s.Events != nil {
+			flags |= hasEvents
+		}
+		w.b = append(w.b, flags)
+		w.text(s.State)
+		w.uint(s.Restarts)
+		w.time(s.LastRestart, base)
+		w.time(s.StartedAt, base)
+		w.time(s.FinishedAt, base)
+		if s.Events == nil {
+			continue
+		}
+		w.uint(uint64(len(s.Events)))
+		for _, e := range s.Events {
+			w.event(e, base)
+		}
+	}
+}
+
+func (w *writer) event(e *model.TaskEvent, base int64) {
+	if e == nil {
+		w.b = append(w.b, 0)
+		return
+	}
+	w.b = append(w.b, 1)
+	w.text(e.Type)
+	w.time(e.Time, base)
+	w.text(e.DisplayMessage)
+	if e.Details == nil {
+		w.uint(0)
+		return
+	}
+	w.uint(uint64(len(e.Details)) + 1)
+	for _, k := range slices.Sorted(maps.Keys(e.Details)) {
+		w.text(k)
+		w.text(e.Details[k])
+	}
+}
+
+// time writes a time relative to another, 0 as one byte.
+func (w *writer) time(t, base int64) {
+	if t == 0 {
+		w.b = append(w.b, 0)
+		return
+	}
+	w.b = append(w.b, 1)
+	w.int(t - base)
+}
+
+func (r *reader) time(base int64) int64 {
+	if r.byte() == 0 {
+		return 0
+	}
+	return r.int() + base
+}
+
+// ReadReports unpacks what Reports packed.
+func ReadReports(b []byte) ([]*model.AllocUpdate, error) {
+	r := reader{b: b}
+	if f := r.byte(); f != formatReports {
+		return nil, fault.New(fault.Invalid, "packed reports have format %d, known is %d", f, formatReports)
+	}
+	list := make([]*model.AllocUpdate, 0, r.count())
+	for range cap(list) {
+		flags := r.byte()
+		u := &model.AllocUpdate{
+			Buried: flags&isBuried != 0, ID: r.id(), ClientStatus: r.text(), ClientDescription: r.text(), ModifyTime: r.int(),
+		}
+		if flags&hasNetwork != 0 {
+			u.NetworkStatus = new(model.NetworkStatus)
+			r.whole(u.NetworkStatus)
+		}
+		if flags&hasHealth != 0 {
+			u.Health = new(model.AllocHealth)
+			r.whole(u.Health)
+		}
+		if flags&hasStates != 0 {
+			u.TaskStates = r.states(u.ModifyTime)
+		}
+		if r.err != nil {
+			return nil, r.err
+		}
+		list = append(list, u)
+	}
+	return list, r.err
+}
+
+func (r *reader) states(base int64) map[string]*model.TaskState {
+	n := r.count()
+	states := make(map[string]*model.TaskState, n)
+	for range n {
+		name := r.text()
+		flags := r.byte()
+		if flags&isThere == 0 {
+			states[name] = nil
+			continue
+		}
+		s := &model.TaskState{
+			Failed: flags&isFailed != 0, State: r.text(), Restarts: r.uint(), LastRestart: r.time(base), StartedAt: r.time(base), FinishedAt: r.time(base),
+		}
+		if flags&hasEvents != 0 {
+			s.Events = make([]*model.TaskEvent, r.count())
+			for i := range s.Events {
+				s.Events[i] = r.event(base)
+			}
+		}
+		states[name] = s
+	}
+	return states
+}
+
+func (r *reader) event(base int64) *model.TaskEvent {
+	if r.byte() == 0 {
+		return nil
+	}
+	e := &model.TaskEvent{Type: r.text(), Time: r.time(base), DisplayMessage: r.text()}
+	if n, there := r.some(); there {
+		e.Details = make(map[string]string, n)
+		for range n {
+			k := r.text()
+			e.Details[k] = r.text()
+		}
+	}
+	return e
+}

@@ -1,0 +1,379 @@
+package state
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"hash/maphash"
+	"iter"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/google/btree"
+)
+
+// The tables' contents are B-trees that share what a change did not touch: a version is never changed, and the next one copies the nodes on the way to what is
+// new, once for each transaction. A table's primary tree has the objects; its other indexes have only keys, which end with the primary one, so that a change
+// of an object costs only those whose keys it changes.
+
+// degree of the trees: a node has up to 2*degree-1 items. Larger ones make reads quicker, smaller ones a transaction that changes one object.
+const degree = 16
+
+// index is one order of a table's objects besides the primary one.
+type index struct {
+	name  string
+	parts func(any) []string // of the key; nil = the object is not in it
+}
+
+// table is the shape of one table.
+type table struct {
+	name string
+	id   func(any) []string // of the primary key
+	more []index            // by name
+}
+
+// item is an object in a primary tree.
+type item struct {
+	head uint64 // what key begins with: it mostly decides, and is where the comparison looks anyway
+	key  string
+	v    any
+}
+
+func itemOf(key string, v any) item {
+	var head [8]byte
+	copy(head[:], key)
+	return item{binary.BigEndian.Uint64(head[:]), key, v}
+}
+
+func (a item) less(b item) bool {
+	if a.head != b.head {
+		return a.head < b.head
+	}
+	return a.key < b.key
+}
+
+// entry is a place in another index: key[id:] is the object's primary key.
+type entry struct {
+	key string
+	id  int
+}
+
+// trees are one table's contents.
+type trees struct {
+	items *btree.BTreeG[item]
+	more  []*btree.BTreeG[entry]
+}
+
+// version is the contents of all tables at one moment.
+type version struct {
+	number uint64 // counts the commits of one database
+	tables []trees
+}
+
+// database has the newest version, and tells who watches of the next.
+type database struct {
+	newest  atomic.Pointer[version]
+	cloning sync.Mutex // held while a published tree is cloned, which writes to it what its readers do not read
+	gates   []gates    // by table
+}
+
+func newDatabase() *database {
+	d := &database{gates: make([]gates, len(tables))}
+	v := &version{tables: make([]trees, len(tables))}
+	for i, t := range tables {
+		v.tables[i].items = btree.NewG(degree, item.less)
+		for range t.shape.more {
+			v.tables[i].more = append(v.tables[i].more, btree.NewG(degree, func(a, b entry) bool { return a.key < b.key }))
+		}
+	}
+	d.newest.Store(v)
+	return d
+}
+
+// read begins a view of the newest version, write a change of it. Only one change at a time may be committed; others must be left to the collector.
+func (d *database) read() *txn { return &txn{db: d, at: *d.newest.Load()} }
+
+func (d *database) write() *txn {
+	t := d.read()
+	t.at.tables = slices.Clone(t.at.tables)
+	t.own = make([]uint64, len(t.at.tables))
+	t.walks = make([]int, len(t.at.tables))
+	t.marks = map[int]*marks{}
+	return t
+}
+
+// txn is a view of one version; one that writes sees what it has written.
+type txn struct {
+	db    *database
+	at    version
+	own   []uint64 // by table, a bit for each tree that is this transaction's: 1 = the primary one; nil = it only reads
+	walks []int    // by table, walks under way
+	marks map[int]*marks
+}
+
+// commit makes what was written the newest version, and then wakes who watches what has changed.
+func (t *txn) commit() {
+	t.at.number++
+	next := t.at
+	t.db.newest.Store(&next)
+	for i, m := range t.marks {
+		t.db.gates[i].fire(m, next.number)
+	}
+	t.own, t.walks, t.marks = nil, nil, nil
+}
+
+// items is a table's primary tree for writing, entries one of its others. A walk under way keeps the one that it began on.
+func (t *txn) items(no int) *btree.BTreeG[item] {
+	of := &t.at.tables[no]
+	if t.walks[no] > 0 {
+		t.own[no] = 0
+	}
+	if t.own[no]&1 == 0 {
+		if t.own[no] == 0 {
+			of.more = slices.Clone(of.more)
+		}
+		t.own[no] |= 1
+		t.db.cloning.Lock()
+		of.items = of.items.Clone()
+		t.db.cloning.Unlock()
+	}
+	return of.items
+}
+
+func (t *txn) entries(no, i int) *btree.BTreeG[entry] {
+	of := &t.at.tables[no]
+	if bit := uint64(2) << i; t.own[no]&bit == 0 {
+		t.own[no] |= bit
+		t.db.cloning.Lock()
+		of.more[i] = of.more[i].Clone()
+		t.db.cloning.Unlock()
+	}
+	return of.more[i]
+}
+
+// put inserts an object in place of the one with the same primary key, which it returns.
+func (t *txn) put(no int, v any) (before any) {
+	shape := &tables[no].shape
+	m := t.mark(no)
+	key := join(shape.id(v))
+	old, replaced := t.items(no).ReplaceOrInsert(itemOf(key, v))
+	m.add(0, key)
+	for i := range shape.more {
+		parts := shape.more[i].parts(v)
+		if replaced {
+			was := shape.more[i].parts(old.v)
+			if was != nil && parts != nil && slices.Equal(was, parts) {
+				m.add(i+1, join(parts))
+				continue
+			}
+			t.remove(no, i, m, was, key)
+		}
+		if parts != nil {
+			k := join(parts)
+			m.add(i+1, k)
+			t.entries(no, i).ReplaceOrInsert(entry{k + key, len(k)})
+		}
+	}
+	return old.v
+}
+
+func (t *txn) remove(no, i int, m *marks, parts []string, key string) {
+	if parts != nil {
+		k := join(parts)
+		m.add(i+1, k)
+		t.entries(no, i).Delete(entry{key: k + key})
+	}
+}
+
+// delete removes the object with the primary key of v, and returns it; nil = there is none.
+func (t *txn) delete(no int, v any) (before any) {
+	shape := &tables[no].shape
+	key := join(shape.id(v))
+	old, ok := t.items(no).Delete(itemOf(key, nil))
+	if !ok {
+		return nil
+	}
+	m := t.mark(no)
+	m.add(0, key)
+	for i := range shape.more {
+		t.remove(no, i, m, shape.more[i].parts(old.v), key)
+	}
+	return old.v
+}
+
+// first is the object of a primary key, or nil.
+func (t *txn) first(no int, parts []string) any {
+	found, _ := t.at.tables[no].items.Get(itemOf(join(parts), nil))
+	return found.v
+}
+
+// span is a part of one index: the keys that begin so, or with from set those that are not less than it.
+type span struct {
+	table, index int // index 0 = the primary one
+	key          string
+	from         bool
+}
+
+func (t *txn) walk(s span) iter.Seq[any] {
+	return func(yield func(any) bool) {
+		if t.walks != nil {
+			t.walks[s.table]++
+			defer func() { t.walks[s.table]-- }()
+		}
+		of := t.at.tables[s.table]
+		if s.index == 0 {
+			of.items.AscendGreaterOrEqual(itemOf(s.key, nil), func(i item) bool {
+				return (s.from || strings.HasPrefix(i.key, s.key)) && yield(i.v)
+			})
+			return
+		}
+		of.more[s.index-1].AscendGreaterOrEqual(entry{key: s.key}, func(e entry) bool {
+			return (s.from || strings.HasPrefix(e.key, s.key)) && yield(of.at(e))
+		})
+	}
+}
+
+// backwards walks all of an index that is not the primary one.
+func (t *txn) backwards(no, i int) iter.Seq[any] {
+	return func(yield func(any) bool) {
+		if t.walks != nil {
+			t.walks[no]++
+			defer func() { t.walks[no]-- }()
+		}
+		of := t.at.tables[no]
+		of.more[i-1].Descend(func(e entry) bool { return yield(of.at(e)) })
+	}
+}
+
+// at is the object of an entry. The trees of one table belong together.
+func (t *trees) at(e entry) any {
+	found, ok := t.items.Get(itemOf(e.key[e.id:], nil))
+	if !ok {
+		panic(fmt.Sprintf("state: an index has %q, which its table has not", e.key))
+	}
+	return found.v
+}
+
+// watch is closed when a commit after this version changes the object of a key, or one that is or was in an index under these leading parts of its key.
+// It may be closed for another's change as well. "" = anything of the table.
+func (t *txn) watch(s span) <-chan struct{} {
+	return t.db.gates[s.table].arm(s.index, s.key, t.at.number)
+}
+
+// Keys are lists of strings, each ended by a NUL, so that no list is a prefix of another.
+func join(parts []string) string {
+	n := 0
+	for _, p := range parts {
+		n += len(p) + 1
+	}
+	var b strings.Builder
+	b.Grow(n)
+	for _, p := range parts {
+		b.WriteString(p)
+		b.WriteByte(0)
+	}
+	return b.String()
+}
+
+// Watches of single keys share this many channels a table: what wakes one may wake others, which look and wait again.
+const shards = 256
+
+// gates are the channels of one table's watches.
+type gates struct {
+	mu     sync.Mutex
+	table  gate         // guarded by mu
+	shards [shards]gate // guarded by mu
+}
+
+type gate struct {
+	changed uint64        // number of the newest version that changed what it stands for
+	ch      chan struct{} // nil = nobody waits
+}
+
+var (
+	seed = maphash.MakeSeed()
+	open = func() chan struct{} { ch := make(chan struct{}); close(ch); return ch }()
+)
+
+func shardOf(index int, key string) int {
+	return int((maphash.String(seed, key) + uint64(index)*0x9e3779b9) % shards)
+}
+
+func (g *gates) arm(index int, key string, seen uint64) <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	w := &g.table
+	if key != "" {
+		w = &g.shards[shardOf(index, key)]
+	}
+	if w.changed > seen {
+		return open
+	}
+	if w.ch == nil {
+		w.ch = make(chan struct{})
+	}
+	return w.ch
+}
+
+func (w *gate) fire(number uint64) {
+	w.changed = number
+	if w.ch != nil {
+		close(w.ch)
+		w.ch = nil
+	}
+}
+
+func (g *gates) fire(m *marks, number uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.table.fire(number)
+	for i := range g.shards {
+		if m[i/64]&(1<<(i%64)) != 0 {
+			g.shards[i].fire(number)
+		}
+	}
+}
+
+// marks says which shards a transaction has changed.
+type marks [shards / 64]uint64
+
+func (t *txn) mark(no int) *marks {
+	m := t.marks[no]
+	if m == nil {
+		m = new(marks)
+		t.marks[no] = m
+	}
+	return m
+}
+
+// add marks all lists of leading parts of a key.
+func (m *marks) add(index int, key string) {
+	for i := range len(key) {
+		if key[i] == 0 {
+			s := shardOf(index, key[:i+1])
+			m[s/64] |= 1 << (s % 64)
+		}
+	}
+}
+
+// Watch collects what a read depends on. A nil Watch collects nothing.
+type Watch map[<-chan struct{}]struct{}
+
+// NewWatch makes an empty one.
+func NewWatch() Watch { return Watch{} }
+
+// WatchCtx waits until something of it may have changed, or ctx ends, whose error it returns then.
+func (w Watch) WatchCtx(ctx context.Context) error {
+	cases := make([]reflect.SelectCase, 1, len(w)+1)
+	cases[0] = reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ctx.Done())}
+	for ch := range w {
+		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ch)})
+	}
+	if i, _, _ := reflect.Select(cases); i == 0 {
+		return ctx.Err()
+	}
+	return nil
+}

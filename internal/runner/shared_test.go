@@ -1,0 +1,313 @@
+package runner_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"rockpool/internal/environment"
+	"rockpool/internal/fault"
+	"rockpool/internal/logging"
+	"rockpool/internal/runner"
+	"rockpool/internal/runner/execution"
+	"rockpool/internal/runner/pool"
+)
+
+// others is what a manager is told of the other gateways.
+type others struct {
+	mu      sync.Mutex
+	leads   bool
+	alive   map[string]bool
+	idle    time.Duration // since the last use through another
+	err     error
+	asked   int
+	expired []string
+}
+
+func (o *others) set(f func()) { o.mu.Lock(); f(); o.mu.Unlock() }
+
+func (o *others) Self() string { return "self" }
+
+func (o *others) Leading() bool { o.mu.Lock(); defer o.mu.Unlock(); return o.leads }
+
+func (o *others) Alive(id string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return id == "self" || o.alive[id]
+}
+
+func (o *others) Idle(context.Context, string) (time.Duration, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.asked++
+	return o.idle, o.err
+}
+
+func (o *others) Expire(_ context.Context, id string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.expired = append(o.expired, id)
+}
+
+// among runs a manager that shares its cluster, with environment 1 of the given size.
+func among(t *testing.T, size uint, o *others, find func(context.Context, string) (runner.Seen, bool, error),
+	test func(t *testing.T, m *runner.Manager, c *cluster)) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{there: map[string]runner.Seen{}}
+		m := runner.NewManager(c, runner.Options{Limits: pool.DefaultLimits(), Shared: &runner.Shared{Others: o, Find: find}}, logging.Discard())
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := m.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		m.Want(environment.Environment{ID: 1, PoolSize: size, Image: "host"})
+		m.Regroup()
+		test(t, m, c)
+		cancel()
+		wg.Wait()
+		c.tasks.Wait()
+	})
+}
+
+// foreign is a runner that another gateway claimed.
+func foreign(id, gateway string, timeout time.Duration) runner.Seen {
+	e := environment.Environment{ID: 1, Image: "host"}
+	return runner.Seen{Observed: pool.Observed{ID: id, Env: 1, Settings: e.Settings(), State: pool.Ready, Used: true},
+		Place: execution.Place{AllocID: id}, Timeout: timeout, Gateway: gateway}
+}
+
+func (c *cluster) put(s runner.Seen) {
+	c.mu.Lock()
+	c.there[s.ID] = s
+	c.mu.Unlock()
+	c.feed.Changed(s)
+}
+
+func (c *cluster) count() int { c.mu.Lock(); defer c.mu.Unlock(); return len(c.there) }
+
+func TestOnlyTheOneThatLeadsKeepsThePools(t *testing.T) {
+	o := &others{idle: -1}
+	among(t, 2, o, nil, func(t *testing.T, m *runner.Manager, c *cluster) {
+		settle(time.Minute)
+		if n := c.count(); n != 0 {
+			t.Fatalf("it created %d runners without leading", n)
+		}
+		before := c.listed()
+		o.set(func() { o.leads = true })
+		m.Regroup()
+		settle(2 * time.Second)
+		if n := c.count(); n != 2 || c.listed() != before+1 {
+			t.Fatalf("leading, it has %d runners after %d more listings", n, c.listed()-before)
+		}
+		o.set(func() { o.leads = false })
+		m.Regroup()
+		r, err := m.Claim(t.Context(), 1, 0, runner.Holder{}) // all hand out
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Want(environment.Environment{ID: 1, PoolSize: 0, Image: "host"})
+		settle(time.Minute)
+		if n := c.count(); n != 2 {
+			t.Errorf("the one that does not lead changed the pool: %d", n)
+		}
+		if err := m.Destroy(t.Context(), r, execution.ErrDeleted); err != nil || c.has(r.ID) { // what is used goes through any
+			t.Errorf("destroyed: %v", err)
+		}
+	})
+}
+
+// The timer of a runner is that of the gateway that claimed it and, when that is dead, of the one that leads.
+func TestWhoWatchesOverARunner(t *testing.T) {
+	const timeout = 10 * time.Second
+	for name, c := range map[string]struct {
+		gateway string
+		leads   bool
+		alive   bool
+		gone    bool
+	}{
+		"its own":                             {"self", false, false, true},
+		"of one that lives":                   {"other", true, true, false},
+		"of one that died":                    {"other", true, false, true},
+		"of one that died, another leads":     {"other", false, false, false},
+		"of one that does not say, as leader": {"", true, false, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := &others{idle: -1, leads: c.leads, alive: map[string]bool{"other": c.alive}}
+			among(t, 0, o, nil, func(t *testing.T, m *runner.Manager, cl *cluster) {
+				settle(time.Second)
+				cl.put(foreign("1-a", c.gateway, timeout))
+				settle(timeout - time.Second)
+				if !cl.has("1-a") {
+					t.Fatal("it went too early")
+				}
+				settle(2 * time.Second)
+				if cl.has("1-a") == c.gone {
+					t.Errorf("it is gone: %v", c.gone)
+				}
+				if c.gateway != "other" || c.gone {
+					return
+				}
+				// Now the other dies, and this one leads: from now on the full time.
+				o.set(func() { o.leads = true; o.alive = nil })
+				m.Regroup()
+				settle(timeout - time.Second)
+				if !cl.has("1-a") {
+					t.Error("taken over, it had less than its time")
+				}
+				settle(2 * time.Second)
+				if cl.has("1-a") {
+					t.Error("it lives for ever because its gateway died")
+				}
+			})
+		})
+	}
+}
+
+func TestUseElsewhereKeepsARunnerAlive(t *testing.T) {
+	const timeout = 10 * time.Second
+	o := &others{idle: 4 * time.Second, leads: true}
+	among(t, 1, o, nil, func(t *testing.T, m *runner.Manager, c *cluster) {
+		settle(2 * time.Second)
+		r, err := m.Claim(t.Context(), 1, timeout, runner.Holder{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, unbind := r.Bind(t.Context())
+		defer unbind()
+		settle(timeout + time.Millisecond) // asked: it was used 4 s ago
+		o.set(func() { o.idle = timeout })
+		settle(5 * time.Second)
+		if ctx.Err() != nil {
+			t.Fatal("it ended although it was used through another gateway")
+		}
+		settle(2 * time.Second)
+		if !errors.Is(context.Cause(ctx), execution.ErrInactive) || c.has(r.ID) {
+			t.Errorf("unused everywhere it goes on: %v", context.Cause(ctx))
+		}
+		if len(o.expired) != 1 || o.asked != 2 {
+			t.Errorf("the others were asked %d times, and told of %v", o.asked, o.expired)
+		}
+	})
+}
+
+// A gateway that lives and does not answer keeps a runner alive, but not for ever.
+func TestSilenceIsNoAnswer(t *testing.T) {
+	const timeout = 10 * time.Second
+	o := &others{idle: -1, err: errors.New("no answer"), leads: true}
+	among(t, 1, o, nil, func(t *testing.T, m *runner.Manager, c *cluster) {
+		settle(2 * time.Second)
+		r, err := m.Claim(t.Context(), 1, timeout, runner.Holder{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		settle(timeout + 9*time.Minute)
+		if !c.has(r.ID) {
+			t.Fatal("it went although somebody may be using it")
+		}
+		settle(2 * time.Minute)
+		if c.has(r.ID) {
+			t.Error("it stays for ever")
+		}
+	})
+}
+
+func TestARunnerThatIsNotKnownIsLookedUpOnce(t *testing.T) {
+	const unknown = "1-0c9f8fd2-c5ff-11f0-8de9-0242ac120002"
+	var calls atomic.Int64
+	var there atomic.Bool
+	hold := make(chan struct{}, 1)
+	o := &others{idle: -1, alive: map[string]bool{"other": true}}
+	find := func(_ context.Context, id string) (runner.Seen, bool, error) {
+		calls.Add(1)
+		select {
+		case hold <- struct{}{}: // the first waits
+			time.Sleep(100 * time.Millisecond)
+		default:
+		}
+		return foreign(id, "other", time.Minute), there.Load(), nil
+	}
+	among(t, 0, o, find, func(t *testing.T, m *runner.Manager, c *cluster) {
+		settle(time.Second)
+		there.Store(true)
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() {
+				if r, err := m.Find(t.Context(), unknown); err != nil || r.ID != unknown {
+					t.Errorf("got %v %v", r, err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := calls.Load(); n != 1 {
+			t.Errorf("%d questions for one runner", n)
+		}
+		if s := m.Stats(1); s.Used != 1 {
+			t.Errorf("the pool says %+v", s)
+		}
+		// Strangers: each id once a second, and all together at a bounded rate.
+		there.Store(false)
+		calls.Store(0)
+		began := time.Now()
+		refused := 0
+		var mu sync.Mutex
+		for i := range 1000 {
+			wg.Go(func() {
+				_, err := m.Find(t.Context(), fmt.Sprintf("1-%08x-c5ff-11f0-8de9-0242ac120002", i))
+				mu.Lock()
+				defer mu.Unlock()
+				if fault.Is(err, fault.Unavailable) {
+					refused++
+				} else if !fault.Is(err, fault.Gone) {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if n, d := calls.Load(), time.Since(began); n > 350 || refused != 1000-int(n) {
+			t.Errorf("%d questions in %v, %d refused", n, d, refused)
+		}
+	})
+}
+
+// News of a runner's end that overtakes the answer to a question is the last word.
+func TestAnAnswerDoesNotReviveWhatIsGone(t *testing.T) {
+	o := &others{idle: -1, alive: map[string]bool{"other": true}}
+	find := func(_ context.Context, id string) (runner.Seen, bool, error) {
+		time.Sleep(time.Second)
+		return foreign(id, "other", time.Minute), true, nil
+	}
+	among(t, 0, o, find, func(t *testing.T, m *runner.Manager, c *cluster) {
+		settle(time.Second)
+		time.AfterFunc(500*time.Millisecond, func() { c.feed.Gone("1-a") })
+		if _, err := m.Find(t.Context(), "1-a"); !fault.Is(err, fault.Gone) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// The news that another gateway won may come while this one still tries.
+func TestAClaimThatAnotherWon(t *testing.T) {
+	o := &others{idle: -1, leads: true, alive: map[string]bool{"other": true}}
+	among(t, 1, o, nil, func(t *testing.T, m *runner.Manager, c *cluster) {
+		settle(2 * time.Second)
+		c.claim = func(id string) error {
+			c.mu.Unlock()
+			c.put(foreign(id, "other", time.Minute))
+			c.mu.Lock()
+			return runner.ErrClaimLost
+		}
+		if _, err := m.Claim(t.Context(), 1, 0, runner.Holder{}); !fault.Is(err, fault.Exhausted) {
+			t.Fatalf("got %v", err)
+		}
+		if _, err := m.Lookup(c.claims[0]); err != nil {
+			t.Errorf("the other's runner is not known: %v", err)
+		}
+	})
+}
