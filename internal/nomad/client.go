@@ -77,6 +77,7 @@ type Client struct {
 
 const (
 	dialTime      = 5 * time.Second
+	aliveTime     = 15 * time.Second // between questions of the kernel whether the other host is there
 	handshakeTime = 10 * time.Second
 )
 
@@ -84,7 +85,7 @@ const (
 func New(o Options, log logging.Logger) (*Client, error) {
 	transport := &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: dialTime, KeepAlive: 15 * time.Second}).DialContext,
+		DialContext:         (&net.Dialer{Timeout: dialTime, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: aliveTime, Interval: aliveTime, Count: 4}}).DialContext,
 		TLSHandshakeTimeout: handshakeTime,
 		// All requests go to one host. A claim must not wait for a new connection.
 		MaxIdleConns:        256,

@@ -67,12 +67,8 @@ func bash(head, script string, values ...string) ([]string, error) {
 }
 
 // marked is the argv of the script that runs a command.
-func marked(mark, fifo, user string, both bool, argv ...string) ([]string, error) {
-	end := ""
-	if both {
-		end = "both"
-	}
-	return bash("# main "+mark+"\n", runScript, append([]string{mark, fifo, user, end}, argv...)...)
+func marked(mark, fifo, user, streams string, argv ...string) ([]string, error) {
+	return bash("# main "+mark+"\n", runScript, append([]string{mark, fifo, user, streams}, argv...)...)
 }
 
 // markOf tells the scripts of one execution from all others, and cannot be guessed.
@@ -93,7 +89,11 @@ func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.
 	for _, name := range slices.Sorted(maps.Keys(spec.Env)) {
 		env = append(env, name+"="+spec.Env[name])
 	}
-	argv, err := marked(mark, fifo, userOf(spec.Privileged), !spec.TTY, append(env, "/bin/bash", "-c", spec.Command)...)
+	streams := ""
+	if !spec.TTY {
+		streams = "deaf"
+	}
+	argv, err := marked(mark, fifo, userOf(spec.Privileged), streams, append(env, "/bin/bash", "-c", spec.Command)...)
 	if err != nil {
 		return 0, err
 	}
@@ -213,15 +213,13 @@ func acknowledge(s *session, mark string, ended <-chan struct{}, proofs ...*proo
 			return
 		}
 	}
-	_ = s.input([]byte("\n" + mark + "\n"))
-	t := time.NewTimer(proofTime)
-	defer t.Stop()
-	select {
-	case <-ended:
-	case <-t.C:
+	t := time.AfterFunc(proofTime, func() {
 		s.late.Store(true)
-		_ = s.conn.Close()
-	}
+		_ = s.conn.Close() // lets go of input too
+	})
+	defer t.Stop()
+	_ = s.input([]byte("\n" + mark + "\n"))
+	<-ended
 }
 
 // readFIFO copies a program's stderr until its record, or until ctx ends.
@@ -279,7 +277,7 @@ type helper struct {
 // help starts a command that is not the client's: argv runs as the container's user, or as the unprivileged one.
 func (c *Client) help(ctx context.Context, at execution.Place, unprivileged bool, argv []string, stdin io.Reader) (*helper, error) {
 	mark := c.markOf("helper " + strconv.FormatUint(c.helpers.Add(1), 10))
-	argv, err := marked(mark, "", userOf(!unprivileged), true, argv...)
+	argv, err := marked(mark, "", userOf(!unprivileged), "both", argv...)
 	if err != nil {
 		return nil, err
 	}

@@ -23,8 +23,6 @@ import (
 
 const (
 	heartbeatTime = 10 * time.Second // Nomad closes an exec on which nothing is said for long
-	answerTime    = time.Minute      // a server that says nothing and answers no ping for so long is gone
-	sendTime      = 30 * time.Second // for one frame
 	frameSize     = 2048             // bytes of stdin in one, as nomad/api has it
 	maxFrame      = 16 << 20         // bytes of one that comes
 )
@@ -60,7 +58,6 @@ func (c *Client) attach(ctx context.Context, at execution.Place, tty bool, argv 
 			conn.SetReadLimit(maxFrame)
 			s := &session{conn: conn}
 			s.free = context.AfterFunc(ctx, func() { _ = conn.Close() })
-			conn.SetPongHandler(func(string) error { return conn.SetReadDeadline(time.Now().Add(answerTime)) })
 			return s, nil
 		}
 		if resp != nil { // a refusal
@@ -121,7 +118,6 @@ func (s *session) next() (api.ExecStreamingOutput, error) {
 		s.first = nil
 		return *f, nil
 	}
-	_ = s.conn.SetReadDeadline(time.Now().Add(answerTime))
 	var frame api.ExecStreamingOutput
 	err := s.conn.ReadJSON(&frame)
 	return frame, err
@@ -134,12 +130,10 @@ func (s *session) close() {
 	_ = s.conn.Close()
 }
 
+// send has no deadline: a program that does not read its input holds the server back, and the server us. Hosts that are gone are noticed by the kernel.
 func (s *session) send(v *api.ExecStreamingInput) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.conn.SetWriteDeadline(time.Now().Add(sendTime)); err != nil {
-		return err
-	}
 	return s.conn.WriteJSON(v)
 }
 
@@ -259,7 +253,6 @@ func (s *session) beat(sizes <-chan execution.Size, done <-chan struct{}) {
 			_ = s.send(&api.ExecStreamingInput{TTYSize: &api.TerminalSize{Height: int(size.Height), Width: int(size.Width)}})
 		case <-tick.C:
 			_ = s.send(&api.ExecStreamingInput{})
-			_ = s.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(time.Second))
 		}
 	}
 }

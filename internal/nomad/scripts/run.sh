@@ -1,5 +1,6 @@
 # Runs a command in a container and proves that its output has come whole.
-# Arguments: mark, FIFO for stderr or "", user or "" for that of the container, "both" where stderr is a stream of its own; then what env is told.
+# Arguments: mark, FIFO for stderr or "", user or "" for that of the container, "both" where stderr is a stream of its own, "deaf" where besides stdin may hold more than
+# can be skipped; then what env is told.
 # What the streams carry of ours are records: RS mark : text ; - "begin" on stdout before the command, and the last one at the end of each stream.
 mark=$1 fifo=$2 user=$3 both=$4
 shift 4
@@ -11,6 +12,11 @@ finish() {
 	[ -z "$fifo" ] || printf '\036%s:%s;' "$mark" "$1" >&5
 	[ -z "$both" ] || printf '\036%s:%s;' "$mark" "$1" >&3
 	printf '\036%s:%s;' "$mark" "$1"
+	if [ "$both" = deaf ]; then
+		exec <&- # whoever still writes is let go
+		sleep 0.2
+		exit "$2"
+	fi
 	for left in 3 2 1; do # a terminal's input may have ends in it
 		while IFS= read -r -t 10 line; do
 			case $line in *"$mark"*) exit "$2" ;; esac
@@ -58,8 +64,8 @@ if [ -n "$user" ]; then
 	fi
 fi
 
-printf '\036%s:begin;' "$mark" # input comes from now on: what a terminal echoes is the program's
 (
+	printf '\036%s:begin;' "$mark" # input comes from now on: what a terminal echoes is the program's, and its keys reach it
 	if [ -n "$fifo" ]; then exec 2>&5; else exec 2>&3; fi
 	exec 3>&- 4>&- 5>&-
 	exec "$@"

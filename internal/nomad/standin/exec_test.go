@@ -215,6 +215,15 @@ func TestLargeOutputOfBothKindsIsWhole(t *testing.T) {
 	r.clean()
 }
 
+func TestInputThatIsNotReadHoldsNothingElseBack(t *testing.T) {
+	r := newRig(t, standin.Options{})
+	much := strings.NewReader(strings.Repeat("much\n", 4<<20))
+	if got := r.execWith(t.Context(), execution.Spec{Command: "sleep 1; echo out; exit 4", SplitStderr: true}, much); got.failure != nil || got.code != 4 || got.out != "out\n" {
+		t.Errorf("%+v", got)
+	}
+	r.clean()
+}
+
 // A request that is too long for an argument, or has what no argument can have, says so.
 func TestWhatCannotBePassedOnIsRefused(t *testing.T) {
 	r := newRig(t, standin.Options{})

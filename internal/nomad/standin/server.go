@@ -496,8 +496,13 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Connection", "close")
 	_, _ = w.Write([]byte("{}\n"))
 	_ = http.NewResponseController(w).Flush()
+	alive := time.NewTicker(30 * time.Second)
+	defer alive.Stop()
 	for {
 		select {
+		case <-alive.C:
+			_, _ = w.Write([]byte("{}\n"))
+			_ = http.NewResponseController(w).Flush()
 		case line := <-sub.lines:
 			_, _ = w.Write(line)
 			_ = http.NewResponseController(w).Flush()

@@ -15,6 +15,8 @@ import (
 const (
 	atOnceTasks = 16       // allocations of a job
 	atOnceBytes = 64 << 10 // of a registration
+	// Where more plans wait than this, jobs are registered alone: the answer need not wait for them, and the queue of evaluations says when it is too much.
+	atOnceWaiting = 64
 )
 
 // Register brings a registration onto the log. A new batch job with little in it, for which there is room and which has nobody to wait for, is placed in the
@@ -22,13 +24,9 @@ const (
 func (l *Leader) Register(ctx context.Context, e *command.JobRegister) (result any, index uint64, err error) {
 	if t := l.current(); t != nil && l.cfg.Encode != nil {
 		if r, p := t.atOnce(e); p != nil {
-			// Those that wait for the plan applier count as work that waits, or nobody would be refused in time. What was placed is done, and what was not
-			// begins anew, where the commit is observed.
-			t.admission.begin(e.Eval.ID, time.Now())
-			if result, index, err = t.plans.Register(ctx, r, p); err != nil {
-				t.admission.done(e.Eval.ID)
+			if result, index, taken, err := t.plans.Register(ctx, r, p); taken {
+				return result, index, err
 			}
-			return result, index, err
 		}
 	}
 	return l.cfg.Log.Apply(ctx, e)
@@ -37,7 +35,8 @@ func (l *Leader) Register(ctx context.Context, e *command.JobRegister) (result a
 // atOnce plans a job that is not registered yet; nil where that is not simple.
 func (t *term) atOnce(e *command.JobRegister) (*plan.Registration, *state.Placement) {
 	j := e.Job
-	if e.Eval == nil || j.Type != model.JobTypeBatch || j.IsTemplate() || j.Stop || e.EnforceIndex && e.AtIndex != 0 || !t.broker.Passes(e.Eval.Priority) {
+	if e.Eval == nil || j.Type != model.JobTypeBatch || j.IsTemplate() || j.Stop || e.EnforceIndex && e.AtIndex != 0 ||
+		!t.broker.Passes(e.Eval.Priority) || t.plans.Waiting() > atOnceWaiting {
 		return nil, nil
 	}
 	tasks := 0

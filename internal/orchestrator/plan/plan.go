@@ -84,33 +84,38 @@ func New(s *state.Store, l Log) *Applier {
 
 // Submit hands in a plan and waits for its result. The plan is the applier's from here on.
 func (a *Applier) Submit(ctx context.Context, p *state.Placement) (Result, error) {
-	r := a.hand(ctx, submission{plan: p})
+	ch := make(chan answer, 1)
+	select {
+	case a.queue <- submission{plan: p, answer: ch}:
+	case <-a.ended:
+		return Result{}, errEnded()
+	case <-ctx.Done():
+		return Result{}, context.Cause(ctx)
+	}
+	r := a.await(ctx, ch)
 	return r.result, r.err
 }
 
 // Register registers a job and places it in one entry: all that the plan places, or nothing, if a part does not fit or the job was there before. The result is
-// what the registration alone would have come to.
-func (a *Applier) Register(ctx context.Context, r *Registration, p *state.Placement) (result any, index uint64, err error) {
-	done := a.hand(ctx, submission{plan: p, register: r})
+// what the registration alone would have come to. Not taken = so many plans wait that nothing was done: the job is better registered alone.
+func (a *Applier) Register(ctx context.Context, r *Registration, p *state.Placement) (result any, index uint64, taken bool, err error) {
+	ch := make(chan answer, 1)
+	select {
+	case a.queue <- submission{p, r, ch}:
+	default:
+		return nil, 0, false, nil
+	}
+	done := a.await(ctx, ch)
 	if done.err != nil {
-		return nil, 0, done.err
+		return nil, 0, true, done.err
 	}
 	if refused, _ := done.registered.(error); refused != nil {
-		return nil, done.result.Index, refused
+		return nil, done.result.Index, true, refused
 	}
-	return done.registered, done.result.Index, nil
+	return done.registered, done.result.Index, true, nil
 }
 
-func (a *Applier) hand(ctx context.Context, s submission) answer {
-	ch := make(chan answer, 1)
-	s.answer = ch
-	select {
-	case a.queue <- s:
-	case <-a.ended:
-		return answer{err: errEnded()}
-	case <-ctx.Done():
-		return answer{err: context.Cause(ctx)}
-	}
+func (a *Applier) await(ctx context.Context, ch <-chan answer) answer {
 	select {
 	case r := <-ch:
 		return r

@@ -73,10 +73,10 @@ func TestPlansAndRegistrationsShareAnEntry(t *testing.T) {
 		}
 		register := func(name string, j *model.Job, id string, cpu int, enforce bool) {
 			wg.Go(func() {
-				r, index, err := a.Register(ctx, registration(t, j, enforce),
+				r, index, taken, err := a.Register(ctx, registration(t, j, enforce),
 					&state.Placement{EvalID: "e-" + j.ID, Namespace: "default", JobID: j.ID, Place: []*model.Allocation{placed(j.ID, id, "n1", cpu)}})
 				_, ok := r.(*command.Registered)
-				results.Store(name, ok && err == nil && index > 1)
+				results.Store(name, taken && ok && err == nil && index > 1)
 				results.Store(name+" refused", fault.Is(err, fault.Conflict))
 			})
 			synctest.Wait()
@@ -117,7 +117,7 @@ func TestPlansAndRegistrationsShareAnEntry(t *testing.T) {
 		}
 		cancel()
 		wg.Wait()
-		if _, _, err := a.Register(t.Context(), registration(t, spec("late", false), false), &state.Placement{}); !fault.Is(err, fault.Unavailable) {
+		if _, _, _, err := a.Register(t.Context(), registration(t, spec("late", false), false), &state.Placement{}); !fault.Is(err, fault.Unavailable) {
 			t.Errorf("an applier that has ended answers %v", err)
 		}
 	})
@@ -133,7 +133,7 @@ func TestALeadershipThatEndsIsSaidToTheCaller(t *testing.T) {
 		wg.Go(func() { _ = a.Run(ctx) })
 		for range 3 { // one is under way, the others wait
 			wg.Go(func() {
-				_, _, err := a.Register(t.Context(), registration(t, spec("x", false), false), &state.Placement{Namespace: "default", JobID: "x"})
+				_, _, _, err := a.Register(t.Context(), registration(t, spec("x", false), false), &state.Placement{Namespace: "default", JobID: "x"})
 				if !fault.Is(err, fault.Unavailable) || errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("it was answered %v", err)
 				}
@@ -143,4 +143,18 @@ func TestALeadershipThatEndsIsSaidToTheCaller(t *testing.T) {
 		cancel()
 		wg.Wait()
 	})
+}
+
+func TestAFullQueueTakesNoRegistration(t *testing.T) {
+	a := New(world(t, ready("n1")), nil) // nobody runs it
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for i := range maxBatch {
+		if _, _, taken, _ := a.Register(ctx, registration(t, spec("x", false), false), &state.Placement{}); !taken {
+			t.Fatalf("number %d was not taken", i)
+		}
+	}
+	if _, _, taken, err := a.Register(ctx, registration(t, spec("x", false), false), &state.Placement{}); taken || err != nil {
+		t.Errorf("one more than there is room for: taken %v, %v", taken, err)
+	}
 }
