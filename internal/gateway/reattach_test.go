@@ -2,6 +2,9 @@ package gateway_test
 
 import (
 	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -17,6 +20,7 @@ import (
 
 	"rockpool/internal/client"
 	"rockpool/internal/config"
+	"rockpool/internal/nomad/nomadtest"
 )
 
 // breaker passes TCP connections on to a gateway and breaks those of WebSockets after some bytes, until it has broken enough of them.
@@ -197,4 +201,120 @@ func TestTheEndIsHeld(t *testing.T) {
 	_ = again.SetReadDeadline(deadline)
 	h.messages(again, `{"type":"start","offset":1,"input":1,"controls":1,"reattach":{"bufferBytes":262144,"graceSeconds":20}}`, `{"type":"stdout","data":"b"}`,
 		`{"type":"exit","data":0,"usage":{"cpuTimeMs":5,"wallTimeMs":7,"peakMemoryBytes":4096,"oomKilled":false,"outputBytes":2,"verdict":"exit"}}`)
+}
+
+// Whoever comes again through another gateway gets on with its execution, over a connection that breaks there as anywhere else; the codes of Close go through.
+func TestComingAgainThroughAnotherGateway(t *testing.T) {
+	a, b := two(t, nomadtest.New(t), "1", 1)
+	const again = `{"type":"start","offset":%d,"input":%d,"controls":0,"reattach":{"bufferBytes":65536,"graceSeconds":60}}`
+	url := a.execute(a.claim("0"), `{"command":"cat","tty":false,"reattach":{"graceSeconds":60,"bufferBytes":65536}}`)
+	says := func(c *websocket.Conn, want string) {
+		t.Helper()
+		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if _, data, err := c.ReadMessage(); string(data) != want {
+			t.Fatalf("got %s, %v", data, err)
+		}
+	}
+	exchange := func(c *websocket.Conn, text string) {
+		t.Helper()
+		if err := c.WriteMessage(websocket.BinaryMessage, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		says(c, `{"type":"stdout","data":"`+text+`"}`)
+	}
+	first := b.dial(b.via(url), "rockpool.v1")
+	says(first, fmt.Sprintf(again, 0, 0))
+	exchange(first, "one")
+	_ = first.NetConn().Close()
+	second := b.dial(b.via(url)+"&offset=1", "rockpool.v1")
+	says(second, fmt.Sprintf(again, 1, 3))
+	exchange(second, "two")
+	// The other way, while the connection is still there.
+	third := a.dial(url+"&offset=0", "rockpool.v1")
+	if got, code := a.rest(third); code != 4001 || !strings.Contains(strings.Join(got, ""), "only that from 1 on") {
+		t.Errorf("an offset that is not held: %q, %d", got, code)
+	}
+	third = a.dial(url+"&offset=1", "rockpool.v1")
+	says(third, fmt.Sprintf(again, 1, 6))
+	says(third, `{"type":"stdout","data":"two"}`)
+	if got, code := b.rest(second); len(got) > 0 || code != 4000 {
+		t.Errorf("the connection that was replaced got %q, %d", got, code)
+	}
+	if got, code := b.rest(b.dial(b.via(url)+"&offset=0", "rockpool.v1")); code != 4001 || !strings.Contains(strings.Join(got, ""), "only that from 1 on") {
+		t.Errorf("an offset that is not held, through the other: %q, %d", got, code)
+	}
+	// The gateway between stops: the client finds its way through another one.
+	fourth := b.dial(b.via(url)+"&offset=2", "rockpool.v1")
+	says(fourth, fmt.Sprintf(again, 2, 6))
+	b.stop()
+	if _, data, err := fourth.ReadMessage(); err == nil || websocket.IsCloseError(err, websocket.CloseNormalClosure) {
+		t.Errorf("the gateway between said %s, %v at its end", data, err)
+	}
+	fifth := a.dial(url+"&offset=2", "rockpool.v1")
+	says(fifth, fmt.Sprintf(again, 2, 6))
+	exchange(fifth, "three")
+	if err := fifth.WriteMessage(websocket.TextMessage, []byte(`{"type":"eof"}`)); err != nil {
+		t.Fatal(err)
+	}
+	if got, code := a.rest(fifth); code != 1000 || !strings.Contains(strings.Join(got, ""), `{"type":"exit","data":0`) {
+		t.Errorf("the end was %q, %d", got, code)
+	}
+}
+
+// What is held for a client is nobody else's, not even of one who knows its URL.
+func TestOnlyTheRunnersOwnerComesAgain(t *testing.T) {
+	file := tokenFile(t)
+	h := ready(t, "1", 1, func(c *config.Config) { c.Server.TokenFile = file })
+	id := h.claimAs("root")
+	_, body, _ := h.as("root", "POST", "/runners/"+id+"/execute", `{"command":"echo secret; wait","reattach":{}}`)
+	var e struct{ WebSocketURL string }
+	if err := json.Unmarshal([]byte(body), &e); err != nil {
+		t.Fatal(err)
+	}
+	connect := func(token, url string) (*websocket.Conn, *http.Response) {
+		c, resp, _ := (&websocket.Dialer{Subprotocols: []string{"rockpool.v1"}}).Dial(url, http.Header{"Poseidon-Token": {cmp.Or(secrets[token], token)}})
+		return c, resp
+	}
+	first, _ := connect("root", e.WebSocketURL)
+	for range 2 {
+		if _, _, err := first.ReadMessage(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = first.NetConn().Close()
+	for token, status := range map[string]int{"alice": 410, "reader": 403, "wrong": 401, "": 401} {
+		if c, resp := connect(token, e.WebSocketURL+"&offset=0"); c != nil || resp.StatusCode != status {
+			t.Errorf("%q came again: %v", token, resp)
+		}
+	}
+	again, _ := connect("root", e.WebSocketURL+"&offset=1")
+	if again == nil {
+		t.Fatal("its owner could not come again")
+	}
+	_ = again.Close()
+}
+
+// A stop in order waits for executions whose clients are away, and lets those in, but nobody else.
+func TestWhoComesAgainIsLetInWhileTheGatewayStops(t *testing.T) {
+	h := ready(t, "1", 1, func(c *config.Config) { c.Server.StopTimeout = 30 })
+	r := h.claim("0")
+	url, waiting := h.execute(r, `{"command":"cat","tty":false,"reattach":{}}`), h.execute(r, `{"command":"echo hi","reattach":{}}`)
+	first := h.dial(url, "rockpool.v1")
+	if _, _, err := first.ReadMessage(); err != nil {
+		t.Fatal(err)
+	}
+	_ = first.NetConn().Close()
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); h.stop() }()
+	h.eventually("it says that it stops", func() bool { code, _, _ := h.do("GET", "/health", ""); return code == 503 })
+	_, path, _ := strings.Cut(waiting, "/api/v1")
+	h.want("GET", path+"&offset=0", "", 500, "stopping")
+	again := h.dial(url+"&offset=0", "rockpool.v1")
+	if err := again.WriteMessage(websocket.TextMessage, []byte(`{"type":"eof"}`)); err != nil {
+		t.Fatal(err)
+	}
+	if got, code := h.rest(again); code != 1000 || !strings.Contains(strings.Join(got, ""), `{"type":"exit","data":0`) {
+		t.Errorf("got %q and %d", got, code)
+	}
+	<-stopped
 }

@@ -101,7 +101,8 @@ const (
 	execHeartbeat = 10 * time.Second // as Nomad's clients know it
 	execOwnBeat   = 30 * time.Second // of an execution with an id: thousands of them may wait, and each beat costs both ends
 	execWrite     = 30 * time.Second // for a client to take a frame
-	execLinger    = time.Second      // for a client to answer the close frame
+	execLinger    = time.Second      // for a client to answer the close frame of an error
+	execDrain     = 30 * time.Second // for a client that is behind to read the output and answer the close frame after it
 )
 
 // exec runs a program in a task and carries its streams over a WebSocket. What goes wrong after the upgrade is a close frame. The server has asked for the
@@ -273,9 +274,10 @@ func (s *execSession) exit() bool {
 			return false
 		}
 	}
-	deadline := time.Now().Add(execLinger)
-	return s.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, text), deadline) == nil &&
-		s.conn.SetReadDeadline(deadline) == nil
+	// Were the connection closed while the client is behind, its next sign of life would reset it, and what it has not got yet would be lost.
+	now := time.Now()
+	return s.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, text), now.Add(execLinger)) == nil &&
+		s.conn.SetReadDeadline(now.Add(execDrain)) == nil
 }
 
 // write sends frames in order, and a sign of life while there are none.
