@@ -95,7 +95,9 @@ func (i *invocation) wait() error {
 }
 
 // call runs the runtime to its end, outside of all sandboxes.
-func (r *Runtime) call(ctx context.Context, args ...string) error { return r.callIn(ctx, "", nil, args...) }
+func (r *Runtime) call(ctx context.Context, args ...string) error {
+	return r.callIn(ctx, "", nil, args...)
+}
 
 // boot has the runtime start a container, and returns when its process 1 is our program. The runtime returns when that is about to be executed, and until
 // then the kernel lets nobody of the container's user namespace look at process 1: crun would start no program in it (containers/crun, issue 1264). Our
