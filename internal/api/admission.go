@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"rockpool/internal/fault"
-	"rockpool/internal/runner/execution"
 )
 
 // Bounds of the requests that wait for recovery.
@@ -71,18 +70,8 @@ func (a *API) Drain(ctx context.Context) {
 // untilStopped is ctx that also ends with the gateway, for that reason.
 func (a *API) untilStopped(ctx context.Context) (context.Context, func()) {
 	ctx, stop := context.WithCancelCause(ctx)
-	ended := make(chan struct{})
-	watching := a.sessions.Go(func() {
-		select {
-		case <-a.stopping:
-			stop(execution.ErrShutdown)
-		case <-ended:
-		}
-	})
-	if !watching {
-		stop(execution.ErrShutdown)
-	}
-	return ctx, func() { close(ended); stop(nil) }
+	unhook := context.AfterFunc(a.life, func() { stop(context.Cause(a.life)) })
+	return ctx, func() { unhook(); stop(nil) }
 }
 
 // attendance counts who is there. The zero value is ready for use.

@@ -16,6 +16,7 @@ import (
 	"rockpool/internal/api/access"
 	"rockpool/internal/api/dto"
 	"rockpool/internal/api/openapi"
+	"rockpool/internal/api/session"
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
 	"rockpool/internal/environment"
@@ -35,6 +36,7 @@ type Options struct {
 	AlertThreshold       float64
 	ForbidSingleQuote    bool
 	CopyModificationTime bool
+	ReattachBuffer       int64  // bytes of output that are held in all for clients that may come again
 	Version              string // empty = there is no release
 	MaxExecutions        int    // that run or wait to be begun, of one runner and in all; 0 = no bound
 	MaxExecutionsInAll   int
@@ -66,20 +68,25 @@ type API struct {
 	log      logging.Logger
 	server   http.Handler
 	running  atomic.Int64 // executions
-	sessions lifecycle.Tasks
-	requests sync.WaitGroup // http.Server does not wait for handlers of connections that were taken over
-	stopping chan struct{}
+	sessions session.Set
+	requests sync.WaitGroup  // http.Server does not wait for handlers of connections that were taken over
+	life     context.Context // ends when the gateway stops
+	stop     context.CancelCauseFunc
 	draining chan struct{}
 	present  attendance    // WebSocket sessions
 	held     chan struct{} // requests that wait for recovery
 	relays   chan struct{}
+
+	connections lifecycle.Tasks // of the sessions
 }
 
 // New builds the API. ready is closed when recovery is done.
 func New(o Options, envs *environment.Service, runners *runner.Manager, engine *execution.Engine, store files.Store, ready <-chan struct{},
 	log logging.Logger) *API {
-	a := &API{opts: o, envs: envs, runners: runners, engine: engine, files: store, ready: ready, log: log, stopping: make(chan struct{}),
+	a := &API{opts: o, envs: envs, runners: runners, engine: engine, files: store, ready: ready, log: log,
 		draining: make(chan struct{}), held: make(chan struct{}, maxHeld), relays: make(chan struct{}, maxRelays)}
+	a.life, a.stop = context.WithCancelCause(context.Background())
+	a.sessions.Budget = o.ReattachBuffer
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
 		Auth: auth.Func(a.authenticate), Error: writeError, Lookup: a.lookup, Target: target, Begin: o.Watch.Begin, Observe: o.Watch.Observe, Log: log,
 	})
@@ -95,6 +102,8 @@ const (
 const (
 	prefix = "/api/v1"
 	own    = prefix + "/rockpool" // of routes that Poseidon does not have
+
+	websocketRoute = "/websocket"
 )
 
 func (a *API) table() endpoint.Table {
@@ -125,7 +134,7 @@ func (a *API) table() endpoint.Table {
 		endpoint.Stream("/files", "PATCH", rid+"/files", stream, a.updateFiles),
 		endpoint.Stream("/files/raw", "GET", rid+"/files/raw", stream, a.downloadFile),
 		endpoint.Call("/execute", "POST", rid+"/execute", drained, a.execute),
-		endpoint.Stream("/websocket", "GET", rid+"/websocket", stream, a.websocket),
+		endpoint.Stream(websocketRoute, "GET", rid+"/websocket", stream, a.websocket),
 		endpoint.Call("runners", "GET", own+"/runners", call, a.listRunners),
 		endpoint.Stream("metrics", "GET", own+"/metrics", operate, a.metrics),
 		endpoint.Call("/pools", "GET", own+"/pools", call, a.listPools),
@@ -251,8 +260,8 @@ func (b *timedBody) Read(p []byte) (int, error) {
 
 // Stop ends all WebSocket sessions with their final message and waits for them.
 func (a *API) Stop(ctx context.Context) error {
-	close(a.stopping)
-	return a.sessions.Wait(ctx)
+	a.stop(execution.ErrShutdown)
+	return a.connections.Wait(ctx)
 }
 
 // Wait waits for all handlers, after Stop and after the server has been shut down.
@@ -283,8 +292,11 @@ func (a *API) lookup(r *http.Request, route endpoint.Route) (context.Context, er
 	if route.Policy.Scope == auth.Public {
 		return ctx, nil
 	}
-	if err := a.admit(ctx); err != nil {
-		return ctx, err
+	// Who comes again to an execution is no newcomer: a gateway that stops in order waits for it.
+	if again := route.Name == websocketRoute && r.URL.Query().Has("offset"); !again || !a.isDraining() {
+		if err := a.admit(ctx); err != nil {
+			return ctx, err
+		}
 	}
 	ctx = context.WithValue(ctx, hostKey{}, r.Host)
 	id := endpoint.PathVar(r, "runnerId")

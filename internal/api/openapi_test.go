@@ -61,7 +61,7 @@ var documented = map[string]reflect.Type{
 	"Environment": reflect.TypeFor[dto.Environment](), "EnvironmentRequest": reflect.TypeFor[dto.EnvironmentRequest](),
 	"Environments": reflect.TypeFor[dto.Environments](), "Statistics": reflect.TypeFor[dto.Statistics](),
 	"RunnerRequest": reflect.TypeFor[dto.RunnerRequest](), "Runner": reflect.TypeFor[dto.Runner](), "MappedPort": reflect.TypeFor[dto.MappedPort](),
-	"ExecutionRequest": reflect.TypeFor[dto.ExecutionRequest](), "Execution": reflect.TypeFor[dto.Execution](), "FileHeader": reflect.TypeFor[dto.FileHeader](),
+	"ExecutionRequest": reflect.TypeFor[dto.ExecutionRequest](), "Reattach": reflect.TypeFor[dto.Reattach](), "Execution": reflect.TypeFor[dto.Execution](), "FileHeader": reflect.TypeFor[dto.FileHeader](),
 	"ClientError": reflect.TypeFor[dto.ClientError](), "ServerError": reflect.TypeFor[dto.ServerError](), "Queue": reflect.TypeFor[dto.Queue](),
 	"Pools": reflect.TypeFor[dto.Pools](), "Pool": reflect.TypeFor[dto.Pool](), "PoolAutomatic": reflect.TypeFor[dto.PoolAutomatic](),
 	"PoolFailures": reflect.TypeFor[dto.PoolFailures](), "PoolClaims": reflect.TypeFor[dto.PoolClaims](), "PoolQueue": reflect.TypeFor[dto.PoolQueue](),

@@ -63,15 +63,13 @@ func (a *API) relay(w http.ResponseWriter, r *http.Request, executionID string) 
 	if err != nil {
 		return true, peer.Close()
 	}
-	finished := make(chan struct{})
 	a.present.enter()
 	defer a.present.leave()
 	ctx, release := a.untilStopped(logging.With(context.WithoutCancel(r.Context()), logging.From(r.Context())))
 	defer release()
-	if !a.sessions.Go(func() { defer close(finished); session.Relay(ctx, conn, peer) }) {
+	if !a.connections.Do(func() { session.Relay(ctx, conn, peer) }) {
 		return true, errors.Join(conn.Close(), peer.Close())
 	}
-	<-finished
 	return true, nil
 }
 

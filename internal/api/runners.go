@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -126,6 +127,12 @@ func (a *API) execute(ctx context.Context, _ auth.Identity, r executeRequest) (d
 	if err := req.Validate(); err != nil {
 		return dto.Execution{}, err
 	}
+	if k := b.Reattach; k != nil {
+		var err error
+		if req.Keep, err = execution.NewKeep(k.BufferBytes, k.GraceSeconds, k.Acknowledge); err != nil {
+			return dto.Execution{}, err
+		}
+	}
 	run := runnerOf(ctx)
 	if err := a.room(run, run.Executions.Waiting()+int(run.Executions.Running.Load())+1, int(a.running.Load())+1); err != nil {
 		return dto.Execution{}, err
@@ -166,6 +173,19 @@ func (a *API) begin(run *runner.Runner) (end func(), err error) {
 type websocketRequest struct {
 	ID        string `path:"runnerId"`
 	Execution string `query:"executionID"`
+	Offset    string `query:"offset"`
+}
+
+// offset is the number of the output message that a client wants first. Without one it wants to begin.
+func (q websocketRequest) offset() (n int64, given bool, err error) {
+	if q.Offset == "" {
+		return 0, false, nil
+	}
+	n, err = strconv.ParseInt(q.Offset, 10, 64)
+	if err != nil || n < 0 {
+		return 0, true, fault.New(fault.Invalid, "offset: %q is no number of messages", q.Offset)
+	}
+	return n, true, nil
 }
 
 // refuseUpgrade answers a handshake that cannot become a WebSocket.
@@ -182,9 +202,25 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 		return err
 	}
 	run := runnerOf(r.Context())
+	offset, again, err := q.offset()
+	if err != nil {
+		return err
+	}
+	key := run.ID + "/" + q.Execution
 	req, ok := run.Executions.Take(q.Execution)
-	if !ok {
+	switch {
+	case !ok && again && a.sessions.Keeps(key):
+		return a.resume(w, r, run, key, offset)
+	case !ok && again:
+		return fault.New(fault.NotFound, "execution id unknown, or not held for a client that comes again")
+	case !ok:
 		return fault.New(fault.NotFound, "execution id unknown")
+	case offset > 0:
+		run.Executions.Restore(q.Execution, req)
+		return fault.New(fault.Invalid, "offset: the execution has not begun")
+	case a.isDraining():
+		run.Executions.Restore(q.Execution, req)
+		return errDraining
 	}
 	end, err := a.begin(run)
 	if err != nil {
@@ -197,14 +233,28 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 		run.Executions.Restore(q.Execution, req)
 		return nil // it has been answered
 	}
-	// http.Server does not wait for hijacked connections; the sessions' own set does.
-	done := make(chan struct{})
 	a.present.enter()
 	defer a.present.leave()
-	if !a.sessions.Go(func() { defer close(done); a.serve(r.Context(), conn, run, q.Execution, req) }) {
+	// http.Server does not wait for hijacked connections; the sessions' own set does.
+	if !a.connections.Do(func() { a.serve(r.Context(), conn, run, q.Execution, req) }) {
 		return conn.Close()
 	}
-	<-done
+	return nil
+}
+
+// resume has an execution that is under way go on with another connection.
+func (a *API) resume(w http.ResponseWriter, r *http.Request, run *runner.Runner, key string, offset int64) error {
+	if !session.Offers(r) {
+		return fault.New(fault.Invalid, "offset: only clients of the subprotocol %s may come again", session.Protocol)
+	}
+	conn, err := session.Upgrade(w, r, refuseUpgrade)
+	if err != nil {
+		return nil // it has been answered
+	}
+	run.Touch()
+	if !a.connections.Do(func() { a.sessions.Resume(context.WithoutCancel(r.Context()), conn, key, offset) }) {
+		return conn.Close()
+	}
 	return nil
 }
 
@@ -219,14 +269,21 @@ func (a *API) serve(ctx context.Context, conn *session.Conn, run *runner.Runner,
 	var stdout, stderr atomic.Int64
 	out := execution.Outcome{Kind: execution.Failed} // also after a panic
 	told := a.opts.Watch.ExecutionBegun(int(run.Env), run.ID, id)
-	defer func() { told(out.Kind.String(), stdout.Load(), stderr.Load()) }()
-	out = session.Serve(ctx, conn, req.Size, func(ctx context.Context, c execution.Client) execution.Outcome {
-		c.Stdout, c.Stderr = meter{c.Stdout, &stdout}, meter{c.Stderr, &stderr}
-		return a.engine.Run(ctx, run.Place(), id, req, c, func(err error) { a.runners.Discard(run, err) })
-	}, func(ctx context.Context, name string) {
-		if err := a.engine.Executor.Signal(ctx, run.Place(), id, name); err != nil {
-			log.WithField("error", err.Error()).Debug("a signal was not delivered")
-		}
+	tell := sync.OnceFunc(func() { told(out.Kind.String(), stdout.Load(), stderr.Load()) })
+	defer tell()
+	out = a.sessions.Serve(ctx, conn, session.Execution{
+		Key: run.ID + "/" + id, Size: req.Size, Keep: req.Keep,
+		Run: func(ctx context.Context, c execution.Client) execution.Outcome {
+			c.Stdout, c.Stderr = meter{c.Stdout, &stdout}, meter{c.Stderr, &stderr}
+			out = a.engine.Run(ctx, run.Place(), id, req, c, func(err error) { a.runners.Discard(run, err) })
+			tell() // the time that the client takes to read the end, or to come for it, is not the execution's
+			return out
+		},
+		Signal: func(ctx context.Context, name string) {
+			if err := a.engine.Executor.Signal(ctx, run.Place(), id, name); err != nil {
+				log.WithField("error", err.Error()).Debug("a signal was not delivered")
+			}
+		},
 	})
 	if out.Err != nil {
 		log.WithField("error", out.Err.Error()).Warn("an execution failed")

@@ -43,6 +43,7 @@ type Server struct {
 	CopyModificationTime    bool   `yaml:"copymodificationtime"`
 	ForbidSingleQuote       bool   `yaml:"forbidsinglequote"`
 	OutputLimit             uint   `yaml:"outputlimit"`    // MB; 0 = none
+	ReattachBuffer          uint   `yaml:"reattachbuffer"` // MB; 0 = no connection can be taken up again
 	MaxConnections          uint   `yaml:"maxconnections"` // 0 = no limit
 	PeerAddress             string `yaml:"peeraddress"`    // URL for other gateways; "" = there are none
 	StopTimeout             uint   `yaml:"stoptimeout"`    // seconds
@@ -180,7 +181,7 @@ func Default() Config {
 	_, _ = rand.Read(filter) // never fails
 	return Config{
 		Server: Server{
-			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256, MaxConnections: 8192,
+			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256, ReattachBuffer: 256, MaxConnections: 8192,
 			Limits:             Limits{Executions: 10_000, ExecutionsPerRunner: 1024},
 			LoggingFilterToken: base64.RawURLEncoding.EncodeToString(filter),
 		},
@@ -239,6 +240,9 @@ func (c Config) check() (problems []error) {
 	}
 	if n := c.Pools.Concurrency; n < 1 || n > 1024 {
 		refuse("pools.concurrency: %d is not between 1 and 1024", n)
+	}
+	if c.Server.ReattachBuffer > 1<<20 {
+		refuse("server.reattachbuffer: %d is more than %d MB", c.Server.ReattachBuffer, 1<<20)
 	}
 	if c.Server.MaxConnections > 1<<20 {
 		refuse("server.maxconnections: %d is more than %d, which no process has descriptors for; 0 means no limit", c.Server.MaxConnections, 1<<20)

@@ -147,7 +147,8 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	routes := api.New(api.Options{
 		Tokens: g.tokens, TLS: server.TLS.Active, PublicURL: server.PublicURL, AlertThreshold: alert.PrewarmingPoolThreshold,
 		ForbidSingleQuote: server.ForbidSingleQuote, CopyModificationTime: server.CopyModificationTime, Version: Version(),
-		MaxExecutions: int(server.Limits.ExecutionsPerRunner), MaxExecutionsInAll: int(server.Limits.Executions),
+		ReattachBuffer: int64(server.ReattachBuffer) << 20,
+		MaxExecutions:  int(server.Limits.ExecutionsPerRunner), MaxExecutionsInAll: int(server.Limits.Executions),
 		Watch: g.telemetry, Metrics: g.telemetry.figures.Handler(), Gateways: several.gateways(), GatewayTLS: several.tls,
 	}, envs, runners, engine, cluster, ready, g.log)
 

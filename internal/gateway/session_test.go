@@ -216,7 +216,7 @@ func TestHugeOutputReachesASlowClientWhole(t *testing.T) {
 	h, id := with(t)
 	ws := h.dial(h.execute(id, `{"command":"flood 8000"}`))
 	_ = ws.SetReadDeadline(time.Now().Add(time.Minute))
-	total := 0
+	total, last := 0, ""
 	for n := 0; ; n++ {
 		_, data, err := ws.ReadMessage()
 		if err != nil {
@@ -234,10 +234,12 @@ func TestHugeOutputReachesASlowClientWhole(t *testing.T) {
 		}
 		if m.Type == "stdout" {
 			total += len(m.Data.(string))
+		} else {
+			last = string(data)
 		}
 	}
 	if total != 8000<<10 {
-		t.Errorf("%d bytes came", total)
+		t.Errorf("%d bytes came, and then %s", total, last)
 	}
 }
 

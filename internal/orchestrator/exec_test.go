@@ -50,7 +50,7 @@ func (a *agent) Fences() []driver.Fence {
 	return []driver.Fence{{Wall: "Files", Name: "files.proc", InForce: true, Detail: "masked"}, {Wall: "Machine", Name: "kernel", InForce: true, Detail: "6", Note: true},
 		{Wall: "Files", Name: "files.idmap", Detail: "no"}}
 }
-func (a *agent) Task(_, task string) (driver.Task, error) {
+func (a *agent) Task(_ context.Context, _, task string) (driver.Task, error) {
 	if task != "t" {
 		return nil, driver.ErrTaskGone
 	}

@@ -67,7 +67,7 @@ func TestTheClientRoutesOfANodeThroughTheAPIClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the main task runs", func() bool { _, err := a.Task(alloc.ID, "main"); return err == nil })
+	eventually(t, "the main task runs", func() bool { _, err := a.Task(t.Context(), alloc.ID, "main"); return err == nil })
 	for kind, want := range map[string]string{"stdout": "hello\n", "stderr": "oops\n"} {
 		frames, errs := c.api.AllocFS().Logs(alloc, false, "main", kind, "start", 0, nil, nil)
 		var got strings.Builder
@@ -146,7 +146,7 @@ func TestALogIsFollowedOverRestartsOfItsTask(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the task runs", func() bool { _, err := a.Task(alloc.ID, "main"); return err == nil })
+	eventually(t, "the task runs", func() bool { _, err := a.Task(t.Context(), alloc.ID, "main"); return err == nil })
 	cancel := make(chan struct{})
 	defer close(cancel)
 	frames, errs := c.api.AllocFS().Logs(alloc, true, "main", "stdout", "start", 0, cancel, nil)

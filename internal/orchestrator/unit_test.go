@@ -14,7 +14,7 @@ const unitFile = "rockpool-orchestrator.service"
 // The unit that is shipped says what the agent relies on: that it is waited for until it answers, that a stop ends the agent and nothing else, and that its
 // control groups are its own.
 func TestTheSystemdUnitSaysWhatTheAgentReliesOn(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join("../../deploy", unitFile))
+	text, err := os.ReadFile(filepath.Join("../../deploy/systemd", unitFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +53,7 @@ func TestSystemdTakesTheUnit(t *testing.T) {
 	if err != nil {
 		t.Skip("systemd-analyze is not installed")
 	}
-	text, err := os.ReadFile(filepath.Join("../../deploy", unitFile))
+	text, err := os.ReadFile(filepath.Join("../../deploy/systemd", unitFile))
 	if err != nil {
 		t.Fatal(err)
 	}

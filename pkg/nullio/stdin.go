@@ -1,6 +1,7 @@
 package nullio
 
 import (
+	"context"
 	"errors"
 	"io"
 	"sync"
@@ -11,6 +12,9 @@ const DefaultSize = 32 << 10
 
 // ControlSize is the number of injected bytes that may wait for a reader.
 const ControlSize = 64
+
+// restSize is how large a ring may be that is kept while it is empty, in bytes.
+const restSize = 4 << 10
 
 // ErrControlFull is what Inject returns when nobody reads what was injected before.
 var ErrControlFull = errors.New("nullio: too many control bytes are waiting")
@@ -25,9 +29,10 @@ type Stdin struct {
 	mu      sync.Mutex
 	changed sync.Cond // any of the fields below
 	control []byte    // at most ControlSize
-	ring    []byte
-	start   int // of the queued bytes in ring
-	length  int // number of queued bytes
+	size    int       // bytes that may be queued
+	ring    []byte    // grows up to size, and is let go when it is large and empty
+	start   int       // of the queued bytes in ring
+	length  int       // number of queued bytes
 	closed  bool
 	err     error // why it was cut; reported at once, ahead of what is queued
 }
@@ -37,7 +42,7 @@ func NewStdin(size int) *Stdin {
 	if size <= 0 {
 		size = DefaultSize
 	}
-	s := &Stdin{ring: make([]byte, size)}
+	s := &Stdin{size: size}
 	s.changed.L = &s.mu
 	return s
 }
@@ -61,6 +66,9 @@ func (s *Stdin) Read(p []byte) (int, error) {
 		return n, nil
 	case s.length > 0:
 		n := s.pop(p)
+		if s.length == 0 && len(s.ring) > restSize {
+			s.ring, s.start = nil, 0
+		}
 		s.changed.Broadcast()
 		return n, nil
 	}
@@ -68,7 +76,10 @@ func (s *Stdin) Read(p []byte) (int, error) {
 }
 
 // Write queues all of p. It waits while the queue is full, and returns the full length, or an error and how much was taken.
-func (s *Stdin) Write(p []byte) (int, error) {
+func (s *Stdin) Write(p []byte) (int, error) { return s.WriteContext(context.Background(), p) }
+
+// WriteContext is Write that gives up when ctx ends. It returns how much was taken then, and the cause of ctx.
+func (s *Stdin) WriteContext(ctx context.Context, p []byte) (int, error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	s.mu.Lock()
@@ -81,8 +92,10 @@ func (s *Stdin) Write(p []byte) (int, error) {
 		if len(p) == 0 {
 			return total, nil
 		}
-		if s.length == len(s.ring) {
-			s.changed.Wait()
+		if s.length == s.size {
+			if err := s.wait(ctx); err != nil {
+				return total, err
+			}
 			continue
 		}
 		n := s.push(p)
@@ -140,6 +153,20 @@ func (s *Stdin) Buffered() int {
 	return len(s.control) + s.length
 }
 
+// wait waits for a change.
+func (s *Stdin) wait(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.changed.Broadcast()
+	})
+	defer stop()
+	if ctx.Err() == nil {
+		s.changed.Wait()
+	}
+	return context.Cause(ctx)
+}
+
 func (s *Stdin) refusal() error {
 	if s.err == nil && s.closed {
 		return io.ErrClosedPipe
@@ -147,8 +174,21 @@ func (s *Stdin) refusal() error {
 	return s.err
 }
 
+// grow makes the ring large enough for n more bytes, where it may be.
+func (s *Stdin) grow(n int) {
+	want := min(s.size, s.length+n)
+	if want <= len(s.ring) {
+		return
+	}
+	ring := make([]byte, min(s.size, max(want, 2*len(s.ring))))
+	held := copy(ring, s.ring[s.start:min(len(s.ring), s.start+s.length)])
+	copy(ring[held:s.length], s.ring)
+	s.ring, s.start = ring, 0
+}
+
 // push copies as much of p as there is room for.
 func (s *Stdin) push(p []byte) int {
+	s.grow(len(p))
 	end := (s.start + s.length) % len(s.ring)
 	limit := len(s.ring)
 	if end < s.start {

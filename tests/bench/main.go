@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,6 +29,7 @@ func main() {
 	flag.StringVar(&b.orchestrator, "orchestrator", "bin/orchestrator", "the orchestrator's binary")
 	flag.IntVar(&b.n, "n", 100, "samples of each figure")
 	flag.DurationVar(&b.churn, "churn", 5*time.Second, "how long runners are claimed and destroyed in a row")
+	only := flag.String("only", "", "the scenarios to run after the pool was filled, such as many,manyCycles; empty = all")
 	density := flag.Uint("density", 2000, "idle runners on one node; 0 = leave that out")
 	rates := flag.String("control", "", "measure the orchestrator's control plane alone, at these rates of jobs a second, such as 500,2000")
 	during := flag.Duration("for", 10*time.Second, "how long each rate of -control is held")
@@ -41,7 +43,7 @@ func main() {
 		}
 		return
 	}
-	if err := b.main(ctx, *url, *token, *density); err != nil {
+	if err := b.main(ctx, *url, *token, *only, *density); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -58,7 +60,7 @@ type bench struct {
 	table        []figure
 }
 
-func (b *bench) main(ctx context.Context, url, token string, density uint) error {
+func (b *bench) main(ctx context.Context, url, token, only string, density uint) error {
 	var dir string
 	if url == "" {
 		var err error
@@ -90,10 +92,13 @@ func (b *bench) main(ctx context.Context, url, token string, density uint) error
 	} else {
 		b.Client = platform.New(url, token)
 	}
-	for _, s := range scenarios {
-		if err := s(ctx, b); err != nil {
+	for i, s := range scenarios {
+		if i > 0 && only != "" && !slices.Contains(strings.Split(only, ","), s.name) {
+			continue
+		}
+		if err := s.run(ctx, b); err != nil {
 			b.print()
-			return err
+			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
 	if err := b.density(ctx, dir, density); err != nil {
@@ -123,6 +128,10 @@ func (b *bench) control(ctx context.Context, rates string, during time.Duration)
 type figure struct {
 	name    string
 	budget  time.Duration // of the p50; 0 = none
+	tail    time.Duration // budget of the p99; 0 = none
+	least   float64       // budget of the rate; 0 = none
+	most    float64       // budget of value; 0 = none
+	value   float64
 	samples []time.Duration
 	rate    float64 // a second; 0 = not a rate
 	text    string  // instead of percentiles
@@ -138,8 +147,20 @@ func (b *bench) print() {
 		budget, held, rate := "", "", ""
 		p50, p90, p99 := load.Percentile(f.samples, 50), load.Percentile(f.samples, 90), load.Percentile(f.samples, 99)
 		if f.budget > 0 {
-			budget, held = ms(f.budget), "yes"
-			if p50 > f.budget {
+			budget = ms(f.budget)
+		}
+		if f.tail > 0 {
+			budget += ", p99 " + ms(f.tail)
+		}
+		if f.least > 0 {
+			budget = strings.TrimPrefix(fmt.Sprintf("%s, %.0f/s", budget, f.least), ", ")
+		}
+		if f.most > 0 {
+			budget = fmt.Sprintf("%g", f.most)
+		}
+		if budget != "" {
+			held = "yes"
+			if f.budget > 0 && p50 > f.budget || f.tail > 0 && p99 > f.tail || f.rate < f.least || f.most > 0 && f.value > f.most {
 				held = "**no**"
 			}
 		}
@@ -147,7 +168,7 @@ func (b *bench) print() {
 			rate = fmt.Sprintf("%.1f/s", f.rate)
 		}
 		if f.text != "" {
-			fmt.Printf("| %s | | %s | | | %s | %d | |\n", f.name, f.text, rate, len(f.samples))
+			fmt.Printf("| %s | %s | %s | | | %s | %d | %s |\n", f.name, budget, f.text, rate, len(f.samples), held)
 			continue
 		}
 		fmt.Printf("| %s | %s | %s | %s | %s | %s | %d | %s |\n", f.name, budget, ms(p50), ms(p90), ms(p99), rate, len(f.samples), held)

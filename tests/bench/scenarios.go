@@ -21,11 +21,14 @@ const (
 )
 
 // scenarios run in order; each adds its rows to the table.
-var scenarios = []func(context.Context, *bench) error{
-	provision, claimAndDestroy, insideOneRunner, idleExecutions, cycle, churn, registerToRunning,
+var scenarios = []struct {
+	name string
+	run  func(context.Context, *bench) error
+}{
+	{"provision", provision}, {"claim", claimAndDestroy}, {"one", insideOneRunner}, {"many", manyExecutions}, {"idle", idleExecutions}, {"thousand", thousandIdle},
+	{"cycle", cycle}, {"cycles", manyCycles}, {"churn", churn}, {"paced", pacedChurn}, {"register", registerToRunning},
 }
 
-// percentile p of samples, by nearest rank.
 func provision(ctx context.Context, b *bench) error {
 	start := time.Now()
 	if err := b.PutEnvironment(ctx, env, platform.Environment{PrewarmingPoolSize: pool, CPULimit: 100, MemoryLimit: 128, Image: "host"}); err != nil {
@@ -103,8 +106,8 @@ func insideOneRunner(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	upload := figure{name: "upload (one 2 KB file)", budget: 4 * time.Millisecond}
-	first, whole := figure{name: "execute `echo hi` to first byte"}, figure{name: "execute `echo hi` to close", budget: 10 * time.Millisecond}
+	upload := figure{name: "upload (one 2 KB file)", budget: 2 * time.Millisecond}
+	first, whole := figure{name: "execute `echo hi` to first byte"}, figure{name: "execute `echo hi` to close", budget: 6 * time.Millisecond, tail: 20 * time.Millisecond}
 	content := []byte(strings.Repeat("print('hello')\n", 140))
 	for range b.n {
 		start := time.Now()
@@ -145,7 +148,7 @@ func insideOneRunner(ctx context.Context, b *bench) error {
 
 // stdinRoundTrip measures from a line sent to the program's own answer, with the terminal's echo off.
 func stdinRoundTrip(ctx context.Context, b *bench, runner string) (figure, error) {
-	f := figure{name: "stdin round trip", budget: 500 * time.Microsecond}
+	f := figure{name: "stdin round trip", budget: 300 * time.Microsecond}
 	s, err := b.Start(ctx, runner, platform.Execution{Command: "stty -echo; echo ready; exec cat"})
 	if err != nil {
 		return f, err
@@ -219,7 +222,7 @@ func idleExecutions(ctx context.Context, b *bench) error {
 }
 
 func cycle(ctx context.Context, b *bench) error {
-	f := figure{name: "cycle: claim, upload, `python3` hello, list, destroy"}
+	f := figure{name: "cycle: claim, upload, `python3` hello, list, destroy", budget: 30 * time.Millisecond}
 	begin := time.Now()
 	for range b.n / 2 {
 		start := time.Now()

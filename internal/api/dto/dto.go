@@ -80,7 +80,7 @@ type MappedPort struct {
 	HostAddress string `json:"hostAddress"`
 }
 
-// ExecutionRequest asks for an execution. TTY, Width and Height are extensions.
+// ExecutionRequest asks for an execution. TTY, Width, Height and Reattach are extensions.
 type ExecutionRequest struct {
 	Command             string            `json:"command"`
 	PrivilegedExecution bool              `json:"privilegedExecution"`
@@ -89,6 +89,14 @@ type ExecutionRequest struct {
 	TTY                 *bool             `json:"tty"` // default true
 	Width               uint16            `json:"width"`
 	Height              uint16            `json:"height"`
+	Reattach            *Reattach         `json:"reattach"`
+}
+
+// Reattach asks for an execution that outlives a connection that breaks. 0 stands for a default.
+type Reattach struct {
+	BufferBytes  int  `json:"bufferBytes"`
+	GraceSeconds int  `json:"graceSeconds"`
+	Acknowledge  bool `json:"acknowledge"`
 }
 
 // Execution is where the execution begins.

@@ -38,7 +38,7 @@ func FuzzFrames(f *testing.F) {
 		if err != nil {
 			return
 		}
-		session.Serve(context.Background(), conn, execution.Size{}, func(ctx context.Context, c execution.Client) execution.Outcome {
+		new(session.Set).Serve(context.Background(), conn, session.Execution{Run: func(ctx context.Context, c execution.Client) execution.Outcome {
 			var b bytes.Buffer
 			copied := make(chan struct{})
 			go func() { defer close(copied); _, _ = io.Copy(&b, c.Stdin) }()
@@ -47,7 +47,7 @@ func FuzzFrames(f *testing.F) {
 			<-copied
 			v.input <- b.Bytes()
 			return execution.Outcome{Kind: execution.Left}
-		}, func(context.Context, string) {})
+		}, Signal: func(context.Context, string) {}})
 	}))
 	// Ports would run out: each connection takes one for a minute.
 	socket := filepath.Join(f.TempDir(), "s")

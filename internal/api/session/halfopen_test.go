@@ -59,11 +59,14 @@ func servedWith(t *testing.T, protocols []string, patience bool, run func(ctx co
 			cause <- err
 			return
 		}
-		session.Serve(context.WithoutCancel(r.Context()), conn, execution.Size{}, func(ctx context.Context, c execution.Client) execution.Outcome {
-			run(ctx, c)
-			cause <- context.Cause(ctx)
-			return execution.Outcome{Kind: execution.Left}
-		}, func(context.Context, string) {})
+		new(session.Set).Serve(context.WithoutCancel(r.Context()), conn, session.Execution{
+			Run: func(ctx context.Context, c execution.Client) execution.Outcome {
+				run(ctx, c)
+				cause <- context.Cause(ctx)
+				return execution.Outcome{Kind: execution.Left}
+			},
+			Signal: func(context.Context, string) {},
+		})
 	})}
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Serve(l) })

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"sync"
+	"time"
 	"unicode/utf8"
 
 	"rockpool/internal/runner/execution"
@@ -34,7 +35,35 @@ type usage struct {
 	Verdict         string `json:"verdict,omitempty"`
 }
 
-func encode(m message) []byte {
+// greeting is the first message on a connection; the rest of it is for clients that may come again.
+type greeting struct {
+	Type     string   `json:"type"`
+	Offset   *int64   `json:"offset,omitempty"` // number of the message that follows
+	Input    *int64   `json:"input,omitempty"`  // bytes taken so far
+	Controls *int64   `json:"controls,omitempty"`
+	Reattach *granted `json:"reattach,omitempty"`
+}
+
+type granted struct {
+	BufferBytes  int `json:"bufferBytes"`
+	GraceSeconds int `json:"graceSeconds"`
+}
+
+func hello(k execution.Keep, offset int64, taken position) []byte {
+	if k.Grace == 0 {
+		return encode(greeting{Type: "start"})
+	}
+	return encode(greeting{"start", &offset, &taken.Bytes, &taken.Controls, &granted{k.Bytes, int(k.Grace / time.Second)}})
+}
+
+// taken tells a client that may come again how much of what it has sent it need not send again.
+type taken struct {
+	Type     string `json:"type"`
+	Input    int64  `json:"input"`
+	Controls int64  `json:"controls"`
+}
+
+func encode(m any) []byte {
 	data, err := json.Marshal(m)
 	if err != nil {
 		panic("session: a message cannot be encoded: " + err.Error()) // strings and numbers only

@@ -1,8 +1,10 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -99,7 +101,7 @@ func Relay(ctx context.Context, client, peer *Conn) {
 	run(func() error { return pass(client, peer) })
 	<-ctx.Done()
 	if !errors.Is(context.Cause(ctx), errPassed) {
-		// This gateway stops.
+		// This gateway stops. Who may come again does so through another one.
 		r.finish(final(execution.Outcome{Kind: execution.Failed, Err: context.Cause(ctx)}, client.Subprotocol() == Protocol))
 	}
 	// Whatever has ended first, the other end hears of it, and has a moment to answer.
@@ -115,11 +117,13 @@ var errPassed = errors.New("a side has ended")
 type relay struct {
 	client *Conn
 
-	mu   sync.Mutex // one message at a time
-	over bool       // the client has got its last one
+	mu     sync.Mutex // one message at a time
+	spoken bool       // the first one has come
+	kept   bool       // the client may come again to its execution
+	over   bool       // the client has got its last one
 }
 
-// toClient passes the messages of the other gateway on. If it dies the client is told: its execution is lost.
+// toClient passes the messages of the other gateway on. If it dies the client is told: its execution is lost. One that may come again finds out itself.
 func (r *relay) toClient(peer *Conn) error {
 	for {
 		kind, data, err := peer.NextReader()
@@ -145,6 +149,15 @@ func (r *relay) message(kind int, data io.Reader) error {
 	if r.over {
 		return websocket.ErrCloseSent
 	}
+	if !r.spoken {
+		first, err := io.ReadAll(io.LimitReader(data, maxControl))
+		if err != nil {
+			return err
+		}
+		var g greeting
+		r.spoken, r.kept = true, json.Unmarshal(first, &g) == nil && g.Reattach != nil
+		data = io.MultiReader(bytes.NewReader(first), data)
+	}
 	_ = r.client.SetWriteDeadline(time.Now().Add(writeTime))
 	w, err := r.client.NextWriter(kind)
 	if err != nil {
@@ -157,9 +170,13 @@ func (r *relay) message(kind int, data io.Reader) error {
 	return w.Close()
 }
 
-// finish sends a last message and Close.
+// finish sends a last message and Close. To a client that may come again this is a connection that breaks: its execution may go on elsewhere.
 func (r *relay) finish(last []byte) {
 	r.mu.Lock()
+	if r.kept {
+		r.over = true
+		_ = r.client.NetConn().Close()
+	}
 	if !r.over && last != nil {
 		_ = r.client.SetWriteDeadline(time.Now().Add(writeTime))
 		_ = r.client.WriteMessage(websocket.TextMessage, last)
@@ -178,9 +195,9 @@ func (r *relay) close(code int) {
 	_ = r.client.WriteControl(websocket.CloseMessage, closing(code), time.Now().Add(writeTime))
 }
 
-// closing is the payload of a Close frame; codes that stand for none are not sent.
+// closing is the payload of a Close frame; the code that stands for none is not sent.
 func closing(code int) []byte {
-	if code == websocket.CloseNoStatusReceived || code == websocket.CloseAbnormalClosure {
+	if code == websocket.CloseNoStatusReceived {
 		return websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
 	}
 	return websocket.FormatCloseMessage(code, "")
@@ -191,11 +208,12 @@ func pass(client, peer *Conn) error {
 	for {
 		kind, data, err := client.NextReader()
 		if err != nil {
-			code := websocket.CloseGoingAway // it has left without a word: the same for the execution
-			if e, ok := errors.AsType[*websocket.CloseError](err); ok {
-				code = e.Code
+			e, ok := errors.AsType[*websocket.CloseError](err)
+			if !ok || e.Code == websocket.CloseAbnormalClosure {
+				_ = peer.NetConn().Close() // it has left without a word: the other gateway sees the same
+				return err
 			}
-			_ = peer.WriteControl(websocket.CloseMessage, closing(code), time.Now().Add(writeTime))
+			_ = peer.WriteControl(websocket.CloseMessage, closing(e.Code), time.Now().Add(writeTime))
 			return err
 		}
 		// How long a program leaves its input unread is not for us to judge: the other gateway has its own deadlines.

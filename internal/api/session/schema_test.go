@@ -22,7 +22,10 @@ func TestTheSchemaHasTheFieldsOfTheMessages(t *testing.T) {
 	if err := json.Unmarshal(openapi.WebSocket, &schema); err != nil {
 		t.Fatal(err)
 	}
-	for name, typ := range map[string]reflect.Type{"exitWithUsage": reflect.TypeFor[message](), "usage": reflect.TypeFor[usage]()} {
+	for name, typ := range map[string]reflect.Type{
+		"exitWithUsage": reflect.TypeFor[message](), "usage": reflect.TypeFor[usage](), "startAgain": reflect.TypeFor[greeting](),
+		"granted": reflect.TypeFor[granted](), "taken": reflect.TypeFor[taken](),
+	} {
 		d := schema.Defs[name]
 		fields := map[string]bool{}
 		for f := range typ.Fields() {

@@ -160,7 +160,7 @@ func TestAPurgeDestroysWhateverTheState(t *testing.T) {
 				if s := m.server.status("one"); s != "" {
 					t.Errorf("reported as %s after the purge", s)
 				}
-				if _, err := m.agent.Task("one", "a"); !fault.Is(err, fault.NotFound) || fault.Public(err) != `Unknown allocation "one"` {
+				if _, err := m.agent.Task(t.Context(), "one", "a"); !fault.Is(err, fault.NotFound) || fault.Public(err) != `Unknown allocation "one"` {
 					t.Errorf("task: %v", err)
 				}
 			})
@@ -385,7 +385,7 @@ func TestTasksSurviveTheAgent(t *testing.T) {
 		if len(m.driver.Started()) != 4 {
 			t.Errorf("started again: %v", m.driver.Started())
 		}
-		if _, err := m.agent.Task("stays", "a"); err != nil {
+		if _, err := m.agent.Task(t.Context(), "stays", "a"); err != nil {
 			t.Error(err)
 		}
 	})

@@ -81,7 +81,10 @@ func newAllocRunner(a *Agent, alloc *model.Allocation, records map[string]taskRe
 		if !known || record.State == nil {
 			record.State = firstState(alloc)
 		}
-		r.tasks[spec.Name] = &taskRunner{name: spec.Name, phase: phaseOf(spec), alloc: r, record: record, restart: make(chan chan struct{}), gate: newLatch()}
+		r.tasks[spec.Name] = &taskRunner{name: spec.Name, phase: phaseOf(spec), alloc: r, record: record, restart: make(chan chan struct{}), gate: newLatch(), found: newLatch()}
+		if !record.Started {
+			r.tasks[spec.Name].found.set(nil)
+		}
 	}
 	r.tracker = newHealthTracker(alloc)
 	if alloc.DesiredStatus != model.DesiredRun {

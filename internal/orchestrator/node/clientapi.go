@@ -39,7 +39,7 @@ func (a *Agent) Tasks(allocID string) (names []string, err error) {
 
 // SignalTask signals a task's main process.
 func (a *Agent) SignalTask(ctx context.Context, allocID, task string, signal int) error {
-	t, handle, err := a.running(allocID, task)
+	t, handle, err := a.running(ctx, allocID, task)
 	if err != nil {
 		return err
 	}

@@ -20,13 +20,13 @@ func (a *Agent) Fences() []driver.Fence {
 	return driver.Fences(slices.Values(a.cfg.Drivers), a.cfg.Networks)
 }
 
-// Task finds a running task.
-func (a *Agent) Task(allocID, task string) (driver.Task, error) {
-	_, handle, err := a.running(allocID, task)
+// Task finds a running task. One that an earlier process of the agent started is waited for until it was taken back, or ctx ends.
+func (a *Agent) Task(ctx context.Context, allocID, task string) (driver.Task, error) {
+	_, handle, err := a.running(ctx, allocID, task)
 	return handle, err
 }
 
-func (a *Agent) running(allocID, task string) (*taskRunner, driver.Task, error) {
+func (a *Agent) running(ctx context.Context, allocID, task string) (*taskRunner, driver.Task, error) {
 	a.mu.Lock()
 	r := a.runners[allocID]
 	a.mu.Unlock()
@@ -36,6 +36,12 @@ func (a *Agent) running(allocID, task string) (*taskRunner, driver.Task, error) 
 	t := r.tasks[task]
 	if t == nil {
 		return nil, nil, notRunning(task, nil)
+	}
+	select {
+	case <-t.found.c:
+	case <-r.quiet:
+	case <-ctx.Done():
+		return nil, nil, fmt.Errorf("wait for task %q to be taken back: %w", task, context.Cause(ctx))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -52,7 +58,7 @@ func notRunning(task string, cause error) error {
 // Exec runs a program inside a task. A spec without an id is a plain exec: it sees the variables that describe the placement, which the
 // others do not. The execution outlives ctx; who asked for it kills it.
 func (a *Agent) Exec(ctx context.Context, allocID, task string, spec driver.ExecSpec) (driver.Execution, error) {
-	t, handle, err := a.running(allocID, task)
+	t, handle, err := a.running(ctx, allocID, task)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +157,7 @@ func (a *Agent) RestartTask(ctx context.Context, allocID, task string) error {
 }
 
 func (a *Agent) restartOne(ctx context.Context, allocID, task string) error {
-	t, handle, err := a.running(allocID, task)
+	t, handle, err := a.running(ctx, allocID, task)
 	if err != nil {
 		return err
 	}

@@ -225,7 +225,7 @@ func TestANetworkThatResistsIsTakenBackBeforeTheAllocationIsForgotten(t *testing
 		if left := n.left(); len(left) > 0 {
 			t.Errorf("left: %v", left)
 		}
-		if _, err := m.agent.Task("one", "a"); !errors.Is(err, driver.ErrTaskGone) && !fault.Is(err, fault.NotFound) {
+		if _, err := m.agent.Task(t.Context(), "one", "a"); !errors.Is(err, driver.ErrTaskGone) && !fault.Is(err, fault.NotFound) {
 			t.Errorf("the allocation is still known: %v", err)
 		}
 	})

@@ -35,7 +35,7 @@ func together(id string) *model.Allocation {
 func outputOf(t *testing.T, a *node.Agent, alloc, task, script string) (string, int) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) { // an allocation runs with the first of its tasks
-		if _, err := a.Task(alloc, task); err == nil {
+		if _, err := a.Task(t.Context(), alloc, task); err == nil {
 			break
 		}
 	}
@@ -66,7 +66,7 @@ func TestTasksOfAnAllocationShareADirectory(t *testing.T) {
 			task, script, want string
 			code               int
 		}{
-			{"b", "cat /alloc/data/note", "hello\n", 0},
+			{"b", "while ! grep -q hello /alloc/data/note; do sleep 0.02; done 2>/dev/null; cat /alloc/data/note", "hello\n", 0},
 			{"b", "while ! [ -e /local/x ] || ! [ -e /secrets/y ]; do sleep 0.02; done; cat /local/x /secrets/y", "seen\nseen\n", 0},
 			{"b", "echo more >>/alloc/data/note; mkdir /alloc/data/deep && echo x >/alloc/data/deep/er", "", 0},
 			{"a", "cat /alloc/data/note; ls /alloc/data; stat -c %u:%g /alloc/data/deep/er", "hello\nmore\ndeep\nnote\n0:0\n", 0},
@@ -82,7 +82,7 @@ func TestTasksOfAnAllocationShareADirectory(t *testing.T) {
 				t.Errorf("%d: %s: %q, exit code %d", i, c.script, got, code)
 			}
 		}
-		if got, _ := outputOf(t, a, "two", "a", "ls /alloc/data; cat /alloc/data/note"); got != "note\nhello\n" {
+		if got, _ := outputOf(t, a, "two", "a", "while ! grep -q hello /alloc/data/note; do sleep 0.02; done 2>/dev/null; ls /alloc/data; cat /alloc/data/note"); got != "note\nhello\n" {
 			t.Errorf("another allocation has %q", got)
 		}
 		// The node sees it, mounted so that nothing in it has rights there either.

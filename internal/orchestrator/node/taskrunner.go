@@ -45,6 +45,7 @@ type taskRunner struct {
 	gate    *latch                  // set when the task may start
 	kill    context.CancelCauseFunc // with a *stopReason
 	restart chan chan struct{}      // the answer is closed when the old process is gone
+	found   *latch                  // set once it is known whether an earlier process of the agent left it running
 
 	// guarded by alloc.mu
 	record taskRecord
@@ -70,9 +71,11 @@ const (
 // run returns dead or letGo. It ends with ctx, whose cause says how; life ends when the agent waits no longer.
 func (t *taskRunner) run(life, ctx context.Context) fate {
 	if t.state().State == model.TaskDead {
+		t.found.set(nil)
 		return dead
 	}
 	task, lost := t.takeBack(ctx)
+	t.found.set(nil)
 	if lost {
 		return dead
 	}

@@ -1,6 +1,7 @@
 package execution
 
 import (
+	"cmp"
 	"regexp"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,32 @@ type Request struct {
 	Env        map[string]string
 	TTY        bool
 	Size       Size
+	Keep       Keep
+}
+
+// Keep lets an execution outlive a connection that breaks. The zero value does not.
+type Keep struct {
+	Bytes int           // of output that is held for the client
+	Grace time.Duration // for the client to come back
+	Acks  bool          // the client acknowledges: more output waits. Otherwise it pushes out what was sent before
+}
+
+// Bounds of Keep, and what stands for a value that is not given.
+const (
+	MinKeepBytes, DefaultKeepBytes, MaxKeepBytes = 64 << 10, 256 << 10, 16 << 20
+	DefaultKeepGrace, MaxKeepGrace               = 30 * time.Second, 10 * time.Minute
+)
+
+// NewKeep fills in defaults; 0 stands for them.
+func NewKeep(bytes, graceSeconds int, acks bool) (Keep, error) {
+	k := Keep{Bytes: cmp.Or(bytes, DefaultKeepBytes), Grace: cmp.Or(time.Duration(graceSeconds)*time.Second, DefaultKeepGrace), Acks: acks}
+	if k.Bytes < MinKeepBytes || k.Bytes > MaxKeepBytes {
+		return Keep{}, fault.New(fault.Invalid, "reattach.bufferBytes: %d is not between %d and %d", bytes, MinKeepBytes, MaxKeepBytes)
+	}
+	if graceSeconds < 0 || graceSeconds > int(MaxKeepGrace/time.Second) {
+		return Keep{}, fault.New(fault.Invalid, "reattach.graceSeconds: %d is not between 1 and %d", graceSeconds, MaxKeepGrace/time.Second)
+	}
+	return k, nil
 }
 
 var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)

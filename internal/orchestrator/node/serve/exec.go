@@ -95,11 +95,14 @@ func (r execRequest) environ() ([]string, error) {
 }
 
 const (
-	execChunk     = 32 << 10 // bytes of output in a frame, at most
-	execFrame     = 1 << 20  // bytes of a client's frame, at most
-	execHeartbeat = 10 * time.Second
+	execChunk     = 32 << 10         // bytes of output in a frame, at most
+	execSmall     = 512              // bytes that are read at a time while there is little to read
+	execFrame     = 1 << 20          // bytes of a client's frame, at most
+	execHeartbeat = 10 * time.Second // as Nomad's clients know it
+	execOwnBeat   = 30 * time.Second // of an execution with an id: thousands of them may wait, and each beat costs both ends
 	execWrite     = 30 * time.Second // for a client to take a frame
-	execLinger    = time.Second      // for a client to answer the close frame
+	execLinger    = time.Second      // for a client to answer the close frame of an error
+	execDrain     = 30 * time.Second // for a client that is behind to read the output and answer the close frame after it
 )
 
 // exec runs a program in a task and carries its streams over a WebSocket. What goes wrong after the upgrade is a close frame. The server has asked for the
@@ -120,10 +123,20 @@ func (h *Handler) exec(w http.ResponseWriter, r *http.Request, _ auth.Identity, 
 	}
 	h.execs.Add(1)
 	defer h.execs.Add(-1)
-	s := &execSession{conn: conn, run: run, out: make(chan []byte), alone: func() bool { return h.execs.Load() <= 1 }}
+	s := &execSession{conn: conn, run: run, out: make(chan []byte), beat: execHeartbeat, alone: func() bool { return h.execs.Load() <= 1 }}
+	if req.ExecID != "" {
+		s.beat = execOwnBeat
+	}
 	s.serve(ctx)
 	return nil
 }
+
+// execBuffers are the write buffers of connections that are writing, execChunks what is read into while there is much to read. An execution that waits holds
+// none of them.
+var (
+	execBuffers sync.Pool
+	execChunks  = sync.Pool{New: func() any { return new([execChunk]byte) }}
+)
 
 // Upgrade makes a request the WebSocket of an execution. A nil connection without an error says that the request was answered.
 func Upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Conn, error) {
@@ -131,7 +144,7 @@ func Upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Conn, error) {
 		return nil, wire.Answer(http.StatusInternalServerError, "websocket: the client is not using the websocket protocol: 'upgrade' token not found in 'Connection' header")
 	}
 	// The reader is that of the connection: what it holds beyond the first message is not lost to whoever takes the connection over.
-	up := websocket.Upgrader{WriteBufferSize: execChunk * 3 / 2, Error: func(w http.ResponseWriter, _ *http.Request, _ int, reason error) {
+	up := websocket.Upgrader{WriteBufferSize: execChunk * 3 / 2, WriteBufferPool: &execBuffers, Error: func(w http.ResponseWriter, _ *http.Request, _ int, reason error) {
 		wire.WriteError(w, wire.Answer(http.StatusInternalServerError, "%s", reason.Error()))
 	}}
 	conn, err := up.Upgrade(w, r, nil)
@@ -206,6 +219,7 @@ type execSession struct {
 	conn *websocket.Conn
 	run  driver.Execution
 	out  chan []byte // frames for the writer
+	beat time.Duration
 
 	pace  pace
 	alone func() bool // no other execution is carried
@@ -260,14 +274,15 @@ func (s *execSession) exit() bool {
 			return false
 		}
 	}
-	deadline := time.Now().Add(execLinger)
-	return s.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, text), deadline) == nil &&
-		s.conn.SetReadDeadline(deadline) == nil
+	// Were the connection closed while the client is behind, its next sign of life would reset it, and what it has not got yet would be lost.
+	now := time.Now()
+	return s.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, text), now.Add(execLinger)) == nil &&
+		s.conn.SetReadDeadline(now.Add(execDrain)) == nil
 }
 
 // write sends frames in order, and a sign of life while there are none.
 func (s *execSession) write(ctx context.Context, gone func()) {
-	tick := time.NewTicker(execHeartbeat)
+	tick := time.NewTicker(s.beat)
 	defer tick.Stop()
 	for {
 		frame := []byte("{}")
@@ -291,14 +306,33 @@ func (s *execSession) write(ctx context.Context, gone func()) {
 
 // pump frames output as it comes. When nobody listens any more it goes on reading, so that the execution can end.
 func (s *execSession) pump(ctx context.Context, stream string, r io.Reader) {
-	buf := make([]byte, execChunk)
+	var (
+		small [execSmall]byte
+		large *[execChunk]byte // while there is more than fits into small
+	)
+	defer func() {
+		if large != nil {
+			execChunks.Put(large)
+		}
+	}()
 	for {
+		buf := small[:]
+		if large != nil {
+			buf = large[:]
+		}
 		n, err := r.Read(buf)
 		if n > 0 {
 			frame := make([]byte, 0, n*4/3+40)
 			frame = append(append(append(frame, `{"`...), stream...), `":{"data":"`...)
 			frame = base64.StdEncoding.AppendEncode(frame, buf[:n])
 			s.send(ctx, append(frame, `"}}`...))
+			switch {
+			case large == nil && n == execSmall:
+				large = execChunks.Get().(*[execChunk]byte)
+			case large != nil && n < execSmall:
+				execChunks.Put(large)
+				large = nil
+			}
 			s.rest(ctx, s.pace.hold(n, s.alone(), time.Now()))
 		}
 		if err != nil {

@@ -90,7 +90,7 @@ func FuzzExecFrames(f *testing.F) {
 		}
 		defer conn.Close()
 		conn.SetReadLimit(execFrame)
-		s := &execSession{conn: conn, run: v.run, out: make(chan []byte)}
+		s := &execSession{conn: conn, run: v.run, out: make(chan []byte), beat: execHeartbeat}
 		s.serve(context.Background())
 	}))
 	// Ports would run out: each connection takes one for a minute.

@@ -2,6 +2,7 @@ package serve
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -17,8 +18,8 @@ import (
 
 const maxDeleteLine = 1 << 20 // bytes of the line that names what is deleted
 
-func (h *Handler) files(r taskPath) (driver.Files, error) {
-	t, err := h.task(r)
+func (h *Handler) files(ctx context.Context, r taskPath) (driver.Files, error) {
+	t, err := h.task(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +36,7 @@ type applyFiles struct {
 }
 
 func (h *Handler) applyFiles(w http.ResponseWriter, r *http.Request, _ auth.Identity, req applyFiles) error {
-	f, err := h.files(req.taskPath)
+	f, err := h.files(r.Context(), req.taskPath)
 	if err != nil {
 		return err
 	}
@@ -95,7 +96,7 @@ func unreadable(err error, task string) error {
 
 // listFiles writes a line for each entry, and a last one that says that it is the last.
 func (h *Handler) listFiles(w http.ResponseWriter, r *http.Request, _ auth.Identity, req listFiles) error {
-	f, err := h.files(req.taskPath)
+	f, err := h.files(r.Context(), req.taskPath)
 	if err != nil {
 		return err
 	}
@@ -137,7 +138,7 @@ type readFile struct {
 }
 
 func (h *Handler) readFile(w http.ResponseWriter, r *http.Request, _ auth.Identity, req readFile) error {
-	f, err := h.files(req.taskPath)
+	f, err := h.files(r.Context(), req.taskPath)
 	if err != nil {
 		return err
 	}

@@ -277,7 +277,7 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, _ auth.Identity
 	if req.Origin != "" && req.Origin != "start" && req.Origin != "end" || req.Offset < 0 {
 		return fault.New(fault.Invalid, "origin must be start or end, and the offset not negative")
 	}
-	at, err := h.locate(req.ID, req.Path)
+	at, err := h.locate(r.Context(), req.ID, req.Path)
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ type place struct {
 }
 
 // locate cleans a path and finds out where it leads. A path that climbs out is refused, not cut off: whoever asks for it wants something else.
-func (h *Handler) locate(allocID, p string) (place, error) {
+func (h *Handler) locate(ctx context.Context, allocID, p string) (place, error) {
 	names, err := h.node.Tasks(allocID)
 	if err != nil {
 		return place{}, err
@@ -61,7 +61,7 @@ func (h *Handler) locate(allocID, p string) (place, error) {
 	if inside, _, _ := strings.Cut(rest, "/"); inside == "secrets" {
 		return place{}, fault.New(fault.Forbidden, "Reading secret file prohibited: %s", rel)
 	}
-	if t, err := h.node.Task(allocID, first); err == nil {
+	if t, err := h.node.Task(ctx, allocID, first); err == nil {
 		if f := t.Files(); f != nil {
 			return place{rel: rel, files: f, path: "/" + rest}, nil
 		}
@@ -106,7 +106,7 @@ type fsPath struct {
 }
 
 func (h *Handler) list(ctx context.Context, _ auth.Identity, r fsPath) ([]*wire.AllocFileInfo, error) {
-	at, err := h.locate(r.ID, r.Path)
+	at, err := h.locate(ctx, r.ID, r.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +140,7 @@ func (h *Handler) list(ctx context.Context, _ auth.Identity, r fsPath) ([]*wire.
 }
 
 func (h *Handler) stat(ctx context.Context, _ auth.Identity, r fsPath) (*wire.AllocFileInfo, error) {
-	at, err := h.locate(r.ID, r.Path)
+	at, err := h.locate(ctx, r.ID, r.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +209,7 @@ func infoInside(i driver.FileInfo) *wire.AllocFileInfo {
 
 // open opens a regular file at an offset.
 func (h *Handler) open(ctx context.Context, allocID, p string, offset int64) (io.ReadCloser, error) {
-	at, err := h.locate(allocID, p)
+	at, err := h.locate(ctx, allocID, p)
 	if err != nil {
 		return nil, err
 	}

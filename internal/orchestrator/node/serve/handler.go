@@ -30,7 +30,7 @@ type Node interface {
 	// Tasks are the names of an allocation's tasks, in the order of its job.
 	Tasks(allocID string) ([]string, error)
 	// Task is a running task.
-	Task(allocID, task string) (driver.Task, error)
+	Task(ctx context.Context, allocID, task string) (driver.Task, error)
 	Exec(ctx context.Context, allocID, task string, spec driver.ExecSpec) (driver.Execution, error)
 	// Execution is known until 60 s after its end.
 	Execution(allocID, task, id string) (state string, res driver.ExecResult, err error)

@@ -25,9 +25,11 @@ type one struct {
 	dir string
 }
 
-func (one) Tasks(string) ([]string, error)             { return []string{"t"}, nil }
-func (o one) Task(string, string) (driver.Task, error) { return inside{dir: o.dir}, nil }
-func (o inside) Files() driver.Files                   { return files{dir: o.dir} }
+func (one) Tasks(string) ([]string, error) { return []string{"t"}, nil }
+func (o one) Task(context.Context, string, string) (driver.Task, error) {
+	return inside{dir: o.dir}, nil
+}
+func (o inside) Files() driver.Files { return files{dir: o.dir} }
 func (f files) size(name string) (*os.File, int64, error) {
 	file, err := os.Open(filepath.Join(f.dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -133,9 +135,11 @@ type outside struct {
 	dir string
 }
 
-func (outside) Tasks(string) ([]string, error)           { return []string{"t"}, nil }
-func (o outside) Directory(string) (string, error)       { return o.dir, nil }
-func (outside) Task(string, string) (driver.Task, error) { return nil, driver.ErrTaskGone }
+func (outside) Tasks(string) ([]string, error)     { return []string{"t"}, nil }
+func (o outside) Directory(string) (string, error) { return o.dir, nil }
+func (outside) Task(context.Context, string, string) (driver.Task, error) {
+	return nil, driver.ErrTaskGone
+}
 
 // A file of the allocation's directory is followed through all that can become of it: more, less, another one under its name, and none.
 func TestWhatBecomesOfAFollowedFileIsTold(t *testing.T) {

@@ -71,7 +71,7 @@ func (h *Handler) stats(ctx context.Context, _ auth.Identity, r taskPath) (*wire
 	sum := newUsage()
 	out := &wire.AllocResourceUsage{ResourceUsage: sum, Tasks: map[string]*wire.TaskResourceUsage{}}
 	for _, name := range names {
-		t, err := h.node.Task(r.ID, name)
+		t, err := h.node.Task(ctx, r.ID, name)
 		if err != nil {
 			if r.Task == "" {
 				continue // what does not run uses nothing

@@ -55,8 +55,8 @@ type taskPath struct {
 	Task string `query:"task"`
 }
 
-func (h *Handler) task(r taskPath) (driver.Task, error) {
-	t, err := h.node.Task(r.ID, r.Task)
+func (h *Handler) task(ctx context.Context, r taskPath) (driver.Task, error) {
+	t, err := h.node.Task(ctx, r.ID, r.Task)
 	return t, taskError(err, r.Task)
 }
 
