@@ -3,6 +3,7 @@
 package sandbox
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -99,13 +100,20 @@ func TestKillWithoutUnifiedHierarchy(t *testing.T) {
 	for _, name := range []string{"bin", "lib", "lib64", "usr", "etc", "sbin"} {
 		root.Binds = append(root.Binds, Bind{Source: "/" + name, Target: "/" + name})
 	}
-	s, err := r.Create(t.Context(), Spec{ID: "v1", Root: root})
+	s, err := r.Create(t.Context(), Spec{ID: "v1", Root: root, Limits: Limits{PIDs: 60}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := s.Exec(t.Context(), ExecSpec{ID: "bomb", Argv: []string{"bash", "-c", "f() { f & f & sleep 100; }; f & f & setsid sleep 1000 & sleep 0.2; exit 6"}, MergeStderr: true})
+	// When the bomb has reached the limit the first shell has nothing more to fork, which would fail.
+	e, err := s.Exec(t.Context(), ExecSpec{ID: "bomb", Argv: []string{"bash", "-c", "f() { f & f & sleep 100; }; setsid sleep 1000 & f & read; exit 6"}, MergeStderr: true})
 	if err != nil {
 		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(e.Stdout())
+	for lines.Scan() && !strings.Contains(lines.Text(), "fork") {
+	}
+	if err := e.Stdin().Close(); err != nil {
+		t.Error(err)
 	}
 	_, _ = io.Copy(io.Discard, e.Stdout())
 	<-e.Done()

@@ -3,6 +3,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,9 +28,10 @@ type invocation struct {
 	said *os.File
 }
 
-// invoke starts the runtime with a list of arguments; no shell sees them. The files become descriptors from 3 on. With the id of
-// a sandbox it is started in that one's control groups, where the runtime does not deal with them itself.
-func (r *Runtime) invoke(id string, files []*os.File, args ...string) (*invocation, error) {
+// invoke starts the runtime with a list of arguments; no shell sees them. Its standard output is out, nil = nowhere, and the files
+// become descriptors from 3 on. With the id of a sandbox it is started in that one's control groups, where the runtime does not
+// deal with them itself.
+func (r *Runtime) invoke(id string, out *os.File, files []*os.File, args ...string) (*invocation, error) {
 	fd, err := unix.MemfdCreate("said", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("make a memory file: %w", err)
@@ -57,6 +59,9 @@ func (r *Runtime) invoke(id string, files []*os.File, args ...string) (*invocati
 	}
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stderr = said
+	if out != nil {
+		cmd.Stdout = out
+	}
 	cmd.ExtraFiles = files
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", r.cfg.Name, err), said.Close())
@@ -90,13 +95,42 @@ func (i *invocation) wait() error {
 }
 
 // call runs the runtime to its end, outside of all sandboxes.
-func (r *Runtime) call(ctx context.Context, args ...string) error { return r.callIn(ctx, "", args...) }
+func (r *Runtime) call(ctx context.Context, args ...string) error {
+	return r.callIn(ctx, "", nil, args...)
+}
 
-// callIn runs the runtime to its end in a sandbox's control groups: what it starts stays there.
-func (r *Runtime) callIn(ctx context.Context, id string, args ...string) error {
+// boot has the runtime start a container, and returns when its process 1 is our program. The runtime returns when that is about to be executed, and until
+// then the kernel lets nobody of the container's user namespace look at process 1: crun would start no program in it (containers/crun, issue 1264). Our
+// program closes what it inherits, so the end of a pipe tells of it.
+func (r *Runtime) boot(ctx context.Context, id string, args ...string) error {
+	if r.kind.ownKernel { // which has started the program when it answers, and asks nobody who may enter
+		return r.callIn(ctx, id, nil, args...)
+	}
+	ours, theirs, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ours.Close() }()
+	err = r.callIn(ctx, id, theirs, args...)
+	_ = theirs.Close()
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	i, err := r.invoke(id, nil, args...)
+	stop := context.AfterFunc(ctx, func() { _ = ours.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if _, err := io.Copy(io.Discard, ours); err != nil {
+		return fmt.Errorf("%s: process 1 of the container did not come up: %w", r.cfg.Name, cmp.Or(context.Cause(ctx), err))
+	}
+	return nil
+}
+
+// callIn runs the runtime to its end in a sandbox's control groups: what it starts stays there, and has out as its standard output.
+func (r *Runtime) callIn(ctx context.Context, id string, out *os.File, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	i, err := r.invoke(id, out, nil, args...)
 	if err != nil {
 		return err
 	}

@@ -168,7 +168,7 @@ func (e *Execution) launch(ctx context.Context, theirs []*os.File, body []byte) 
 	}
 	args := []string{"exec", "--process", s.runtime.processFile(s.id)}
 	args = append(args, k.pass(len(theirs))...)
-	call, err := s.runtime.invoke(s.id, theirs, append(args, s.id)...)
+	call, err := s.runtime.invoke(s.id, nil, theirs, append(args, s.id)...)
 	if err != nil {
 		return err
 	}

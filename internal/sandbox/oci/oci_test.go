@@ -436,6 +436,31 @@ func TestManyAtOnce(t *testing.T) {
 	})
 }
 
+// On a busy machine a runtime has long returned when its container's process 1 becomes our program. Here that takes half a second each time.
+func TestASlowProcess1IsWaitedFor(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("strace is not installed here")
+	}
+	everywhere(t, func(t *testing.T, m *machine) {
+		if m.cfg.Name == "runsc" {
+			t.Skip("its kernel starts process 1 itself")
+		}
+		slow := filepath.Join(t.TempDir(), m.cfg.Name)
+		script := fmt.Sprintf(`#!/bin/bash
+for a; do [ "$a" = run ] && exec %s -DDD -f -o /dev/null -e trace=execve -e inject=execve:delay_enter=500000 %s "$@"; done
+exec %s "$@"
+`, strace, m.cfg.Program, m.cfg.Program)
+		if err := os.WriteFile(slow, []byte(script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		m.cfg.Program = slow
+		if o := collect(t, begin(t, m.create(t), sandbox.ExecSpec{Argv: []string{"echo", "up"}}), ""); o.stdout != "up\n" || o.ExitCode != 0 || o.err != nil {
+			t.Errorf("%+v", o)
+		}
+	})
+}
+
 func TestAttachAfterRestart(t *testing.T) {
 	everywhere(t, func(t *testing.T, m *machine) {
 		first, err := oci.New(m.cfg)

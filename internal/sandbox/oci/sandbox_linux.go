@@ -129,7 +129,7 @@ func (r *Runtime) start(ctx context.Context, st state) (*Sandbox, error) {
 	if st.Spec.NetNS == "" {
 		run = append(slices.Clone(r.kind.alone), run...)
 	}
-	if err := r.callIn(ctx, id, run...); err != nil {
+	if err := r.boot(ctx, id, run...); err != nil {
 		return nil, err
 	}
 	text, err := os.ReadFile(pidFile)
