@@ -257,10 +257,13 @@ func (s *session) beat(sizes <-chan execution.Size, done <-chan struct{}) {
 	}
 }
 
+// writing are the buffers of connections that are writing. An execution that waits holds none.
+var writing sync.Pool
+
 // dialer opens WebSockets over what HTTP requests go over.
 func dialer(t *http.Transport) *websocket.Dialer {
 	return &websocket.Dialer{
 		NetDialContext: t.DialContext, Proxy: t.Proxy, TLSClientConfig: t.TLSClientConfig, HandshakeTimeout: handshakeTime,
-		ReadBufferSize: 4096, WriteBufferSize: 4096,
+		ReadBufferSize: 4096, WriteBufferSize: 4096, WriteBufferPool: &writing,
 	}
 }
