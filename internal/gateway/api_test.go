@@ -251,6 +251,7 @@ func TestAnEnvironmentThatCannotBePlacedLeavesTheOldOne(t *testing.T) {
 }
 
 func TestAClusterOutOfReachIsSaidSo(t *testing.T) {
+	t.Parallel()
 	h := ready(t, "1", 1)
 	id := h.claim("0")
 	h.pool("10", 1, 1)
@@ -279,6 +280,7 @@ func TestRestartKeepsUsedAndIdleRunners(t *testing.T) {
 }
 
 func TestRequestsWaitForRecovery(t *testing.T) {
+	t.Parallel()
 	h := ready(t, "1", 1)
 	h.stop()
 	h.cluster.Break("GET /v1/allocations", true)
@@ -297,6 +299,7 @@ func TestRequestsWaitForRecovery(t *testing.T) {
 }
 
 func TestAfterABrokenStreamThePoolsAreCompared(t *testing.T) {
+	t.Parallel()
 	h := ready(t, "3", 3)
 	id := h.claim("0")
 	h.pool("10", 3, 1)

@@ -484,6 +484,7 @@ func TestALongInactivityTimeoutIsNotAShortOne(t *testing.T) {
 }
 
 func TestExecuteDoesNotKeepARunnerAlive(t *testing.T) {
+	t.Parallel()
 	h := ready(t, "1", 1)
 	id := h.claim("1")
 	h.eventually("the runner ends although executions are asked for", func() bool {

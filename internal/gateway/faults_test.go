@@ -98,6 +98,7 @@ func listens(conn *websocket.Conn) { _, _ = io.Copy(io.Discard, conn.NetConn()) 
 
 // Whatever a node says, the client gets well-formed messages with one at the end; and what is not known is an error, never an exit code.
 func TestALyingNode(t *testing.T) {
+	t.Parallel()
 	h, id, node := lying(t)
 	const out, failed = `{"stdout":{"data":"YQ=="}}`, `{"type":"error","data":"Error executing the request"}`
 	const a = `{"type":"stdout","data":"a"}`
@@ -139,6 +140,7 @@ func TestALyingNode(t *testing.T) {
 }
 
 func TestASlowNodeDelaysNoVerdict(t *testing.T) {
+	t.Parallel()
 	h, id, node := lying(t)
 	node.set(listens, nil) // it takes the command and never says a word
 	began := time.Now()
@@ -256,6 +258,7 @@ func endless(w io.Writer) {
 
 // A cluster that answers every call with an error, each in turn: the gateway says so and goes on.
 func TestEachCallThatFailsIsSaid(t *testing.T) {
+	t.Parallel()
 	h, id := with(t)
 	h.pool("10", 1, 1)
 	for _, c := range []struct{ breaks, method, path, body, code string }{

@@ -250,6 +250,7 @@ func TestAStopLetsExecutionsFinish(t *testing.T) {
 }
 
 func TestAStopEndsWhatDoesNotFinish(t *testing.T) {
+	t.Parallel()
 	h := ready(t, "1", 1, func(c *config.Config) { c.Server.StopTimeout = 1 })
 	conn := h.dial(h.execute(h.claim("0"), `{"command":"cat"}`))
 	began := time.Now()

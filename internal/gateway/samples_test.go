@@ -30,6 +30,7 @@ func command(t *testing.T, name string, args ...string) *exec.Cmd {
 }
 
 func TestTheSamplesOfTheDocumentationRun(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("they are compiled")
 	}

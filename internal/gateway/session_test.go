@@ -119,6 +119,7 @@ func TestInputReachesTheProgram(t *testing.T) {
 }
 
 func TestTheTimeLimitIsToldAtOnceAndTheRunnerStays(t *testing.T) {
+	t.Parallel()
 	h, id := with(t)
 	began := time.Now()
 	h.messages(h.dial(h.execute(id, `{"command":"wait","timeLimit":1}`)), begin, `{"type":"timeout"}`)
@@ -131,6 +132,7 @@ func TestTheTimeLimitIsToldAtOnceAndTheRunnerStays(t *testing.T) {
 }
 
 func TestAProgramThatIgnoresQuitIsKilled(t *testing.T) {
+	t.Parallel()
 	h, id := with(t)
 	h.messages(h.dial(h.execute(id, `{"command":"hang","timeLimit":1}`)), begin, `{"type":"timeout"}`)
 	h.eventually("it was killed", func() bool { return h.cluster.Running() == 0 })
@@ -141,6 +143,7 @@ func TestAProgramThatIgnoresQuitIsKilled(t *testing.T) {
 }
 
 func TestARunnerWhoseProgramCannotBeKilledIsDiscarded(t *testing.T) {
+	t.Parallel()
 	h, id := with(t)
 	h.cluster.Break("DELETE /v1/client/allocation/", true)
 	h.messages(h.dial(h.execute(id, `{"command":"hang","timeLimit":-1}`)), begin, `{"type":"timeout"}`)
@@ -175,6 +178,7 @@ func TestAnEnvironmentDeletedDuringARun(t *testing.T) {
 }
 
 func TestInactivityEndsARun(t *testing.T) {
+	t.Parallel()
 	h := ready(t, "1", 1)
 	id := h.claim("1")
 	h.messages(h.dial(h.execute(id, `{"command":"wait"}`)), begin, `{"type":"timeout"}`)
@@ -205,6 +209,7 @@ func TestOutOfMemoryAndOtherDeathsDuringARun(t *testing.T) {
 }
 
 func TestAnOrderlyStopTellsItsSessions(t *testing.T) {
+	t.Parallel()
 	h, id := with(t)
 	ws := h.dial(h.execute(id, `{"command":"wait"}`))
 	h.eventually("it runs", func() bool { return h.cluster.Running() == 1 })

@@ -215,6 +215,7 @@ func value(figures, series string) string {
 }
 
 func TestFiguresTellWhatHappened(t *testing.T) {
+	t.Parallel()
 	h := ready(t, "2", 2)
 	id := h.claim("60")
 	h.pool("10", 2, 1)

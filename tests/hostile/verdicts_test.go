@@ -15,9 +15,10 @@ import (
 )
 
 var verdicts = []attack{
+	// The kernel ends the orphan after a second of CPU time, however long that takes, and cat sees its end.
 	{id: "G1", what: "CPU time hidden in children and short lives", script: measured(`
-for i in 1 2 3 4; do (timeout 0.2 bash -c 'while :; do :; done' &) ; done; for i in $(seq 50); do /bin/true; done; sleep 1`,
-		func(u usage) bool { return u.CPUTimeMS >= 150 })},
+{ (bash -c 'ulimit -t 1; while :; do :; done' &); for i in $(seq 50); do /bin/true; done; } | cat`,
+		func(u usage) bool { return u.CPUTimeMS >= 950 })},
 	{id: "G2", what: "memory given back before the end", script: measured(
 		`exec python3 -c 'x = b"x" * (50 << 20); del x; import time; time.sleep(0.1)'`, func(u usage) bool { return u.PeakMemoryBytes >= 50<<20 })},
 	{id: "G3", what: "exit codes of other verdicts", script: honestCodes},

@@ -83,7 +83,10 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 	refuse := func(code int, text string) {
 		_ = conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, text), time.Now().Add(time.Second))
 	}
-	box, problem := s.box(r.PathValue("alloc"), q.Get("task"))
+	box, problem := s.enter(r.PathValue("alloc"), q.Get("task"))
+	if box != nil {
+		defer box.running.Done()
+	}
 	switch {
 	case fault.Close != 0 && fault.AtStart:
 		if fault.Close != 1006 {
@@ -116,6 +119,10 @@ type run struct {
 func (r *run) send(v any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.write(v)
+}
+
+func (r *run) write(v any) {
 	if !r.gone && r.conn.WriteJSON(v) != nil {
 		r.gone = true
 	}
@@ -125,19 +132,22 @@ func (r *run) output(stream string, data []byte) {
 	if r.fault.Hold != nil {
 		<-r.fault.Hold
 	}
-	r.send(map[string]any{stream: map[string]any{"data": data}})
 	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.write(map[string]any{stream: map[string]any{"data": data}})
 	r.sent += len(data)
-	full := r.fault.Close != 0 && r.fault.After > 0 && r.sent >= r.fault.After
-	r.mu.Unlock()
-	if full {
-		r.close()
+	if r.fault.Close != 0 && r.fault.After > 0 && r.sent >= r.fault.After {
+		r.cut() // before the other stream can say more
 	}
 }
 
 func (r *run) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.cut()
+}
+
+func (r *run) cut() {
 	r.gone = true
 	if r.fault.Close != 1006 {
 		_ = r.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(r.fault.Close, r.fault.Text), time.Now().Add(time.Second))
@@ -152,8 +162,6 @@ type stream struct {
 }
 
 func (r *run) serve(box *container, tty bool, env, argv []string) {
-	box.running.Add(1)
-	defer box.running.Done()
 	cmd := box.command(tty, env, argv)
 	var stdin *os.File
 	var outs []stream

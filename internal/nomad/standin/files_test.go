@@ -17,6 +17,7 @@ import (
 )
 
 func TestUploads(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, standin.Options{})
 	home := filepath.Join(r.server.Root(jobID), "workspace")
 	must := func(err error) {
@@ -89,6 +90,7 @@ func TestUploads(t *testing.T) {
 }
 
 func TestAnUploadThatBreaksIsAnError(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, standin.Options{Version: "1.9.0"})
 	for name, f := range map[string]standin.ExecFault{
 		"cut at the start": {Close: 1006, AtStart: true}, "cut in the end": {Close: 1000, After: 41}, "refused": {Status: 500, Text: "rpc error: x"}, "lost": {Close: 1008, AtStart: true, Text: `Unknown allocation "a"`},
@@ -110,6 +112,7 @@ func TestAnUploadThatBreaksIsAnError(t *testing.T) {
 }
 
 func TestListingsSurviveEveryName(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, standin.Options{})
 	root := r.server.Root(jobID)
 	home := filepath.Join(root, "workspace")
@@ -201,6 +204,7 @@ func TestListingsSurviveEveryName(t *testing.T) {
 }
 
 func TestDownloadsBySize(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, standin.Options{})
 	home := filepath.Join(r.server.Root(jobID), "workspace")
 	big := strings.Repeat("\x00\x1e\xff\n", 1<<19)

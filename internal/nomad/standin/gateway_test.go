@@ -245,6 +245,7 @@ func (p *platform) cycle() {
 
 // What there is to know of a release, of events and of access, in all the combinations that occur.
 func TestTheGatewayOnEveryRelease(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		o    standin.Options
@@ -274,6 +275,7 @@ func TestTheGatewayOnEveryRelease(t *testing.T) {
 }
 
 func TestHowRunsEndOnNomad(t *testing.T) {
+	t.Parallel()
 	p := serve(t, standin.New(t, standin.Options{})).ready("1", 1)
 	id := p.claim()
 	start := func(command string, limit string) *attached {
@@ -337,6 +339,7 @@ func TestHowRunsEndOnNomad(t *testing.T) {
 }
 
 func TestTheEventStreamIsNotBelievedToBeWhole(t *testing.T) {
+	t.Parallel()
 	s := standin.New(t, standin.Options{})
 	p := serve(t, s).ready("2", 2)
 	id := p.claim()
@@ -384,6 +387,7 @@ func TestTheEventStreamIsNotBelievedToBeWhole(t *testing.T) {
 }
 
 func TestClaimsWhenTheClusterFails(t *testing.T) {
+	t.Parallel()
 	s := standin.New(t, standin.Options{})
 	p := serve(t, s).ready("3", 3)
 	for _, f := range []standin.Fault{
@@ -405,6 +409,7 @@ func TestClaimsWhenTheClusterFails(t *testing.T) {
 
 // A cluster as Poseidon leaves it, taken over and given back.
 func TestAClusterOfPoseidon(t *testing.T) {
+	t.Parallel()
 	s := standin.New(t, standin.Options{})
 	const idle, used, broken = "10-29148651-a4e2-11ee-9e5f-0242ac120002", "10-2d8b3a0c-a4e2-11ee-9e5f-0242ac120002", "10-31f4b2aa-a4e2-11ee-9e5f-0242ac120002"
 	job := func(id, meta string) {
@@ -462,6 +467,7 @@ func TestAClusterOfPoseidon(t *testing.T) {
 }
 
 func TestOverTLSWithACertificateOfOurOwn(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	ca, err := certs.CreateCA("", time.Now(), 0)
 	if err != nil {

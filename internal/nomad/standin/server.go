@@ -630,6 +630,21 @@ func (s *Server) node(w http.ResponseWriter, r *http.Request) {
 func (s *Server) box(allocID, task string) (*container, string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.booted(allocID, task)
+}
+
+// enter is box for one that runs a program in it, and says when that is done: the container's end waits for it.
+func (s *Server) enter(allocID, task string) (*container, string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	box, problem := s.booted(allocID, task)
+	if box != nil {
+		box.running.Add(1)
+	}
+	return box, problem
+}
+
+func (s *Server) booted(allocID, task string) (*container, string) {
 	a := s.allocs[allocID]
 	switch {
 	case a == nil:
