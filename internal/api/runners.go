@@ -207,6 +207,9 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 		return err
 	}
 	key := run.ID + "/" + q.Execution
+	// Counted before it is asked whether the gateway stops: a stop then either waits for this one or has it refused.
+	a.present.enter()
+	defer a.present.leave()
 	req, ok := run.Executions.Take(q.Execution)
 	switch {
 	case !ok && again && a.sessions.Keeps(key):
@@ -228,16 +231,17 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 		return err
 	}
 	defer end()
-	conn, err := session.Upgrade(w, r, refuseUpgrade)
-	if err != nil {
+	// http.Server does not wait for hijacked connections; this set does.
+	if !a.connections.Do(func() {
+		conn, err := session.Upgrade(w, r, refuseUpgrade)
+		if err != nil { // it has been answered
+			run.Executions.Restore(q.Execution, req)
+			return
+		}
+		a.serve(r.Context(), conn, run, q.Execution, req)
+	}) {
 		run.Executions.Restore(q.Execution, req)
-		return nil // it has been answered
-	}
-	a.present.enter()
-	defer a.present.leave()
-	// http.Server does not wait for hijacked connections; the sessions' own set does.
-	if !a.connections.Do(func() { a.serve(r.Context(), conn, run, q.Execution, req) }) {
-		return conn.Close()
+		return errDraining
 	}
 	return nil
 }
@@ -247,13 +251,13 @@ func (a *API) resume(w http.ResponseWriter, r *http.Request, run *runner.Runner,
 	if !session.Offers(r) {
 		return fault.New(fault.Invalid, "offset: only clients of the subprotocol %s may come again", session.Protocol)
 	}
-	conn, err := session.Upgrade(w, r, refuseUpgrade)
-	if err != nil {
-		return nil // it has been answered
-	}
-	run.Touch()
-	if !a.connections.Do(func() { a.sessions.Resume(context.WithoutCancel(r.Context()), conn, key, offset) }) {
-		return conn.Close()
+	if !a.connections.Do(func() {
+		if conn, err := session.Upgrade(w, r, refuseUpgrade); err == nil { // otherwise it has been answered
+			run.Touch()
+			a.sessions.Resume(context.WithoutCancel(r.Context()), conn, key, offset)
+		}
+	}) {
+		return errDraining
 	}
 	return nil
 }
