@@ -228,6 +228,7 @@ func TestTheLeadIsHandedOver(t *testing.T) {
 	began := time.Now()
 	r := a.claim("3") // whose timer goes over too
 	b.pool("10", 3, 1)
+	began := time.Now() // the other one takes over before this one has ended
 	a.stop()
 	b.eventually("it is watched over and replaced", func() bool { i, u := b.stats("10"); return i == 3 && u == 0 })
 	if d := time.Since(began); d < 3*time.Second {

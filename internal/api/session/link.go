@@ -42,9 +42,8 @@ type link struct {
 
 	taking sync.Mutex // held while a piece of input is taken
 
-	mu       sync.Mutex
-	lingers  bool // no ping is sent any more, and the last read deadline is set
-	replaced bool
+	mu      sync.Mutex
+	lingers bool // no ping is sent any more, and the last read deadline is set
 }
 
 // start has the connection speak. It returns at once.
@@ -84,11 +83,8 @@ func (l *link) drop() {
 	})
 }
 
-// replace has the connection take no more input, from the moment of its return, and say why.
+// replace has the connection take no more input, from the moment of its return. Its writer finds out that it gets no more output, and says why.
 func (l *link) replace() {
-	l.mu.Lock()
-	l.replaced = true
-	l.mu.Unlock()
 	l.cancel()
 	// Its peer may be gone: then it must not hold on for the whole of the write's time.
 	_ = l.conn.NetConn().SetWriteDeadline(time.Now().Add(partTime))
@@ -142,18 +138,15 @@ func (l *link) write() {
 func (l *link) goodbye(last bool) {
 	code, text, within := websocket.CloseNormalClosure, "", lingerTime
 	l.mu.Lock()
-	replaced := l.replaced
-	l.mu.Unlock()
-	switch {
-	case last:
-	case replaced:
-		code, text, within = CloseReplaced, "a newer connection has taken the execution over", partTime
-	default:
-		return
-	}
-	l.mu.Lock()
+	dropped := l.lingers
 	l.quiet() // no ping comes after the Close
 	l.mu.Unlock()
+	if dropped {
+		return
+	}
+	if !last {
+		code, text, within = CloseReplaced, "a newer connection has taken the execution over", partTime
+	}
 	_ = l.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, text), time.Now().Add(writeTime))
 	if half, ok := l.conn.NetConn().(interface{ CloseWrite() error }); ok {
 		_ = half.CloseWrite() // who only waits for the connection's end need not wait for ours
