@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -39,6 +40,8 @@ type link struct {
 	work   sync.WaitGroup
 	ping   *time.Timer
 	once   sync.Once
+
+	followed atomic.Bool // by a newer connection
 
 	taking sync.Mutex // held while a piece of input is taken
 
@@ -145,6 +148,7 @@ func (l *link) goodbye(last bool) {
 		return
 	}
 	if !last {
+		l.followed.Store(true) // before its client can answer this with a Close of its own
 		code, text, within = CloseReplaced, "a newer connection has taken the execution over", partTime
 	}
 	_ = l.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, text), time.Now().Add(writeTime))

@@ -183,6 +183,9 @@ func (s *session) detach(l *link) {
 			return // it was replaced
 		}
 		s.link = nil
+		if l.followed.Load() {
+			return // by one that is just coming in
+		}
 		if s.left = s.left || s.keep.Grace == 0; s.left {
 			gone = true
 			return
@@ -221,7 +224,7 @@ func (s *session) part() {
 func (s *session) leave(l *link) {
 	gone := false
 	s.change(func() {
-		gone = s.link == l
+		gone = s.link == l && !l.followed.Load()
 		s.left = s.left || gone
 	})
 	if gone {
