@@ -40,7 +40,7 @@ func (a *API) admit(ctx context.Context) error {
 	select {
 	case <-a.ready:
 		return nil
-	case <-a.draining:
+	case <-a.draining.Done():
 		return errDraining
 	case <-t.C:
 		return errRecovering
@@ -50,21 +50,23 @@ func (a *API) admit(ctx context.Context) error {
 }
 
 func (a *API) isDraining() bool {
-	select {
-	case <-a.draining:
-		return true
-	default:
-		return false
-	}
+	return a.draining.Err() != nil
 }
 
 // Drain refuses new requests from now on, and returns when all WebSocket sessions have ended or with ctx.
 func (a *API) Drain(ctx context.Context) {
-	close(a.draining)
+	a.drain()
 	select {
 	case <-a.present.empty():
 	case <-ctx.Done():
 	}
+}
+
+// untilDraining is ctx that also ends when new requests are refused: for requests that only wait.
+func (a *API) untilDraining(ctx context.Context) (context.Context, func()) {
+	ctx, stop := context.WithCancelCause(ctx)
+	unhook := context.AfterFunc(a.draining, func() { stop(errDraining) })
+	return ctx, func() { unhook(); stop(nil) }
 }
 
 // untilStopped is ctx that also ends with the gateway, for that reason.

@@ -12,7 +12,8 @@ import (
 func TestWhatWaitsForRecoveryIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ready := make(chan struct{})
-		a := &API{ready: ready, draining: make(chan struct{}), held: make(chan struct{}, 2)}
+		a := &API{ready: ready, held: make(chan struct{}, 2)}
+		a.draining, a.drain = context.WithCancel(t.Context())
 		ctx, leave := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		results := make([]error, 2)
@@ -49,7 +50,8 @@ func TestWhatWaitsForRecoveryIsBounded(t *testing.T) {
 
 func TestADrainWaitsForWhoIsThere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := &API{draining: make(chan struct{})}
+		a := &API{}
+		a.draining, a.drain = context.WithCancel(t.Context())
 		a.present.enter()
 		a.present.enter()
 		began := time.Now()

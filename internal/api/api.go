@@ -72,7 +72,8 @@ type API struct {
 	requests sync.WaitGroup  // http.Server does not wait for handlers of connections that were taken over
 	life     context.Context // ends when the gateway stops
 	stop     context.CancelCauseFunc
-	draining chan struct{}
+	draining context.Context // ends when new requests are refused
+	drain    context.CancelFunc
 	present  attendance    // WebSocket sessions
 	held     chan struct{} // requests that wait for recovery
 	relays   chan struct{}
@@ -84,7 +85,8 @@ type API struct {
 func New(o Options, envs *environment.Service, runners *runner.Manager, engine *execution.Engine, store files.Store, ready <-chan struct{},
 	log logging.Logger) *API {
 	a := &API{opts: o, envs: envs, runners: runners, engine: engine, files: store, ready: ready, log: log,
-		draining: make(chan struct{}), held: make(chan struct{}, maxHeld), relays: make(chan struct{}, maxRelays)}
+		held: make(chan struct{}, maxHeld), relays: make(chan struct{}, maxRelays)}
+	a.draining, a.drain = context.WithCancel(context.Background())
 	a.life, a.stop = context.WithCancelCause(context.Background())
 	a.sessions.Budget = o.ReattachBuffer
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{

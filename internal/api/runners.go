@@ -53,7 +53,12 @@ func (a *API) provideRunner(ctx context.Context, caller auth.Identity, r claimRe
 	if env := strconv.Itoa(int(c.Env)); !caller.MayIn(auth.GatewayRun, env) {
 		return dto.Runner{}, fault.Wrap(fault.Forbidden, &endpoint.Denied{Scope: auth.GatewayRun, Target: env}, "Permission denied")
 	}
-	got, err := a.runners.Claim(ctx, c)
+	patient, release := a.untilDraining(ctx)
+	defer release()
+	got, err := a.runners.Claim(patient, c)
+	if err != nil && errors.Is(context.Cause(patient), errDraining) {
+		err = errDraining
+	}
 	if errors.Is(err, runner.ErrQuota) {
 		a.opts.Watch.Refused("quota")
 	}

@@ -249,6 +249,27 @@ func TestAStopLetsExecutionsFinish(t *testing.T) {
 	<-stopped
 }
 
+// Who waits in line for a runner is told at once that there will be none here.
+func TestAStopIsNotHeldUpByClaimsInLine(t *testing.T) {
+	h := ready(t, "1", 1)
+	h.cluster.Hold(true) // nothing starts any more
+	h.claim("0")
+	answered := make(chan string, 1)
+	go func() {
+		code, text, _ := h.do("POST", "/runners", `{"executionEnvironmentId":10,"waitTimeout":60}`)
+		answered <- fmt.Sprint(code, " ", text)
+	}()
+	h.eventually("it waits", func() bool {
+		_, text, _ := h.do("GET", "/rockpool/pools/10", "")
+		return strings.Contains(text, `"waiting":1`)
+	})
+	began := time.Now()
+	h.stop()
+	if got := <-answered; !strings.Contains(got, "500") || !strings.Contains(got, "the gateway is stopping") || time.Since(began) > 10*time.Second {
+		t.Errorf("after %v: %s", time.Since(began), got)
+	}
+}
+
 func TestAStopEndsWhatDoesNotFinish(t *testing.T) {
 	t.Parallel()
 	h := ready(t, "1", 1, func(c *config.Config) { c.Server.StopTimeout = 1 })

@@ -111,7 +111,8 @@ func (g *Gateway) serve(ctx context.Context, routes *api.API, handler http.Handl
 		defer cancel()
 		// The sessions' final messages first: Shutdown does not see them.
 		if err := errors.Join(routes.Stop(stop), server.Shutdown(stop)); err != nil {
-			return err
+			g.log.WithField("error", err.Error()).Warn("requests that did not end in time are cut off")
+			_ = server.Close() // which ends their contexts
 		}
 		routes.Wait()
 		return nil

@@ -225,7 +225,6 @@ func TestTheLeadIsHandedOver(t *testing.T) {
 	t.Parallel()
 	c := nomadtest.New(t)
 	a, b := two(t, c, "3", 3)
-	began := time.Now()
 	r := a.claim("3") // whose timer goes over too
 	b.pool("10", 3, 1)
 	began := time.Now() // the other one takes over before this one has ended
