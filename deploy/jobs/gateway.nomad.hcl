@@ -82,10 +82,10 @@ job "gateway" {
       name     = "rockpool-gateway"
       provider = "nomad"
       port     = "http"
-      # Not /health: that says when a pool runs dry, which is no reason to take a gateway back.
+      # 503 while the gateway starts or stops. Not /health: that says when a pool runs dry, which is no reason to take a gateway back.
       check {
         type     = "http"
-        path     = "/api/v1/version"
+        path     = "/api/v1/rockpool/ready"
         interval = "10s"
         timeout  = "2s"
       }
