@@ -18,13 +18,12 @@ variable "token" {
 
 variable "nomad_address" {
   type        = string
-  description = "host of a server's HTTP API"
-  default     = "127.0.0.1"
+  description = "host of a server's HTTP API, as allocations reach it: in a bridge's network 127.0.0.1 is the allocation itself"
 }
 
 variable "nomad_token" {
   type        = string
-  description = "secret of a token that may submit jobs, read them and execute in allocations"
+  description = "secret of a token that may submit jobs, read them, execute in allocations, and use the variables at rockpool/gateways/*"
   sensitive   = true
   default     = ""
 }
@@ -83,10 +82,10 @@ job "gateway" {
       name     = "rockpool-gateway"
       provider = "nomad"
       port     = "http"
-      # Not /health: that says when a pool runs dry, which is no reason to take a gateway back.
+      # 503 while the gateway starts or stops. Not /health: that says when a pool runs dry, which is no reason to take a gateway back.
       check {
         type     = "http"
-        path     = "/api/v1/version"
+        path     = "/api/v1/rockpool/ready"
         interval = "10s"
         timeout  = "2s"
       }
@@ -100,16 +99,19 @@ job "gateway" {
         args    = ["serve"]
       }
       env {
-        ROCKPOOL_SERVER_ADDRESS   = "0.0.0.0"
-        ROCKPOOL_SERVER_PORT      = "7200"
-        ROCKPOOL_SERVER_TOKEN     = var.token
-        ROCKPOOL_SERVER_PUBLICURL = var.public_url
-        ROCKPOOL_NOMAD_ADDRESS    = var.nomad_address
-        ROCKPOOL_NOMAD_TOKEN      = var.nomad_token
+        ROCKPOOL_SERVER_ADDRESS     = "0.0.0.0"
+        ROCKPOOL_SERVER_PORT        = "7200"
+        ROCKPOOL_SERVER_TOKEN       = var.token
+        ROCKPOOL_SERVER_PUBLICURL   = var.public_url
+        # Where the other gateways reach this one. Without it each of several would keep the pools. One alone has it too: an upgrade has two for a while.
+        ROCKPOOL_SERVER_PEERADDRESS = "http://${NOMAD_ADDR_http}"
+        ROCKPOOL_NOMAD_ADDRESS      = var.nomad_address
+        ROCKPOOL_NOMAD_TOKEN        = var.nomad_token
       }
       resources {
         cpu    = 500
-        memory = 256
+        # server.reattachbuffer (256 MB) and the points that wait for InfluxDB (32 MB) may both be full, and requests need room besides.
+        memory = 768
       }
     }
   }

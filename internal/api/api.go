@@ -141,6 +141,7 @@ func (a *API) table() endpoint.Table {
 		endpoint.Stream("metrics", "GET", own+"/metrics", operate, a.metrics),
 		endpoint.Call("/pools", "GET", own+"/pools", call, a.listPools),
 		endpoint.Call("/pool", "GET", own+"/pools/{id:[0-9]+}", call, a.getPool),
+		endpoint.Call("/ready", "GET", own+"/ready", open, a.takes),
 		endpoint.Stream("openapi", "GET", own+"/openapi.json", open, document("application/json", openapi.Document)),
 		endpoint.Stream("websocketSchema", "GET", own+"/websocket.schema.json", open, document("application/schema+json", openapi.WebSocket)),
 	}
@@ -209,7 +210,7 @@ func Crowded(ctx context.Context, why string) context.Context {
 	return context.WithValue(ctx, crowdedKey{}, why)
 }
 
-// refuse answers on a connection that is one too many, and has it closed. /health has a status of its own.
+// refuse answers on a connection that is one too many, and has it closed. What checks ask for has a status of its own.
 func refuse(w http.ResponseWriter, r *http.Request, why string) {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime / 3))
 	_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, smallBody)) // clients break on an answer that comes before they have sent everything
@@ -218,7 +219,7 @@ func refuse(w http.ResponseWriter, r *http.Request, why string) {
 	w.Header().Set("Retry-After", "5")
 	err := fault.New(fault.Exhausted, "%s: close idle ones and try again", why)
 	status := http.StatusInternalServerError
-	if r.URL.Path == prefix+"/health" {
+	if p := r.URL.Path; p == prefix+"/health" || p == own+"/ready" {
 		status = http.StatusServiceUnavailable
 	}
 	writeError(w, r, &answered{error: err, status: status, code: dto.CodeOverload})

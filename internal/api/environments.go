@@ -15,19 +15,30 @@ import (
 	"rockpool/internal/fault"
 )
 
-// health is 204, or 503 while recovery is under way or a pool runs dry.
-func (a *API) health(context.Context, auth.Identity, endpoint.None) (endpoint.NoContent, error) {
-	depleting := func(text string) error {
-		return &answered{error: fault.New(fault.Unavailable, "%s", text), status: http.StatusServiceUnavailable, code: dto.CodeDepleting}
-	}
-	select {
-	case <-a.ready:
-	default:
-		err := fault.New(fault.Unavailable, "recovery is under way: the cluster's runners and environments are being listed")
+// takes is 204 while requests are taken, and 503 while recovery is under way or the gateway stops. It is for balancers: pools play no part, as a gateway with
+// dry pools still serves whoever has a runner.
+func (a *API) takes(context.Context, auth.Identity, endpoint.None) (endpoint.NoContent, error) {
+	no := func(err error) (endpoint.NoContent, error) {
 		return endpoint.NoContent{}, &answered{error: err, status: http.StatusServiceUnavailable, code: dto.CodeUnknown}
 	}
 	if a.isDraining() {
-		return endpoint.NoContent{}, &answered{error: errDraining, status: http.StatusServiceUnavailable, code: dto.CodeUnknown}
+		return no(errDraining)
+	}
+	select {
+	case <-a.ready:
+		return endpoint.NoContent{}, nil
+	default:
+		return no(fault.New(fault.Unavailable, "recovery is under way: the cluster's runners and environments are being listed"))
+	}
+}
+
+// health is 204, or 503 while requests are not taken or a pool runs dry.
+func (a *API) health(ctx context.Context, caller auth.Identity, _ endpoint.None) (endpoint.NoContent, error) {
+	depleting := func(text string) error {
+		return &answered{error: fault.New(fault.Unavailable, "%s", text), status: http.StatusServiceUnavailable, code: dto.CodeDepleting}
+	}
+	if none, err := a.takes(ctx, caller, endpoint.None{}); err != nil {
+		return none, err
 	}
 	var short []string
 	list, _ := a.envs.List(context.Background(), false) // from memory: cannot fail

@@ -76,7 +76,7 @@ func TestEveryDocumentedStatus(t *testing.T) {
 
 func TestATokenIsNeededButForHealthAndVersion(t *testing.T) {
 	h := ready(t, "0", 0)
-	for path, want := range map[string]int{"/health": 204, "/version": 200, "/execution-environments": 401, "/runners/x/files": 401, "/nothing": 404} {
+	for path, want := range map[string]int{"/health": 204, "/version": 200, "/rockpool/ready": 204, "/execution-environments": 401, "/runners/x/files": 401, "/nothing": 404} {
 		resp, err := h.http.Get(h.url + path)
 		if err != nil {
 			t.Fatal(err)
@@ -286,6 +286,7 @@ func TestRequestsWaitForRecovery(t *testing.T) {
 	h.cluster.Break("GET /v1/allocations", true)
 	again := start(t, h.cluster)
 	again.want("GET", "/health", "", 503, "recovery")
+	again.want("GET", "/rockpool/ready", "", 503, "recovery is under way")
 	again.want("GET", "/version", "", 200, `"`)
 	answered := make(chan int, 1)
 	go func() {
@@ -296,6 +297,7 @@ func TestRequestsWaitForRecovery(t *testing.T) {
 	if code := <-answered; code != 200 {
 		t.Errorf("got %d", code)
 	}
+	again.want("GET", "/rockpool/ready", "", 204, "")
 }
 
 func TestAfterABrokenStreamThePoolsAreCompared(t *testing.T) {
@@ -341,6 +343,7 @@ func TestHealthNamesDepletingPools(t *testing.T) {
 	h.claim("0")
 	h.eventually("the alert", func() bool { code, _, _ := h.do("GET", "/health", ""); return code == http.StatusServiceUnavailable })
 	h.want("GET", "/health", "", 503, `{"message":"the prewarming pool is depleting: environments 10","errorCode":"PREWARMING_POOL_DEPLETING"}`)
+	h.want("GET", "/rockpool/ready", "", 204, "") // requests are taken all the same
 }
 
 func TestAClaimWaitsForAStartingRunner(t *testing.T) {

@@ -83,9 +83,9 @@ func TestOneConnectionTooManyIsToldSo(t *testing.T) {
 		code, _, _, _ := h.refused("GET", "/health", "")
 		return code == 503
 	})
-	for _, r := range append(routes(id), [2]string{"GET", "/health"}, [2]string{"GET", "/version"}, [2]string{"GET", "/rockpool/openapi.json"}, [2]string{"GET", "/rockpool/websocket.schema.json"}) {
+	for _, r := range append(routes(id), [2]string{"GET", "/health"}, [2]string{"GET", "/version"}, [2]string{"GET", "/rockpool/ready"}, [2]string{"GET", "/rockpool/openapi.json"}, [2]string{"GET", "/rockpool/websocket.schema.json"}) {
 		want := 500
-		if r[1] == "/health" {
+		if r[1] == "/health" || r[1] == "/rockpool/ready" {
 			want = 503
 		}
 		code, body, head, closing := h.refused(r[0], r[1], strings.Repeat(" ", 100_000))

@@ -7,11 +7,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
 	"rockpool/internal/config"
 	"rockpool/internal/metrics"
+	"rockpool/internal/metrics/influx"
 )
 
 const deploy = "../../deploy"
@@ -109,6 +111,21 @@ func TestDeploymentsSetKeysThatThereAre(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+func TestTheJobHasRoomForTheBuffers(t *testing.T) {
+	found := regexp.MustCompile(`(?m)^\s*memory\s*=\s*(\d+)$`).FindAllStringSubmatch(read(t, filepath.Join(deploy, "jobs/gateway.nomad.hcl")), -1)
+	if len(found) != 1 {
+		t.Fatalf("the memory of the task: %v", found)
+	}
+	memory, err := strconv.Atoi(found[0][1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	const rest = 256 // MB for connections, requests and executions
+	if need := int(config.Default().Server.ReattachBuffer) + influx.MaxBytes>>20 + rest; memory < need {
+		t.Errorf("the job reserves %d MB, full buffers need %d", memory, need)
 	}
 }
 

@@ -236,6 +236,7 @@ func TestAStopLetsExecutionsFinish(t *testing.T) {
 		code, text, _ := h.do("GET", "/health", "")
 		return code == 503 && strings.Contains(text, "stopping")
 	})
+	h.want("GET", "/rockpool/ready", "", 503, "the gateway is stopping: send the request to another one")
 	h.want("POST", "/runners", `{"executionEnvironmentId":10}`, 500, "the gateway is stopping: send the request to another one")
 	_, path, _ := strings.Cut(waiting, "/api/v1")
 	h.want("GET", path, "", 500, "stopping")

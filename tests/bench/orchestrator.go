@@ -109,7 +109,7 @@ func registerToRunning(ctx context.Context, b *bench) error {
 }
 
 func oneByOne(ctx context.Context, b *bench, o *orchestrator) error {
-	f := figure{name: "register to running, orchestrator alone", budget: 20 * time.Millisecond}
+	f := figure{name: "register to running, orchestrator alone", budget: 10 * time.Millisecond, tail: 30 * time.Millisecond}
 	begin := time.Now()
 	for i := range b.n {
 		id := fmt.Sprintf("bench-%d", i)

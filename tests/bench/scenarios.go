@@ -68,7 +68,7 @@ func (b *bench) waitIdleFor(ctx context.Context, n uint, patience time.Duration)
 }
 
 func claimAndDestroy(ctx context.Context, b *bench) error {
-	claims, destroys := figure{name: "claim", budget: 2 * time.Millisecond}, figure{name: "destroy"}
+	claims, destroys := figure{name: "claim", budget: time.Millisecond, tail: 5 * time.Millisecond}, figure{name: "destroy"}
 	seen := map[string]bool{}
 	for len(claims.samples) < b.n {
 		var mine []string
