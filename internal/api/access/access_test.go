@@ -72,6 +72,8 @@ func TestATokenMayWhatItsScopesAndEnvironmentsSay(t *testing.T) {
 		{a.May(auth.GatewayRun, ""), false, "no environment"},
 		{a.May(auth.GatewayEnvironments, "10"), false, "another scope"},
 		{a.MaySomewhere(auth.GatewayRead), true, "its scope anywhere"},
+		{a.MayEverywhere(auth.GatewayRead), false, "its scope for all environments"},
+		{b.MayEverywhere(auth.GatewayOperate), true, "another's scope for all environments"},
 		{a.MaySomewhere(auth.GatewayOperate), false, "another scope anywhere"},
 		{a.May(auth.Management, "10"), false, "the orchestrator's rights"},
 		{a.MayVariable(auth.VariablesRead, "", ""), false, "variables"},

@@ -41,6 +41,9 @@ func (t *Token) May(s auth.Scope, environment string) bool {
 // MaySomewhere reports whether the token has a scope for any environment.
 func (t *Token) MaySomewhere(s auth.Scope) bool { return t.scopes[s] }
 
+// MayEverywhere reports whether the token has a scope for all environments, also those that are still to come: for what tells of the whole gateway.
+func (t *Token) MayEverywhere(s auth.Scope) bool { return t.scopes[s] && t.envs == nil }
+
 // MayVariable is false: the gateway has no variables.
 func (t *Token) MayVariable(auth.Scope, string, string) bool { return false }
 
