@@ -106,6 +106,8 @@ func TestFilesThatAreWrongAreRefusedWithTheReason(t *testing.T) {
 		"negative":         {one + ", rate: -1}\n", "negative"},
 		"burst alone":      {one + ", burst: 3}\n", "needs a rate"},
 		"bad environment":  {one + ", environments: [-3]}\n", "-3 is not the id"},
+		"two documents":    {one + "}\n---\ntokens:\n- {name: b, token: " + secretB + ", scopes: [run]}\n", "one document"},
+		"a broken end":     {one + "}\n---\n[", "yaml"},
 		"not yaml":         {"tokens: [", "yaml"},
 		"several problems": {"tokens:\n- {name: a}\n- {name: b}\n", "token 2"},
 	} {
