@@ -170,7 +170,13 @@ func target(r *http.Request, _ endpoint.Route) string {
 	return auth.Everywhere
 }
 
-func (a *API) metrics(w http.ResponseWriter, r *http.Request, _ auth.Identity, _ endpoint.None) error {
+// metrics tells of all environments.
+func (a *API) metrics(w http.ResponseWriter, r *http.Request, caller auth.Identity, _ endpoint.None) error {
+	if !tokenOf(caller).MayEverywhere(auth.GatewayOperate) {
+		a.opts.Watch.Refused("scope")
+		err := fault.New(fault.Forbidden, "the token does not have the scope %s for all execution environments", auth.GatewayOperate)
+		return &answered{error: err, status: http.StatusForbidden}
+	}
 	a.opts.Metrics.ServeHTTP(w, r)
 	return nil
 }

@@ -83,6 +83,19 @@ func TestPipeline(t *testing.T) {
 	}
 }
 
+// What a header says must not lift a bound: a request that claims to become another protocol may have a body like any other.
+func TestAnUpgradeThatIsNoneHasABoundedBody(t *testing.T) {
+	r := httptest.NewRequest("PUT", "/things/1", strings.NewReader(`{"Name":"`+strings.Repeat("x", 100)+`"}`))
+	r.Header.Set("Token", "good")
+	r.Header.Set("Connection", "keep-alive, Upgrade")
+	r.Header.Set("Upgrade", "websocket")
+	w := httptest.NewRecorder()
+	newServer().ServeHTTP(w, r)
+	if w.Code != http.StatusRequestEntityTooLarge {
+		t.Errorf("a body beyond the limit is answered with %d %q", w.Code, w.Body)
+	}
+}
+
 func TestARowWithoutScopePanics(t *testing.T) {
 	defer func() {
 		if recover() == nil {

@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/gorilla/mux"
-	"golang.org/x/net/http/httpguts"
 
 	"rockpool/internal/auth"
 	"rockpool/internal/fault"
@@ -255,9 +254,7 @@ func (s *Server) serve(w *recorder, r *http.Request, route Route, caller *auth.I
 		}
 		r = r.WithContext(ctx)
 	}
-	if !httpguts.HeaderValuesContainsToken(r.Header["Connection"], "Upgrade") {
-		r.Body = http.MaxBytesReader(w, r.Body, p.Body)
-	}
+	r.Body = http.MaxBytesReader(w, r.Body, p.Body)
 	return route.handle(s, w, r, id)
 }
 

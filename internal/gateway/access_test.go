@@ -20,7 +20,8 @@ import (
 
 // secrets of the tokens in the file below, by name.
 var secrets = map[string]string{"alice": "alice-alice-alice-alice", "bob": "bob-bob-bob-bob-bob-bob", "reader": "reader-reader-reader-1",
-	"root": "root-root-root-root-root", "slow": "slow-slow-slow-slow-slow", "spent": "spent-spent-spent-spent", "operator": "operator-operator-operator"}
+	"root": "root-root-root-root-root", "slow": "slow-slow-slow-slow-slow", "spent": "spent-spent-spent-spent", "operator": "operator-operator-operator",
+	"local": "local-local-local-local"}
 
 func tokenFile(t *testing.T) string {
 	t.Helper()
@@ -29,6 +30,7 @@ func tokenFile(t *testing.T) string {
 		"alice": "scopes: [run, read], environments: [10], runners: 2", "bob": "scopes: [run, read]", "reader": "scopes: [read]",
 		"root": "scopes: [operate, read, run, environments]", "slow": "scopes: [read], rate: 0.01, burst: 2",
 		"spent": "scopes: [read, run, environments, operate], rate: 0.001, burst: 1", "operator": "scopes: [operate]",
+		"local": "scopes: [operate], environments: [10]",
 	} {
 		sum := sha256.Sum256([]byte(secrets[name]))
 		text += fmt.Sprintf("- {name: %s, sha256: %s, %s}\n", name, hex.EncodeToString(sum[:]), rest)
@@ -150,6 +152,7 @@ func TestTokensMayWhatTheirScopesSay(t *testing.T) {
 		{"alice", "GET", "/execution-environments/11", "", 403, "execution environment 11"},
 		{"alice", "GET", "/execution-environments/011", "", 403, "execution environment 011"},
 		{"reader", "GET", "/execution-environments/11", "", 200, `"id":11`},
+		{"local", "GET", "/rockpool/metrics", "", 403, "the scope operate for all execution environments"},
 		{"root", "GET", "/rockpool/metrics", "", 200, "rockpool_gateway_pool_idle_runners"},
 		{"secret", "GET", "/rockpool/metrics", "", 200, "go_goroutines"},
 	} {

@@ -337,6 +337,7 @@ func TestFiguresAndProfilesAtTheirOwnAddresses(t *testing.T) {
 	expect("without a token", get(m+"/metrics", ""), 401)
 	expect("a wrong one", get(m+"/metrics", "", "Authorization", "Bearer x"), 401)
 	expect("one without the scope", get(m+"/metrics", "", "Poseidon-Token", secrets["alice"]), 403)
+	expect("one with the scope for some environments", get(m+"/metrics", "", "Authorization", "Bearer "+secrets["local"]), 403)
 	expect("as Prometheus sends it", get(m+"/metrics", "", "Authorization", "Bearer "+secrets["root"]), 200)
 	expect("the API's own header", get(m+"/metrics", "", "Poseidon-Token", "secret"), 200)
 	stop()

@@ -97,7 +97,11 @@ func (c *Client) Result(ctx context.Context, at execution.Place, id string) (exe
 // Signal sends a signal to an execution's main process.
 func (c *Client) Signal(ctx context.Context, at execution.Place, id, signal string) error {
 	if !c.Native() {
-		return c.end(ctx, at, id, strings.TrimPrefix(signal, "SIG"))
+		name := strings.TrimPrefix(signal, "SIG")
+		if name == "" { // which would end everything
+			return fault.New(fault.Invalid, "%q is the name of no signal", signal)
+		}
+		return c.end(ctx, at, id, name)
 	}
 	body, err := json.Marshal(struct{ Signal string }{signal})
 	if err != nil {

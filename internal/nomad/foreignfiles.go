@@ -140,6 +140,9 @@ func listLine(line string) (e files.Entry, header, ok bool) {
 		return files.Entry{}, false, false
 	}
 	owner := strings.Fields(m[3])
+	if len(owner) == 0 { // white space that only Unicode knows
+		return files.Entry{}, false, false
+	}
 	e = files.Entry{Type: m[1], Permissions: m[2], Owner: owner[0], Name: unquote(m[6]), LinkTarget: unquote(m[7])}
 	e.Group = strings.Join(owner[1:], " ")
 	e.Size, _ = strconv.ParseInt(m[4], 10, 64) // that of a device is none

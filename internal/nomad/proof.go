@@ -2,6 +2,7 @@ package nomad
 
 import (
 	"bytes"
+	"cmp"
 	"io"
 	"strconv"
 	"strings"
@@ -93,7 +94,7 @@ func (p *proof) record(text string) {
 		}
 		return
 	}
-	p.end = text
+	p.end = cmp.Or(text, "nothing") // ours all say something; a forged one is the last too
 	close(p.over)
 }
 

@@ -47,6 +47,44 @@ func TestAStreamIsLetThroughUpToItsRecord(t *testing.T) {
 	}
 }
 
+// A program that reads its parents' command lines knows the mark, and can write any record as often as it likes. Its streams are read in goroutines whose panic would
+// end the gateway.
+func TestForgedRecordsEndNothingButTheirStream(t *testing.T) {
+	const mark = "0123abcd"
+	record := func(text string) string { return "\x1e" + mark + ":" + text + ";" }
+	forged := rapid.SampledFrom([]string{record(""), record("begin"), record("exit:0"), record("exit:-1"), record("eof"), "output"})
+	rapid.Check(t, func(t *rapid.T) {
+		var out bytes.Buffer
+		p := newProof(mark, &out, true)
+		if _, err := p.Write([]byte(record("begin"))); err != nil {
+			t.Fatal(err)
+		}
+		texts := rapid.SliceOfN(forged, 1, 8).Draw(t, "texts")
+		wanted, over := "", false
+		for _, text := range texts {
+			if _, err := p.Write([]byte(text)); err != nil {
+				t.Fatal(err)
+			}
+			switch {
+			case over, text == record("begin"):
+			case text == "output":
+				wanted += text
+			default:
+				over = true
+			}
+		}
+		ended := false
+		select {
+		case <-p.over:
+			ended = true
+		default:
+		}
+		if end, _ := p.state(); ended != over || (end != "") != over || out.String() != wanted {
+			t.Fatalf("after %q: over %t, record %q, output %q; want over %t, output %q", texts, ended, end, out.String(), over, wanted)
+		}
+	})
+}
+
 func TestListings(t *testing.T) {
 	for _, c := range []struct {
 		line string
@@ -60,7 +98,7 @@ func TestListings(t *testing.T) {
 		{`crw-rw-rw- 1 root root 1, 3 12 "null"`, `[c][rw-rw-rw-][root][root][0][12][null][]`},
 		{`-rw-r--r-- 1 u g 0 12 "\303\274\\\a\377"`, "[-][rw-r--r--][u][g][0][12][ü\\\a\xff][]"},
 		{`"./a\n\":":`, "header ./a\n\":"},
-		{`total 12`, "none"}, {``, "none"}, {`-rw-r--r-- 1 u g 0 12 unquoted`, "none"}, {`?????????? ? ? ? ? ? "gone"`, "none"},
+		{`total 12`, "none"}, {``, "none"}, {"-rw-r--r-- 1 \u00a0 0 12 \"owner\"", "none"}, {`-rw-r--r-- 1 u g 0 12 unquoted`, "none"}, {`?????????? ? ? ? ? ? "gone"`, "none"},
 	} {
 		e, header, ok := listLine(c.line)
 		got := "none"

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -331,5 +333,28 @@ func TestWhatTheOthersKnowOfARunner(t *testing.T) {
 	}
 	for _, m := range members[:2] {
 		m.leave()
+	}
+}
+
+// Nobody who shows no secret may hold a connection by a body that never comes.
+func TestABodyIsNotWaitedFor(t *testing.T) {
+	g := peers.NewGroup(peers.Options{URL: "http://127.0.0.1"}, nil, logging.Discard())
+	server := httptest.NewServer(g.Handler(&runners{}, logging.Discard()))
+	defer server.Close()
+	for _, body := range []string{"Content-Length: 100000", "Transfer-Encoding: chunked"} {
+		for _, path := range []string{"runners/10-x", "nothing"} {
+			conn, err := net.Dial("tcp", server.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := fmt.Fprintf(conn, "DELETE %s%s HTTP/1.1\r\nHost: a\r\n%s\r\n\r\n", peers.Prefix, path, body); err != nil {
+				t.Fatal(err)
+			}
+			_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+			if answer, err := io.ReadAll(conn); err != nil || !strings.Contains(string(answer), "Connection: close") {
+				t.Errorf("%s, %s: %q, %v", path, body, answer, err)
+			}
+		}
 	}
 }

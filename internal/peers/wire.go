@@ -32,7 +32,7 @@ type idleness struct {
 // Handler answers other gateways.
 func (g *Group) Handler(runners Runners, log logging.Logger) http.Handler {
 	p := endpoint.Policy{Scope: auth.Gateway, Timeout: callTime}
-	return endpoint.NewServer(endpoint.Table{
+	server := endpoint.NewServer(endpoint.Table{
 		endpoint.Call("peerIdle", http.MethodGet, Prefix+"runners/{runnerId}", p, func(_ context.Context, _ auth.Identity, r byRunner) (idleness, error) {
 			idle, ok := runners.Idle(r.ID)
 			return idleness{ok, idle.Milliseconds()}, nil
@@ -42,6 +42,13 @@ func (g *Group) Handler(runners Runners, log logging.Logger) http.Handler {
 			return endpoint.NoContent{}, nil
 		}),
 	}, endpoint.Options{Auth: auth.Func(g.authenticate), Error: writeError, Log: log})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			// Nothing here has a body. net/http would wait for one before it answers, for a stranger's too.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now())
+		}
+		server.ServeHTTP(w, r)
+	})
 }
 
 // authenticate knows other gateways by this one's secret, which lies in the cluster.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"rockpool/internal/fault"
+	"rockpool/internal/ident"
 	"rockpool/internal/logging"
 	"rockpool/internal/runner/execution"
 )
@@ -164,7 +165,7 @@ func (m *Manager) Expired(id string) {
 // Find is Lookup that asks the cluster once for what is not known: another gateway may have handed it out a moment ago.
 func (m *Manager) Find(ctx context.Context, id string) (*Runner, error) {
 	r, err := m.Lookup(id)
-	if err == nil || m.opts.Shared == nil {
+	if err == nil || m.opts.Shared == nil || !ident.ValidName(id) { // a path may say anything, of any length: it is neither asked for nor kept
 		return r, err
 	}
 	m.mu.Lock()

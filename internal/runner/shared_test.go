@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -272,6 +273,27 @@ func TestARunnerThatIsNotKnownIsLookedUpOnce(t *testing.T) {
 		wg.Wait()
 		if n, d := calls.Load(), time.Since(began); n > 350 || refused != 1000-int(n) {
 			t.Errorf("%d questions in %v, %d refused", n, d, refused)
+		}
+	})
+}
+
+// What no runner can be called is not asked for, and not kept: a stranger's path may be as long as a header.
+func TestWhatIsNoIdOfARunnerIsNotAskedFor(t *testing.T) {
+	var calls atomic.Int32
+	o := &others{idle: -1, alive: map[string]bool{"other": true}}
+	find := func(context.Context, string) (runner.Seen, bool, error) {
+		calls.Add(1)
+		return runner.Seen{}, false, nil
+	}
+	among(t, 0, o, find, func(t *testing.T, m *runner.Manager, _ *cluster) {
+		settle(time.Second)
+		for _, id := range []string{strings.Repeat("1", 60<<10), "../10-a", "10-a?namespace=other", "10-a/allocations", "10 a", "\x00"} {
+			if _, err := m.Find(t.Context(), id); !fault.Is(err, fault.Gone) {
+				t.Errorf("%.20q: got %v", id, err)
+			}
+		}
+		if n := calls.Load(); n != 0 {
+			t.Errorf("the cluster was asked %d times", n)
 		}
 	})
 }

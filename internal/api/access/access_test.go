@@ -72,6 +72,8 @@ func TestATokenMayWhatItsScopesAndEnvironmentsSay(t *testing.T) {
 		{a.May(auth.GatewayRun, ""), false, "no environment"},
 		{a.May(auth.GatewayEnvironments, "10"), false, "another scope"},
 		{a.MaySomewhere(auth.GatewayRead), true, "its scope anywhere"},
+		{a.MayEverywhere(auth.GatewayRead), false, "its scope for all environments"},
+		{b.MayEverywhere(auth.GatewayOperate), true, "another's scope for all environments"},
 		{a.MaySomewhere(auth.GatewayOperate), false, "another scope anywhere"},
 		{a.May(auth.Management, "10"), false, "the orchestrator's rights"},
 		{a.MayVariable(auth.VariablesRead, "", ""), false, "variables"},
@@ -104,6 +106,8 @@ func TestFilesThatAreWrongAreRefusedWithTheReason(t *testing.T) {
 		"negative":         {one + ", rate: -1}\n", "negative"},
 		"burst alone":      {one + ", burst: 3}\n", "needs a rate"},
 		"bad environment":  {one + ", environments: [-3]}\n", "-3 is not the id"},
+		"two documents":    {one + "}\n---\ntokens:\n- {name: b, token: " + secretB + ", scopes: [run]}\n", "one document"},
+		"a broken end":     {one + "}\n---\n[", "yaml"},
 		"not yaml":         {"tokens: [", "yaml"},
 		"several problems": {"tokens:\n- {name: a}\n- {name: b}\n", "token 2"},
 	} {

@@ -1,12 +1,14 @@
 package access
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strconv"
@@ -40,6 +42,9 @@ func (t *Token) May(s auth.Scope, environment string) bool {
 
 // MaySomewhere reports whether the token has a scope for any environment.
 func (t *Token) MaySomewhere(s auth.Scope) bool { return t.scopes[s] }
+
+// MayEverywhere reports whether the token has a scope for all environments, also those that are still to come: for what tells of the whole gateway.
+func (t *Token) MayEverywhere(s auth.Scope) bool { return t.scopes[s] && t.envs == nil }
 
 // MayVariable is false: the gateway has no variables.
 func (t *Token) MayVariable(auth.Scope, string, string) bool { return false }
@@ -86,6 +91,9 @@ func parse(data []byte) (tokens []*Token, plain bool, err error) {
 	d.KnownFields(true)
 	if err := d.Decode(&file); err != nil {
 		return nil, false, err
+	}
+	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) { // what is not read must not look as if it held
+		return nil, false, cmp.Or(err, errors.New("it has to be one document: what comes after a line --- would not be read"))
 	}
 	if len(file.Tokens) == 0 {
 		return nil, false, errors.New("there is no token in it: list them below tokens, each with name, sha256 and scopes")

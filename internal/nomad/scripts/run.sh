@@ -30,7 +30,8 @@ finish() {
 if [ -n "$fifo" ]; then
 	# Whoever comes first makes it. It is opened for both directions, which waits for nobody, and kept open so: what is written stays in it until somebody reads.
 	(umask 055; mkfifo "$fifo")
-	if ! [ -p "$fifo" ] || ! exec 4<>"$fifo" || ! exec 5>"$fifo"; then
+	# Programs can write in /tmp too: what counts is what was opened, and who made that, not what the name leads to a moment before or after.
+	if ! [ -p "$fifo" ] || ! exec 4<>"$fifo" || ! [ -p /proc/self/fd/4 ] || ! [ -O /proc/self/fd/4 ] || ! exec 5>/proc/self/fd/4; then
 		fifo=
 		finish 'fail:no FIFO can be made in /tmp' 126
 	fi

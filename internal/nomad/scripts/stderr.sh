@@ -3,7 +3,7 @@
 mark=$1 fifo=$2
 exec 2>/dev/null 6<&0
 (umask 055; mkfifo "$fifo")
-[ -p "$fifo" ] && exec 4<>"$fifo" || exit 1
+[ -p "$fifo" ] && exec 4<>"$fifo" && [ -p /proc/self/fd/4 ] && [ -O /proc/self/fd/4 ] || exit 1 # a program may have made it, or a link
 # The writer's first line says that it has opened the FIFO. One that never comes is not waited for.
 IFS= read -r -t 15 hello <&4
 rm -f "$fifo"

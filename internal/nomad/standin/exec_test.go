@@ -420,6 +420,10 @@ func TestSignals(t *testing.T) {
 		done <- result{code: code, failure: err}
 	})
 	r.eventually("it is ready", func() bool { return strings.Contains(out.String(), "ready") })
+	// What names no signal must not be taken for the end of everything.
+	if err := r.client.Signal(t.Context(), r.at, spec.ID, "SIG"); !fault.Is(err, fault.Invalid) {
+		t.Errorf("a signal without a name: %v", err)
+	}
 	if err := r.client.Signal(t.Context(), r.at, spec.ID, "SIGUSR1"); err != nil {
 		t.Fatal(err)
 	}
