@@ -144,6 +144,17 @@ client {
   # OCI runtimes that jobs may ask for by name: "runsc=/usr/local/bin/runsc".
   runtimes = []
 
+  gpu {
+    # Look for NVIDIA's GPUs and offer them to jobs that ask for device "nvidia/gpu". Where there is no driver nothing is offered. See docs/gpu.md.
+    enabled = true
+    # GPUs that are not offered, by UUID or PCI bus id: "GPU-fef8089b-4820-abfc-e83e-94318197576e", "0000:3b:00.0".
+    ignored_gpu_ids = []
+    # How often GPUs are looked at. Errors that the driver reports by itself are known at once.
+    fingerprint_period = "30s"
+    # What becomes of allocations when a GPU of theirs becomes unhealthy: keep (their tasks are told) or stop (they fail, and are placed elsewhere).
+    on_unhealthy = "keep"
+  }
+
   docker {
     # Run jobs for Docker in this engine instead of the native sandbox: "unix:///var/run/docker.sock".
     engine = ""

@@ -67,6 +67,7 @@ type AgentConfig struct {
 	AllowUnconfined bool            // run although no control group controller is usable
 	Images          ImageConfig
 	Network         NetworkConfig
+	GPUs            GPUConfig
 	Runtimes        []string // OCI runtimes by name: name=path
 	DockerEngine    string   // endpoint of an engine that runs the jobs made for Docker; "" = the native sandbox does
 	DockerNetworks  []string // of that engine, that jobs may have; empty = none
@@ -192,7 +193,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		Name: cfg.Name, Datacenter: cfg.Datacenter, NodePool: cfg.Node.Pool, NodeClass: cfg.Node.Class, Meta: cfg.Node.Meta, Volumes: cfg.Node.Volumes,
 		Reserved:  model.NodeResources{CPU: cfg.Node.ReservedCPU, MemoryMB: cfg.Node.ReservedMemory, DiskMB: cfg.Node.ReservedDisk},
 		Resources: cfg.Node.resources(), KeepEnded: cfg.Node.KeepEnded, KeepEndedFor: cfg.Node.KeepEndedFor,
-		Attributes: a.attributes,
+		Attributes: a.attributes, Devices: cfg.GPUs.devices(cfg.Log), StopAiling: cfg.GPUs.StopAiling,
 	})
 	if err != nil {
 		return nil, err

@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"rockpool/internal/certs"
+	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/device"
+	"rockpool/internal/orchestrator/device/nvidia"
 	"rockpool/internal/orchestrator/httpapi"
 	"rockpool/internal/orchestrator/leader"
 	"rockpool/internal/orchestrator/model"
@@ -52,6 +55,22 @@ type NodeOptions struct {
 
 	ReservedCPU, ReservedMemory, ReservedDisk int // MHz, MB, MB that allocations do not get
 	TotalCPU, TotalMemory                     int // MHz and MB that the machine is said to have; 0 = what is found
+}
+
+// GPUConfig is what a node does about GPUs. The zero value offers all that are found.
+type GPUConfig struct {
+	Off        bool          // they are not looked for
+	Ignore     []string      // UUIDs or PCI bus ids of those that are not offered
+	Period     time.Duration // between two looks at them; 0 = 30 s
+	StopAiling bool          // allocations fail when a GPU of theirs becomes unhealthy
+}
+
+// devices are what the node finds of devices; nil = nothing is looked for.
+func (c GPUConfig) devices(log logging.Logger) *device.Manager {
+	if c.Off {
+		return nil
+	}
+	return device.NewManager(log, nvidia.New(nvidia.Config{Ignore: c.Ignore, Poll: c.Period, Log: log}))
 }
 
 // TLSConfig names the files of mutual TLS between servers, nodes and clients. They are read again by ReloadCertificates.

@@ -63,6 +63,9 @@ func (a *agent) SignalTask(_ context.Context, _, task string, _ int) error {
 	}
 	return nil
 }
+func (a *agent) DeviceStats(context.Context, string, []string) map[string][]*wire.DeviceGroupStats {
+	return map[string][]*wire.DeviceGroupStats{"t": {{Vendor: "nvidia", Type: "gpu", Name: "A100"}}}
+}
 func (a *agent) CoreMHz() int                       { return 1000 }
 func (a *agent) Directory(string) (string, error)   { return a.dir, nil }
 func (a *agent) Ended(string, string) (bool, error) { return a.ended.Load(), nil }
@@ -464,6 +467,7 @@ func testRoutesOfARunningTask(t *testing.T, withAgent placing) {
 		{"a restart of nothing", "PUT", "/restart", `{"TaskName":"x"}`, 500, "Could not find task runner for task: x"},
 		{"a task's signal", "POST", "/signal", `{"Task":"t","Signal":"SIGHUP"}`, 200, `{"Index":0}`},
 		{"figures", "GET", "/stats?task=t", "", 200, `"Usage":42`},
+		{"figures of its devices", "GET", "/stats?task=t", "", 200, `"DeviceStats":[{"Vendor":"nvidia","Type":"gpu","Name":"A100"`},
 		{"files with nothing to unpack", "PUT", "/files?task=t", `{"Delete":["./*"]}` + "\n", 200, `{"Index":0}`},
 		{"files that cannot be written", "PUT", "/files?task=t", `{"Delete":["./*"]}` + "\n" + archive.String(), 422, "Cannot open: /etc/x"},
 		{"files without a head", "PUT", "/files?task=t", "tar", 400, "first line"},

@@ -10,12 +10,16 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 var logLevels = []string{"ERROR", "WARN", "INFO", "DEBUG", "TRACE"}
 
 // name is what can be part of a DNS name and of a certificate's.
 var name = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?$`)
+
+// gpuID is a UUID as the driver writes it, or a PCI bus id.
+var gpuID = regexp.MustCompile(`^(?i:GPU-[0-9a-f-]{8,64}|([0-9a-f]{4}|[0-9a-f]{8}):[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])$`)
 
 // Check finds values that are possible each but wrong. It returns all problems.
 func (c *Config) Check() (problems []error) {
@@ -160,6 +164,17 @@ func (c *Config) checkClient(refuse refusal) {
 	}
 	if p, err := netip.ParsePrefix(n.Network.Range); n.Network.Range != "" && (err != nil || !p.Addr().Is4()) {
 		refuse("client.network.range: %q is not an IPv4 prefix such as %s", n.Network.Range, Default().Client.Network.Range)
+	}
+	if n.GPU.FingerprintPeriod < time.Second {
+		refuse("client.gpu.fingerprint_period: %v is shorter than 1s", n.GPU.FingerprintPeriod)
+	}
+	if o := n.GPU.OnUnhealthy; o != Keep && o != Stop {
+		refuse("client.gpu.on_unhealthy: %q is neither %s nor %s", o, Keep, Stop)
+	}
+	for i, id := range n.GPU.IgnoredGPUIDs {
+		if !gpuID.MatchString(id) {
+			refuse("client.gpu.ignored_gpu_ids[%d]: %q is neither a UUID (GPU-...) nor a PCI bus id (0000:3b:00.0)", i, id)
+		}
 	}
 	for key, list := range map[string][]string{"client.runtimes": n.Runtimes, "client.images.mirrors": n.Images.Mirrors} {
 		for _, pair := range list {

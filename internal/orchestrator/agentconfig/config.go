@@ -105,7 +105,19 @@ type Client struct {
 	Network         Network  `key:"network"`          // ours
 	Runtimes        []string `key:"runtimes"`         // ours; name=path
 	Docker          Docker   `key:"docker"`           // ours
+	GPU             GPU      `key:"gpu"`              // ours; its keys are those of Nomad's plugin nvidia-gpu, and on_unhealthy
 }
+
+// GPU is what a node does about GPUs.
+type GPU struct {
+	Enabled           bool          `key:"enabled"`
+	IgnoredGPUIDs     []string      `key:"ignored_gpu_ids"` // UUIDs or PCI bus ids
+	FingerprintPeriod time.Duration `key:"fingerprint_period"`
+	OnUnhealthy       string        `key:"on_unhealthy"`
+}
+
+// Values of client.gpu.on_unhealthy. Keep is the other one.
+const Stop = "stop"
 
 // HostVolume is a directory of the node that jobs may ask for.
 type HostVolume struct {
@@ -195,6 +207,7 @@ func Default() Config {
 			NodePool: "default", CNIPath: "/opt/cni/bin", CNIConfigDir: "/opt/cni/config", GCMaxAllocs: 50, GCMaxAge: 24 * time.Hour, OnStop: Keep,
 			Images:  Images{MaxSize: 20, MaxAge: 168 * time.Hour},
 			Network: Network{Range: "172.30.64.0/20"},
+			GPU:     GPU{Enabled: true, FingerprintPeriod: 30 * time.Second, OnUnhealthy: Keep},
 		},
 		Telemetry: Telemetry{PrometheusMetrics: true},
 		Limits:    Limits{HTTPMaxConnsPerClient: 1000, HTTPMaxStreamsPerClient: 10_000},
@@ -204,7 +217,7 @@ func Default() Config {
 
 // foreign are keys of Nomad that are not offered, and what to do instead.
 var foreign = map[string]string{
-	"plugin":                        "drivers and devices are built in: see client.runtimes and client.docker",
+	"plugin":                        "drivers and devices are built in: see client.runtimes, client.docker and client.gpu",
 	"plugin_dir":                    "drivers and devices are built in",
 	"consul":                        "there is no Consul integration: services and checks are kept by the servers themselves",
 	"vault":                         "there is no Vault integration: use variables",

@@ -218,6 +218,9 @@ func TestValuesThatCannotBe(t *testing.T) {
 		"not an IPv4 prefix":              func(c *agentconfig.Config) { c.Client.Network.Range = "fd00::/8" },
 		"not of the form name=value":      func(c *agentconfig.Config) { c.Client.Runtimes = []string{"runsc"} },
 		"min_heartbeat_ttl: it must":      func(c *agentconfig.Config) { c.Server.MinHeartbeatTTL = 0 },
+		"is shorter than 1s":              func(c *agentconfig.Config) { c.Client.GPU.FingerprintPeriod = time.Millisecond },
+		"neither keep nor stop":           func(c *agentconfig.Config) { c.Client.GPU.OnUnhealthy = "remove" },
+		"ignored_gpu_ids[1]: \"0\" is":    func(c *agentconfig.Config) { c.Client.GPU.IgnoredGPUIDs = []string{"0000:3B:00.0", "0"} },
 	} {
 		c := good()
 		change(&c)

@@ -101,7 +101,7 @@ type NodeResources struct {
 // NodeDevice is a group of equal device instances.
 type NodeDevice struct {
 	Vendor, Type, Name string
-	Attributes         map[string]string
+	Attributes         map[string]Attribute
 	Instances          []DeviceInstance
 }
 
@@ -109,8 +109,11 @@ type NodeDevice struct {
 type DeviceInstance struct {
 	ID                string
 	Healthy           bool
-	HealthDescription string
+	HealthDescription string // why it is not healthy
 	PCIBusID          string
+	NUMANode          *int     `codec:",omitempty"` // nil = not known
+	Peers             []string `codec:",omitempty"` // ids of the instances of this node that a fast link leads to, such as NVLink; sorted
+	Parent            string   `codec:",omitempty"` // id of the whole device that this is a part of
 }
 
 // DriverInfo is what a node says about one of its drivers.

@@ -15,6 +15,7 @@ import (
 	"rockpool/internal/fault"
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/device"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/model"
 )
@@ -51,7 +52,8 @@ type Config struct {
 	Drivers    []driver.Driver
 	Networks   Networks                   // nil = allocations have none
 	Attributes func() map[string]string   // extra ones, asked again from time to time
-	Devices    func() []model.NodeDevice  // nil = none
+	Devices    *device.Manager            // nil = none; its Run is the agent's
+	StopAiling bool                       // allocations fail when a device of theirs becomes unhealthy, so that they are placed elsewhere
 	Resources  func(*model.NodeResources) // overrides what was found; nil = nothing
 	Reserved   model.NodeResources        // kept away from allocations
 	OnStop     OnStop
@@ -90,6 +92,7 @@ type Agent struct {
 	described  *model.Node        // replaced whole
 	dynamic    map[string]*string // metadata that was changed; nil values are removed keys
 	heard      time.Time          // of the servers, last
+	ailing     map[string]string  // what tasks have been told of their devices, by the ids of these
 	stopping   bool
 	allocs     sync.WaitGroup // runners; Add only with mu held and stopping false
 	letGo      context.CancelCauseFunc
@@ -149,6 +152,7 @@ func (a *Agent) Registered() <-chan struct{} { return a.registered }
 // Run takes back what an earlier process left, connects to the servers and runs what they place here, until ctx ends. It
 // returns when every goroutine has ended. An agent runs once.
 func (a *Agent) Run(ctx context.Context) error {
+	defer a.watchDevices(ctx)()
 	a.look()
 	a.describe(ctx)
 	// Allocations outlive ctx until they were stopped, or let go.
@@ -255,6 +259,7 @@ func (a *Agent) restore(ctx, life context.Context) error {
 		for _, t := range r.tasks {
 			if t.record.Started {
 				keep = append(keep, t.id())
+				a.retakeDevices(t, s.alloc)
 			}
 		}
 		a.generation = max(a.generation, s.alloc.CreateIndex, s.alloc.ModifyIndex)

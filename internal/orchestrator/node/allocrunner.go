@@ -406,6 +406,7 @@ func (r *allocRunner) bury(ctx context.Context) {
 				r.mu.Lock()
 				delete(r.debris, id)
 				r.mu.Unlock()
+				r.agent.releaseDevices(id)
 			}
 			errs = append(errs, err)
 		}

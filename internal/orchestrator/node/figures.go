@@ -11,7 +11,7 @@ import (
 const figuresTimeout = 2 * time.Second
 
 // Figures sets gauges of the node, under Nomad's names: what its allocations do and hold, and how the machine is. None is of one allocation or task, so that there
-// are as many of them however many jobs run.
+// are as many of them however many jobs run; of devices, there are as many as the machine has.
 func (a *Agent) Figures(set func(name string, v float64)) {
 	n := a.node()
 	if n == nil {
@@ -52,6 +52,7 @@ func (a *Agent) Figures(set func(name string, v float64)) {
 	}
 	set("nomad.client.executions.running", float64(len(a.executions.all())))
 	a.machineFigures(set)
+	a.deviceFigures(set)
 }
 
 func (a *Agent) machineFigures(set func(name string, v float64)) {

@@ -44,7 +44,8 @@ func (a *Agent) describe(ctx context.Context) bool {
 		a.cfg.Resources(&n.Resources)
 	}
 	if a.cfg.Devices != nil {
-		n.Resources.Devices = a.cfg.Devices()
+		n.Resources.Devices = a.cfg.Devices.Devices()
+		maps.Copy(n.Attributes, a.cfg.Devices.Attributes())
 	}
 	for _, d := range a.cfg.Drivers {
 		n.Drivers[d.Name()] = a.describeDriver(ctx, d, old)

@@ -35,6 +35,7 @@ func (a *Agent) HostStats(ctx context.Context) (*wire.HostStats, error) {
 			}
 		}
 	}
+	out.DeviceStats = a.deviceStats(ctx, nil)
 	if out.AllocDirStats = diskStats(ctx, a.cfg.DataDir); out.AllocDirStats == nil {
 		out.AllocDirStats = &wire.HostDiskStats{}
 	}

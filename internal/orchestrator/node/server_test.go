@@ -13,6 +13,8 @@ import (
 
 	"rockpool/internal/fault"
 	"rockpool/internal/logging"
+	"rockpool/internal/orchestrator/device"
+	"rockpool/internal/orchestrator/device/fake"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/mock"
 	"rockpool/internal/orchestrator/model"
@@ -255,6 +257,9 @@ type machine struct {
 	starts int
 	agent  *node.Agent
 
+	devices    *fake.Plugin // nil = none
+	stopAiling bool
+
 	keepEnded    int
 	keepEndedFor time.Duration
 
@@ -280,7 +285,11 @@ func inBubble(t *testing.T, f func(t *testing.T, m *machine)) {
 
 func (m *machine) start() {
 	m.t.Helper()
-	a, err := node.New(node.Config{DataDir: m.dir, Datacenter: "dc1", Drivers: []driver.Driver{cmp.Or[driver.Driver](m.facade, m.driver)}, Servers: m.server, Networks: m.nets,
+	var devices *device.Manager
+	if m.devices != nil {
+		devices = device.NewManager(logging.Discard(), m.devices)
+	}
+	a, err := node.New(node.Config{Devices: devices, StopAiling: m.stopAiling, DataDir: m.dir, Datacenter: "dc1", Drivers: []driver.Driver{cmp.Or[driver.Driver](m.facade, m.driver)}, Servers: m.server, Networks: m.nets,
 		OnStop: m.onStop, MaxStarts: m.starts, KeepEnded: m.keepEnded, KeepEndedFor: m.keepEndedFor, Log: logging.Discard()})
 	if err != nil {
 		m.t.Fatal(err)

@@ -116,6 +116,9 @@ func (t *taskRunner) takeBack(ctx context.Context) (task driver.Task, lost bool)
 	d, cfg, err := t.config()
 	if err == nil {
 		t.openLogs(&cfg, cfg.Task)
+		if err := t.reserveDevices(&cfg); err != nil { // it holds them whatever became of them
+			t.alloc.log.WithError(err).WithField("task", t.name).Warn("a task that is taken back has devices that no task would get now")
+		}
 		cfg.Network, err = t.alloc.network.recover(bounded, t.alloc, d)
 	}
 	if err == nil {
@@ -184,6 +187,9 @@ func (t *taskRunner) tryStart(ctx context.Context) (_ driver.Task, err error) {
 		if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 			return nil, fmt.Errorf("make task directory: %w", err)
 		}
+	}
+	if err := t.reserveDevices(&cfg); err != nil {
+		return nil, err
 	}
 	if cfg.Network, err = t.alloc.network.attach(ctx, t.alloc, d); err != nil {
 		return nil, err
@@ -480,7 +486,9 @@ func (t *taskRunner) cleanup(ctx context.Context) {
 	if err := d.Cleanup(bounded, id); err != nil {
 		t.alloc.log.WithError(err).WithField("task", t.name).Error("what is left of a task could not be destroyed")
 		t.alloc.leftOver(d, id)
+		return // its devices may be in use
 	}
+	t.alloc.agent.releaseDevices(id)
 }
 
 // id is the id of the current incarnation. The caller holds alloc.mu.

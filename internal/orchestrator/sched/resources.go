@@ -234,13 +234,37 @@ func deviceMeets(d *model.NodeDevice, cs []model.Constraint) bool {
 		}
 		if k, ok := strings.CutPrefix(target, "${device.attr."); ok {
 			v, ok := d.Attributes[strings.TrimSuffix(k, "}")]
-			return v, ok
+			return v.String(), ok
 		}
 		return target, true
 	}
 	return !slices.ContainsFunc(cs, func(c model.Constraint) bool {
 		l, lok := value(c.LTarget)
 		r, rok := value(c.RTarget)
-		return !compare(l, lok, c.Operand, r, rok)
+		return !compareAttributes(l, lok, c.Operand, r, rok)
 	})
+}
+
+// compareAttributes is compare for values that may have units: 40960 MiB is 40 GiB. A text is never ordered beside a number.
+func compareAttributes(l string, lok bool, operand, r string, rok bool) bool {
+	a, b := model.ParseAttribute(l), model.ParseAttribute(r)
+	if !lok || !rok || a.Unit == "" && b.Unit == "" {
+		return compare(l, lok, operand, r, rok)
+	}
+	order, comparable := a.Compare(b)
+	switch operand {
+	case "!=", "not":
+		return !comparable || order != 0
+	case "", "=", "==", "is":
+		return comparable && order == 0
+	case "<":
+		return comparable && order < 0
+	case "<=":
+		return comparable && order <= 0
+	case ">":
+		return comparable && order > 0
+	case ">=":
+		return comparable && order >= 0
+	}
+	return compare(l, lok, operand, r, rok)
 }

@@ -501,3 +501,26 @@ func TestRescheduling(t *testing.T) {
 		t.Errorf("after the last attempt: %+v", d)
 	}
 }
+
+func TestConstraintsOfDevicesCompareByTheirUnits(t *testing.T) {
+	d := model.NodeDevice{Vendor: "nvidia", Type: "gpu", Name: "A100", Attributes: map[string]model.Attribute{
+		"memory": model.IntOf(40960, "MiB"), "driver_version": model.TextOf("550.54.15"), "compute_capability": model.TextOf("8.0"), "cores_clock": model.IntOf(1410, "MHz"),
+	}, Instances: []model.DeviceInstance{{ID: "g", Healthy: true}}}
+	for _, c := range []struct {
+		attribute, operand, value string
+		meets                     bool
+	}{
+		{"memory", ">=", "40 GiB", true}, {"memory", ">", "40 GiB", false}, {"memory", "=", "40 GiB", true}, {"memory", "<", "9 TB", true}, {"memory", "!=", "40 GiB", false},
+		{"memory", ">=", "40", false}, {"memory", ">", "1 W", false}, {"cores_clock", ">=", "1.4 GHz", true}, {"cores_clock", "<=", "1.4 GHz", false},
+		{"driver_version", "version", ">= 535", true}, {"driver_version", "version", "< 535", false}, {"nothing", ">", "1 GiB", false}, {"memory", "is_set", "", true},
+		{"compute_capability", ">=", "7.5", true},
+	} {
+		w := &world{job: job(1), nodes: []*model.Node{node("n1", 10_000, 10_000)}}
+		w.nodes[0].Resources.Devices = []model.NodeDevice{d}
+		w.job.TaskGroups[0].Tasks[0].Resources.Devices = []model.DeviceRequest{{Name: "gpu", Count: 1, Constraints: []model.Constraint{
+			{LTarget: "${device.attr." + c.attribute + "}", Operand: c.operand, RTarget: c.value}}}}
+		if got := len(w.schedule(1).Place) == 1; got != c.meets {
+			t.Errorf("%s %s %q is %v", c.attribute, c.operand, c.value, got)
+		}
+	}
+}

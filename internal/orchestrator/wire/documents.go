@@ -13,6 +13,8 @@ type (
 	AllocationMetric             = api.AllocationMetric
 	AutopilotConfiguration       = api.AutopilotConfiguration
 	CpuStats                     = api.CpuStats
+	DeviceGroupStats             = api.DeviceGroupStats
+	DeviceStats                  = api.DeviceStats
 	Deployment                   = api.Deployment
 	Evaluation                   = api.Evaluation
 	EvaluationStub               = api.EvaluationStub
@@ -33,6 +35,8 @@ type (
 	ResourceUsage                = api.ResourceUsage
 	SchedulerConfiguration       = api.SchedulerConfiguration
 	ServerHealth                 = api.ServerHealth
+	StatObject                   = api.StatObject
+	StatValue                    = api.StatValue
 	ServerMembers                = api.ServerMembers
 	TaskResourceUsage            = api.TaskResourceUsage
 	DeploymentAllocHealthRequest = api.DeploymentAllocHealthRequest

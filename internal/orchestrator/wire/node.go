@@ -5,7 +5,6 @@ import (
 	"maps"
 	"net"
 	"slices"
-	"strconv"
 
 	"github.com/hashicorp/nomad/api"
 
@@ -93,15 +92,22 @@ func nodeResources(n *model.Node) *api.NodeResources {
 	}
 }
 
-// attributes gives numbers their type back.
-func attributes(in map[string]string) map[string]*api.Attribute {
+// attributes are those of a device, each in the field of its type.
+func attributes(in map[string]model.Attribute) map[string]*api.Attribute {
 	out := make(map[string]*api.Attribute, len(in))
 	for k, v := range in {
-		if n, err := strconv.ParseInt(v, 10, 64); err == nil {
-			out[k] = &api.Attribute{IntVal: &n}
-		} else {
-			out[k] = &api.Attribute{StringVal: &v}
+		a := &api.Attribute{Unit: v.Unit}
+		switch v.Kind {
+		case model.IntAttribute:
+			a.IntVal = &v.Int
+		case model.FloatAttribute:
+			a.FloatVal = &v.Float
+		case model.BoolAttribute:
+			a.BoolVal = &v.Bool
+		default:
+			a.StringVal = &v.Text
 		}
+		out[k] = a
 	}
 	return out
 }

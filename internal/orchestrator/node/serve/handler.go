@@ -48,6 +48,8 @@ type Node interface {
 
 	// CoreMHz is the clock of one core.
 	CoreMHz() int
+	// DeviceStats are figures of the devices that tasks of an allocation hold.
+	DeviceStats(ctx context.Context, allocID string, tasks []string) map[string][]*wire.DeviceGroupStats
 	// HostStats are figures of the machine.
 	HostStats(ctx context.Context) (*wire.HostStats, error)
 	Metadata() *wire.NodeMetaResponse

@@ -70,6 +70,7 @@ func (h *Handler) stats(ctx context.Context, _ auth.Identity, r taskPath) (*wire
 	}
 	sum := newUsage()
 	out := &wire.AllocResourceUsage{ResourceUsage: sum, Tasks: map[string]*wire.TaskResourceUsage{}}
+	devices := h.node.DeviceStats(ctx, r.ID, names)
 	for _, name := range names {
 		t, err := h.node.Task(ctx, r.ID, name)
 		if err != nil {
@@ -83,6 +84,8 @@ func (h *Handler) stats(ctx context.Context, _ auth.Identity, r taskPath) (*wire
 			return nil, taskError(err, name)
 		}
 		one := newUsage()
+		one.DeviceStats = devices[name]
+		sum.DeviceStats = append(sum.DeviceStats, devices[name]...)
 		one.MemoryStats.Usage = uint64(max(u.MemoryBytes, 0))
 		if u.PeakMemory > 0 { // of the allocation nobody knows it: its tasks need not have had theirs at one time
 			one.MemoryStats.MaxUsage, one.MemoryStats.Measured = uint64(u.PeakMemory), measuredPeak

@@ -1,0 +1,114 @@
+// Package fake has devices in memory, for tests and simulations.
+package fake
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator/device"
+	"rockpool/internal/orchestrator/model"
+)
+
+// Plugin has the devices that it is told to have. It is safe for concurrent use.
+type Plugin struct {
+	changed chan struct{} // level trigger; one Watch at a time
+
+	mu     sync.Mutex
+	report device.Report
+}
+
+// New is a plugin of n GPUs of one model, "gpu-0" and so on.
+func New(n int) *Plugin {
+	p := &Plugin{changed: make(chan struct{}, 1)}
+	p.Set(Report(n))
+	return p
+}
+
+// Report is that of n healthy GPUs.
+func Report(n int) device.Report {
+	g := model.NodeDevice{Vendor: "nvidia", Type: "gpu", Name: "Fake", Attributes: map[string]model.Attribute{"memory": model.IntOf(16384, "MiB")}}
+	for i := range n {
+		g.Instances = append(g.Instances, model.DeviceInstance{ID: "gpu-" + strconv.Itoa(i), Healthy: true})
+	}
+	return device.Report{Detected: true, Healthy: true, Description: "devices of a test", Groups: []model.NodeDevice{g}}
+}
+
+// Set replaces what there is.
+func (p *Plugin) Set(r device.Report) {
+	p.mu.Lock()
+	p.report = r
+	p.mu.Unlock()
+	select {
+	case p.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Ail makes one instance unhealthy for a reason, or with "" healthy again.
+func (p *Plugin) Ail(id, why string) {
+	p.mu.Lock()
+	r := p.report
+	p.mu.Unlock()
+	r.Groups = slices.Clone(r.Groups)
+	for i := range r.Groups {
+		r.Groups[i].Instances = slices.Clone(r.Groups[i].Instances)
+	}
+	if _, in := r.Instance(id); in != nil {
+		in.Healthy, in.HealthDescription = why == "", why
+	}
+	p.Set(r)
+}
+
+// Name is "fake".
+func (p *Plugin) Name() string { return "fake" }
+
+func (p *Plugin) newest() device.Report {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.report
+}
+
+// Watch publishes what Set was given.
+func (p *Plugin) Watch(ctx context.Context, publish func(device.Report)) error {
+	for {
+		publish(p.newest())
+		select {
+		case <-p.changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Reserve names the instances in FAKE_VISIBLE_DEVICES.
+func (p *Plugin) Reserve(ids []string) (map[string]string, error) {
+	r := p.newest()
+	for _, id := range ids {
+		switch _, in := r.Instance(id); {
+		case in == nil:
+			return nil, fault.New(fault.NotFound, "device %s is not there", id)
+		case !in.Healthy:
+			return nil, fault.New(fault.Unavailable, "device %s is unhealthy: %s", id, in.HealthDescription)
+		}
+	}
+	return map[string]string{"FAKE_VISIBLE_DEVICES": strings.Join(ids, ",")}, nil
+}
+
+// Stats say that half of the memory is used, and 40 % of the time.
+func (p *Plugin) Stats(context.Context) (all []device.Sample, err error) {
+	for _, g := range p.newest().Groups {
+		for _, in := range g.Instances {
+			if in.Healthy {
+				all = append(all, device.Sample{Vendor: g.Vendor, Type: g.Type, Name: g.Name, ID: in.ID, At: time.Now(), Values: []device.Value{
+					{Measure: device.Memory, N: 8192, Of: 16384}, {Measure: device.Utilization, N: 40},
+				}})
+			}
+		}
+	}
+	return all, nil
+}

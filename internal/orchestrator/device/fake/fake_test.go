@@ -1,0 +1,19 @@
+package fake_test
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"rockpool/internal/orchestrator/device/devicetest"
+	"rockpool/internal/orchestrator/device/fake"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestTheFakeIsAPlugin(t *testing.T) {
+	devicetest.Run(t, func() devicetest.World {
+		p := fake.New(2)
+		return devicetest.World{Plugin: p, Healthy: "gpu-0", Ailing: "gpu-1", Ail: func() { p.Ail("gpu-1", "a test") }, Heal: func() { p.Ail("gpu-1", "") }}
+	})
+}

@@ -1,0 +1,197 @@
+package node_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"rockpool/internal/orchestrator/device/fake"
+	"rockpool/internal/orchestrator/model"
+)
+
+// withGPUs runs f with a machine that has four GPUs.
+func withGPUs(t *testing.T, f func(t *testing.T, m *machine)) {
+	t.Helper()
+	inBubble(t, func(t *testing.T, m *machine) {
+		if err := m.stop(); err != nil {
+			t.Fatal(err)
+		}
+		m.devices = fake.New(4)
+		m.start()
+		f(t, m)
+	})
+}
+
+// holding is an allocation whose one task holds instances.
+func holding(id string, c config, ids ...string) *model.Allocation {
+	a := alloc(id, c)
+	a.Resources = model.AllocatedResources{Tasks: map[string]*model.AllocatedTask{"a": {CPU: 10, MemoryMB: 10, Devices: []model.AllocatedDevice{
+		{Vendor: "nvidia", Type: "gpu", Name: "Fake", DeviceIDs: ids}}}}}
+	return a
+}
+
+func (m *machine) registered() (n *model.Node, times int) {
+	m.server.set(func() { n, times = m.server.node, m.server.registered })
+	return n, times
+}
+
+func (m *machine) events(id string) (all []string) {
+	m.server.set(func() {
+		for _, e := range m.server.latest[id].TaskStates["a"].Events {
+			all = append(all, e.DisplayMessage)
+		}
+	})
+	return all
+}
+
+func mention(all []string, text string) bool {
+	return slices.ContainsFunc(all, func(s string) bool { return strings.Contains(s, text) })
+}
+
+func TestDevicesAndTheirHealthReachTheServers(t *testing.T) {
+	withGPUs(t, func(t *testing.T, m *machine) {
+		n, times := m.registered()
+		if len(n.Resources.Devices) != 1 || len(n.Resources.Devices[0].Instances) != 4 || n.Attributes["device.fake"] != "1" {
+			t.Fatalf("the node is registered with %+v, %v", n.Resources.Devices, n.Attributes)
+		}
+		m.devices.Ail("gpu-2", "XID 79")
+		after(time.Second) // much less than a look at the whole machine takes to come
+		n, again := m.registered()
+		if in := n.Resources.Devices[0].Instances[2]; in.Healthy || in.HealthDescription != "XID 79" || again != times+1 {
+			t.Errorf("after %d registrations the instance is %+v", again-times, in)
+		}
+	})
+}
+
+func TestADeviceIsHeldByOneTask(t *testing.T) {
+	withGPUs(t, func(t *testing.T, m *machine) {
+		m.server.place(holding("first", config{}, "gpu-0", "gpu-1"))
+		m.expect("first", model.ClientRunning)
+		if got := m.figure("rockpool.client.devices.held"); got != 2 {
+			t.Errorf("%v devices are held", got)
+		}
+		m.server.place(holding("second", config{}, "gpu-1")) // a server that is wrong
+		after(time.Second)
+		if got := m.server.status("second"); got == model.ClientRunning {
+			t.Fatal("two tasks have the same device")
+		}
+		if all := m.events("second"); !mention(all, "instance gpu-1 is still held by task first.a.1") {
+			t.Errorf("the task's events are %q", all)
+		}
+		m.server.place(holding("third", config{"run_for": "1s"}, "gpu-2"))
+		after(3 * time.Second)
+		m.expect("third", model.ClientComplete)
+		m.server.place(holding("fourth", config{}, "gpu-2"))
+		m.expect("fourth", model.ClientRunning)
+	})
+}
+
+func TestDevicesAreHeldAcrossARestartOfTheAgent(t *testing.T) {
+	withGPUs(t, func(t *testing.T, m *machine) {
+		m.server.place(holding("first", config{}, "gpu-0"))
+		m.expect("first", model.ClientRunning)
+		m.restart()
+		after(time.Second)
+		m.expect("first", model.ClientRunning)
+		m.server.place(holding("second", config{}, "gpu-0"))
+		after(time.Second)
+		if got := m.server.status("second"); got == model.ClientRunning {
+			t.Error("two tasks have the same device")
+		}
+		if got := m.figure("rockpool.client.devices.held"); got != 1 {
+			t.Errorf("%v devices are held", got)
+		}
+	})
+}
+
+func TestADeviceThatIsIllIsNotTaken(t *testing.T) {
+	withGPUs(t, func(t *testing.T, m *machine) {
+		m.devices.Ail("gpu-3", "it is too hot")
+		after(time.Second)
+		m.server.place(holding("first", config{}, "gpu-3"))
+		after(time.Second)
+		if all := m.events("first"); m.server.status("first") == model.ClientRunning || !mention(all, "it is too hot") {
+			t.Errorf("it is %s, its events are %q", m.server.status("first"), all)
+		}
+	})
+}
+
+func TestTasksAreToldOfTheirDevices(t *testing.T) {
+	withGPUs(t, func(t *testing.T, m *machine) {
+		m.server.place(holding("hit", config{}, "gpu-0"))
+		m.server.place(holding("spared", config{}, "gpu-1"))
+		m.expect("hit", model.ClientRunning)
+		m.expect("spared", model.ClientRunning)
+		m.devices.Ail("gpu-0", "XID 48")
+		after(time.Second)
+		m.devices.Ail("gpu-2", "XID 48") // nobody's
+		after(time.Second)
+		told := 0
+		for _, e := range m.events("hit") {
+			if strings.Contains(e, "Device gpu-0 is unhealthy: XID 48") {
+				told++
+			}
+		}
+		if told != 1 || mention(m.events("spared"), "unhealthy") {
+			t.Errorf("told %d times: %q; the other task: %q", told, m.events("hit"), m.events("spared"))
+		}
+		m.expect("hit", model.ClientRunning)
+	})
+}
+
+func TestAllocationsLeaveDevicesThatBecomeIll(t *testing.T) {
+	withGPUs(t, func(t *testing.T, m *machine) {
+		if err := m.stop(); err != nil {
+			t.Fatal(err)
+		}
+		m.stopAiling = true
+		m.start()
+		m.server.place(holding("hit", config{}, "gpu-0"))
+		m.server.place(holding("spared", config{}, "gpu-1"))
+		m.expect("hit", model.ClientRunning)
+		m.devices.Ail("gpu-0", "XID 48")
+		after(time.Second)
+		m.expect("hit", model.ClientFailed)
+		m.expect("spared", model.ClientRunning)
+	})
+}
+
+func TestFiguresOfDevices(t *testing.T) {
+	withGPUs(t, func(t *testing.T, m *machine) {
+		m.server.place(holding("first", config{}, "gpu-1"))
+		m.expect("first", model.ClientRunning)
+		m.devices.Ail("gpu-3", "dust")
+		after(time.Second)
+		for name, want := range map[string]float64{
+			"rockpool.client.devices.total": 4, "rockpool.client.devices.unhealthy": 1, "rockpool.client.devices.held": 1,
+			"rockpool.client.device.gpu.gpu-0.memory_mib": 8192, "rockpool.client.device.gpu.gpu-0.memory_mib_of": 16384, "rockpool.client.device.gpu.gpu-0.utilization_percent": 40,
+		} {
+			if got := m.figure(name); got != want {
+				t.Errorf("%s is %v, not %v", name, got, want)
+			}
+		}
+		host, err := m.agent.HostStats(t.Context())
+		if err != nil || len(host.DeviceStats) != 1 || len(host.DeviceStats[0].InstanceStats) != 3 {
+			t.Fatalf("figures of the machine: %+v, %v", host.DeviceStats, err)
+		}
+		own := m.agent.DeviceStats(t.Context(), "first", []string{"a"})["a"]
+		if len(own) != 1 || len(own[0].InstanceStats) != 1 || own[0].Vendor != "nvidia" || own[0].Type != "gpu" || own[0].Name != "Fake" {
+			t.Fatalf("figures of the task's devices: %+v", own)
+		}
+		s := own[0].InstanceStats["gpu-1"]
+		if v := s.Stats.Attributes["Memory state"]; v == nil || *v.IntNumeratorVal != 8192 || *v.IntDenominatorVal != 16384 || v.Unit != "MiB" || s.Summary != v {
+			t.Errorf("its memory is %+v", v)
+		}
+	})
+}
+
+func (m *machine) figure(name string) float64 {
+	v := -1.0
+	m.agent.Figures(func(n string, x float64) {
+		if n == name {
+			v = x
+		}
+	})
+	return v
+}
