@@ -143,6 +143,8 @@ client {
 
   # OCI runtimes that jobs may ask for by name: "runsc=/usr/local/bin/runsc".
   runtimes = []
+  # Where specifications of devices, such as GPUs, are looked for (the Container Device Interface). Only root may write there. Empty: /etc/cdi and /var/run/cdi.
+  cdi_dirs = []
 
   docker {
     # Run jobs for Docker in this engine instead of the native sandbox: "unix:///var/run/docker.sock".

@@ -90,7 +90,7 @@ func agentConfig(conf agentconfig.Config, token string) (AgentConfig, error) {
 			MaxBytes: int64(n.Images.MaxSize) << 30, MaxAge: n.Images.MaxAge,
 		},
 		Network:  NetworkConfig{Range: n.Network.Range, DNS: n.Network.DNS, CNIConfigs: n.CNIConfigDir, CNIPlugins: n.CNIPath},
-		Runtimes: n.Runtimes, DockerEngine: n.Docker.Engine, DockerNetworks: n.Docker.Networks,
+		Runtimes: n.Runtimes, CDIDirs: n.CDIDirs, DockerEngine: n.Docker.Engine, DockerNetworks: n.Docker.Networks,
 	}
 	for name, v := range n.HostVolume {
 		if cfg.Node.Volumes == nil {
