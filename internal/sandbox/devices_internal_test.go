@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,7 +27,7 @@ func TestTheGroupAloneRefusesOtherDevices(t *testing.T) {
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
-		for _, h := range append(append(r.hierarchies, r.devices...), r.blkio...) {
+		for _, h := range slices.Concat(r.hierarchies, r.blkio, r.devices) {
 			if err := os.Remove(h.base); err != nil {
 				t.Error(err)
 			}
