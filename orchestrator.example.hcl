@@ -143,6 +143,8 @@ client {
 
   # OCI runtimes that jobs may ask for by name: "runsc=/usr/local/bin/runsc".
   runtimes = []
+  # Where specifications of devices, such as GPUs, are looked for (the Container Device Interface). Only root may write there. Empty: /etc/cdi and /var/run/cdi.
+  cdi_dirs = []
 
   gpu {
     # Look for NVIDIA's GPUs and offer them to jobs that ask for device "nvidia/gpu". Where there is no driver nothing is offered. See docs/gpu.md.

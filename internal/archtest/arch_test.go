@@ -150,6 +150,8 @@ var homes = map[string][]string{
 	"github.com/influxdata/influxdb-client-go/v2": {"internal/metrics/influx"},
 	"github.com/NVIDIA/go-nvml":                   {"internal/orchestrator/device/nvidia"},
 	"github.com/opencontainers/runtime-spec":      {"internal/sandbox/oci"},
+	"github.com/opencontainers/cgroups":           {"internal/sandbox"},
+	"tags.cncf.io/container-device-interface":     {"internal/orchestrator/driver/cdi"},
 	"github.com/google/go-containerregistry":      {"internal/image"},
 	"github.com/klauspost/compress":               {"internal/image"},
 	"github.com/hashicorp/yamux":                  {"internal/orchestrator/link"},

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -118,6 +119,7 @@ type Orchestrator struct {
 	Network        NodeNetwork `yaml:"network"`
 	Runtimes       []string    `yaml:"runtimes"` // name=path
 	DockerNetworks []string    `yaml:"dockernetworks"`
+	CDIDirs        []string    `yaml:"cdidirs"`      // empty = the usual ones
 	DockerEngine   string      `yaml:"dockerengine"` // "" = jobs for Docker run in the native sandbox
 }
 
@@ -288,6 +290,11 @@ func (c Config) check() (problems []error) {
 		}
 		if i.Organization == "" || i.Bucket == "" {
 			refuse("influxdb.organization, influxdb.bucket: needed while influxdb.url is set")
+		}
+	}
+	for _, d := range c.Orchestrator.CDIDirs {
+		if !filepath.IsAbs(d) {
+			refuse("orchestrator.cdidirs: %q is not an absolute path", d)
 		}
 	}
 	if c.Nomad.Address == "" && c.Orchestrator.DataDir == "" {

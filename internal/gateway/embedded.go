@@ -46,7 +46,7 @@ func NewEmbedded(cfg config.Orchestrator, namespace string, log logging.Logger) 
 		Network: orchestrator.NetworkConfig{
 			Range: cfg.Network.Range, DNS: cfg.Network.DNS, CNIConfigs: cfg.Network.CNIConfigs, CNIPlugins: cfg.Network.CNIPlugins,
 		},
-		Runtimes: cfg.Runtimes, DockerEngine: cfg.DockerEngine, DockerNetworks: cfg.DockerNetworks, Namespaces: []string{namespace},
+		Runtimes: cfg.Runtimes, CDIDirs: cfg.CDIDirs, DockerEngine: cfg.DockerEngine, DockerNetworks: cfg.DockerNetworks, Namespaces: []string{namespace},
 	})
 	if err != nil {
 		return nil, err

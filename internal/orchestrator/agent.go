@@ -69,6 +69,7 @@ type AgentConfig struct {
 	Network         NetworkConfig
 	GPUs            GPUConfig
 	Runtimes        []string // OCI runtimes by name: name=path
+	CDIDirs         []string // where specifications of devices are; empty = the usual directories
 	DockerEngine    string   // endpoint of an engine that runs the jobs made for Docker; "" = the native sandbox does
 	DockerNetworks  []string // of that engine, that jobs may have; empty = none
 	MockDriver      bool     // offer the driver mock, whose tasks are entries in memory: for measurements and rehearsals

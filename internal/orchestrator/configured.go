@@ -91,7 +91,7 @@ func agentConfig(conf agentconfig.Config, token string) (AgentConfig, error) {
 		},
 		Network:  NetworkConfig{Range: n.Network.Range, DNS: n.Network.DNS, CNIConfigs: n.CNIConfigDir, CNIPlugins: n.CNIPath},
 		GPUs:     GPUConfig{Off: !n.GPU.Enabled, Ignore: n.GPU.IgnoredGPUIDs, Period: n.GPU.FingerprintPeriod, StopAiling: n.GPU.OnUnhealthy == agentconfig.Stop},
-		Runtimes: n.Runtimes, DockerEngine: n.Docker.Engine, DockerNetworks: n.Docker.Networks,
+		Runtimes: n.Runtimes, CDIDirs: n.CDIDirs, DockerEngine: n.Docker.Engine, DockerNetworks: n.Docker.Networks,
 	}
 	for name, v := range n.HostVolume {
 		if cfg.Node.Volumes == nil {

@@ -15,6 +15,7 @@ import (
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/driver/cdi"
 	"rockpool/internal/orchestrator/driver/sandboxed"
 	"rockpool/internal/sandbox"
 )
@@ -59,7 +60,8 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 	} else if drivers, err = openEngine(cfg, filesOf); err != nil {
 		return walls{}, errors.Join(err, closeAll())
 	}
-	drivers = append(drivers, sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Classes: classes.byName, Images: images}, names...)...)
+	drivers = append(drivers, sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Classes: classes.byName, Images: images,
+		Devices: cdi.New(cfg.Log, cfg.CDIDirs...).Resolve}, names...)...)
 	logFences(cfg.Log, driver.Fences(slices.Values(drivers), networks))
 	return walls{
 		images:   images,

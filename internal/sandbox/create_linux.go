@@ -10,6 +10,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -82,8 +84,8 @@ func checkedSpec(spec Spec) (Spec, error) {
 		return spec, fmt.Errorf("%w sandbox id", ErrInvalid)
 	case len(spec.Hostname) > 64 || strings.ContainsRune(spec.Hostname, 0):
 		return spec, fmt.Errorf("%w host name: at most 64 characters", ErrInvalid)
-	case len(spec.Root.Lower) == 0 || len(spec.Root.Lower) > 100 || len(spec.Root.Binds) > 100:
-		return spec, fmt.Errorf("%w root: between 1 and 100 lower directories, at most 100 binds", ErrInvalid)
+	case len(spec.Root.Lower) == 0 || len(spec.Root.Lower) > 100 || len(spec.Root.Binds) > maxBinds:
+		return spec, fmt.Errorf("%w root: between 1 and 100 lower directories, at most %d binds", ErrInvalid, maxBinds)
 	case !filepath.IsAbs(spec.Root.WorkDir):
 		return spec, fmt.Errorf("%w working directory: it must be absolute", ErrInvalid)
 	case spec.NetNS != "" && !filepath.IsAbs(spec.NetNS):
@@ -100,8 +102,11 @@ func checkedSpec(spec Spec) (Spec, error) {
 		if b.Writable && b.Source == "" {
 			return spec, fmt.Errorf("%w bind: an empty directory cannot be written to", ErrInvalid)
 		}
+		if err := b.checkMade(); err != nil {
+			return spec, err
+		}
 	}
-	return spec, nil
+	return spec, checkDevices(spec.Devices)
 }
 
 // start does the work between the reservation and the answer. What it leaves behind on an error, wipe removes.
@@ -121,6 +126,11 @@ func (r *Runtime) start(ctx context.Context, spec Spec, slot int) (_ *Sandbox, e
 		return nil, err
 	}
 	defer func() { closeAll(blockIO) }()
+	allowed, err := r.allowDevices(spec)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { closeAll(allowed) }()
 	if err := top.child("init").make(); err != nil {
 		return nil, err
 	}
@@ -130,7 +140,8 @@ func (r *Runtime) start(ctx context.Context, spec Spec, slot int) (_ *Sandbox, e
 	if err != nil {
 		return nil, err
 	}
-	join, blockIO = append(join, blockIO...), nil
+	join = slices.Concat(join, blockIO, allowed)
+	blockIO, allowed = nil, nil
 	trees, err := mountSources(spec.Root)
 	inherited = append(join, trees...)
 	if err != nil {
@@ -267,7 +278,7 @@ func mountSources(root Root) ([]*os.File, error) {
 	}
 	for _, bind := range root.Binds {
 		if bind.Source == "" {
-			fd, err := emptyMount()
+			fd, err := emptyMount(bind.Links)
 			if err != nil {
 				return files, err
 			}
@@ -281,14 +292,14 @@ func mountSources(root Root) ([]*os.File, error) {
 	return files, nil
 }
 
-// emptyMount is a directory with nothing in it, which hides what is below and names no path of the node.
-func emptyMount() (int, error) {
+// emptyMount is a directory with nothing in it but links, which hides what is below and names no path of the node.
+func emptyMount(links map[string]string) (_ int, err error) {
 	context, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("make an empty mount: %w", err)
 	}
 	defer func() { _ = unix.Close(context) }()
-	for key, value := range map[string]string{"size": "4k", "nr_inodes": "1", "mode": "0555"} {
+	for key, value := range map[string]string{"size": strconv.Itoa(4 << 10 * (1 + len(links))), "nr_inodes": strconv.Itoa(1 + len(links)), "mode": "0555"} {
 		if err := unix.FsconfigSetString(context, key, value); err != nil {
 			return -1, fmt.Errorf("make an empty mount: %w", err)
 		}
@@ -296,7 +307,17 @@ func emptyMount() (int, error) {
 	if err := unix.FsconfigCreate(context); err != nil {
 		return -1, fmt.Errorf("make an empty mount: %w", err)
 	}
-	return unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	fd, err := unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("make an empty mount: %w", err)
+	}
+	for name, target := range links {
+		if err := unix.Symlinkat(target, fd, name); err != nil {
+			_ = unix.Close(fd)
+			return -1, fmt.Errorf("make the link %s: %w", name, err)
+		}
+	}
+	return fd, nil
 }
 
 // listenIn binds the supervisor's socket in the state directory, by descriptor: the path could be too long for a socket.

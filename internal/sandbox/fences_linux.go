@@ -77,6 +77,9 @@ func (r *Runtime) Fences() []Fence {
 	io, detail := r.ioControl()
 	fences = append(fences, Fence{Wall: WallGroups, Name: "cgroup.io", InForce: io, Detail: detail, Note: !io}) // what sandboxes write is in memory
 
+	allowed, detail := r.deviceControl()
+	fences = append(fences, Fence{Wall: WallGroups, Name: "cgroup.devices", InForce: allowed, Detail: detail, Note: !allowed}) // no sandbox is given any
+
 	note("tier", true, "native: namespaces, seccomp and control groups on a shared kernel")
 	release, known := kernelRelease()
 	note("kernel", known, release)

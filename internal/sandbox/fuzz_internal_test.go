@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -106,7 +107,7 @@ func fuzzed(tb testing.TB) *Sandbox {
 		if err := errors.Join(s.Destroy(ctx), r.Close()); err != nil {
 			tb.Error(err)
 		}
-		for _, h := range append(r.hierarchies, r.blkio...) {
+		for _, h := range slices.Concat(r.hierarchies, r.blkio, r.devices) {
 			if err := os.Remove(h.base); err != nil {
 				tb.Errorf("control group left: %v", err)
 			}

@@ -27,12 +27,14 @@ func TestCgroupMountsAreRecognised(t *testing.T) {
 32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
 35 31 0:32 /docker/abc /sys/fs/cgroup/memory\040x rw - cgroup cgroup rw,memory
 36 31 0:33 / /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices
+37 31 0:34 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer
 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
 `
 	got := fmt.Sprint(parseCgroupMounts(hybrid))
 	want := fmt.Sprint([]cgroupMount{
 		{root: "/", point: "/sys/fs/cgroup/cpu,cpuacct", controllers: []string{"cpu", "cpuacct"}},
 		{root: "/docker/abc", point: "/sys/fs/cgroup/memory x", controllers: []string{"memory"}},
+		{root: "/", point: "/sys/fs/cgroup/devices", controllers: []string{"devices"}},
 		{unified: true, root: "/", point: "/sys/fs/cgroup/unified", options: []string{"rw"}},
 	})
 	if got != want {
@@ -196,7 +198,7 @@ func TestPermissionStrings(t *testing.T) {
 func TestWithoutControllersNothingUntrustedRuns(t *testing.T) {
 	memory, pids := hierarchy{controllers: []string{"memory"}, base: "/m"}, hierarchy{controllers: []string{"pids"}, base: "/p"}
 	empty, whole := hierarchy{unified: true, base: "/u"}, hierarchy{unified: true, controllers: []string{"cpu", "memory", "pids"}, base: "/u"}
-	disks := hierarchy{controllers: []string{"blkio"}, base: "/b"}
+	disks, devices := hierarchy{controllers: []string{"blkio"}, base: "/b"}, hierarchy{controllers: []string{"devices"}, base: "/d"}
 	for name, c := range map[string]struct {
 		found       []hierarchy
 		runs, loose bool // as it is; when the configuration allows it
@@ -207,6 +209,7 @@ func TestWithoutControllersNothingUntrustedRuns(t *testing.T) {
 		"memory alone":           {[]hierarchy{memory}, false, true},
 		"pids alone":             {[]hierarchy{pids, empty}, false, true},
 		"v1":                     {[]hierarchy{memory, pids}, true, true},
+		"v1 with devices":        {[]hierarchy{memory, pids, devices}, true, true},
 		"hybrid":                 {[]hierarchy{memory, pids, empty, disks}, true, true},
 		"v2":                     {[]hierarchy{whole}, true, true},
 	} {
@@ -216,6 +219,9 @@ func TestWithoutControllersNothingUntrustedRuns(t *testing.T) {
 				t.Errorf("%s, allowed %v: %q", name, allowed, lacks)
 			}
 			for _, f := range r.Fences() {
+				if f.Name == "cgroup.devices" && f.InForce != (name == "v1 with devices" || name == "v2" || name == "v2 without controllers") {
+					t.Errorf("%s: %+v", name, f)
+				}
 				if f.Name == "cgroup.memory" && f.InForce != (name == "memory alone" || c.runs) {
 					t.Errorf("%s: %+v", name, f)
 				}

@@ -26,8 +26,8 @@ type hierarchy struct {
 func (h hierarchy) has(controller string) bool { return slices.Contains(h.controllers, controller) }
 
 // wanted are the controllers that bound a sandbox. Others are left alone: each joined hierarchy costs time. That of v1 for block devices, "blkio", is
-// joined only by sandboxes that are bounded there.
-var wanted = []string{"memory", "pids", "cpu", "cpuacct", "io", "blkio"}
+// joined only by sandboxes that are bounded there, and so is "devices" by those that are given some.
+var wanted = []string{"memory", "pids", "cpu", "cpuacct", "io", "blkio", "devices"}
 
 type cgroupMount struct {
 	unified     bool

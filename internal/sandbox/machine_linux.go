@@ -61,12 +61,14 @@ func (r *Runtime) probe() error {
 // confineWith takes over the hierarchies that were found. It returns what they lack for code that nobody trusts; the configuration may allow that, but
 // not that there is none at all: programs are ended by their groups.
 func (r *Runtime) confineWith(all []hierarchy, problem error) (lacks string) {
-	r.hierarchies, r.blkio = nil, nil
+	r.hierarchies, r.blkio, r.devices = nil, nil, nil
 	frozen := slices.ContainsFunc(all, func(h hierarchy) bool { return !h.unified && h.has("pids") })
 	for _, h := range all {
 		switch {
 		case slices.Equal(h.controllers, []string{"blkio"}):
 			r.blkio = []hierarchy{h}
+		case slices.Equal(h.controllers, []string{"devices"}):
+			r.devices = []hierarchy{h}
 		case h.unified && len(h.controllers) == 0 && frozen:
 			// Of a hybrid's v2 only cgroup.kill would be of use. But to move a process there waits for all processors to pass a quiet state, 5 to 20 ms on an
 			// idle machine; with v1, forks can be stopped by the pids limit just as well.

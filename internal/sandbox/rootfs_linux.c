@@ -92,6 +92,90 @@ static int make_below(int root, const char *path, uid_t owner) {
 	return open_below(root, "/", O_PATH | O_DIRECTORY);
 }
 
+// merged follows the link of a merged /usr: at is the root, and link one in it. 0 = it is none of these.
+static int merged(int at, int link, const char *name) {
+	char text[264], want[264];
+	ssize_t n = readlinkat(link, "", text, sizeof text - 1);
+	if (n < 0) return 0;
+	text[n] = 0;
+	snprintf(want, sizeof want, "/usr/%s", name);
+	if (strcmp(text, want) != 0 && strcmp(text, want + 1) != 0) return 0;
+	int usr = openat(at, "usr", O_PATH | O_NOFOLLOW | O_DIRECTORY | O_CLOEXEC);
+	if (usr < 0) return 0;
+	int fd = openat(usr, name, O_PATH | O_NOFOLLOW | O_DIRECTORY | O_CLOEXEC);
+	close(usr);
+	return fd < 0 ? 0 : fd;
+}
+
+// place_below opens where something of the node is to show, and makes what is missing of it, a file too. An image has no say in where that is: its
+// links are not followed.
+static int place_below(int root, const char *path, int directory, uid_t owner) {
+	static char step[52];
+	char name[256];
+	snprintf(step, sizeof step, "place %s in the image", path);
+	int at = fcntl(root, F_DUPFD_CLOEXEC, 0);
+	check(at >= 0, step);
+	for (const char *rest = path + 1;;) {
+		struct stat found;
+		size_t n = strcspn(rest, "/");
+		int last = rest[n] == 0, dir = !last || directory;
+		errno = EINVAL;
+		check(n > 0 && n < sizeof name, step);
+		memcpy(name, rest, n);
+		name[n] = 0;
+		check(strcmp(name, ".") != 0 && strcmp(name, "..") != 0, step);
+		int next = openat(at, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+		if (next < 0 && errno == ENOENT) {
+			int made = dir ? mkdirat(at, name, 0755) : openat(at, name, O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0444);
+			check(made >= 0, step);
+			if (!dir) close(made);
+			check(fchownat(at, name, owner, owner, AT_SYMLINK_NOFOLLOW) == 0, step);
+			next = openat(at, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+		}
+		check(next >= 0 && fstat(next, &found) == 0, step);
+		if (S_ISLNK(found.st_mode)) {
+			int to = rest == path + 1 && !last ? merged(at, next, name) : 0;
+			errno = ELOOP;
+			check(to > 0, step);
+			close(next);
+			next = to;
+		} else {
+			errno = dir ? ENOTDIR : EISDIR;
+			check(dir ? S_ISDIR(found.st_mode) : S_ISREG(found.st_mode), step);
+		}
+		close(at);
+		at = next;
+		if (last) return at;
+		rest += n + 1;
+	}
+}
+
+// make_node makes a device that the sandbox was given. All that is in dev was made here.
+static void make_node(int dev, const struct device *d, uid_t owner) {
+	static char step[52];
+	char name[256];
+	snprintf(step, sizeof step, "make the device %s", d->path);
+	int at = fcntl(dev, F_DUPFD_CLOEXEC, 0);
+	check(at >= 0, step);
+	for (const char *rest = d->path + strlen("/dev/");;) {
+		size_t n = strcspn(rest, "/");
+		errno = EINVAL;
+		check(n > 0 && n < sizeof name, step);
+		memcpy(name, rest, n);
+		name[n] = 0;
+		if (rest[n] == 0) break;
+		check(mkdirat(at, name, 0755) == 0 || errno == EEXIST, step);
+		int next = openat(at, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+		check(next >= 0 && fchownat(at, name, owner, owner, AT_SYMLINK_NOFOLLOW) == 0, step);
+		close(at);
+		at = next;
+		rest += n + 1;
+	}
+	check(mknodat(at, name, (d->block ? S_IFBLK : S_IFCHR) | d->mode, makedev(d->major, d->minor)) == 0, step);
+	check(fchownat(at, name, owner, owner, AT_SYMLINK_NOFOLLOW) == 0, step);
+	close(at);
+}
+
 static void make_devices(int root, struct setup *s) {
 	static const struct { const char *name; unsigned major, minor; } nodes[] = {
 		{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0},
@@ -100,7 +184,7 @@ static void make_devices(int root, struct setup *s) {
 		{"ptmx", "pts/ptmx"}, {"fd", "/proc/self/fd"}, {"stdin", "/proc/self/fd/0"},
 		{"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"},
 	};
-	int dev = new_tmpfs(65536, 64, "0755", ATTR_NOSUID | ATTR_NOEXEC);
+	int dev = new_tmpfs(65536, 64 + 8 * (uint64_t)s->devices, "0755", ATTR_NOSUID | ATTR_NOEXEC);
 	check(fchownat(dev, "", s->id_base, s->id_base, AT_EMPTY_PATH) == 0, "own /dev");
 	for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++) {
 		check(mknodat(dev, nodes[i].name, S_IFCHR | 0666, makedev(nodes[i].major, nodes[i].minor)) == 0, "make a device");
@@ -109,6 +193,7 @@ static void make_devices(int root, struct setup *s) {
 	for (size_t i = 0; i < sizeof links / sizeof *links; i++)
 		check(symlinkat(links[i].target, dev, links[i].name) == 0, "link a device");
 	check(mkdirat(dev, "pts", 0755) == 0 && mkdirat(dev, "shm", 0755) == 0, "make directories in /dev");
+	for (uint32_t i = 0; i < s->devices; i++) make_node(dev, &s->device[i], s->id_base);
 
 	int target = make_below(root, "/dev", s->id_base);
 	move_to(dev, target, "mount /dev");
@@ -249,8 +334,9 @@ void build_root(struct setup *s) {
 	for (uint32_t i = 0; i < s->binds; i++) {
 		struct stat source;
 		check(fstat(first_bind + (int)i, &source) == 0, "look at the source of a bind");
-		int target = S_ISDIR(source.st_mode) ? make_below(root, s->bind_target[i], root_id)
-						     : open_below(root, s->bind_target[i], O_PATH | O_NOFOLLOW);
+		int target = s->bind_made[i]           ? place_below(root, s->bind_target[i], S_ISDIR(source.st_mode), root_id)
+			     : S_ISDIR(source.st_mode) ? make_below(root, s->bind_target[i], root_id)
+						       : open_below(root, s->bind_target[i], O_PATH | O_NOFOLLOW);
 		check(target >= 0, "find the target of a bind");
 		move_to(first_bind + (int)i, target, "mount a bind");
 		close(target);

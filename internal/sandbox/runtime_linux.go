@@ -25,6 +25,7 @@ type Runtime struct {
 	binaryPath  string   // as children open it
 	hierarchies []hierarchy
 	blkio       []hierarchy // the one of v1 for block devices alone, if there is one
+	devices     []hierarchy // the same for devices
 	filter      []byte
 	mountPoint  string
 	bootID      string
@@ -273,7 +274,7 @@ func (r *Runtime) wipe(ctx context.Context, id string) error {
 	if err := g.remove(ctx); err != nil {
 		return err
 	}
-	if err := r.blkioGroup(id).remove(ctx); err != nil {
+	if err := errors.Join(r.blkioGroup(id).remove(ctx), r.devicesGroup(id).remove(ctx)); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(r.stateDir(id)); err != nil {

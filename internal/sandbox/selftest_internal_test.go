@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -34,7 +35,7 @@ func testRuntime(t *testing.T, edit ...func(*Config)) *Runtime {
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
-		for _, h := range append(r.hierarchies, r.blkio...) {
+		for _, h := range slices.Concat(r.hierarchies, r.blkio, r.devices) {
 			if err := os.Remove(h.base); err != nil {
 				t.Errorf("control group left: %v", err)
 			}

@@ -49,6 +49,15 @@ func (r *Runtime) setupMessage(spec Spec, slot, cgroups int) []byte {
 	for _, bind := range spec.Root.Binds {
 		b.str(path.Clean(bind.Target))
 		b.u32(uint32(boolInt(bind.Writable)))
+		b.u32(uint32(boolInt(bind.Made)))
+	}
+	b.u32(uint32(len(spec.Devices)))
+	for _, d := range spec.Devices {
+		b.str(d.Path)
+		b.u32(uint32(boolInt(d.Block)))
+		b.u32(d.Mode())
+		b.u32(d.Major)
+		b.u32(d.Minor)
 	}
 	dirs := ownDirs(spec.Root)
 	b.u32(uint32(len(dirs)))

@@ -9,7 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Here is what package oci shares with this one: the same specification, files, accounts and system calls behind another
@@ -91,6 +94,75 @@ func OpenInside(root *os.File, path string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
+// PlaceInside opens where something of the node is to show below root, and makes what is missing of the path, as directories and in the end an empty file of the owner's, or a
+// directory. No link of the image is followed, but those of a merged /usr, such as /lib to usr/lib.
+func PlaceInside(root *os.File, target string, directory bool, owner uint32) (*os.File, error) {
+	names := strings.Split(strings.TrimPrefix(target, "/"), "/")
+	at := root
+	for i, name := range names {
+		last := i == len(names)-1
+		next, err := placeOne(at, name, !last || directory, i == 0 && !last, owner)
+		if at != root {
+			_ = at.Close()
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "place", Path: target, Err: err}
+		}
+		at = next
+	}
+	return at, nil
+}
+
+func placeOne(at *os.File, name string, directory, top bool, owner uint32) (*os.File, error) {
+	const flags = unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	dir := int(at.Fd())
+	if name == "" || name == "." || name == ".." {
+		return nil, unix.EINVAL
+	}
+	fd, err := unix.Openat(dir, name, flags, 0)
+	if errors.Is(err, unix.ENOENT) {
+		if directory {
+			err = unix.Mkdirat(dir, name, 0o755)
+		} else if file, made := unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o444); made == nil {
+			err = unix.Close(file)
+		} else {
+			err = made
+		}
+		if err == nil {
+			err = unix.Fchownat(dir, name, int(owner), int(owner), unix.AT_SYMLINK_NOFOLLOW)
+		}
+		if err == nil {
+			fd, err = unix.Openat(dir, name, flags, 0)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	var found unix.Stat_t
+	if err := unix.Fstat(fd, &found); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	switch kind := found.Mode & unix.S_IFMT; {
+	case directory && kind == unix.S_IFDIR, !directory && kind == unix.S_IFREG:
+		return f, nil
+	case kind != unix.S_IFLNK:
+		_ = f.Close()
+		return nil, unix.ENOTDIR
+	}
+	_ = f.Close()
+	text := make([]byte, 64)
+	n, err := unix.Readlinkat(dir, name, text)
+	if err != nil || !top || strings.TrimPrefix(string(text[:n]), "/") != "usr/"+name {
+		return nil, unix.ELOOP
+	}
+	fd, err = unix.Openat2(dir, "usr/"+name, &unix.OpenHow{Flags: flags | unix.O_DIRECTORY, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS})
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
 // Groups are the control groups of one name, in every hierarchy that bounds a sandbox.
 type Groups struct{ group group }
 
@@ -112,6 +184,19 @@ func (g Groups) Make(l Limits) error {
 		return err
 	}
 	return g.group.limit(l)
+}
+
+// AllowDevices holds what will be in the groups to these devices, and the harmless ones that each sandbox has. None = there is no such rule.
+func (g Groups) AllowDevices(given []Device) error {
+	if len(given) == 0 {
+		return nil
+	}
+	for _, h := range g.group.hierarchies {
+		if h.has("devices") || h.unified && h.has("pids") {
+			return holdTo(g.group.path(h), h.unified, given)
+		}
+	}
+	return fmt.Errorf("%w devices: %s", ErrInvalid, noDeviceControl)
 }
 
 // Join opens what a process writes "0" to in order to enter the groups.

@@ -9,7 +9,18 @@ type Spec struct {
 	Hostname string // shown inside; empty = "runner"
 	Root     Root
 	Limits   Limits
-	NetNS    string // path of a network namespace that the node made and filled; "" = an own one with loopback only
+	NetNS    string   // path of a network namespace that the node made and filled; "" = an own one with loopback only
+	Devices  []Device `json:",omitempty"`
+}
+
+// Device is a device of the node that a sandbox is given. Its node is made in the private /dev for every user inside. A sandbox with devices may open these, and
+// the harmless ones that each has, and no others: the control group holds it to that, whatever nodes there are. OCI runtimes with a kernel of their own refuse it.
+type Device struct {
+	Path         string // inside: absolute, below /dev
+	Source       string // its node on this machine: absolute
+	Major, Minor uint32
+	Block        bool   `json:",omitempty"` // else a character device
+	Access       string // what may be done with it: "r", "w" or "rw"
 }
 
 // Root is the root file system a sandbox starts from, made by package image. Nothing of it is ever written: the sandbox
@@ -24,8 +35,11 @@ type Root struct {
 
 // Bind shows one directory or file of the node inside, read-only, nosuid, nodev, not recursive.
 type Bind struct {
-	Source string // absolute path on the node; "" = an empty directory, which hides what is at Target
-	Target string // absolute path inside; exists in a lower directory
+	Source string // absolute path on the node; "" = a directory with nothing but Links in it, which hides what is at Target
+	Target string // absolute path inside; exists in a lower directory, if it is no directory and not Made
+	// Made has what the image lacks of Target made, a file too, and follows no link of the image on the way, but those of a merged /usr, such as /lib to usr/lib.
+	Made  bool              `json:",omitempty"`
+	Links map[string]string `json:",omitempty"` // symbolic links in a directory without a Source: plain names to what they say
 	// Writable lets the inside write to a directory. What it writes has on the node the ids that it has inside, root's among them, so the directory must lie
 	// on a bounded file system of its own, mounted nosuid, where nobody but root comes. OCI runtimes refuse it.
 	Writable bool `json:",omitempty"`

@@ -136,6 +136,16 @@ static void read_setup(struct setup *s) {
 	for (uint32_t i = 0; i < s->binds; i++) {
 		s->bind_target[i] = take_str(&m);
 		s->bind_writable[i] = take_u32(&m);
+		s->bind_made[i] = take_u32(&m);
+	}
+	s->devices = take_u32(&m);
+	check(s->devices <= MAX_MOUNTS, "decode the set-up");
+	for (uint32_t i = 0; i < s->devices; i++) {
+		s->device[i].path = take_str(&m);
+		s->device[i].block = take_u32(&m);
+		s->device[i].mode = take_u32(&m);
+		s->device[i].major = take_u32(&m);
+		s->device[i].minor = take_u32(&m);
 	}
 	s->dirs = take_u32(&m);
 	check(s->dirs <= MAX_MOUNTS, "decode the set-up");
@@ -193,7 +203,7 @@ static void make_user_ns(struct setup *s) {
 }
 
 static void supervise(void) {
-	static struct setup s; // static: the kernel gives it zeroed, and 6 KB need no stack
+	static struct setup s; // static: the kernel gives it zeroed, and its size needs no stack
 	sigset_t all;
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);

@@ -19,7 +19,7 @@
 #define MAX_SETUP (1u << 20)
 #define MAX_REQUEST (4u << 20)
 #define MAX_FDS 16
-#define MAX_MOUNTS 128
+#define MAX_MOUNTS 384
 
 enum { CONTROL_FD = 3, LISTEN_FD = 4, FIRST_FD = 5 };
 enum { KIND_PING = 1, KIND_EXEC = 2, KIND_HOLD = 3, KIND_PROBE = 4, KIND_KEEP = 5, KIND_RESUME = 6 };
@@ -71,14 +71,20 @@ struct own_dir {
 	uint32_t mode, uid, gid;
 };
 
+struct device {
+	const char *path; // below /dev
+	uint32_t block, mode, major, minor;
+};
+
 struct setup {
-	uint32_t cgroups, lowers, binds, network, rlimits, dirs;
+	uint32_t cgroups, lowers, binds, network, rlimits, dirs, devices;
 	uint32_t id_base, features, map_ids;
 	uint64_t disk_bytes, disk_inodes, shm_bytes;
 	const char *hostname, *mount_point;
 	struct { uint32_t resource; uint64_t value; } rlimit[16];
 	const char *bind_target[MAX_MOUNTS];
-	uint32_t bind_writable[MAX_MOUNTS];
+	uint32_t bind_writable[MAX_MOUNTS], bind_made[MAX_MOUNTS];
+	struct device device[MAX_MOUNTS];
 	struct own_dir dir[MAX_MOUNTS];
 	const char *work_dir; // made when the image does not have it
 	uint32_t work_uid;

@@ -28,7 +28,8 @@ var tools = []string{
 func TestSandboxOnControlGroupsV2(t *testing.T) {
 	results := boot(t, nil, "/sandbox.test", "-test.v", "-test.timeout=5m")
 	report(t, results, "TestEcho", "TestExitCodesAreTheProgramsOwn", "TestNothingSurvivesItsExecution", "TestKillEndsTheWholeGroup", "TestOutOfMemoryIsTheKernelsVerdict",
-		"TestForkBombEndsAtTheLimit", "TestMemoryFilledWithFiles", "TestDestroyLeavesNothing", "TestAttachAfterRestart", "TestDelegationEmptiesTheGroup")
+		"TestForkBombEndsAtTheLimit", "TestMemoryFilledWithFiles", "TestDestroyLeavesNothing", "TestAttachAfterRestart", "TestDelegationEmptiesTheGroup",
+		"TestTheGroupAloneRefusesOtherDevices", "TestDevicesAreThoseThatWereGiven", "TestAnImageCannotMoveTheFilesOfADevice")
 }
 
 // TestSandboxInADelegatedGroup is what a container or a systemd unit with Delegate=yes is: the group at the root of what the node sees has the node itself in

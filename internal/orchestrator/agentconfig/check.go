@@ -162,6 +162,11 @@ func (c *Config) checkClient(refuse refusal) {
 			refuse("client.host_volume.%s.path: an absolute path is needed, %q is none", v, h.Path)
 		}
 	}
+	for _, d := range n.CDIDirs {
+		if !filepath.IsAbs(d) {
+			refuse("client.cdi_dirs: an absolute path is needed, %q is none", d)
+		}
+	}
 	if p, err := netip.ParsePrefix(n.Network.Range); n.Network.Range != "" && (err != nil || !p.Addr().Is4()) {
 		refuse("client.network.range: %q is not an IPv4 prefix such as %s", n.Network.Range, Default().Client.Network.Range)
 	}

@@ -104,6 +104,7 @@ type Client struct {
 	Images          Images   `key:"images"`           // ours
 	Network         Network  `key:"network"`          // ours
 	Runtimes        []string `key:"runtimes"`         // ours; name=path
+	CDIDirs         []string `key:"cdi_dirs"`         // ours; empty = the usual directories
 	Docker          Docker   `key:"docker"`           // ours
 	GPU             GPU      `key:"gpu"`              // ours; its keys are those of Nomad's plugin nvidia-gpu, and on_unhealthy
 }

@@ -199,6 +199,7 @@ func TestValuesThatCannotBe(t *testing.T) {
 	}
 	for want, change := range map[string]func(*agentconfig.Config){
 		"would do nothing":              func(c *agentconfig.Config) { c.Server.Enabled = false },
+		"client.cdi_dirs: an absolute":  func(c *agentconfig.Config) { c.Client.CDIDirs = []string{"cdi"} },
 		"data_dir: an absolute path":    func(c *agentconfig.Config) { c.DataDir = "d" },
 		"is none of 1, 3 and 5":         func(c *agentconfig.Config) { c.Server.BootstrapExpect = 2 },
 		"retry_join, which is empty":    func(c *agentconfig.Config) { c.Server.BootstrapExpect = 3 },

@@ -42,6 +42,7 @@ type TaskConfig struct {
 	Stderr    io.Writer         // the same of its other stream
 	Files     []File            // what the node puts into the task before its main process starts
 	AllocDir  string            // a directory of the node that all tasks of the allocation write to, for drivers that are Sharer; "" = none
+	Devices   []string          // the devices that the node gives, by their names in the Container Device Interface, such as nvidia.com/gpu=0; the task sees these and no others
 	Mounts    []Mount           // directories of the node that the task sees; a driver that cannot show them refuses the task
 	Emit      func(note string) // tells the task's events about progress, such as that of a pull; never nil, may be called from any goroutine
 }

@@ -77,6 +77,7 @@ func (r *Runtime) bundle(spec sandbox.Spec, st state, mounts []specs.Mount) *spe
 	}
 	if !r.kind.ownGroups {
 		linux.CgroupsPath, linux.Resources = "/"+r.cfg.CgroupParent+"/"+groupName(spec.ID), resources(l)
+		linux.Resources.Devices = append(linux.Resources.Devices, allowed(spec.Devices)...)
 	}
 	proc := []string{"nosuid", "nodev", "noexec"}
 	if r.kind.userNS {
@@ -98,6 +99,18 @@ func (r *Runtime) bundle(spec sandbox.Spec, st state, mounts []specs.Mount) *spe
 				fmt.Sprintf("size=%d", min(l.DiskBytes, 64<<20)), "nr_inodes=4096"}},
 		}, mounts...),
 	}
+}
+
+// allowed are the rules of the control group for devices that a sandbox is given. The runtime adds the harmless ones.
+func allowed(given []sandbox.Device) (rules []specs.LinuxDeviceCgroup) {
+	for _, d := range given {
+		major, minor, kind := int64(d.Major), int64(d.Minor), "c"
+		if d.Block {
+			kind = "b"
+		}
+		rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: kind, Major: &major, Minor: &minor, Access: d.Access})
+	}
+	return rules
 }
 
 func resources(l sandbox.Limits) *specs.LinuxResources {

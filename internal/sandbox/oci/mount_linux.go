@@ -185,6 +185,9 @@ func (r *Runtime) buildRoot(spec sandbox.Spec, st state) (_ []specs.Mount, err e
 			return nil, fmt.Errorf("bind %s: %w", bind.Target, err)
 		}
 	}
+	if err := b.devices(); err != nil {
+		return nil, fmt.Errorf("make devices: %w", err)
+	}
 	// A link of the image would have it mounted elsewhere, and a tenant could then put a program of its own in its place.
 	if err := unix.Unlinkat(int(b.top.Fd()), insideDir[1:], 0); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EISDIR) {
 		return nil, fmt.Errorf("make room for the program that runs inside: %w", err)
@@ -342,6 +345,11 @@ func (b *root) ownDir(i int, d sandbox.OwnDir) error {
 
 // mountOn shows what is at a path of the node in the new root.
 func (b *root) mountOn(source, target string, readOnly bool) error {
+	return b.mountAt(source, target, readOnly, false)
+}
+
+// mountAt is mountOn; made says that the target may be missing, and that no link of the image leads there.
+func (b *root) mountAt(source, target string, readOnly, made bool) error {
 	tree, err := clone(source)
 	if err != nil {
 		return err
@@ -359,9 +367,12 @@ func (b *root) mountOn(source, target string, readOnly bool) error {
 		return err
 	}
 	var place *os.File
-	if s.Mode&unix.S_IFMT == unix.S_IFDIR {
+	switch directory := s.Mode&unix.S_IFMT == unix.S_IFDIR; {
+	case made:
+		place, err = sandbox.PlaceInside(b.top, target, directory, b.idBase)
+	case directory:
 		place, err = b.makeBelow(target)
-	} else {
+	default:
 		place, err = sandbox.OpenInside(b.top, target, unix.O_PATH|unix.O_NOFOLLOW)
 	}
 	if err != nil {
@@ -382,7 +393,12 @@ func (b *root) bind(i int, bind sandbox.Bind) error {
 		if err := b.own(filepath.Base(place), 0o555, 0, 0); err != nil {
 			return err
 		}
-		return b.mountOn(place, target, true)
+		for name, to := range bind.Links {
+			if err := os.Symlink(to, filepath.Join(place, name)); err != nil {
+				return err
+			}
+		}
+		return b.mountAt(place, target, true, bind.Made)
 	}
 	tree, err := b.sealed(bind.Source)
 	if err != nil {
@@ -404,7 +420,45 @@ func (b *root) bind(i int, bind sandbox.Bind) error {
 	if err := attach(tree, unix.AT_FDCWD, place); err != nil {
 		return err
 	}
-	return b.mountOn(place, target, true)
+	return b.mountAt(place, target, true, bind.Made)
+}
+
+// devices makes the nodes that the sandbox is given, by number and as its own root's, on a file system where they work. The runtime shows each in the /dev that it
+// makes: nothing of the image has a part in that.
+func (b *root) devices() error {
+	if len(b.spec.Devices) == 0 {
+		return nil
+	}
+	if b.runtime.kind.ownKernel {
+		return fmt.Errorf("%w devices: programs in %s have a kernel of their own, and do not reach the node's devices", sandbox.ErrInvalid, b.runtime.cfg.Name)
+	}
+	nodes, err := newTmpfs(unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, "size=64k", "nr_inodes="+strconv.Itoa(len(b.spec.Devices)+1), "mode=0755")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = nodes.Close() }()
+	place := filepath.Join(b.place, "devices")
+	if err = os.Mkdir(place, 0o755); err == nil {
+		err = attach(nodes, unix.AT_FDCWD, place)
+	}
+	if err != nil {
+		return err
+	}
+	for i, d := range b.spec.Devices {
+		node := filepath.Join(place, strconv.Itoa(i))
+		kind := uint32(unix.S_IFCHR)
+		if d.Block {
+			kind = unix.S_IFBLK
+		}
+		if err := unix.Mknod(node, kind, int(unix.Mkdev(d.Major, d.Minor))); err != nil {
+			return fmt.Errorf("%s: %w", d.Path, err)
+		}
+		if err := errors.Join(os.Chown(node, int(b.idBase), int(b.idBase)), unix.Chmod(node, d.Mode())); err != nil {
+			return err
+		}
+		b.mounts = append(b.mounts, specs.Mount{Destination: d.Path, Type: "bind", Source: node, Options: []string{"bind", "nosuid", "noexec"}})
+	}
+	return nil
 }
 
 // takeDown detaches all that is mounted at a place, and gives the place back.

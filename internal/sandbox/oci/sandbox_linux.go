@@ -120,7 +120,11 @@ func (r *Runtime) start(ctx context.Context, st state) (*Sandbox, error) {
 	if r.kind.ownGroups {
 		l := st.Spec.Limits
 		l.PIDs += helpers
-		if err := r.groups(groupName(id)).Make(l); err != nil {
+		groups := r.groups(groupName(id))
+		if err := groups.Make(l); err != nil {
+			return nil, err
+		}
+		if err := groups.AllowDevices(st.Spec.Devices); err != nil {
 			return nil, err
 		}
 	}

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -120,5 +121,39 @@ func TestFencesAsTheEngineTellsThem(t *testing.T) {
 	defer func() { _ = away.Detach(t.Context()) }()
 	if f := away.Fences(); len(f) != 1 || f[0].InForce || !strings.Contains(f[0].Detail, "/nowhere") {
 		t.Errorf("of an engine that is away: %+v", f)
+	}
+}
+
+func TestDevicesAreRequestedByTheirNames(t *testing.T) {
+	d, err := New(Config{Endpoint: "unix:///nowhere", Node: "n"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = d.Detach(t.Context()) }()
+	names := []string{"nvidia.com/gpu=GPU-1", "nvidia.com/gpu=GPU-2"}
+	c, err := parse(map[string]any{"image": "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, given := range [][]string{nil, names} {
+		o, err := d.container(c, driver.TaskConfig{ID: "x", Task: &model.Task{}, Devices: given}, &engine{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := o.HostConfig
+		if len(h.Devices) > 0 || h.Privileged || (len(given) == 0) != (len(h.DeviceRequests) == 0) {
+			t.Errorf("%v: %+v", given, h)
+		}
+		if len(given) > 0 && (h.DeviceRequests[0].Driver != "cdi" || strings.Join(h.DeviceRequests[0].DeviceIDs, " ") != strings.Join(names, " ") || len(h.DeviceRequests[0].Capabilities) > 0) {
+			t.Errorf("%+v", h.DeviceRequests)
+		}
+	}
+	for text, want := range map[string]string{
+		`could not select device driver "cdi" with capabilities: []`:           "features.cdi",
+		`CDI device injection failed: unresolvable CDI devices nvidia.com/gpu`: "/etc/cdi",
+	} {
+		if err := d.explain(errors.New(text), "start container"); !fault.Is(err, fault.Unsupported) || !strings.Contains(fault.Public(err), want) {
+			t.Errorf("%s: %v", text, err)
+		}
 	}
 }

@@ -69,6 +69,9 @@ func (d *Driver) container(c *config, cfg driver.TaskConfig, e *engine) (client.
 		},
 	}
 	host.Mounts = mounts(cfg.Mounts)
+	if len(cfg.Devices) > 0 { // the engine reads the specifications itself
+		host.DeviceRequests = []container.DeviceRequest{{Driver: "cdi", DeviceIDs: cfg.Devices}}
+	}
 	if reserved < memory {
 		host.MemoryReservation = reserved << 20
 	}

@@ -1,13 +1,17 @@
 package docker_test
 
 import (
+	"context"
 	"os"
+	"strings"
 	"testing"
 
+	"rockpool/internal/fault"
 	"rockpool/internal/ident"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/driver/docker"
 	"rockpool/internal/orchestrator/driver/drivertest"
+	"rockpool/internal/orchestrator/model"
 )
 
 // filesOf is set where the build has access to files by descriptors.
@@ -34,4 +38,24 @@ func TestConformanceOfARealEngine(t *testing.T) {
 		Wrong:   map[string]any{"image": testImage, "privileged": true},
 		Names:   "privileged",
 	}))
+}
+
+// An engine that is too old for devices, and one that does not know these, say so; no container is left.
+func TestARealEngineWithoutTheDevices(t *testing.T) {
+	e := realEngine(t)
+	d := open(t, docker.Config{Endpoint: e.endpoint, Node: ident.New(), Files: filesOf})
+	t.Cleanup(func() {
+		if err := d.Detach(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	cfg := driver.TaskConfig{ID: ident.New() + ".task.1", StateDir: t.TempDir(), Emit: func(string) {}, Devices: []string{"vendor.test/thing=none"},
+		Task: &model.Task{Name: "task", Resources: model.Resources{MemoryMB: 32}, Config: map[string]any{"image": testImage, "command": "sleep", "args": []any{"infinity"}}}}
+	_, err := d.Start(t.Context(), cfg)
+	if !fault.Is(err, fault.Unsupported) || !strings.Contains(fault.Public(err), "gives no devices") && !strings.Contains(fault.Public(err), "does not know the devices") {
+		t.Errorf("%v", err)
+	}
+	if _, err := d.Recover(t.Context(), cfg); err == nil {
+		t.Error("a container was left")
+	}
 }

@@ -98,8 +98,8 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (_ driver.Tas
 	if err != nil {
 		return nil, err
 	}
-	if len(cfg.Resources.Devices) > 0 {
-		return nil, fault.New(fault.Unsupported, "driver %s: devices are not offered inside containers", Name)
+	if len(cfg.Resources.Devices) > 0 && len(cfg.Devices) == 0 {
+		return nil, fault.New(fault.Unsupported, "driver %s: this node has no names for the devices that the task was given (see the Container Device Interface)", Name)
 	}
 	if err := d.offersRuntime(ctx, c.runtime); err != nil {
 		return nil, err

@@ -114,6 +114,10 @@ func (d *Driver) explain(err error, what string) error {
 			"the Docker Engine at %s does not answer: start it, or set orchestrator.dockerengine to where it is", d.cfg.Endpoint)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fault.Wrap(fault.Unavailable, fmt.Errorf("%s: %w", what, err), "the Docker Engine at %s did not answer in time: %s", d.cfg.Endpoint, what)
+	case strings.Contains(err.Error(), `device driver "cdi"`): // as an engine says that has the feature turned off
+		return fault.Wrap(fault.Unsupported, fmt.Errorf("%s: %w", what, err), "the Docker Engine at %s gives no devices: use version 28.3 or newer, or set features.cdi in its daemon.json", d.cfg.Endpoint)
+	case strings.Contains(err.Error(), "CDI device injection failed"), strings.Contains(err.Error(), "unresolvable CDI devices"):
+		return fault.Wrap(fault.Unsupported, fmt.Errorf("%s: %w", what, err), "the Docker Engine at %s does not know the devices of this task: it needs their specification in /etc/cdi or /var/run/cdi", d.cfg.Endpoint)
 	case cerrdefs.IsPermissionDenied(err):
 		return fault.Wrap(fault.Forbidden, fmt.Errorf("%s: %w", what, err), "the Docker Engine at %s refused: %s", d.cfg.Endpoint, what)
 	}

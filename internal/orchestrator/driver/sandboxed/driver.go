@@ -15,6 +15,7 @@ import (
 	"rockpool/internal/fault"
 	"rockpool/internal/image"
 	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/driver/cdi"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/sandbox"
 )
@@ -37,7 +38,8 @@ type Config struct {
 	Runtime Runtime          // the native one, for tasks that ask for no other
 	Classes map[string]Class // OCI runtimes by the name that a task's configuration asks for; a stronger class of wall
 	Images  Images
-	CoreMHz int // clock of one core, to turn a task's CPU share into a hard limit; 0 = 1000
+	Devices func(names []string) (cdi.Grant, error) // what devices are made of; nil = none are given
+	CoreMHz int                                     // clock of one core, to turn a task's CPU share into a hard limit; 0 = 1000
 }
 
 // Class is a runtime that tasks can ask for by name.
@@ -216,6 +218,9 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (_ driver.Tas
 	if n := cfg.Network; n != nil {
 		spec.NetNS, spec.Hostname = n.NetNS, n.Hostname
 	}
+	if err := d.give(&spec, cfg); err != nil {
+		return nil, err
+	}
 	if c.runtime != "" {
 		cfg.Emit(fmt.Sprintf("Runs in %s %s", c.runtime, d.core.cfg.Classes[c.runtime].Version))
 	}
@@ -257,9 +262,23 @@ func (d *Driver) offered(cfg driver.TaskConfig) error {
 			return fault.New(fault.Unsupported, "driver %s: a directory of the node is shown inside for reading only: say read_only = true for %s", d.name, m.Target)
 		}
 	}
-	if len(cfg.Resources.Devices) > 0 {
-		return fault.New(fault.Unsupported, "driver %s: devices are not offered inside sandboxes", d.name)
+	if len(cfg.Resources.Devices) > 0 && len(cfg.Devices) == 0 || len(cfg.Devices) > 0 && d.core.cfg.Devices == nil {
+		return fault.New(fault.Unsupported, "driver %s: this node has no specification of the devices that the task was given (see the Container Device Interface)", d.name)
 	}
+	return nil
+}
+
+// give adds the devices of the allocation to what a sandbox is made of.
+func (d *Driver) give(spec *sandbox.Spec, cfg driver.TaskConfig) error {
+	if len(cfg.Devices) == 0 {
+		return nil
+	}
+	grant, err := d.core.cfg.Devices(cfg.Devices)
+	if err != nil {
+		return fmt.Errorf("give devices: %w", err)
+	}
+	grant.Apply(spec)
+	cfg.Emit("Has the devices " + strings.Join(cfg.Devices, ", "))
 	return nil
 }
 
