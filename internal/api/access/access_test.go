@@ -103,6 +103,7 @@ func TestFilesThatAreWrongAreRefusedWithTheReason(t *testing.T) {
 		"same name":        {one + "}\n- {name: a, token: " + secretB + ", scopes: [run]}\n", "two with the name"},
 		"same secret":      {one + "}\n- {name: b, token: " + secretA + ", scopes: [run]}\n", "the same secret"},
 		"bad name":         {strings.Replace(one, "name: a", `name: "a b"`, 1) + "}\n", "name: 1 to 64"},
+		"reserved name":    {strings.Replace(one, "name: a", "name: server.token", 1) + "}\n", "stands for the configuration's own"},
 		"negative":         {one + ", rate: -1}\n", "negative"},
 		"burst alone":      {one + ", burst: 3}\n", "needs a rate"},
 		"bad environment":  {one + ", environments: [-3]}\n", "-3 is not the id"},

@@ -80,6 +80,9 @@ type entry struct {
 // minSecret is how many characters a secret has at least.
 const minSecret = 16
 
+// Names of the configuration's own token, and of the caller where there is none.
+const ownName, openName = "server.token", "everyone"
+
 var tokenName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 // parse reads the file's content. plain reports whether a secret stands in it as it is.
@@ -124,6 +127,8 @@ func (e entry) token() (*Token, error) {
 	switch {
 	case !tokenName.MatchString(e.Name):
 		return nil, errors.New("name: 1 to 64 letters, digits, dots, hyphens and underscores are needed")
+	case e.Name == ownName || e.Name == openName: // what is kept by a token's name must not be shared with these
+		return nil, fmt.Errorf("name: %s stands for the configuration's own token or for none: choose another", e.Name)
 	case (e.Token == "") == (e.SHA256 == ""):
 		return nil, errors.New("either sha256 or token is needed: gateway token NAME makes both")
 	case e.Token != "" && len(e.Token) < minSecret:
@@ -179,7 +184,7 @@ func scopeNames() string {
 
 // single is the configuration's own token, which may do everything.
 func single(secret string) *Token {
-	t := &Token{Name: "server.token", sum: sha256.Sum256([]byte(secret)), scopes: map[auth.Scope]bool{}}
+	t := &Token{Name: ownName, sum: sha256.Sum256([]byte(secret)), scopes: map[auth.Scope]bool{}}
 	for _, s := range Scopes {
 		t.scopes[s] = true
 	}
@@ -189,7 +194,7 @@ func single(secret string) *Token {
 // everyone is the caller where no token is configured.
 func everyone() *Token {
 	t := single("")
-	t.Name = "everyone"
+	t.Name = openName
 	return t
 }
 
