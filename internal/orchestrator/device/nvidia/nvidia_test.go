@@ -236,6 +236,26 @@ func TestTheFirstCallHangs(t *testing.T) {
 	p.until("there is a GPU", found(1))
 }
 
+func TestTheWaitForEventsHangs(t *testing.T) {
+	w, child := inChild(t)
+	if !child {
+		return
+	}
+	w.gpus(1)
+	w.say("hang nvmlEventSetWait_v2", "1")
+	p := w.watch(w.config())
+	p.until("there is a GPU", found(1))
+	for range 2 { // the sessions after the first one wait for nothing
+		w.say("fail nvmlDeviceGetCount_v2", "1 0 9")
+		p.ill(uuid(0), "the driver is not loaded")
+		w.say("fail nvmlDeviceGetCount_v2", "")
+		p.ill(uuid(0), "")
+	}
+	w.say("hang nvmlEventSetWait_v2", "")         // it returns, and a new session hears again
+	w.say("xid 1", "0 48 -1", "xid 2", "0 48 -1") // the first one may go to the wait that was given up
+	p.ill(uuid(0), "XID 48")
+}
+
 func TestAnOldLibrary(t *testing.T) {
 	w, child := inChild(t, "-DOLD")
 	if !child {

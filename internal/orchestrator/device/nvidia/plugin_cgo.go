@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -28,9 +29,12 @@ type Plugin struct {
 	library *library
 
 	// Of the one Watch alone.
-	sick     map[string]string // what the driver has reported of an instance, by its id
-	strained map[string]int    // how often in a row a GPU was seen to be slowed down, at most slowFor
-	seen     map[string]*gpu   // GPUs of the look before, by UUID
+	sick      map[string]string // what the driver has reported of an instance, by its id
+	strained  map[string]int    // how often in a row a GPU was seen to be slowed down, at most slowFor
+	seen      map[string]*gpu   // GPUs of the look before, by UUID
+	listening <-chan struct{}   // closed when a wait for events has returned that did not in time; nil = there is none
+
+	begun atomic.Int32 // sessions that the library has begun and not ended; it counts them too
 
 	mu      sync.Mutex
 	report  device.Report
@@ -129,9 +133,24 @@ func (p *Plugin) session(ctx context.Context, tell func(device.Report)) (err err
 		return err
 	}
 	events := newEvents(l, p.cfg.Log)
+	free := func() bool { // nobody waits for the events of an earlier session
+		select {
+		case <-p.listening:
+			p.listening = nil
+		default:
+		}
+		return p.listening == nil
+	}
+	deaf := !free()
 	defer func() {
+		if !free() {
+			return // a session that somebody still waits in is not ended
+		}
 		if events.close() {
 			p.end(ctx)
+		} else {
+			p.listening = events.done
+			p.cfg.Log.Warn("the wait for events of NVIDIA's driver does not end; until it does, GPUs are only looked at from time to time")
 		}
 	}()
 	ticker := time.NewTicker(p.cfg.Poll)
@@ -141,8 +160,10 @@ func (p *Plugin) session(ctx context.Context, tell func(device.Report)) (err err
 		if err != nil {
 			return err
 		}
-		if err := events.subscribe(ctx, found.gpus); err != nil {
-			return err
+		if !deaf { // one that hangs is enough
+			if err := events.subscribe(ctx, found.gpus); err != nil {
+				return err
+			}
 		}
 		p.mu.Lock()
 		p.targets = found.targets
@@ -152,6 +173,8 @@ func (p *Plugin) session(ctx context.Context, tell func(device.Report)) (err err
 			select {
 			case x := <-events.xids:
 				again = p.heed(x, found)
+			case <-p.listening: // and the next session can hear again
+				return errAnew
 			case <-ticker.C:
 				again = true
 				if now := p.signature(); now != before || found.lost {
@@ -167,17 +190,28 @@ func (p *Plugin) session(ctx context.Context, tell func(device.Report)) (err err
 // begin is nvmlInit. That there are no GPUs is no error of it.
 func (p *Plugin) begin(ctx context.Context) error {
 	l := p.library
-	_, err := call(ctx, l, []string{"nvmlInit_v2", "nvmlInit"}, 6*p.cfg.CallTimeout, func() (none, nvml.Return) { return none{}, l.nvml.Init() })
+	_, err := call(ctx, l, []string{"nvmlInit_v2", "nvmlInit"}, 6*p.cfg.CallTimeout, func() (none, nvml.Return) {
+		code := l.nvml.Init()
+		if code == nvml.SUCCESS {
+			p.begun.Add(1)
+		}
+		return none{}, code
+	})
 	return err
 }
 
-// end is nvmlShutdown.
+// end is nvmlShutdown, as often as there was an nvmlInit.
 func (p *Plugin) end(ctx context.Context) {
 	l := p.library
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeWithin)
 	defer cancel()
-	if _, err := call(bounded, l, []string{"nvmlShutdown"}, closeWithin, func() (none, nvml.Return) { return none{}, l.nvml.Shutdown() }); err != nil {
-		p.cfg.Log.WithError(err).Warn("the session with NVIDIA's driver could not be ended")
+	for ; p.begun.Load() > 0; p.begun.Add(-1) {
+		if _, err := call(bounded, l, []string{"nvmlShutdown"}, closeWithin, func() (none, nvml.Return) { return none{}, l.nvml.Shutdown() }); err != nil {
+			p.cfg.Log.WithError(err).Warn("the session with NVIDIA's driver could not be ended")
+			if errors.Is(err, errHangs) {
+				return
+			}
+		}
 	}
 }
 
