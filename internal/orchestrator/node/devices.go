@@ -102,7 +102,21 @@ func (t *taskRunner) reserveDevices(cfg *driver.TaskConfig) error {
 		return err
 	}
 	maps.Copy(cfg.Env, env)
+	for _, d := range cfg.Resources.Devices {
+		for _, id := range d.DeviceIDs {
+			cfg.Devices = append(cfg.Devices, specified(d, id))
+		}
+	}
 	return nil
+}
+
+// specified is an instance's name in the Container Device Interface, whose vendors are domains: nvidia/gpu is nvidia.com/gpu there.
+func specified(d model.AllocatedDevice, id string) string {
+	vendor := d.Vendor
+	if !strings.Contains(vendor, ".") {
+		vendor += ".com"
+	}
+	return vendor + "/" + d.Type + "=" + id
 }
 
 // retakeDevices notes what a task has held since before this process, before anybody else can ask for it.

@@ -1,12 +1,15 @@
 package node_test
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"rockpool/internal/orchestrator/device/fake"
+	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/driver/mock"
 	"rockpool/internal/orchestrator/model"
 )
 
@@ -113,6 +116,30 @@ func TestADeviceThatIsIllIsNotTaken(t *testing.T) {
 		after(time.Second)
 		if all := m.events("first"); m.server.status("first") == model.ClientRunning || !mention(all, "it is too hot") {
 			t.Errorf("it is %s, its events are %q", m.server.status("first"), all)
+		}
+	})
+}
+
+// seeing notes the devices that tasks are started with.
+type seeing struct {
+	*mock.Driver
+	devices *[]string
+}
+
+func (s seeing) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task, error) {
+	*s.devices = cfg.Devices
+	return s.Driver.Start(ctx, cfg)
+}
+
+func TestTheDriverIsGivenTheInstancesByTheirSpecifiedNames(t *testing.T) {
+	withGPUs(t, func(t *testing.T, m *machine) {
+		var got []string
+		m.facade = seeing{m.driver, &got}
+		m.restart()
+		m.server.place(holding("one", config{}, "gpu-1", "gpu-3"))
+		m.expect("one", model.ClientRunning)
+		if want := []string{"nvidia.com/gpu=gpu-1", "nvidia.com/gpu=gpu-3"}; !slices.Equal(got, want) {
+			t.Errorf("got %q", got)
 		}
 	})
 }
