@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -59,15 +60,29 @@ var matrix = []struct{ section, statement, tests string }{
 	{"7", "PUT and DELETE", "gateway.TestPoolsFollowTheirSize gateway.TestAChangedEnvironmentReplacesIdleAndDrainsUsedRunners gateway.TestAnImageIsPinnedByDigest gateway.TestAnEnvironmentThatCannotBePlacedLeavesTheOldOne"},
 	{"7", "fetch", "gateway.TestFetchReadsTheCluster"},
 	{"8", "pools and health", "gateway.TestPoolsFollowTheirSize gateway.TestHealthNamesDepletingPools gateway.TestAClaimWaitsForAStartingRunner gateway.TestAPoolOfNoneIsEmpty"},
-	{"11", "signals, readiness", "gateway.TestAnOrderlyStopTellsItsSessions e2e.TestRestart"},
+	{"9", "objects: names, groups, meta, ports; what Poseidon made is taken over and can be given back", "standin.TestAClusterOfPoseidon nomad.TestNamesOfJobs nomad.TestClaimsAreReadFromTheJob " +
+		"nomad.TestAnEnvironmentSurvivesItsJob gateway.TestMappedPorts"},
+	{"9", "execution in the cluster, on each release of it", "standin.TestTheGatewayOnEveryRelease standin.TestCommandsRunAsTheContractSays standin.TestAnExitCodeIsNeverInvented"},
+	{"9.1", "events", "nomad.TestWhatAllocationsMeanForTheirRunner standin.TestHowRunsEndOnNomad gateway.TestADeadRunnerIsGoneAndReplaced"},
+	{"9.1", "gaps, indexes that go back", "standin.TestTheEventStreamIsNotBelievedToBeWhole gateway.TestAfterABrokenStreamThePoolsAreCompared"},
+	{"9.2", "recovery", "gateway.TestRestartKeepsUsedAndIdleRunners gateway.TestRequestsWaitForRecovery e2e.TestRestart"},
+	{"10", "keys, their defaults, aliases and precedence", "config.TestTheExampleNamesEveryKeyWithItsDefault config.TestTheEnvironmentWinsOverTheFile"},
+	{"10", "what is wrong ends the start", "config.TestAllProblemsAreListedTogether e2e.TestWrongConfigurationIsListedWhole"},
+	{"11", "signals, readiness", "gateway.TestAnOrderlyStopTellsItsSessions gateway.TestAStopLetsExecutionsFinish gateway.TestAStopEndsWhatDoesNotFinish e2e.TestRestart"},
+	{"11", "systemd: sockets, watchdog", "gateway.TestSystemdHandsSocketsOver gateway.TestNoSocketIsFatal gateway.TestTheWatchdogTrustsOurOwnAuthority"},
+	{"11", "the log", "gateway.TestTheLogHoldsNeitherSecretsNorWhatProgramsRead"},
+	{"12", "points: measurements, tags, fields, creation and deletion", "gateway.TestPointsAreThoseOfTheContract gateway.TestTheCensusAddsUp influx.TestPointsArriveAsLines"},
+	{"12", "a database in trouble", "influx.TestAnInfluxDBInTroubleCostsOnlyPoints"},
 	{"14", "texts and numbers", "gateway.TestTheContractByteForByte session.TestTheSchemaHasTheFieldsOfTheMessages"},
 	{"15", "departures: 3 single quotes, 12 public URL, 15 empty lists, 18 statistics during a deletion", "gateway.TestOddRequestsOfExecutions api.TestWebSocketURLs gateway.TestEveryDocumentedStatus gateway.TestStatisticsDuringADeletion"},
+	{"16", "take-over: environments, claims and their timeouts, ports, ids; the same keys are written back", "standin.TestAClusterOfPoseidon nomad.TestClaimsAreReadFromTheJob gateway.TestMappedPorts"},
 	{"16", "take-over: nothing is answered too early", "gateway.TestRequestsWaitForRecovery gateway.TestRestartKeepsUsedAndIdleRunners"},
 }
 
 func TestTheMatrixNamesTestsThatExist(t *testing.T) {
 	found := map[string]bool{}
-	for name, dir := range map[string]string{"gateway": ".", "api": "../api", "session": "../api/session", "files": "../runner/files", "contract": "../../tests/contract", "e2e": "../../tests/e2e"} {
+	for name, dir := range map[string]string{"gateway": ".", "api": "../api", "session": "../api/session", "files": "../runner/files", "contract": "../../tests/contract", "e2e": "../../tests/e2e",
+		"nomad": "../nomad", "standin": "../nomad/standin", "config": "../config", "influx": "../metrics/influx"} {
 		all, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
 		if err != nil {
 			t.Fatal(err)
@@ -84,11 +99,20 @@ func TestTheMatrixNamesTestsThatExist(t *testing.T) {
 			}
 		}
 	}
+	proven := map[string]bool{}
 	for _, row := range matrix {
+		section, _, _ := strings.Cut(row.section, ".")
+		proven[section] = true
 		for test := range strings.FieldsSeq(row.tests) {
 			if !found[test] {
 				t.Errorf("section %s, %s: there is no %s", row.section, row.statement, test)
 			}
+		}
+	}
+	const sections, cloud = 16, 13 // of another back end, which there is none of here
+	for n := 1; n <= sections; n++ {
+		if n != cloud && !proven[strconv.Itoa(n)] {
+			t.Errorf("no row is about section %d", n)
 		}
 	}
 }

@@ -85,11 +85,27 @@ func New(cfg config.Config, embedded Embedded, log logging.Logger) (*Gateway, er
 func (g *Gateway) pools() map[int]metrics.PoolState {
 	all := map[int]metrics.PoolState{}
 	if m := g.stats.Load(); m != nil {
-		for id, s := range m.AllStats() {
-			all[int(id)] = metrics.PoolState{Wanted: s.Size, Idle: s.Idle, Starting: s.Starting, Used: s.Used}
+		for id := range m.AllStats() {
+			if r, ok := m.Report(id, false); ok {
+				all[int(id)] = poolState(r, time.Now())
+			}
 		}
 	}
 	return all
+}
+
+// poolState is a report in figures.
+func poolState(r runner.Report, now time.Time) metrics.PoolState {
+	s := metrics.PoolState{
+		Wanted: r.Size, Idle: r.Idle, Starting: r.Starting, Used: r.Used, Waiting: r.Waiting, HitRate: r.Hits.Share, FailedStarts: r.Failures.Count,
+	}
+	if !r.Failures.Retry.IsZero() {
+		s.Retry = max(r.Failures.Retry.Sub(now), 0)
+	}
+	if r.Automatic != nil {
+		s.Automatic, s.Min, s.Max = true, r.Spec.Min, r.Spec.Max
+	}
+	return s
 }
 
 // Addr is where the API listens.

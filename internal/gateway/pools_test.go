@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -98,6 +99,13 @@ func TestAPoolTellsWhyItsRunnersDoNotStart(t *testing.T) {
 		t.Errorf("got %+v %+v", p, p.Failures)
 	}
 	h.want("POST", "/runners", `{"executionEnvironmentId":10}`, 500, "course/none:1")
+	figures := h.want("GET", "/rockpool/metrics", "", 200, "rockpool")
+	if failed, hits := value(figures, `rockpool_gateway_pool_failed_starts{environment="10"}`), value(figures, `rockpool_gateway_pool_hit_rate{environment="10"}`); failed != "1" || hits != "0" {
+		t.Errorf("the figures tell of %q failed starts and a hit rate of %q", failed, hits)
+	}
+	if left, err := strconv.ParseFloat(value(figures, `rockpool_gateway_pool_retry_seconds{environment="10"}`), 64); err != nil || left < 0 {
+		t.Errorf("%v s to the next try, %v", left, err)
+	}
 }
 
 func TestAPoolTellsThatItsRunnersCannotBePlaced(t *testing.T) {
@@ -159,6 +167,7 @@ func TestAClaimWaitsInTheQueue(t *testing.T) {
 		answered <- body
 	}()
 	h.eventually("it waits", func() bool { return h.look("10").Queue.Waiting == 1 })
+	h.want("GET", "/rockpool/metrics", "", 200, `rockpool_gateway_pool_waiting_claims{environment="10"} 1`)
 	h.eventually("a runner is starting", func() bool { return len(h.cluster.Jobs("10-")) == 1 })
 	h.cluster.Hold(false)
 	if body := <-answered; !strings.Contains(body, "runnerId") {
@@ -257,6 +266,10 @@ func TestASizeThatFollowsTheClaimsIsKeptInTheTemplate(t *testing.T) {
 	}
 	h.want("GET", "/execution-environments/10", "", 200, `"poolSizeMin":1,"poolSizeMax":6`)
 	h.want("GET", "/statistics/execution-environments", "", 200, `"prewarmingPoolSize":2`)
+	figures := h.want("GET", "/rockpool/metrics", "", 200, "rockpool")
+	if least, most := value(figures, `rockpool_gateway_pool_min_runners{environment="10"}`), value(figures, `rockpool_gateway_pool_max_runners{environment="10"}`); least != "1" || most != "6" {
+		t.Errorf("the figures tell of a size from %q to %q", least, most)
+	}
 	// Four at once need four: the statistics say what is wanted now, the definition stays what was put.
 	var wg sync.WaitGroup
 	for range 4 {

@@ -15,7 +15,42 @@ import (
 const MaxEnvironments = 500
 
 // PoolState is what is told of one environment's pool when somebody looks.
-type PoolState struct{ Wanted, Idle, Starting, Used int }
+type PoolState struct {
+	Wanted, Idle, Starting, Used int
+	FailedStarts                 int           // in a row
+	Retry                        time.Duration // until the next start is tried; 0 = none is held back
+	Waiting                      int           // claims in the queue
+	HitRate                      float64       // share of the claims that were served at once, lately
+	Automatic                    bool          // the size follows the claims, between
+	Min, Max                     int
+}
+
+// add takes another pool into one that stands for several. The hit rate of all of them is not that of any: the worst is kept.
+func (p *PoolState) add(q PoolState) {
+	*p = PoolState{
+		Wanted: p.Wanted + q.Wanted, Idle: p.Idle + q.Idle, Starting: p.Starting + q.Starting, Used: p.Used + q.Used,
+		FailedStarts: p.FailedStarts + q.FailedStarts, Retry: max(p.Retry, q.Retry), Waiting: p.Waiting + q.Waiting, HitRate: min(p.HitRate, q.HitRate),
+		Automatic: p.Automatic || q.Automatic, Min: p.Min + q.Min, Max: p.Max + q.Max,
+	}
+}
+
+// poolGauges are the figures of each pool. A pool of a fixed size has none of those that are of automatic ones alone.
+var poolGauges = []struct {
+	name, help string
+	automatic  bool
+	value      func(PoolState) float64
+}{
+	{"pool_wanted_runners", "Idle runners that a pool shall have.", false, func(p PoolState) float64 { return float64(p.Wanted) }},
+	{"pool_idle_runners", "Idle runners.", false, func(p PoolState) float64 { return float64(p.Idle) }},
+	{"pool_starting_runners", "Runners that are being started.", false, func(p PoolState) float64 { return float64(p.Starting) }},
+	{"pool_used_runners", "Runners that are claimed.", false, func(p PoolState) float64 { return float64(p.Used) }},
+	{"pool_failed_starts", "Starts in a row that failed; 0 once one works.", false, func(p PoolState) float64 { return float64(p.FailedStarts) }},
+	{"pool_retry_seconds", "Time until a start is tried again after failed ones; 0 = none is held back.", false, func(p PoolState) float64 { return p.Retry.Seconds() }},
+	{"pool_waiting_claims", "Claims that wait in the queue.", false, func(p PoolState) float64 { return float64(p.Waiting) }},
+	{"pool_hit_rate", "Share of the claims that were served at once, lately; 1 when there was none.", false, func(p PoolState) float64 { return p.HitRate }},
+	{"pool_min_runners", "Least size of a pool whose size follows the claims.", true, func(p PoolState) float64 { return float64(p.Min) }},
+	{"pool_max_runners", "Largest size of a pool whose size follows the claims.", true, func(p PoolState) float64 { return float64(p.Max) }},
+}
 
 // Gateway holds the figures of a gateway, for Prometheus. Labels take values of the code, and ids of environments in bounded number; no runner, token or
 // path is one. It is safe for concurrent use.
@@ -45,7 +80,7 @@ type Gateway struct {
 	points     *prometheus.CounterVec
 	reloads    *prometheus.CounterVec
 	pools      func() map[int]PoolState
-	poolSeries [4]*prometheus.Desc
+	poolSeries []*prometheus.Desc // of poolGauges
 }
 
 // Buckets in seconds: of what takes milliseconds when all is well, and of what a program takes.
@@ -95,11 +130,8 @@ func NewGateway(pools func() map[int]PoolState) *Gateway {
 	g.gaps = counter("cluster_event_gaps_total", "Times that the event stream broke and everything was listed again.").WithLabelValues()
 	g.points = counter("influxdb_points_total", "Points for InfluxDB by result: written, dropped (no room), expired, refused.", "result")
 	g.reloads = counter("reloads_total", "Reloads of certificates and tokens by result: ok, failed.", "result")
-	for i, p := range []struct{ name, help string }{
-		{"pool_wanted_runners", "Idle runners that a pool shall have."}, {"pool_idle_runners", "Idle runners."},
-		{"pool_starting_runners", "Runners that are being started."}, {"pool_used_runners", "Runners that are claimed."},
-	} {
-		g.poolSeries[i] = prometheus.NewDesc(space+"_"+p.name, p.help, []string{"environment"}, nil)
+	for _, p := range poolGauges {
+		g.poolSeries = append(g.poolSeries, prometheus.NewDesc(space+"_"+p.name, p.help, []string{"environment"}, nil))
 	}
 	for _, reason := range []string{"token", "scope", "rate", "quota", "executions", "connections"} {
 		g.denied.WithLabelValues(reason)
@@ -216,10 +248,12 @@ func (c poolCollector) Describe(ch chan<- *prometheus.Desc) {
 }
 
 func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
-	other, more := PoolState{}, false
+	other, more := PoolState{HitRate: 1}, false
 	send := func(label string, p PoolState) {
-		for i, n := range []int{p.Wanted, p.Idle, p.Starting, p.Used} {
-			ch <- prometheus.MustNewConstMetric(c.g.poolSeries[i], prometheus.GaugeValue, float64(n), label)
+		for i, gauge := range poolGauges {
+			if p.Automatic || !gauge.automatic {
+				ch <- prometheus.MustNewConstMetric(c.g.poolSeries[i], prometheus.GaugeValue, gauge.value(p), label)
+			}
 		}
 	}
 	for id, p := range c.g.pools() {
@@ -229,7 +263,7 @@ func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
 			continue
 		}
 		more = true
-		other = PoolState{other.Wanted + p.Wanted, other.Idle + p.Idle, other.Starting + p.Starting, other.Used + p.Used}
+		other.add(p)
 	}
 	if more {
 		send("other", other)
