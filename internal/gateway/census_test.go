@@ -1,13 +1,22 @@
 package gateway
 
 import (
+	"compress/gzip"
+	"context"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"pgregory.net/rapid"
 
 	"rockpool/internal/environment"
+	"rockpool/internal/logging"
+	"rockpool/internal/metrics/influx"
 	"rockpool/internal/runner"
 	"rockpool/internal/runner/pool"
 )
@@ -105,5 +114,56 @@ func TestStartsAreMeasured(t *testing.T) {
 	}
 	if got := c.all(nil, time.Unix(4, 0)); len(got) != 1 || got[0].began || got[0].stand != idle {
 		t.Errorf("one that a listing lacks: %+v", got)
+	}
+}
+
+// Idle runners and executions are told each minute, used runners each hour. The points have no id.
+func TestTheCountsOfEachMinuteAndHour(t *testing.T) {
+	var lines []string
+	db := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := gzip.NewReader(r.Body)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		text, err := io.ReadAll(body)
+		if err != nil {
+			t.Error(err)
+		}
+		lines = strings.Fields(strings.NewReplacer("poseidon_", "\nposeidon_", " ", "/").Replace(string(text)))
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	defer db.Close()
+	written := func(hourly bool) []string {
+		t.Helper()
+		told := newTelemetry(nil, "", logging.Discard())
+		told.envs = map[environment.ID]bool{1: true, 2: true}
+		for _, id := range []string{"1-a", "1-b", "1-c"} {
+			told.census.see(runner.Seen{Observed: pool.Observed{ID: id, Env: 1, State: pool.Ready}}, time.Unix(1, 0))
+		}
+		told.census.claimed("1-c", time.Unix(2, 0))
+		told.ExecutionStored(1, "1-c", "x")
+		told.ExecutionStored(1, "1-c", "y")
+		told.points = influx.New(influx.Options{URL: db.URL, Organization: "o", Bucket: "b", Stage: "test", Count: func(string, int) {}, Log: logging.Discard()})
+		told.count(time.Unix(0, 42), hourly)
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		lines = nil
+		if err := told.points.Run(ended); err != nil { // it writes what is left
+			t.Fatal(err)
+		}
+		slices.Sort(lines)
+		return lines
+	}
+	minute := []string{
+		"poseidon_nomad_executions,environment_id=1,event_type=periodically,runner_id=1-c,stage=test/count=2i/42",
+		"poseidon_nomad_idle_runners,environment_id=1,event_type=periodically,stage=test/count=2i/42",
+		"poseidon_nomad_idle_runners,environment_id=2,event_type=periodically,stage=test/count=0i/42",
+	}
+	if got := written(false); !slices.Equal(got, minute) {
+		t.Errorf("each minute: %q", got)
+	}
+	if got, want := written(true), append(minute, "poseidon_used_runners,event_type=periodically,stage=test/count=1i/42"); !slices.Equal(got, want) {
+		t.Errorf("each hour: %q", got)
 	}
 }

@@ -71,7 +71,7 @@ var matrix = []struct{ section, statement, tests string }{
 	{"11", "signals, readiness", "gateway.TestAnOrderlyStopTellsItsSessions gateway.TestAStopLetsExecutionsFinish gateway.TestAStopEndsWhatDoesNotFinish e2e.TestRestart"},
 	{"11", "systemd: sockets, watchdog", "gateway.TestSystemdHandsSocketsOver gateway.TestNoSocketIsFatal gateway.TestTheWatchdogTrustsOurOwnAuthority"},
 	{"11", "the log", "gateway.TestTheLogHoldsNeitherSecretsNorWhatProgramsRead"},
-	{"12", "points: measurements, tags, fields, creation and deletion", "gateway.TestPointsAreThoseOfTheContract gateway.TestTheCensusAddsUp influx.TestPointsArriveAsLines"},
+	{"12", "points: measurements, tags, fields, event types", "gateway.TestPointsAreThoseOfTheContract gateway.TestTheCensusAddsUp gateway.TestTheCountsOfEachMinuteAndHour influx.TestPointsArriveAsLines"},
 	{"12", "a database in trouble", "influx.TestAnInfluxDBInTroubleCostsOnlyPoints"},
 	{"14", "texts and numbers", "gateway.TestTheContractByteForByte session.TestTheSchemaHasTheFieldsOfTheMessages"},
 	{"15", "departures: 3 single quotes, 12 public URL, 15 empty lists, 18 statistics during a deletion", "gateway.TestOddRequestsOfExecutions api.TestWebSocketURLs gateway.TestEveryDocumentedStatus gateway.TestStatisticsDuringADeletion"},
