@@ -184,10 +184,12 @@ func outcome(code int, err error, stdout *proof, proofs []*proof) (int, error) {
 		return 0, fault.New(fault.Internal, "the program could not be started: %s", reason)
 	}
 	told, proved := exitOf(end)
+	silent := true // our shell told of no exit; the reader of the FIFO may have told that it saw its end
 	for _, p := range proofs {
 		end, _ := p.state()
 		_, ok := exitOf(end)
 		proved = proved && ok
+		silent = silent && !ok && !p.inside
 	}
 	switch {
 	case proved && err == nil && code != told:
@@ -198,8 +200,8 @@ func outcome(code int, err error, stdout *proof, proofs []*proof) (int, error) {
 		return 0, err
 	case !began:
 		return 0, fault.New(fault.Internal, "the program could not be started (code %d): %s", code, stdout.complaint())
-	case code >= 128:
-		return code, nil // our shell was killed together with the program, by what the code says; of 128 the engine knows more
+	case silent && (code == 137 || code == 128):
+		return code, nil // our shell was killed together with the program, so nothing could be proved; of 128 the engine knows more
 	}
 	return 0, fault.Wrap(fault.Unavailable, errNoExitCode, "the program ended with %d, but its output was cut off", code)
 }
