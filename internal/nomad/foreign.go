@@ -85,15 +85,7 @@ func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.
 		fifo = fmt.Sprintf("/tmp/stderr_%d.fifo", time.Now().UnixNano())
 	}
 	mark := c.markOf(spec.ID)
-	var env []string
-	for _, name := range slices.Sorted(maps.Keys(spec.Env)) {
-		env = append(env, name+"="+spec.Env[name])
-	}
-	streams := ""
-	if !spec.TTY {
-		streams = "deaf"
-	}
-	argv, err := marked(mark, fifo, userOf(spec.Privileged), streams, append(env, "/bin/bash", "-c", spec.Command)...)
+	argv, err := scripted(mark, fifo, spec)
 	if err != nil {
 		return 0, err
 	}
@@ -112,6 +104,29 @@ func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.
 		return 0, err
 	}
 	return code, nil
+}
+
+// scripted is the argv that runs the command of spec.
+func scripted(mark, fifo string, spec execution.Spec) ([]string, error) {
+	var env []string
+	for _, name := range slices.Sorted(maps.Keys(spec.Env)) {
+		env = append(env, name+"="+spec.Env[name])
+	}
+	streams := ""
+	if !spec.TTY {
+		streams = "deaf"
+	}
+	return marked(mark, fifo, userOf(spec.Privileged), streams, append(env, "/bin/bash", "-c", spec.Command)...)
+}
+
+// Fits says why a command and its environment cannot be passed on, as Exec would: elsewhere than natively they share one argument with a script.
+func (c *Client) Fits(r execution.Request) error {
+	if c.Native() {
+		return nil
+	}
+	const fifo = "/tmp/stderr_0000000000000000000.fifo" // as long as any
+	_, err := scripted(c.markOf(""), fifo, execution.Spec{Command: r.Command, Env: r.Environ(), Privileged: r.Privileged, TTY: r.TTY})
+	return err
 }
 
 // proven runs both execs of a command until its exit code is certain or is lost.

@@ -258,9 +258,15 @@ func TestWhatCannotBePassedOnIsRefused(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, standin.Options{})
 	for _, command := range []string{strings.Repeat("x", 130<<10), "a\x00b"} {
+		if err := r.client.Fits(execution.Request{Command: command, TTY: true}); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%.10q: fits: %v", command, err)
+		}
 		if got := r.exec(terminal(command), ""); !fault.Is(got.failure, fault.Invalid) {
 			t.Errorf("%.10q: %+v", command, got)
 		}
+	}
+	if err := r.client.Fits(execution.Request{Command: ": " + strings.Repeat("x", 120<<10), TTY: true}); err != nil {
+		t.Errorf("a long one: %v", err)
 	}
 	if got := r.exec(terminal(": "+strings.Repeat("x", 120<<10)+"; exit 5"), ""); got.code != 5 || got.failure != nil {
 		t.Errorf("a long one: %+v", got)
