@@ -40,6 +40,7 @@ type Options struct {
 	Version              string // empty = there is no release
 	MaxExecutions        int    // that run or wait to be begun, of one runner and in all; 0 = no bound
 	MaxExecutionsInAll   int
+	Fits                 func(execution.Request) error // says what of a command cannot be passed on; nil = all can be
 	Watch                Watch
 	Metrics              http.Handler // figures for Prometheus
 	Gateways             Gateways     // nil = this one is alone

@@ -132,6 +132,11 @@ func (a *API) execute(ctx context.Context, _ auth.Identity, r executeRequest) (d
 	if err := req.Validate(); err != nil {
 		return dto.Execution{}, err
 	}
+	if a.opts.Fits != nil {
+		if err := a.opts.Fits(req); err != nil {
+			return dto.Execution{}, err
+		}
+	}
 	if k := b.Reattach; k != nil {
 		var err error
 		if req.Keep, err = execution.NewKeep(k.BufferBytes, k.GraceSeconds, k.Acknowledge); err != nil {

@@ -26,7 +26,11 @@ type resident struct {
 }
 
 // census keeps count of runners as the cluster shows them, for figures alone: it decides nothing. It is pure; telemetry holds its lock.
-type census struct{ runners map[string]*resident }
+type census struct {
+	runners map[string]*resident
+	idles   map[environment.ID]int // how many of runners are idle; none is 0
+	useds   int                    // how many of them are used
+}
 
 // change is that a runner began or ceased to count as something.
 type change struct {
@@ -39,7 +43,9 @@ type change struct {
 	failed  bool          // it ended before it was ready
 }
 
-func newCensus() *census { return &census{runners: map[string]*resident{}} }
+func newCensus() *census {
+	return &census{runners: map[string]*resident{}, idles: map[environment.ID]int{}}
+}
 
 // created says that a runner is being registered here.
 func (c *census) created(id string, env environment.ID, now time.Time) {
@@ -82,6 +88,8 @@ func (c *census) move(id string, r *resident, to stand, now time.Time) (changes 
 		return nil
 	}
 	r.stand = to
+	c.add(from, r.env, -1)
+	c.add(to, r.env, 1)
 	if from == idle {
 		changes = append(changes, change{id: id, env: r.env, stand: idle, count: c.count(idle, r.env)})
 	}
@@ -99,6 +107,7 @@ func (c *census) gone(id string) []change {
 		return nil
 	}
 	delete(c.runners, id)
+	c.add(r.stand, r.env, -1)
 	if r.stand == starting {
 		return []change{{id: id, env: r.env, failed: true}}
 	}
@@ -120,11 +129,22 @@ func (c *census) all(list []runner.Seen, now time.Time) (changes []change) {
 	return changes
 }
 
-func (c *census) count(s stand, env environment.ID) (n int) {
-	for _, r := range c.runners {
-		if r.stand == s && (s == used || r.env == env) {
-			n++
+// add keeps the counts, so that a change costs the same however many runners there are.
+func (c *census) add(s stand, env environment.ID, n int) {
+	switch s {
+	case idle:
+		if c.idles[env] += n; c.idles[env] == 0 {
+			delete(c.idles, env)
 		}
+	case used:
+		c.useds += n
 	}
-	return n
+}
+
+// count is how many are idle in env, or used anywhere.
+func (c *census) count(s stand, env environment.ID) int {
+	if s == used {
+		return c.useds
+	}
+	return c.idles[env]
 }

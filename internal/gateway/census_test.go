@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -89,6 +90,18 @@ func TestTheCensusAddsUp(t *testing.T) {
 				}
 				take(c.all([]runner.Seen{s}, now))
 			}
+			there, usedThere := map[environment.ID]int{}, 0 // by counting
+			for _, r := range c.runners {
+				switch r.stand {
+				case idle:
+					there[r.env]++
+				case used:
+					usedThere++
+				}
+			}
+			if !maps.Equal(there, c.idles) || usedThere != c.useds {
+				t.Fatalf("there are %v idle and %d used, kept are %v and %d", there, usedThere, c.idles, c.useds)
+			}
 			for env, n := range idles {
 				if got := c.count(idle, env); got != n {
 					t.Fatalf("%d are idle in %d, the changes say %d", got, env, n)
@@ -165,5 +178,33 @@ func TestTheCountsOfEachMinuteAndHour(t *testing.T) {
 	}
 	if got, want := written(true), append(minute, "poseidon_used_runners,event_type=periodically,stage=test/count=1i/42"); !slices.Equal(got, want) {
 		t.Errorf("each hour: %q", got)
+	}
+}
+
+// BenchmarkTheCensus is the cost of one change among so many runners, and of a first listing of them.
+func BenchmarkTheCensus(b *testing.B) {
+	for _, n := range []int{100, 10_000} {
+		list := make([]runner.Seen, n)
+		for i := range list {
+			list[i] = runner.Seen{Observed: pool.Observed{ID: fmt.Sprintf("1-%d", i), Env: 1, State: pool.Ready}}
+		}
+		b.Run(fmt.Sprintf("change/%d", n), func(b *testing.B) {
+			c := newCensus()
+			c.all(list, time.Unix(0, 0))
+			one := runner.Seen{Observed: pool.Observed{ID: "1-x", Env: 1, State: pool.Ready}}
+			for b.Loop() {
+				c.see(one, time.Unix(1, 0))
+				if got := c.gone(one.ID); got[0].count != n {
+					b.Fatalf("%+v", got)
+				}
+			}
+		})
+		b.Run(fmt.Sprintf("listing/%d", n), func(b *testing.B) {
+			for b.Loop() {
+				if got := newCensus().all(list, time.Unix(0, 0)); got[n-1].count != n {
+					b.Fatalf("%+v", got[n-1])
+				}
+			}
+		})
 	}
 }

@@ -284,13 +284,22 @@ func TestEachCallThatFailsIsSaid(t *testing.T) {
 	h.want("GET", "/health", "", 204, "")
 }
 
+// What no program can be told is refused before anything is stored.
+func TestACommandThatIsTooLongIsRefused(t *testing.T) {
+	h, id := with(t)
+	code, body, _ := h.do("POST", "/runners/"+id+"/execute", `{"command":"`+strings.Repeat("x", 128<<10)+`"}`)
+	if code != 400 || !strings.Contains(body, "at most ") || !strings.Contains(body, "put it into a file") {
+		t.Errorf("got %d %s", code, body)
+	}
+}
+
 // Executions that are never connected are bounded, and the answer says what to do.
 func TestExecutionsThatAreNeverConnectedAreBounded(t *testing.T) {
 	h, id := with(t)
-	command := strings.Repeat("x", 900<<10)
+	command := strings.Repeat("x", 120<<10)
 	for n := 0; ; n++ {
 		code, body, _ := h.do("POST", "/runners/"+id+"/execute", `{"command":"`+command+`"}`)
-		if code == 200 && n < 20 {
+		if code == 200 && n < 200 {
 			continue
 		}
 		if want := fmt.Sprintf("%d executions of this runner were never begun: connect to their WebSockets, or take another runner", n); code != 400 || !strings.Contains(body, want) {

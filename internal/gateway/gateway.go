@@ -165,6 +165,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		ForbidSingleQuote: server.ForbidSingleQuote, CopyModificationTime: server.CopyModificationTime, Version: Version(),
 		ReattachBuffer: int64(server.ReattachBuffer) << 20,
 		MaxExecutions:  int(server.Limits.ExecutionsPerRunner), MaxExecutionsInAll: int(server.Limits.Executions),
+		Fits:  cluster.Fits,
 		Watch: g.telemetry, Metrics: g.telemetry.figures.Handler(), Gateways: several.gateways(), GatewayTLS: several.tls,
 	}, envs, runners, engine, cluster, ready, g.log)
 

@@ -22,7 +22,8 @@ type definitions struct {
 	feed TemplateFeed // nil = nobody wants to know
 
 	mu   sync.Mutex
-	at   map[environment.ID]uint64 // the latest change that was told, or made here
+	at   map[environment.ID]uint64 // the latest change that was told, or made here, of environments that are there
+	past uint64                    // what is older was heard of, also of those that are gone
 	busy map[environment.ID]int    // changes of our own that are under way
 	late map[environment.ID]func() // the last one that came meanwhile
 }
@@ -42,7 +43,9 @@ func (d *definitions) change(id environment.ID) (done func(index uint64)) {
 	return func(index uint64) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.at[id] = max(d.at[id], index)
+		if index > 0 {
+			d.at[id] = max(d.at[id], index)
+		}
 		if d.busy[id]--; d.busy[id] > 0 {
 			return
 		}
@@ -60,7 +63,9 @@ func (d *definitions) event(id environment.ID, kind string, index uint64, data j
 	if kind == "JobDeregistered" || kind == "JobBatchDeregistered" {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.tell(id, index, nil)
+		if index >= d.past {
+			d.tell(id, index, nil)
+		}
 		return nil
 	}
 	var p payload
@@ -72,7 +77,9 @@ func (d *definitions) event(id environment.ID, kind string, index uint64, data j
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.tell(id, *p.Job.JobModifyIndex, p.Job)
+	if *p.Job.JobModifyIndex >= d.past {
+		d.tell(id, *p.Job.JobModifyIndex, p.Job)
+	}
 	return nil
 }
 
@@ -82,12 +89,16 @@ func (d *definitions) tell(id environment.ID, index uint64, job *api.Job) {
 		if index <= d.at[id] {
 			return
 		}
-		again := d.at[id] > 0
-		d.at[id] = index
+		_, again := d.at[id]
 		if job == nil || (job.Stop != nil && *job.Stop) {
-			d.feed.Gone(id)
+			d.past = max(d.past, index) // the events come in their order
+			delete(d.at, id)
+			if again {
+				d.feed.Gone(id)
+			}
 			return
 		}
+		d.at[id] = index
 		d.feed.Seen(settingsOf(job, id), again)
 	}
 	if d.busy[id] > 0 {
@@ -116,4 +127,5 @@ func (d *definitions) all(templates map[string]*api.Job, index uint64) {
 			d.tell(id, index, nil)
 		}
 	}
+	d.past = max(d.past, index)
 }

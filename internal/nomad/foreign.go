@@ -85,15 +85,7 @@ func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.
 		fifo = fmt.Sprintf("/tmp/stderr_%d.fifo", time.Now().UnixNano())
 	}
 	mark := c.markOf(spec.ID)
-	var env []string
-	for _, name := range slices.Sorted(maps.Keys(spec.Env)) {
-		env = append(env, name+"="+spec.Env[name])
-	}
-	streams := ""
-	if !spec.TTY {
-		streams = "deaf"
-	}
-	argv, err := marked(mark, fifo, userOf(spec.Privileged), streams, append(env, "/bin/bash", "-c", spec.Command)...)
+	argv, err := scripted(mark, fifo, spec)
 	if err != nil {
 		return 0, err
 	}
@@ -112,6 +104,29 @@ func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.
 		return 0, err
 	}
 	return code, nil
+}
+
+// scripted is the argv that runs the command of spec.
+func scripted(mark, fifo string, spec execution.Spec) ([]string, error) {
+	var env []string
+	for _, name := range slices.Sorted(maps.Keys(spec.Env)) {
+		env = append(env, name+"="+spec.Env[name])
+	}
+	streams := ""
+	if !spec.TTY {
+		streams = "deaf"
+	}
+	return marked(mark, fifo, userOf(spec.Privileged), streams, append(env, "/bin/bash", "-c", spec.Command)...)
+}
+
+// Fits says why a command and its environment cannot be passed on, as Exec would: elsewhere than natively they share one argument with a script.
+func (c *Client) Fits(r execution.Request) error {
+	if c.Native() {
+		return nil
+	}
+	const fifo = "/tmp/stderr_0000000000000000000.fifo" // as long as any
+	_, err := scripted(c.markOf(""), fifo, execution.Spec{Command: r.Command, Env: r.Environ(), Privileged: r.Privileged, TTY: r.TTY})
+	return err
 }
 
 // proven runs both execs of a command until its exit code is certain or is lost.
@@ -184,10 +199,12 @@ func outcome(code int, err error, stdout *proof, proofs []*proof) (int, error) {
 		return 0, fault.New(fault.Internal, "the program could not be started: %s", reason)
 	}
 	told, proved := exitOf(end)
+	silent := true // our shell told of no exit; the reader of the FIFO may have told that it saw its end
 	for _, p := range proofs {
 		end, _ := p.state()
 		_, ok := exitOf(end)
 		proved = proved && ok
+		silent = silent && !ok && !p.inside
 	}
 	switch {
 	case proved && err == nil && code != told:
@@ -198,8 +215,8 @@ func outcome(code int, err error, stdout *proof, proofs []*proof) (int, error) {
 		return 0, err
 	case !began:
 		return 0, fault.New(fault.Internal, "the program could not be started (code %d): %s", code, stdout.complaint())
-	case code >= 128:
-		return code, nil // our shell was killed together with the program, by what the code says; of 128 the engine knows more
+	case silent && (code == 137 || code == 128):
+		return code, nil // our shell was killed together with the program, so nothing could be proved; of 128 the engine knows more
 	}
 	return 0, fault.Wrap(fault.Unavailable, errNoExitCode, "the program ended with %d, but its output was cut off", code)
 }

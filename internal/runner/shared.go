@@ -2,6 +2,9 @@ package runner
 
 import (
 	"context"
+	"maps"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -165,7 +168,7 @@ func (m *Manager) Expired(id string) {
 // Find is Lookup that asks the cluster once for what is not known: another gateway may have handed it out a moment ago.
 func (m *Manager) Find(ctx context.Context, id string) (*Runner, error) {
 	r, err := m.Lookup(id)
-	if err == nil || m.opts.Shared == nil || !ident.ValidName(id) { // a path may say anything, of any length: it is neither asked for nor kept
+	if err == nil || m.opts.Shared == nil || !possible(id) {
 		return r, err
 	}
 	m.mu.Lock()
@@ -192,6 +195,13 @@ func (m *Manager) Find(ctx context.Context, id string) (*Runner, error) {
 	return m.Lookup(id)
 }
 
+// possible reports whether id has the form of runner ids, <environment>-<UUID>. Nothing else is worth a question or a place in memory.
+func possible(id string) bool {
+	env, unique, ok := strings.Cut(id, "-")
+	_, err := strconv.ParseUint(env, 10, 63)
+	return ok && err == nil && len(env) <= maxEnvDigits && ident.Valid(unique)
+}
+
 var errStopping = fault.New(fault.Unavailable, "the gateway is stopping")
 
 // ask looks one runner up in the cluster, after a pause that keeps to the rate.
@@ -200,7 +210,14 @@ func (m *Manager) ask(a *ask, id string, wait time.Duration) {
 		m.asks.end(a, id, false, fault.New(fault.Unavailable, "too many runners are asked for that nobody knows: try again"))
 		return
 	}
-	time.Sleep(wait)
+	pause := time.NewTimer(wait)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+	case <-m.over:
+		m.asks.end(a, id, false, errStopping)
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTime)
 	defer cancel()
 	seen, ok, err := m.opts.Shared.Find(ctx, id)
@@ -228,6 +245,8 @@ const (
 	maxAskWait  = 2 * time.Second
 	refusedTime = time.Second // an answer that there is none holds that long
 	maxRefused  = 4096        // of those are kept
+
+	maxEnvDigits = 19 // of an environment's number
 )
 
 // asks are the questions under way. The same is asked once at a time.
@@ -235,6 +254,7 @@ type asks struct {
 	mu      sync.Mutex
 	running map[string]*ask
 	refused map[string]time.Time // until when
+	swept   time.Time            // when refused was last rid of what is over
 	next    time.Time
 }
 
@@ -275,12 +295,23 @@ func (s *asks) end(a *ask, id string, found bool, err error) {
 	delete(s.running, id)
 	a.err = err
 	if err == nil && !found {
+		now := time.Now()
+		s.forget(now)
 		if len(s.refused) >= maxRefused {
 			clear(s.refused)
 		}
-		s.refused[id] = time.Now().Add(refusedTime)
+		s.refused[id] = now.Add(refusedTime)
 	}
 	close(a.done)
+}
+
+// forget drops the answers that hold no longer, at most once per refusedTime. The lock is held.
+func (s *asks) forget(now time.Time) {
+	if now.Before(s.swept.Add(refusedTime)) {
+		return
+	}
+	s.swept = now
+	maps.DeleteFunc(s.refused, func(_ string, until time.Time) bool { return !now.Before(until) })
 }
 
 // gone takes in that a runner's job is no more, which an answer on its way does not know.

@@ -277,29 +277,69 @@ func TestARunnerThatIsNotKnownIsLookedUpOnce(t *testing.T) {
 	})
 }
 
-// What no runner can be called is not asked for, and not kept: a stranger's path may be as long as a header.
-func TestWhatIsNoIdOfARunnerIsNotAskedFor(t *testing.T) {
-	var calls atomic.Int32
-	o := &others{idle: -1, alive: map[string]bool{"other": true}}
+// What cannot be a runner's id is refused without a question, however long it is.
+func TestWhatIsNoRunnerIDIsNotAskedFor(t *testing.T) {
+	const uuid = "0c9f8fd2-c5ff-11f0-8de9-0242ac120002"
+	var calls atomic.Int64
 	find := func(context.Context, string) (runner.Seen, bool, error) {
 		calls.Add(1)
 		return runner.Seen{}, false, nil
 	}
-	among(t, 0, o, find, func(t *testing.T, m *runner.Manager, _ *cluster) {
+	among(t, 0, &others{idle: -1}, find, func(t *testing.T, m *runner.Manager, _ *cluster) {
 		settle(time.Second)
-		for _, id := range []string{strings.Repeat("1", 60<<10), "../10-a", "10-a?namespace=other", "10-a/allocations", "10 a", "\x00"} {
+		for _, id := range []string{"", "1", "1-", "-" + uuid, "x-" + uuid, "+1-" + uuid, "1-" + uuid + "x", "1--" + uuid, "1-{" + uuid + "}", "template-1",
+			uuid, "1-" + strings.Repeat("a", 60<<10), strings.Repeat("0", 60<<10) + "1-" + uuid, "99999999999999999999-" + uuid} {
 			if _, err := m.Find(t.Context(), id); !fault.Is(err, fault.Gone) {
-				t.Errorf("%.20q: got %v", id, err)
+				t.Errorf("%.60q: %v", id, err)
 			}
 		}
 		if n := calls.Load(); n != 0 {
-			t.Errorf("the cluster was asked %d times", n)
+			t.Errorf("%d questions", n)
 		}
+		if _, err := m.Find(t.Context(), "1-"+uuid); !fault.Is(err, fault.Gone) || calls.Load() != 1 {
+			t.Errorf("a possible one: %v after %d questions", err, calls.Load())
+		}
+	})
+}
+
+// Questions that wait for their turn end with the gateway and are not asked.
+func TestQuestionsEndWithTheGateway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var calls atomic.Int64
+		find := func(context.Context, string) (runner.Seen, bool, error) {
+			calls.Add(1)
+			return runner.Seen{}, false, nil
+		}
+		c := &cluster{there: map[string]runner.Seen{}}
+		shared := &runner.Shared{Others: &others{idle: -1}, Find: find}
+		m := runner.NewManager(c, runner.Options{Limits: pool.DefaultLimits(), Shared: shared}, logging.Discard())
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg, asking sync.WaitGroup
+		wg.Go(func() { _ = m.Run(ctx) })
+		settle(time.Second)
+		var stopped atomic.Int64
+		for i := range 250 { // 100 are asked at once, the others wait for up to 1.5 s
+			asking.Go(func() {
+				if _, err := m.Find(context.Background(), fmt.Sprintf("1-%08x-c5ff-11f0-8de9-0242ac120002", i)); fault.Is(err, fault.Unavailable) {
+					stopped.Add(1)
+				}
+			})
+		}
+		settle(0)
+		asked, began := calls.Load(), time.Now()
+		cancel()
+		wg.Wait()
+		asking.Wait()
+		if d := time.Since(began); d > 0 || calls.Load() != asked || stopped.Load() != 250-asked {
+			t.Errorf("stopping took %v, %d more were asked, %d of %d were told so", d, calls.Load()-asked, stopped.Load(), 250-asked)
+		}
+		c.tasks.Wait()
 	})
 }
 
 // News of a runner's end that overtakes the answer to a question is the last word.
 func TestAnAnswerDoesNotReviveWhatIsGone(t *testing.T) {
+	const asked = "1-0c9f8fd2-c5ff-11f0-8de9-0242ac120002"
 	o := &others{idle: -1, alive: map[string]bool{"other": true}}
 	find := func(_ context.Context, id string) (runner.Seen, bool, error) {
 		time.Sleep(time.Second)
@@ -307,8 +347,8 @@ func TestAnAnswerDoesNotReviveWhatIsGone(t *testing.T) {
 	}
 	among(t, 0, o, find, func(t *testing.T, m *runner.Manager, c *cluster) {
 		settle(time.Second)
-		time.AfterFunc(500*time.Millisecond, func() { c.feed.Gone("1-a") })
-		if _, err := m.Find(t.Context(), "1-a"); !fault.Is(err, fault.Gone) {
+		time.AfterFunc(500*time.Millisecond, func() { c.feed.Gone(asked) })
+		if _, err := m.Find(t.Context(), asked); !fault.Is(err, fault.Gone) {
 			t.Errorf("got %v", err)
 		}
 	})

@@ -1,12 +1,14 @@
 package standin
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -32,6 +34,8 @@ type ExecFault struct {
 	Exit  int
 	// Cut loses what was written last, as Nomad does since 1.9.
 	Cut bool
+	// Lose has these streams lose the record of the end.
+	Lose []string
 	// NoEOF keeps the end of stdin from the program, as 1.9.0 does.
 	NoEOF bool
 	// Hold stops the output until the channel is closed.
@@ -134,6 +138,9 @@ func (r *run) output(stream string, data []byte) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if i := bytes.LastIndexByte(data, 0x1e); i >= 0 && slices.Contains(r.fault.Lose, stream) && bytes.Contains(data[i:], []byte(":exit:")) {
+		data = data[:i]
+	}
 	r.write(map[string]any{stream: map[string]any{"data": data}})
 	r.sent += len(data)
 	if r.fault.Close != 0 && r.fault.After > 0 && r.sent >= r.fault.After {

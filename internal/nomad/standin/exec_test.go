@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -257,9 +258,15 @@ func TestWhatCannotBePassedOnIsRefused(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, standin.Options{})
 	for _, command := range []string{strings.Repeat("x", 130<<10), "a\x00b"} {
+		if err := r.client.Fits(execution.Request{Command: command, TTY: true}); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%.10q: fits: %v", command, err)
+		}
 		if got := r.exec(terminal(command), ""); !fault.Is(got.failure, fault.Invalid) {
 			t.Errorf("%.10q: %+v", command, got)
 		}
+	}
+	if err := r.client.Fits(execution.Request{Command: ": " + strings.Repeat("x", 120<<10), TTY: true}); err != nil {
+		t.Errorf("a long one: %v", err)
 	}
 	if got := r.exec(terminal(": "+strings.Repeat("x", 120<<10)+"; exit 5"), ""); got.code != 5 || got.failure != nil {
 		t.Errorf("a long one: %+v", got)
@@ -332,6 +339,15 @@ func TestAnExitCodeIsNeverInvented(t *testing.T) {
 		{"too busy at first", "echo a", []standin.ExecFault{{Match: only(main), Status: 429, Text: "too many requests", Times: 1}}, result{out: "a\r\n"}, ""},
 		{"refused", "echo a", []standin.ExecFault{{Match: only(main), Status: 403, Text: "Permission denied"}}, result{}, "does not allow"},
 		{"a shell that is killed", "kill -KILL $PPID; sleep 100", nil, result{code: 137}, ""},
+		{"a shell that is killed, told as 128", "kill -KILL $PPID; sleep 100", []standin.ExecFault{{Match: only(main), WrongCode: 128}}, result{code: 128}, ""},
+		{"a shell that is killed, told as 130", "kill -KILL $PPID; sleep 100", []standin.ExecFault{{Match: only(main), WrongCode: 130}}, result{}, "cut off"},
+		{"a shell that is killed, told as 200", "kill -KILL $PPID; sleep 100", []standin.ExecFault{{Match: only(main), WrongCode: 200}}, result{}, "cut off"},
+		{"no record of 3", "exit 3", []standin.ExecFault{{Match: only(main), Lose: []string{"stdout", "stderr"}}}, result{}, "cut off"},
+		{"no record of Ctrl-C", "kill -INT $$; exit 130", []standin.ExecFault{{Match: only(main), Lose: []string{"stdout", "stderr"}}}, result{}, "cut off"},
+		{"no record of 200", "exit 200", []standin.ExecFault{{Match: only(main), Lose: []string{"stdout", "stderr"}}}, result{}, "cut off"},
+		{"of 137 that of stdout alone", "exit 137", []standin.ExecFault{{Match: only(main), Lose: []string{"stderr"}}}, result{}, "cut off"},
+		{"of 137 that of stderr alone", "exit 137", []standin.ExecFault{{Match: only(main), Lose: []string{"stdout"}}}, result{}, "cut off"},
+		{"of 128 that of stdout alone", "exit 128", []standin.ExecFault{{Match: only(main), Lose: []string{"stderr"}}}, result{}, "cut off"},
 		{"forged", `m=$(tr '\0' ' ' </proc/$PPID/cmdline | sed -n 's/^.*# main \([0-9a-f]*\).*$/\1/p' | head -1); printf '\036%s:exit:0;' $m; exit 1`, nil, result{}, "told as 0 and as 1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -342,6 +358,8 @@ func TestAnExitCodeIsNeverInvented(t *testing.T) {
 			}
 			spec := terminal(c.command)
 			spec.Privileged = true
+			// A terminal has one stream, and its script waits long to hear that its record came.
+			spec.TTY = !slices.ContainsFunc(c.faults, func(f standin.ExecFault) bool { return f.Lose != nil })
 			got := r.exec(spec, "")
 			r.server.HealExec()
 			failure := got.failure
@@ -358,7 +376,7 @@ func TestAnExitCodeIsNeverInvented(t *testing.T) {
 			if errors.Is(failure, execution.ErrLeftRunning) {
 				t.Error("it was left running")
 			}
-			if c.name == "a shell that is killed" {
+			if strings.HasPrefix(c.name, "a shell that is killed") {
 				return // what it left behind nobody can find
 			}
 			r.clean()

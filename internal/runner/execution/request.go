@@ -2,6 +2,7 @@ package execution
 
 import (
 	"cmp"
+	"maps"
 	"regexp"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,14 @@ type Keep struct {
 	Acks  bool          // the client acknowledges: more output waits. Otherwise it pushes out what was sent before
 }
 
+// Environ is what the program's environment is told: that which was asked for, and that CodeOcean's programs look for.
+func (r Request) Environ() map[string]string {
+	env := make(map[string]string, len(r.Env)+1)
+	maps.Copy(env, r.Env)
+	env["CODEOCEAN"] = "true"
+	return env
+}
+
 // Bounds of Keep, and what stands for a value that is not given.
 const (
 	MinKeepBytes, DefaultKeepBytes, MaxKeepBytes = 64 << 10, 256 << 10, 16 << 20
@@ -49,11 +58,20 @@ func NewKeep(bytes, graceSeconds int, acks bool) (Keep, error) {
 
 var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-// Validate refuses names that no environment can hold.
+// maxArgument is the longest argument, and the longest variable with its name, that Linux hands to a program: in bytes, without the NUL that ends it.
+const maxArgument = 128<<10 - 1
+
+// Validate refuses what no program can be told: names that no environment can hold, and what is too long.
 func (r Request) Validate() error {
-	for name := range r.Env {
+	if n := len(r.Command); n > maxArgument {
+		return fault.New(fault.Invalid, "the command takes %d bytes, at most %d can be passed on: put it into a file", n, maxArgument)
+	}
+	for name, value := range r.Env {
 		if !envName.MatchString(name) {
 			return fault.New(fault.Invalid, "the name of an environment variable must match [A-Za-z_][A-Za-z0-9_]*: %q", name)
+		}
+		if n := len(name) + len("=") + len(value); n > maxArgument {
+			return fault.New(fault.Invalid, "the environment variable %.64s takes %d bytes, at most %d can be passed on: put it into a file", name, n, maxArgument)
 		}
 	}
 	return nil

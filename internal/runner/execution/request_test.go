@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"rockpool/internal/fault"
 	"rockpool/internal/runner/execution"
 )
 
@@ -30,6 +31,24 @@ func TestWhatWaitsIsBounded(t *testing.T) {
 		}
 		if _, err := s.Put(r); err != nil {
 			t.Errorf("%s: there is room again, but: %v", name, err)
+		}
+	}
+}
+
+func TestWhatNoProgramCanBeToldIsRefused(t *testing.T) {
+	longest := strings.Repeat("x", 128<<10-1)
+	for name, c := range map[string]struct {
+		r    execution.Request
+		want string
+	}{
+		"the longest":         {execution.Request{Command: longest, Env: map[string]string{"A": longest[2:]}}, ""},
+		"a longer command":    {execution.Request{Command: longest + "x"}, "the command takes 131072 bytes, at most 131071"},
+		"a longer variable":   {execution.Request{Env: map[string]string{"A": longest[1:]}}, "A takes 131072 bytes, at most 131071"},
+		"a variable's number": {execution.Request{Env: map[string]string{"1": ""}}, "must match"},
+	} {
+		err := c.r.Validate()
+		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || !fault.Is(err, fault.Invalid)) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -103,12 +103,7 @@ func (e *Engine) Run(ctx context.Context, at Place, id string, req Request, c Cl
 	result := make(chan ended, 1)
 	flow := &flow{limit: e.OutputLimit, over: func() { flood(ErrOutputLimit) }}
 	stdout, stderr := &valve{ctx: ctx.Done(), flow: flow, to: c.Stdout}, &valve{ctx: ctx.Done(), flow: flow, to: c.Stderr}
-	env := map[string]string{}
-	for k, v := range req.Env {
-		env[k] = v
-	}
-	env["CODEOCEAN"] = "true"
-	spec := Spec{ID: id, Command: req.Command, Env: env, Privileged: req.Privileged, TTY: req.TTY, SplitStderr: e.SplitStderr || !req.TTY,
+	spec := Spec{ID: id, Command: req.Command, Env: req.Environ(), Privileged: req.Privileged, TTY: req.TTY, SplitStderr: e.SplitStderr || !req.TTY,
 		OutputLimit: e.OutputLimit}
 	if req.TimeLimit != 0 {
 		spec.TimeLimit = max(req.TimeLimit, 0) + Grace + nodeTime
