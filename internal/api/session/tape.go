@@ -36,6 +36,7 @@ type tape struct {
 	reader  *link // the connection that takes; nil while there is none
 	first   int64 // number of the oldest message held
 	sent    int64 // number of the next message that reader gets
+	brought int64 // number of the first message whose sending has not ended well
 	held    [][]byte
 	bytes   int
 	refuses bool // output comes too late
@@ -77,7 +78,7 @@ func (t *tape) full(n int) bool {
 	}
 	for len(t.held) > 0 && t.bytes+n+messageCost > t.keep {
 		// Whether a broken connection has brought what was sent, nobody knows: then it stays.
-		if t.acks || t.reader == nil || t.sent == t.first {
+		if t.acks || t.reader == nil || t.brought <= t.first {
 			return true
 		}
 		t.drop(t.first + 1)
@@ -138,7 +139,7 @@ func (t *tape) attach(l *link, offset int64) error {
 	case offset > t.next():
 		return fault.New(fault.Invalid, "the offset %d lies behind the %d messages that there are", offset, t.next())
 	}
-	t.reader, t.sent, t.told = l, offset, t.input
+	t.reader, t.sent, t.brought, t.told = l, offset, offset, t.input
 	t.drop(offset) // that is what the client has
 	return nil
 }
@@ -158,6 +159,10 @@ func (t *tape) detach(l *link) {
 func (t *tape) take(l *link) (m []byte, last bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.reader == l && t.brought != t.sent { // whoever asks for more has sent what it took before
+		t.brought = t.sent
+		t.changed.Broadcast()
+	}
 	for {
 		switch {
 		case t.reader != l:
