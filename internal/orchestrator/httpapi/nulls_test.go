@@ -78,7 +78,7 @@ func TestNoPartOfABodyBreaksAServer(t *testing.T) {
 	w := newWorld(t)
 	token := w.management(t)
 	node := fmt.Sprintf(`{"ID":%q,"SecretID":%q,"Name":"n","Datacenter":"dc1","NodePool":"p","NodeClass":"c","Attributes":{"x":"1","network.bridge":"1","kernel.name":"linux"},"Meta":{"a":"b"},
-		"Resources":{"CPU":1000,"Cores":2,"MemoryMB":1000,"DiskMB":1000,"Devices":[{"Vendor":"nvidia","Type":"gpu","Name":"n","Attributes":{"x":"1"},"Instances":[{"ID":"i","Healthy":true}]}]},
+		"Resources":{"CPU":1000,"Cores":2,"MemoryMB":1000,"DiskMB":1000,"Devices":[{"Vendor":"nvidia","Type":"gpu","Name":"n","Attributes":{"x":{"Kind":1,"Int":1,"Unit":""}},"Instances":[{"ID":"i","Healthy":true}]}]},
 		"Drivers":{"mock":{"Detected":true,"Healthy":true,"Attributes":{"a":"b"}}},"HostVolumes":{"s":{"Path":"/x","ReadOnly":true}},"Status":"ready"}`, w.node, nodeSecret)
 	report := fmt.Sprintf(`[{"ID":%q,"ClientStatus":"running","TaskStates":{"t":{"State":"running","Restarts":1,"Events":[{"Type":"Started","Details":{"a":"b"}}]}},
 		"NetworkStatus":{"Address":"10.0.0.1","DNS":{"Servers":["x"]}},"Health":{"Healthy":true,"Timestamp":1}}]`, w.alloc)
