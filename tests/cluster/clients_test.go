@@ -233,7 +233,7 @@ func runner(marker, id, claim string) *api.Job {
 		ID: new(id), Type: new("batch"), Datacenters: []string{"dc1"},
 		TaskGroups: []*api.TaskGroup{
 			{
-				Name: new("run"), Count: new(1), RestartPolicy: &api.RestartPolicy{Attempts: new(0), Mode: new("fail")},
+				Name: new("run"), Count: new(1), EphemeralDisk: &api.EphemeralDisk{SizeMB: new(10)}, RestartPolicy: &api.RestartPolicy{Attempts: new(0), Mode: new("fail")},
 				ReschedulePolicy: &api.ReschedulePolicy{Attempts: new(0), Unlimited: new(false)},
 				Tasks: []*api.Task{{
 					Name: "t", Driver: "docker",
@@ -242,7 +242,7 @@ func runner(marker, id, claim string) *api.Job {
 				}},
 			},
 			{
-				Name: new("keep"), Count: new(0), Meta: map[string]string{"claim": claim},
+				Name: new("keep"), Count: new(0), EphemeralDisk: &api.EphemeralDisk{SizeMB: new(10)}, Meta: map[string]string{"claim": claim},
 				Tasks: []*api.Task{{Name: "t", Driver: "docker", Config: map[string]any{"image": "host", "command": "true"}}},
 			},
 		},

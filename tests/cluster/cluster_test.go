@@ -80,6 +80,9 @@ func TestNothingAcknowledgedIsLost(t *testing.T) {
 	err := eventually(ctx, 20*time.Second, func() error { return c.judge(ctx, []*api.Client{g.client(g.servers[0])}) })
 	if err != nil {
 		t.Error(err)
+		for _, job := range []string{"c0-", "c1-"} {
+			t.Log(g.story(job))
+		}
 	}
 	if err := eventually(ctx, 15*time.Second, g.equal); err != nil {
 		t.Error(err)
@@ -294,6 +297,29 @@ func (g *group) equal() error {
 		}
 	}
 	return nil
+}
+
+// story is what each server says of the jobs that begin so: their evaluations and allocations.
+func (g *group) story(prefix string) string {
+	var lines []string
+	for _, a := range g.servers {
+		q := &api.QueryOptions{AllowStale: true}
+		evals, _, err := g.client(a).Evaluations().List(q)
+		lines = append(lines, fmt.Sprintf("%s: %v", a.name, err))
+		for _, e := range evals {
+			if strings.HasPrefix(e.JobID, prefix) && e.Status != "complete" {
+				lines = append(lines, fmt.Sprintf("  evaluation %s of %s: %s %s %q at %d", e.ID[:8], e.JobID, e.TriggeredBy, e.Status, e.StatusDescription, e.ModifyIndex))
+			}
+		}
+		allocs, meta, err := g.client(a).Allocations().List(q)
+		lines = append(lines, fmt.Sprintf("  %v %+v", err, meta))
+		for _, l := range allocs {
+			if strings.HasPrefix(l.JobID, prefix) {
+				lines = append(lines, fmt.Sprintf("  allocation %s of %s: %s %s on %s at %d, created at %d", l.ID[:8], l.JobID, l.DesiredStatus, l.ClientStatus, l.NodeName, l.ModifyIndex, l.CreateIndex))
+			}
+		}
+	}
+	return strings.Join(lines, "\n")
 }
 
 // eventually asks until there is no error, or the time is over.
