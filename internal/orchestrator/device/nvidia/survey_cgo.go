@@ -45,6 +45,7 @@ type target struct {
 	sample device.Sample // without figures
 	gpu    nvml.Device
 	part   nvml.Device // nil = the instance is a whole GPU
+	shared bool        // others use the GPU at the same time
 }
 
 // survey is all that one look has found.
@@ -99,7 +100,7 @@ func (p *Plugin) survey(ctx context.Context) (survey, error) {
 			if u.handle == nil || g.handle == nil {
 				continue
 			}
-			t := target{sample: device.Sample{Vendor: Vendor, Type: Type, Name: u.name, ID: u.id}, gpu: g.handle}
+			t := target{sample: device.Sample{Vendor: Vendor, Type: Type, Name: u.name, ID: u.id}, gpu: g.handle, shared: u.attributes["share"] == model.TextOf("slot")}
 			if u.instance != nil {
 				t.part = u.handle
 			}
