@@ -106,7 +106,7 @@ func bus(i int) string { return fmt.Sprintf("00000000:%02X:00.0", 0x3b+i) }
 
 func kernelBus(i int) string { return fmt.Sprintf("0000:%02x:00.0", 0x3b+i) }
 
-func uuid(i int) string { return fmt.Sprintf("GPU-0000-%d", i) }
+func uuid(i int) string { return fmt.Sprintf("GPU-00000000-0000-4000-8000-%012d", i) }
 
 // gpus makes n equal ones.
 func (w *world) gpus(n int) {

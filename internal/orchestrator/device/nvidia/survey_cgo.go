@@ -3,7 +3,6 @@
 package nvidia
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -149,8 +148,7 @@ func (p *Plugin) look(r *reader, index int) (*gpu, error) {
 	g := &gpu{uuid: uuid, handle: h}
 	g.name, _ = get(r, h.GetName, "nvmlDeviceGetName")
 	if pci, ok := get(r, h.GetPciInfo, "nvmlDeviceGetPciInfo_v3", "nvmlDeviceGetPciInfo_v2", "nvmlDeviceGetPciInfo"); ok {
-		end := bytes.IndexByte(pci.BusId[:], 0)
-		g.bus = string(pci.BusId[:max(end, 0)])
+		g.bus = busText(pci.BusId[:])
 		g.numa = p.numa(g.bus)
 	}
 	attributes, memory := r.attributes(h)
@@ -303,6 +301,18 @@ func (p *Plugin) numa(bus string) *int {
 	return &n
 }
 
+// busText is a text of C up to its end.
+func busText(text []int8) string {
+	var b strings.Builder
+	for _, c := range text {
+		if c == 0 {
+			break
+		}
+		b.WriteByte(byte(c))
+	}
+	return b.String()
+}
+
 // kernelBus is a PCI bus id as the kernel writes it: 0000:3b:00.0 for 00000000:3B:00.0.
 func kernelBus(bus string) string {
 	domain, rest, _ := strings.Cut(strings.ToLower(bus), ":")
@@ -341,7 +351,7 @@ func link(r *reader, gpus []*gpu) {
 			if !ok {
 				continue
 			}
-			if other := byBus[kernelBus(string(pci.BusId[:max(bytes.IndexByte(pci.BusId[:], 0), 0)]))]; other != nil {
+			if other := byBus[kernelBus(busText(pci.BusId[:]))]; other != nil {
 				peers[g][other.uuid] = true
 			} else {
 				onSwitch = true

@@ -154,6 +154,21 @@ nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *v) {
 nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t d, char *v, unsigned int size) { DEVICE(d); return text(d, "uuid", v, size) ? NVML_SUCCESS : NVML_ERROR_UNKNOWN; }
 nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t d, char *v, unsigned int size) { DEVICE(d); return text(d, "name", v, size) ? NVML_SUCCESS : NVML_ERROR_UNKNOWN; }
 
+nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *d) {
+    char value[128];
+    int i, j;
+    READY();
+    for (i = 0; i < count; i++)
+        for (j = 0; j <= PARTS; j++) {
+            d->handle = &devices[present[i]][j];
+            if (text(*d, "uuid", value, sizeof value) && !strcmp(value, uuid)) return NVML_SUCCESS;
+        }
+    return NVML_ERROR_NOT_FOUND;
+}
+
+nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t d, unsigned int *n) { DEVICE(d); *n = d.handle->gpu; return NVML_SUCCESS; }
+nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t d, unsigned int *n) { unsigned int i; DEVICE(d); for (i = 0; present[i] != d.handle->gpu; i++) {} *n = i; return NVML_SUCCESS; }
+
 nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t d, nvmlPciInfo_t *p) {
     DEVICE(d);
     memset(p, 0, sizeof *p);
@@ -266,6 +281,9 @@ nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t d, unsigned int i,
     return text(*part, "uuid", value, sizeof value) ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
 }
 
+nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t d, unsigned int *is) { DEVICE(d); *is = d.handle->part >= 0; return NVML_SUCCESS; }
+nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t d, nvmlDevice_t *whole) { DEVICE(d); whole->handle = &devices[d.handle->gpu][0]; return NVML_SUCCESS; }
+nvmlReturn_t nvmlDeviceGetComputeInstanceId(nvmlDevice_t d, unsigned int *id) { DEVICE(d); *id = 0; return NVML_SUCCESS; }
 nvmlReturn_t nvmlDeviceGetGpuInstanceId(nvmlDevice_t d, unsigned int *id) { NUMBER(d, "instance", *id); }
 
 nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t d, unsigned int link, nvmlEnableState_t *v) {
