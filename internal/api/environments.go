@@ -107,7 +107,7 @@ func environmentOut(e environment.Environment) dto.Environment {
 	return dto.Environment{
 		ID: int(e.ID), PrewarmingPoolSize: e.PoolSize, CPULimit: e.CPULimit, MemoryLimit: e.MemoryLimit,
 		Image: e.Image, NetworkAccess: e.NetworkAccess, ExposedPorts: ports,
-		NetworkEgress: e.Egress, Runtime: e.Runtime, PoolSizeMin: e.PoolSizeMin, PoolSizeMax: e.PoolSizeMax,
+		NetworkEgress: e.Egress, Runtime: e.Runtime, Devices: devicesOut(e.Devices), PoolSizeMin: e.PoolSizeMin, PoolSizeMax: e.PoolSizeMax,
 	}
 }
 
@@ -157,7 +157,7 @@ func (a *API) putEnvironment(ctx context.Context, _ auth.Identity, r putRequest)
 	created, err := a.envs.Put(ctx, environment.Environment{
 		ID: environment.ID(r.ID), PoolSize: b.PrewarmingPoolSize, CPULimit: b.CPULimit, MemoryLimit: b.MemoryLimit,
 		Image: b.Image, NetworkAccess: b.NetworkAccess, ExposedPorts: b.ExposedPorts,
-		Egress: b.NetworkEgress, Runtime: b.Runtime, PoolSizeMin: *least, PoolSizeMax: *most,
+		Egress: b.NetworkEgress, Runtime: b.Runtime, Devices: devicesIn(b.Devices), PoolSizeMin: *least, PoolSizeMax: *most,
 	}, b.PoolSizeMin == nil && b.PoolSizeMax == nil)
 	if kind := fault.KindOf(err); err != nil && kind != fault.Unavailable && kind != fault.Invalid { // only what is beyond the contract is invalid here
 		err = coded(fmt.Errorf("provision environment %d: %w", r.ID, err), dto.CodeUnknown)

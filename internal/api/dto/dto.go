@@ -12,6 +12,7 @@ type Environment struct {
 	ExposedPorts       []uint16 `json:"exposedPorts"`
 	NetworkEgress      []string `json:"networkEgress,omitempty"`
 	Runtime            string   `json:"runtime,omitempty"`
+	Devices            []Device `json:"devices,omitempty"`
 	PoolSizeMin        uint     `json:"poolSizeMin,omitempty"`
 	PoolSizeMax        uint     `json:"poolSizeMax,omitempty"`
 }
@@ -26,6 +27,7 @@ type EnvironmentRequest struct {
 	ExposedPorts       []uint16 `json:"exposedPorts"`
 	NetworkEgress      []string `json:"networkEgress,omitempty"`
 	Runtime            string   `json:"runtime,omitempty"`
+	Devices            []Device `json:"devices,omitempty"`
 	PoolSizeMin        *uint    `json:"poolSizeMin,omitempty"` // null in both = as they are, while prewarmingPoolSize stays
 	PoolSizeMax        *uint    `json:"poolSizeMax,omitempty"`
 }
