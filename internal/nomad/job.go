@@ -131,6 +131,9 @@ func (c *Client) derive(e environment.Environment, id string, pull bool) (*api.J
 	task.Resources.MemoryMaxMB = new(int(e.MemoryLimit))
 	if e.Runtime != "" {
 		task.Config["runtime"] = e.Runtime
+		if !c.Native() && task.Driver == "docker" { // our own nodes see to it themselves
+			task.Constraints = append(task.Constraints, &api.Constraint{LTarget: "${attr.driver.docker.runtimes}", Operand: "set_contains", RTarget: e.Runtime})
+		}
 	}
 	if len(e.Devices) > 0 {
 		askFor(e.Devices, holderOf(job, id))
