@@ -63,14 +63,23 @@ func (a *API) version(context.Context, auth.Identity, endpoint.None) (string, er
 }
 
 func (a *API) statistics(_ context.Context, caller auth.Identity, _ endpoint.None) (map[string]dto.Statistics, error) {
+	list, _ := a.envs.List(context.Background(), false) // from memory: cannot fail
+	devices := map[environment.ID][]environment.Device{}
+	for _, e := range list {
+		devices[e.ID] = e.Devices
+	}
 	out := map[string]dto.Statistics{}
 	for id, s := range a.runners.AllStats() {
 		if !maySee(caller, id) {
 			continue
 		}
-		out[strconv.Itoa(int(id))] = dto.Statistics{
-			ID: int(id), PrewarmingPoolSize: uint(s.Size), IdleRunners: uint(s.Idle), UsedRunners: uint(s.Used),
+		one := dto.Statistics{
+			ID: int(id), PrewarmingPoolSize: uint(s.Size), IdleRunners: uint(s.Idle), UsedRunners: uint(s.Used), Devices: devicesOut(devices[id]),
 		}
+		if s.Short {
+			one.PossibleRunners = new(uint(s.Possible))
+		}
+		out[strconv.Itoa(int(id))] = one
 	}
 	return out, nil
 }

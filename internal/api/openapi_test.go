@@ -65,7 +65,7 @@ var documented = map[string]reflect.Type{
 	"ExecutionRequest": reflect.TypeFor[dto.ExecutionRequest](), "Reattach": reflect.TypeFor[dto.Reattach](), "Execution": reflect.TypeFor[dto.Execution](), "FileHeader": reflect.TypeFor[dto.FileHeader](),
 	"ClientError": reflect.TypeFor[dto.ClientError](), "ServerError": reflect.TypeFor[dto.ServerError](), "Queue": reflect.TypeFor[dto.Queue](),
 	"Pools": reflect.TypeFor[dto.Pools](), "Pool": reflect.TypeFor[dto.Pool](), "PoolAutomatic": reflect.TypeFor[dto.PoolAutomatic](),
-	"PoolFailures": reflect.TypeFor[dto.PoolFailures](), "PoolClaims": reflect.TypeFor[dto.PoolClaims](), "PoolQueue": reflect.TypeFor[dto.PoolQueue](),
+	"PoolFailures": reflect.TypeFor[dto.PoolFailures](), "PoolShortage": reflect.TypeFor[dto.PoolShortage](), "PoolClaims": reflect.TypeFor[dto.PoolClaims](), "PoolQueue": reflect.TypeFor[dto.PoolQueue](),
 	"PoolLimits": reflect.TypeFor[dto.PoolLimits](), "PoolRunner": reflect.TypeFor[dto.PoolRunner](),
 	"ClaimedRunners": reflect.TypeFor[dto.ClaimedRunners](), "ClaimedRunner": reflect.TypeFor[dto.ClaimedRunner](),
 }

@@ -39,10 +39,12 @@ type Environments struct {
 
 // Statistics is one environment's pool.
 type Statistics struct {
-	ID                 int  `json:"id"`
-	PrewarmingPoolSize uint `json:"prewarmingPoolSize"`
-	IdleRunners        uint `json:"idleRunners"`
-	UsedRunners        uint `json:"usedRunners"`
+	ID                 int      `json:"id"`
+	PrewarmingPoolSize uint     `json:"prewarmingPoolSize"`
+	IdleRunners        uint     `json:"idleRunners"`
+	UsedRunners        uint     `json:"usedRunners"`
+	Devices            []Device `json:"devices,omitempty"`         // that each of them has
+	PossibleRunners    *uint    `json:"possibleRunners,omitempty"` // null = there is room for all that are wanted
 }
 
 // RunnerRequest asks for a runner. WaitTimeout is an extension.

@@ -14,8 +14,10 @@ type Stats struct {
 	Idle     int
 	Starting int // on their way, or to be created
 	Used     int
-	Removing int // on their way out
-	Failed   int // of those on their way in or out, how many could not be started
+	Removing int  // on their way out
+	Failed   int  // of those on their way in or out, how many could not be started
+	Short    bool // the cluster has no room for all of them
+	Possible int  // while it has not: runners that it has room for, used ones included
 }
 
 // Stats of an environment; zero when it is not known.
@@ -30,6 +32,9 @@ func (p *Pools) Stats(id environment.ID) Stats {
 	}
 	if e.demand != nil {
 		s.Size = e.demand.size
+	}
+	if e.blocked > 0 {
+		s.Short, s.Possible = true, e.seated()
 	}
 	return s
 }
@@ -54,7 +59,7 @@ type Automatic struct {
 
 // Shortage says that the cluster has no room for more runners.
 type Shortage struct {
-	Possible int       // runners that it has room for, used ones included
+	Possible int       // as in Stats
 	Since    time.Time // of the runner that waits longest for a place
 	Reason   string    // in the cluster's words
 }
@@ -178,10 +183,10 @@ func (p *Pools) Why(id environment.ID) (Refusal, string) {
 	case !ok:
 	case p.full(e):
 		return UsedLimit, ""
-	case e.failures > 0:
-		return Failing, e.why
 	case e.blocked > 0:
 		return NoRoom, e.shortage().Reason
+	case e.failures > 0:
+		return Failing, e.why
 	case !p.room() && e.warm() > 0:
 		return TotalLimit, ""
 	}

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -55,18 +56,13 @@ func (e *env) waitingForRoom() []*entry {
 	if e.blocked == 0 {
 		return nil
 	}
-	var list []*entry
+	list := make([]*entry, 0, e.blocked)
 	for _, r := range e.starting.list {
 		if !r.noRoom.IsZero() {
 			list = append(list, r)
 		}
 	}
-	slices.SortFunc(list, func(a, b *entry) int {
-		if byAge(a, b) {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(list, func(a, b *entry) int { return cmp.Or(a.since.Compare(b.since), cmp.Compare(a.id, b.id)) })
 	return list
 }
 
@@ -83,25 +79,43 @@ func (p *Pools) withdraw(e *env, now time.Time) {
 	}
 }
 
+// longestWaiting is the runner that has waited for room for longest; nil = none does.
+func (e *env) longestWaiting() *entry {
+	if e.blocked == 0 {
+		return nil
+	}
+	var best *entry
+	for _, r := range e.starting.list {
+		if !r.noRoom.IsZero() && (best == nil || byAge(r, best)) {
+			best = r
+		}
+	}
+	return best
+}
+
 // grant reports whether a stale runner shall leave at once because its replacement waits for its place. It does so once for each.
 func (e *env) grant() bool {
 	if !e.spec.Scarce {
 		return false
 	}
-	list := e.waitingForRoom()
-	if len(list) == 0 || list[0].granted {
+	r := e.longestWaiting()
+	if r == nil || r.granted {
 		return false
 	}
-	list[0].granted = true
+	r.granted = true
 	return true
 }
 
 // shortage is nil while the cluster has not said that it lacks room.
 func (e *env) shortage() *Shortage {
-	list := e.waitingForRoom()
-	if len(list) == 0 {
+	r := e.longestWaiting()
+	if r == nil {
 		return nil
 	}
-	here := e.of(Creating) + e.of(Starting) + e.of(Idle) + e.of(Claiming) + e.of(Used)
-	return &Shortage{Possible: here - e.unplaced[0] - e.unplaced[1], Since: list[0].noRoom, Reason: list[0].reason}
+	return &Shortage{Possible: e.seated(), Since: r.noRoom, Reason: r.reason}
+}
+
+// seated is how many runners have a place, and are not on their way out.
+func (e *env) seated() int {
+	return e.of(Creating) + e.of(Starting) + e.of(Idle) + e.of(Claiming) + e.of(Used) - e.unplaced[0] - e.unplaced[1]
 }
