@@ -251,7 +251,7 @@ func absent(err error) bool { return errors.Is(err, ErrClaimLost) && fault.Is(er
 func (m *Manager) Want(e environment.Environment) {
 	m.mu.Lock()
 	m.envs[e.ID] = e
-	m.pools.Want(e.ID, pool.Spec{Size: int(e.PoolSize), Min: int(e.PoolSizeMin), Max: int(e.PoolSizeMax), Settings: e.Settings()}, time.Now())
+	m.pools.Want(e.ID, pool.Spec{Size: int(e.PoolSize), Min: int(e.PoolSizeMin), Max: int(e.PoolSizeMax), Scarce: len(e.Devices) > 0, Settings: e.Settings()}, time.Now())
 	m.mu.Unlock()
 	m.poke()
 }
