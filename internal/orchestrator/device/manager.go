@@ -161,37 +161,76 @@ func (m *Manager) Reserve(owner string, held []model.AllocatedDevice) (map[strin
 	if id, r := m.doubted(owner, held); r != nil {
 		return nil, fault.New(fault.Unavailable, "device %s: %s", id, r)
 	}
+	byPlugin := map[Plugin][]string{}
 	var taken []string
 	for _, d := range held {
-		byPlugin := map[Plugin][]string{}
 		for _, id := range d.DeviceIDs {
-			if h := m.holders[id]; h != "" && h != owner {
-				return nil, fault.New(fault.Conflict, "device %s/%s/%s: instance %s is still held by task %s", d.Vendor, d.Type, d.Name, id, h)
+			if other, h := m.conflict(owner, id); h != "" {
+				return nil, fault.New(fault.Conflict, "device %s/%s/%s: instance %s is still held by task %s", d.Vendor, d.Type, d.Name, other, h)
 			}
 			p := m.pluginOf(id)
 			if p == nil {
 				return nil, fault.New(fault.Unavailable, "device %s/%s/%s: this node has no instance %s any more", d.Vendor, d.Type, d.Name, id)
 			}
 			byPlugin[p] = append(byPlugin[p], id)
+			taken = append(taken, id)
 		}
-		for p, ids := range byPlugin {
-			vars, err := p.Reserve(ids)
-			if err != nil {
-				return nil, err
+	}
+	for _, p := range m.plugins {
+		if len(byPlugin[p]) == 0 {
+			continue
+		}
+		vars, err := p.Reserve(byPlugin[p])
+		if err != nil {
+			return nil, err
+		}
+		for k, v := range vars { // a task may hold devices of several plugins
+			if env[k] != "" {
+				v = env[k] + "," + v
 			}
-			for k, v := range vars { // a task may hold devices of several models
-				if env[k] != "" {
-					v = env[k] + "," + v
-				}
-				env[k] = v
-			}
-			taken = append(taken, ids...)
+			env[k] = v
 		}
 	}
 	for _, id := range taken {
 		m.holders[id] = owner
 	}
 	return env, nil
+}
+
+// conflict is who else holds an instance, or what it is a part of, or a part of it. The caller holds mu.
+func (m *Manager) conflict(owner, id string) (other, holder string) {
+	held := func(id string) bool {
+		h := m.holders[id]
+		if h != "" && h != owner {
+			other, holder = id, h
+		}
+		return holder != ""
+	}
+	if held(id) {
+		return other, holder
+	}
+	whole, slot := model.SlotParent(id)
+	for _, r := range m.reports {
+		if _, in := r.Instance(id); in != nil && !slot {
+			whole = in.Parent
+		}
+		for i := range r.Groups { // the parts that are there now
+			for k := range r.Groups[i].Instances {
+				if in := &r.Groups[i].Instances[k]; in.Parent == id && held(in.ID) {
+					return other, holder
+				}
+			}
+		}
+	}
+	if whole != "" && held(whole) {
+		return other, holder
+	}
+	for part := range m.holders { // and slots of before
+		if of, is := model.SlotParent(part); is && of == id && held(part) {
+			return other, holder
+		}
+	}
+	return "", ""
 }
 
 // pluginOf is the plugin whose newest report has an instance. The caller holds mu.
@@ -212,9 +251,11 @@ func (m *Manager) Retake(owner string, held []model.AllocatedDevice) error {
 	var errs []error
 	for _, d := range held {
 		for _, id := range d.DeviceIDs {
-			if h := m.holders[id]; h != "" && h != owner {
-				errs = append(errs, fault.New(fault.Conflict, "device %s/%s/%s: instance %s is held by tasks %s and %s", d.Vendor, d.Type, d.Name, id, h, owner))
-				continue
+			if other, h := m.conflict(owner, id); h != "" {
+				errs = append(errs, fault.New(fault.Conflict, "device %s/%s/%s: instance %s is held by tasks %s and %s", d.Vendor, d.Type, d.Name, other, h, owner))
+				if other == id {
+					continue
+				}
 			}
 			m.holders[id] = owner
 			delete(m.unverified, id)

@@ -185,6 +185,9 @@ func (m *Manager) examine(ctx context.Context, id string) (changed bool) {
 	if m.unverified[id] != r { // somebody holds it again, or has ended once more
 		return false
 	}
+	if gone {
+		m.inherit(id, r.of)
+	}
 	if why == "" {
 		if changed = r.ill; changed {
 			m.log.WithFields(logging.Fields{"device": id, "task": r.of}).Info("nothing is left on the device any more")
@@ -204,6 +207,20 @@ func (m *Manager) examine(ctx context.Context, id string) (changed bool) {
 		r.next = now.Add(verifyLater)
 	}
 	return changed
+}
+
+// inherit has verified what is there now of a GPU that was divided differently when the owner held a part of it. The caller holds mu.
+func (m *Manager) inherit(id, owner string) {
+	whole, _ := model.SlotParent(id)
+	for _, r := range m.reports {
+		for _, g := range r.Groups {
+			for _, in := range g.Instances {
+				if (in.Parent == id || in.ID == whole || whole != "" && in.Parent == whole) && m.holders[in.ID] == "" {
+					m.suspect(in.ID, owner)
+				}
+			}
+		}
+	}
 }
 
 // gone reports whether the drivers answer and none has the instance. The caller holds mu.

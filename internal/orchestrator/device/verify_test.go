@@ -137,3 +137,38 @@ func TestWhatWasTakenOutIsNotWaitedFor(t *testing.T) {
 		}
 	})
 }
+
+// What was left on a slot is on the whole GPU too, however it is offered now.
+func TestAGPUThatIsDividedDifferentlyIsVerified(t *testing.T) {
+	for name, c := range map[string]struct {
+		before, after device.Report
+		held, left    string
+	}{
+		"slots that were":        {fake.Sliced(2, 4), fake.Report(2), "gpu-0::1", "gpu-0"},
+		"slots that are":         {fake.Report(2), fake.Sliced(2, 4), "gpu-0", "gpu-0::3"},
+		"more slots than before": {fake.Sliced(2, 2), fake.Sliced(2, 1), "gpu-0::1", "gpu-0::0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			managed(t, func(t *testing.T, p *fake.Plugin, m *device.Manager, _ *int) {
+				p.Set(c.before)
+				synctest.Wait()
+				if _, err := m.Reserve("a", held(c.held)); err != nil {
+					t.Fatal(err)
+				}
+				p.Leave(c.left, "something is on it", nil, -1)
+				p.Set(c.after)
+				synctest.Wait()
+				m.Release("a")
+				synctest.Wait()
+				if _, err := m.Reserve("b", held(c.left)); !fault.Is(err, fault.Unavailable) {
+					t.Errorf("it is reserved with error %v", err)
+				}
+				p.Leave(c.left, "", nil, 0)
+				time.Sleep(10 * time.Second)
+				if _, err := m.Reserve("b", held(c.left)); err != nil {
+					t.Errorf("once it is clean, it is reserved with error %v", err)
+				}
+			})
+		})
+	}
+}

@@ -113,14 +113,20 @@ func (t *taskRunner) reserveDevices(cfg *driver.TaskConfig) error {
 	maps.Copy(cfg.Env, env)
 	for _, d := range cfg.Resources.Devices {
 		for _, id := range d.DeviceIDs {
-			cfg.Devices = append(cfg.Devices, specified(d, id))
+			if name := specified(d, id); !slices.Contains(cfg.Devices, name) {
+				cfg.Devices = append(cfg.Devices, name)
+			}
 		}
 	}
 	return nil
 }
 
-// specified is an instance's name in the Container Device Interface, whose vendors are domains: nvidia/gpu is nvidia.com/gpu there.
+// specified is an instance's name in the Container Device Interface, whose vendors are domains: nvidia/gpu is nvidia.com/gpu there. Slots are not known to it: a task
+// on one is given the device.
 func specified(d model.AllocatedDevice, id string) string {
+	if whole, slot := model.SlotParent(id); slot {
+		id = whole
+	}
 	vendor := d.Vendor
 	if !strings.Contains(vendor, ".") {
 		vendor += ".com"

@@ -46,6 +46,22 @@ func Report(n int) device.Report {
 	return device.Report{Detected: true, Healthy: true, Description: "devices of a test", Groups: []model.NodeDevice{g}}
 }
 
+// Sliced is the report of n healthy GPUs that are offered as slots.
+func Sliced(n, slots int) device.Report {
+	r := Report(n)
+	whole := r.Groups[0]
+	each := whole.MemoryMB() / slots
+	g := model.NodeDevice{Vendor: whole.Vendor, Type: whole.Type, Name: "Fake slot " + strconv.Itoa(each) + "mb", Attributes: map[string]model.Attribute{
+		model.AttrMemory: model.IntOf(int64(each), "MiB"), model.AttrShare: model.TextOf(model.ShareSlot)}}
+	for _, in := range whole.Instances {
+		for i := range slots {
+			g.Instances = append(g.Instances, model.DeviceInstance{ID: model.SlotID(in.ID, i), Healthy: true, Parent: in.ID, ParentMemoryMB: whole.MemoryMB()})
+		}
+	}
+	r.Groups[0] = g
+	return r
+}
+
 // Set replaces what there is.
 func (p *Plugin) Set(r device.Report) {
 	p.mu.Lock()
@@ -57,7 +73,7 @@ func (p *Plugin) Set(r device.Report) {
 	}
 }
 
-// Ail makes one instance unhealthy for a reason, or with "" healthy again.
+// Ail makes one instance and its parts unhealthy for a reason, or with "" healthy again.
 func (p *Plugin) Ail(id, why string) {
 	p.mu.Lock()
 	r := p.report
@@ -65,9 +81,11 @@ func (p *Plugin) Ail(id, why string) {
 	r.Groups = slices.Clone(r.Groups)
 	for i := range r.Groups {
 		r.Groups[i].Instances = slices.Clone(r.Groups[i].Instances)
-	}
-	if _, in := r.Instance(id); in != nil {
-		in.Healthy, in.HealthDescription = why == "", why
+		for k := range r.Groups[i].Instances {
+			if in := &r.Groups[i].Instances[k]; in.ID == id || in.Parent == id {
+				in.Healthy, in.HealthDescription = why == "", why
+			}
+		}
 	}
 	p.Set(r)
 }
@@ -93,7 +111,7 @@ func (p *Plugin) Watch(ctx context.Context, publish func(device.Report)) error {
 	}
 }
 
-// Reserve names the instances in FAKE_VISIBLE_DEVICES.
+// Reserve names the instances in FAKE_VISIBLE_DEVICES, slots by their GPUs.
 func (p *Plugin) Reserve(ids []string) (map[string]string, error) {
 	r := p.newest()
 	for _, id := range ids {
@@ -104,7 +122,16 @@ func (p *Plugin) Reserve(ids []string) (map[string]string, error) {
 			return nil, fault.New(fault.Unavailable, "device %s is unhealthy: %s", id, in.HealthDescription)
 		}
 	}
-	return map[string]string{"FAKE_VISIBLE_DEVICES": strings.Join(ids, ",")}, nil
+	var visible []string
+	for _, id := range ids {
+		if whole, slot := model.SlotParent(id); slot {
+			id = whole
+		}
+		if !slices.Contains(visible, id) {
+			visible = append(visible, id)
+		}
+	}
+	return map[string]string{"FAKE_VISIBLE_DEVICES": strings.Join(visible, ",")}, nil
 }
 
 // Leave has the next looks at an instance find something, or fail; calls < 0 = all of them, 0 = none.

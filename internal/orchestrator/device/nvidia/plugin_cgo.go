@@ -3,7 +3,6 @@
 package nvidia
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +18,7 @@ import (
 
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/device"
+	"rockpool/internal/orchestrator/model"
 )
 
 // closeWithin bounds how long the end of a session is waited for.
@@ -261,25 +261,38 @@ func (p *Plugin) heed(x xid, found survey) bool {
 	return true
 }
 
-// Reserve says how a task is told of its instances.
+// Reserve says how a task is told of its instances. A slot is told of as its GPU, and how much memory of it is the task's.
 func (p *Plugin) Reserve(ids []string) (map[string]string, error) {
 	p.mu.Lock()
 	r := p.report
 	p.mu.Unlock()
+	visible, shares := map[string]bool{}, map[string]int{}
 	for _, id := range ids {
-		switch _, in := r.Instance(id); {
+		d, in := r.Instance(id)
+		switch {
 		case in == nil:
 			return nil, fault.New(fault.NotFound, "GPU %s is not there", id)
 		case !in.Healthy:
 			return nil, fault.New(fault.Unavailable, "GPU %s is unhealthy: %s", id, in.HealthDescription)
 		}
+		if whole, slot := model.SlotParent(id); slot {
+			shares[whole] += d.MemoryMB()
+			id = whole
+		}
+		visible[id] = true
 	}
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	ids = slices.Clone(ids)
-	slices.SortFunc(ids, cmp.Compare[string])
-	return map[string]string{VisibleDevices: strings.Join(ids, ",")}, nil
+	env := map[string]string{VisibleDevices: strings.Join(slices.Sorted(maps.Keys(visible)), ",")}
+	if len(shares) > 0 {
+		var list []string
+		for _, whole := range slices.Sorted(maps.Keys(shares)) {
+			list = append(list, fmt.Sprintf("%s=%d", whole, shares[whole]))
+		}
+		env[MemoryShare] = strings.Join(list, ",")
+	}
+	return env, nil
 }
 
 func wait(ctx context.Context, d time.Duration) {
