@@ -64,6 +64,7 @@ type GPUConfig struct {
 	Ignore     []string      // UUIDs or PCI bus ids of those that are not offered
 	Period     time.Duration // between two looks at them; 0 = 30 s
 	StopAiling bool          // allocations fail when a GPU of theirs becomes unhealthy
+	Library    string        // path of the driver's library; "" = libnvidia-ml.so.1 where the system's loader finds it
 }
 
 // devices are what the node finds of devices, and who makes their specifications where the operator has none; nil = nothing is looked for.
@@ -71,7 +72,7 @@ func (c GPUConfig) devices(log logging.Logger) (*device.Manager, cdi.Maker) {
 	if c.Off {
 		return nil, nil
 	}
-	gpus := nvidia.New(nvidia.Config{Ignore: c.Ignore, Poll: c.Period, Log: log})
+	gpus := nvidia.New(nvidia.Config{Ignore: c.Ignore, Poll: c.Period, Library: c.Library, Log: log})
 	return device.NewManager(log, gpus), gpus.Specify
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rockpool/internal/orchestrator/device/nvidia/standin"
 	"rockpool/tests/platform"
 	"rockpool/tests/service"
 )
@@ -27,20 +27,11 @@ type gpuMachine struct {
 	gpu [2]uint32 // minor numbers
 }
 
-func gpuUUID(i int) string { return fmt.Sprintf("GPU-00000000-0000-4000-8000-%012d", i) }
-
 func newGPUMachine(t *testing.T) *gpuMachine {
 	t.Helper()
 	needRoot(t)
 	m := &gpuMachine{t: t, dir: t.TempDir()}
-	module, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/NVIDIA/go-nvml").Output()
-	if err != nil {
-		t.Skip("the go command cannot say where the header of the driver's library is: " + err.Error())
-	}
-	if out, err := exec.CommandContext(t.Context(), "gcc", "-shared", "-fPIC", "-O1", "-DNVML_NO_UNVERSIONED_FUNC_DEFS=1", "-I", filepath.Join(strings.TrimSpace(string(module)), "pkg/nvml"),
-		"-o", filepath.Join(m.dir, "libnvidia-ml.so.1"), "../../internal/orchestrator/device/nvidia/testdata/standin.c").CombinedOutput(); err != nil {
-		t.Skipf("the stand-in for the driver's library cannot be built: %v\n%s", err, out)
-	}
+	standin.Build(t, m.dir)
 	m.devices()
 	spec := fmt.Sprintf(`cdiVersion: 0.7.0
 kind: nvidia.com/gpu
@@ -48,7 +39,7 @@ containerEdits: {env: [NVIDIA_VISIBLE_DEVICES=void]}
 devices:
 - {name: %[2]s, containerEdits: {deviceNodes: [{path: /dev/nvidia0, hostPath: %[1]s/nvidia0}]}}
 - {name: %[3]s, containerEdits: {deviceNodes: [{path: /dev/nvidia1, hostPath: %[1]s/nvidia1}]}}
-`, m.dir, gpuUUID(0), gpuUUID(1))
+`, m.dir, standin.UUID(0), standin.UUID(1))
 	cdi := filepath.Join(m.dir, "cdi")
 	if err := errors.Join(os.Mkdir(cdi, 0o755), os.WriteFile(filepath.Join(cdi, "nvidia.yaml"), []byte(spec), 0o644)); err != nil {
 		t.Fatal(err)
@@ -88,23 +79,16 @@ func (m *gpuMachine) devices() {
 	}
 }
 
-// say writes the scenario: two equal GPUs, and more lines.
+// say writes the scenario: two equal GPUs, and more.
 func (m *gpuMachine) say(more ...string) {
 	m.t.Helper()
-	all := append([]string{"driver 550.54.15", "cuda 12040", "gpus 0 1"}, more...)
-	for i := range 2 {
-		for _, field := range []string{"uuid " + gpuUUID(i), fmt.Sprintf("bus 00000000:%02X:00.0", 0x3b+i), "name NVIDIA A100-SXM4-40GB", "memory 40960", "used 1024", "mig 0", "ecc 0", "reasons 0"} {
-			all = append(all, fmt.Sprintf("gpu %d %s", i, field))
-		}
-	}
-	file := filepath.Join(m.dir, "scenario")
-	if err := errors.Join(os.WriteFile(file+".new", []byte(strings.Join(all, "\n")+"\n"), 0o600), os.Rename(file+".new", file)); err != nil {
-		m.t.Fatal(err)
-	}
+	s := standin.GPUs(2)
+	s.Say(more...)
+	s.Write(m.t, filepath.Join(m.dir, "scenario"))
 }
 
 func (m *gpuMachine) options(o *service.Options) {
-	o.Env = append(o.Env, "LD_LIBRARY_PATH="+m.dir, "NVML_SCENARIO="+filepath.Join(m.dir, "scenario"), "ROCKPOOL_ORCHESTRATOR_CDIDIRS="+filepath.Join(m.dir, "cdi"))
+	o.Env = append(o.Env, "LD_LIBRARY_PATH="+m.dir, standin.Variable+"="+filepath.Join(m.dir, "scenario"), "ROCKPOOL_ORCHESTRATOR_CDIDIRS="+filepath.Join(m.dir, "cdi"))
 }
 
 // visible prints what a program has of GPUs: their ids, their nodes with the numbers, and whether each of both can be opened.
@@ -115,7 +99,7 @@ func (m *gpuMachine) sees(ctx context.Context, s *service.Service, runner string
 	m.t.Helper()
 	o := run(ctx, m.t, s, runner, visible)
 	for i := range 2 {
-		if slices.Equal(lines(o.Stdout), []string{gpuUUID(i), fmt.Sprintf("/dev/nvidia%d a:%x", i, m.gpu[i]), fmt.Sprintf("open %d", i), "0"}) {
+		if slices.Equal(lines(o.Stdout), []string{standin.UUID(i), fmt.Sprintf("/dev/nvidia%d a:%x", i, m.gpu[i]), fmt.Sprintf("open %d", i), "0"}) {
 			return i
 		}
 	}
@@ -161,8 +145,7 @@ func TestRunnersOnGPUs(t *testing.T) {
 	}
 	exhausted(ctx, t, s)
 
-	lingering := fmt.Sprintf("gpu %d lingering 1000000 600 4711", has[0])
-	m.say(lingering) // the driver takes its time
+	m.say(fmt.Sprintf("gpu %d lingering", has[0]), "1000000 600 4711") // the driver takes its time
 	if err := s.Release(ctx, runners[0]); err != nil {
 		t.Fatal(err)
 	}
