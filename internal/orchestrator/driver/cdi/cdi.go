@@ -36,6 +36,8 @@ const libraryDir = "/run/rockpool/devices/lib"
 const (
 	nvidiaVendor  = "nvidia.com"
 	nvidiaVisible = "NVIDIA_VISIBLE_DEVICES"
+	nvidiaNone    = "void" // is not even "none", which brings the driver's files
+	cudaOrder     = "CUDA_DEVICE_ORDER"
 	libraryPath   = "LD_LIBRARY_PATH"
 )
 
@@ -90,6 +92,30 @@ func (g Grant) Apply(spec *sandbox.Spec) {
 		env[at] = key + "=" + value
 	}
 	spec.Root.Env = env
+}
+
+// Withhold has what runs in a sandbox without devices ask a vendor's runtime for none, whatever its image says: images made for CUDA ask for all.
+func Withhold(spec *sandbox.Spec) {
+	at := slices.IndexFunc(spec.Root.Env, func(e string) bool { return strings.HasPrefix(e, nvidiaVisible+"=") })
+	if at >= 0 {
+		spec.Root.Env = slices.Clone(spec.Root.Env)
+		spec.Root.Env[at] = nvidiaVisible + "=" + nvidiaNone
+	}
+}
+
+// Visible is the variable by which NVIDIA's runtime is told of the given devices, by their names in the interface. Where it is the engine's, it would take
+// that variable from the image or the job for a request otherwise.
+func Visible(names []string) (key, value string) {
+	var ids []string
+	for _, name := range names {
+		if id, ok := strings.CutPrefix(name, theirs); ok {
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) == 0 {
+		return nvidiaVisible, nvidiaNone
+	}
+	return nvidiaVisible, strings.Join(ids, ",")
 }
 
 // Resolve looks up devices by their names, such as nvidia.com/gpu=GPU-8f2a. A name that no specification has is an error that says what is known.
@@ -401,6 +427,9 @@ func (b *builder) finish() Grant {
 	}
 	if names := b.visible[nvidiaVendor]; len(names) > 0 {
 		b.set(nvidiaVisible + "=" + strings.Join(names, ","))
+		if !slices.ContainsFunc(b.grant.Env, func(e string) bool { return strings.HasPrefix(e, cudaOrder+"=") }) {
+			b.set(cudaOrder + "=PCI_BUS_ID") // as nvidia-smi counts them; CUDA itself begins with the fastest
+		}
 	}
 	return b.grant
 }

@@ -82,7 +82,7 @@ func TestADeviceIsWhatItsSpecificationSays(t *testing.T) {
 	spec := sandbox.Spec{Root: sandbox.Root{Env: []string{"LD_LIBRARY_PATH=/opt/image", "PATH=/bin", "NVIDIA_VISIBLE_DEVICES=all"}}}
 	before := spec
 	g.Apply(&spec)
-	if want := []string{"LD_LIBRARY_PATH=" + g.Binds[1].Target + ":/opt/image", "PATH=/bin", "NVIDIA_VISIBLE_DEVICES=GPU-1", "A=b=c", "MODEL=one"}; !slices.Equal(spec.Root.Env, want) {
+	if want := []string{"LD_LIBRARY_PATH=" + g.Binds[1].Target + ":/opt/image", "PATH=/bin", "NVIDIA_VISIBLE_DEVICES=GPU-1", "A=b=c", "MODEL=one", "CUDA_DEVICE_ORDER=PCI_BUS_ID"}; !slices.Equal(spec.Root.Env, want) {
 		t.Errorf("environment %q, want %q", spec.Root.Env, want)
 	}
 	if before.Root.Env[2] != "NVIDIA_VISIBLE_DEVICES=all" {
@@ -238,6 +238,25 @@ func TestASpecificationIsMadeWhereThereIsNone(t *testing.T) {
 		answer, failure = c.text, c.err
 		if g, err := cdi.New(nil, maker, empty).Resolve(t.Context(), names); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v (%+v)", want, err, g)
+		}
+	}
+}
+
+func TestWhoWasGivenNothingAsksForNothing(t *testing.T) {
+	image := []string{"PATH=/bin", "NVIDIA_VISIBLE_DEVICES=all"}
+	spec := sandbox.Spec{Root: sandbox.Root{Env: image}}
+	cdi.Withhold(&spec)
+	if !slices.Equal(spec.Root.Env, []string{"PATH=/bin", "NVIDIA_VISIBLE_DEVICES=void"}) || image[1] != "NVIDIA_VISIBLE_DEVICES=all" {
+		t.Errorf("the environment is %q, that of the image %q", spec.Root.Env, image)
+	}
+	plain := sandbox.Spec{Root: sandbox.Root{Env: []string{"PATH=/bin"}}}
+	cdi.Withhold(&plain)
+	if !slices.Equal(plain.Root.Env, []string{"PATH=/bin"}) {
+		t.Errorf("the environment is %q", plain.Root.Env)
+	}
+	for want, names := range map[string][]string{"void": {"amd.com/gpu=0"}, "GPU-1,GPU-2": {"nvidia.com/gpu=GPU-1", "amd.com/gpu=0", "nvidia.com/gpu=GPU-2"}} {
+		if key, got := cdi.Visible(names); key != "NVIDIA_VISIBLE_DEVICES" || got != want {
+			t.Errorf("%q make %s=%s, want %s", names, key, got, want)
 		}
 	}
 }

@@ -271,6 +271,7 @@ func (d *Driver) offered(cfg driver.TaskConfig) error {
 // give adds the devices of the allocation to what a sandbox is made of.
 func (d *Driver) give(ctx context.Context, spec *sandbox.Spec, cfg driver.TaskConfig) error {
 	if len(cfg.Devices) == 0 {
+		cdi.Withhold(spec)
 		return nil
 	}
 	grant, err := d.core.cfg.Devices(ctx, cfg.Devices)
