@@ -63,6 +63,7 @@ type GPUConfig struct {
 	Ignore     []string      // UUIDs or PCI bus ids of those that are not offered
 	Period     time.Duration // between two looks at them; 0 = 30 s
 	StopAiling bool          // allocations fail when a GPU of theirs becomes unhealthy
+	Slots      nvidia.Slots  // that GPUs are shared as
 }
 
 // devices are what the node finds of devices; nil = nothing is looked for.
@@ -70,7 +71,7 @@ func (c GPUConfig) devices(log logging.Logger) *device.Manager {
 	if c.Off {
 		return nil
 	}
-	return device.NewManager(log, nvidia.New(nvidia.Config{Ignore: c.Ignore, Poll: c.Period, Log: log}))
+	return device.NewManager(log, nvidia.New(nvidia.Config{Ignore: c.Ignore, Poll: c.Period, Slots: c.Slots, Log: log}))
 }
 
 // TLSConfig names the files of mutual TLS between servers, nodes and clients. They are read again by ReloadCertificates.
