@@ -92,14 +92,14 @@ func TestDevices(t *testing.T) {
 			if time.Now().After(end) {
 				t.Skip("the time is over")
 			}
-			cfg := chaos.Config{Seed: seed, Devices: true, Nodes: 6, Clients: 4, Jobs: 8, Length: 10 * time.Second, Every: 400 * time.Millisecond}
+			cfg := chaos.Config{Seed: seed, Devices: true, Nodes: 6, Clients: 4, Jobs: 24, Length: 10 * time.Second, Every: 400 * time.Millisecond}
 			if os.Getenv("SEEDS") != "" {
-				cfg = chaos.Config{Seed: seed, Devices: true, Jobs: 16, Clients: 6, Length: 30 * time.Second, Every: 500 * time.Millisecond}
+				cfg = chaos.Config{Seed: seed, Devices: true, Jobs: 48, Clients: 6, Length: 30 * time.Second, Every: 500 * time.Millisecond}
 			}
-			if r := simulate(t, cfg); r.Holders < 10 {
-				t.Errorf("only %d allocations had devices", r.Holders)
-			} else {
-				t.Logf("%d allocations had devices", r.Holders)
+			r := simulate(t, cfg)
+			t.Logf("%d allocations had devices, %d times there was no room", r.Holders, r.Waited)
+			if r.Holders < 10 || r.Waited == 0 {
+				t.Error("that is too few to show anything")
 			}
 		})
 	}

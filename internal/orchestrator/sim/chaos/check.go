@@ -29,7 +29,9 @@ func PlacedOnce(s *state.Snapshot, namespace, job string) error {
 		}
 		k := slot{namespace, job, a.Job.CreateIndex, a.Name}
 		if other := seen[k]; other != "" {
-			errs = append(errs, fmt.Errorf("placed twice at index %d: %s is both %s and %s", s.Index(), a.Name, other, a.ID))
+			o := s.Alloc(nil, other)
+			errs = append(errs, fmt.Errorf("placed twice at index %d: %s is both %s (%s on %s since %d) and %s (%s on %s since %d)", s.Index(), a.Name, other, o.ClientStatus, o.NodeID, o.CreateIndex,
+				a.ID, a.ClientStatus, a.NodeID, a.CreateIndex))
 		}
 		seen[k] = a.ID
 	}
@@ -134,6 +136,7 @@ type Monitor struct {
 	err     error             // guarded by mu
 	updates int               // guarded by mu
 	holders map[string]bool   // guarded by mu; allocations with devices
+	waited  map[string]bool   // guarded by mu; evaluations that found no room
 }
 
 type digest struct {
@@ -143,7 +146,7 @@ type digest struct {
 }
 
 // NewMonitor makes one.
-func NewMonitor() *Monitor { return &Monitor{digests: map[uint64]digest{}, holders: map[string]bool{}} }
+func NewMonitor() *Monitor { return &Monitor{digests: map[uint64]digest{}, holders: map[string]bool{}, waited: map[string]bool{}} }
 
 // Watch looks at a server's updates from now on. An update that the server makes once more after a restart is compared with its first time.
 func (m *Monitor) Watch(server string, store *state.Store) (end func()) {
@@ -152,6 +155,9 @@ func (m *Monitor) Watch(server string, store *state.Store) (end func()) {
 		snap := store.Snapshot()
 		jobs, nodes := map[[2]string]bool{}, map[string]bool{}
 		for _, ch := range c.Changes {
+			if e, ok := ch.After.(*model.Evaluation); ok && e.Status == model.EvalBlocked {
+				m.blocked(e.ID)
+			}
 			if a, ok := ch.After.(*model.Allocation); ok {
 				jobs[[2]string{a.Namespace, a.JobID}] = true
 				if len(a.Resources.Tasks["t"].Devices) > 0 {
@@ -222,6 +228,19 @@ func (m *Monitor) equipped(alloc string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.holders[alloc] = true
+}
+
+func (m *Monitor) blocked(eval string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.waited[eval] = true
+}
+
+// Waited is how many evaluations have found no room.
+func (m *Monitor) Waited() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.waited)
 }
 
 // Holders is how many allocations have had devices.

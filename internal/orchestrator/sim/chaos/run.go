@@ -64,6 +64,7 @@ type Report struct {
 	Outcomes   map[string]int // of them
 	Updates    int            // that were looked at, on all servers
 	Holders    int            // allocations that had devices
+	Waited     int            // evaluations that found no room
 	Term       int            // of Raft, at the end
 	Snapshots  int            // on all servers
 	Story      string         // what went wrong, when
@@ -88,7 +89,7 @@ func Run(cfg Config) (*Result, error) {
 	err = errors.Join(err, c.shutDown(), c.err())
 	time.Sleep(lingering)
 	r.Report.Story = c.told()
-	r.Report.Updates, r.Report.Holders = c.monitor.Updates(), c.monitor.Holders()
+	r.Report.Updates, r.Report.Holders, r.Report.Waited = c.monitor.Updates(), c.monitor.Holders(), c.monitor.Waited()
 	return r, r.explain(err)
 }
 
