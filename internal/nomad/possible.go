@@ -2,8 +2,10 @@ package nomad
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +28,9 @@ func (c *Client) possible(ctx context.Context, e environment.Environment) error 
 		return err
 	}
 	resp, _, err := c.api.Jobs().PlanOpts(job, &api.PlanOptions{}, c.write(ctx))
+	if e, ok := errors.AsType[api.UnexpectedResponseError](err); ok && (e.StatusCode() == http.StatusBadRequest || strings.Contains(e.Body(), "validation failed")) {
+		return fault.Wrap(fault.Invalid, err, "the cluster does not accept what the environment asks for: %.500s", strings.TrimSpace(e.Body()))
+	}
 	if err = classify(err, "ask the cluster to plan a runner"); err != nil {
 		return fault.Wrap(fault.KindOf(err), err, "whether any node can run the environment's runners could not be found out: %v", err)
 	}
