@@ -1,6 +1,7 @@
 package environment_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -69,6 +70,19 @@ func TestANameMeansDevicesAsInNomad(t *testing.T) {
 	} {
 		if got := (environment.Device{Name: c.name}).Names("nvidia", "gpu", "A100"); got != c.want {
 			t.Errorf("%s: %t", c.name, got)
+		}
+	}
+}
+
+func TestARequestCoversThoseThatAreMoreExact(t *testing.T) {
+	names := []string{"gpu", "nvidia/gpu", "nvidia/gpu/A100", "nvidia/gpu/H100", "amd/gpu", "fpga"}
+	covered := map[string][]string{"gpu": {"gpu", "nvidia/gpu", "nvidia/gpu/A100", "nvidia/gpu/H100", "amd/gpu"}, "nvidia/gpu": {"nvidia/gpu", "nvidia/gpu/A100", "nvidia/gpu/H100"}}
+	for _, a := range names {
+		for _, b := range names {
+			want := a == b || slices.Contains(covered[a], b)
+			if got := (environment.Device{Name: a}).Covers(environment.Device{Name: b}); got != want {
+				t.Errorf("%s covers %s: %t", a, b, got)
+			}
 		}
 	}
 }

@@ -112,7 +112,7 @@ func TestWhatNoNodeCanGiveIsRefusedWithTheReason(t *testing.T) {
 		{"another vendor", `"devices":[{"name":"amd/gpu"}]`, "devices[0]: no node in service has a device amd/gpu; there are 4 nvidia/gpu/A100"},
 		{"another model", `"devices":[{"name":"nvidia/gpu"},{"name":"nvidia/gpu/H100"}]`, "devices[1]: no node in service has a device nvidia/gpu/H100"},
 		{"more than a node has", `"devices":[{"name":"gpu","count":3}]`, "devices[0]: no node in service has 3 healthy devices gpu of one model; the most on one node are 2"},
-		{"more than a node has, by two requests", `"devices":[{"name":"gpu","count":2},{"name":"gpu"}]`, "missing devices (on 3 of 3 nodes)"},
+		{"more than a node has, by two requests", `"devices":[{"name":"gpu","count":2},{"name":"gpu"}]`, "devices: no node in service has all of them together; on all nodes there are 4 nvidia/gpu/A100"},
 		{"more memory than any has", `"devices":[{"name":"gpu","constraints":[{"attribute":"memory","operator":">=","value":"80 GiB"}]}]`, "missing devices (on 3 of 3 nodes)"},
 		{"only parts, and there are wholes", `"devices":[{"name":"gpu","share":"only"}]`, "missing devices (on 3 of 3 nodes)"},
 		{"a class that no node has", `"runtime":"kata"`, `runtime: no node offers the isolation class \"kata\"; the nodes in service offer io.containerd.runc.v2, runc, runsc`},
@@ -166,7 +166,7 @@ func TestAClusterThatCannotBeAskedPromisesNothing(t *testing.T) {
 	s.Fail(standin.Fault{Prefix: "PUT /v1/job/", Status: 403, Text: "Permission denied"})
 	put(500, "could not be found out")
 	s.Heal()
-	s.Fail(standin.Fault{Prefix: "PUT /v1/job/", Status: 500, Text: "1 error occurred:\n\t* Task group default-group validation failed: no such unit"})
+	s.Fail(standin.Fault{Prefix: "PUT /v1/job/", Status: 500, Text: "1 error occurred:\n\t* Task group default-group validation failed: 1 error occurred:\n\t* no such unit"})
 	put(400, "no such unit")
 	s.Heal()
 	s.Fail(standin.Fault{Prefix: "GET /v1/nodes", Status: 500, Text: "rpc error: EOF"})
