@@ -107,6 +107,9 @@ func (c *Client) nodes(ctx context.Context) (there []*offer, known bool, err err
 
 // lacking says what no node has of what is asked for by name and number; "" = it is there, as far as names and numbers say.
 func lacking(there []*offer, driver string, e environment.Environment) string {
+	if len(there) == 0 {
+		return "" // the plan saw some
+	}
 	if names, limited := classes(there, driver); e.Runtime != "" && limited && !slices.Contains(names, e.Runtime) {
 		offered := "none besides their default"
 		if len(names) > 0 {
