@@ -8,13 +8,26 @@ import (
 	"strings"
 	"testing"
 
+	"rockpool/internal/api/openapi"
 	"rockpool/internal/config"
 	"rockpool/internal/nomad/standin"
+	"rockpool/tests/contract"
 )
 
 // rack is a node with GPUs.
 func rack(name string, model string, gpus int) standin.Node {
 	return standin.Node{ID: name, Name: name, Runtimes: "io.containerd.runc.v2,runc,runsc", Devices: asList(standin.GPUs(model, gpus, 40960, nil))}
+}
+
+// published has every answer that p gets checked against the published documents.
+func published(p *platform) *platform {
+	p.Helper()
+	documents, err := contract.New(openapi.Document, openapi.WebSocket)
+	if err != nil {
+		p.Fatal(err)
+	}
+	p.http.Transport = documents.Transport(&http.Transport{}, func(err error) { p.Error(err) })
+	return p
 }
 
 func asList[T any](v ...T) []T { return v }
@@ -62,7 +75,7 @@ func (p *platform) short(what string, idle, possible int) {
 func TestDevicesAreAskedForAsNomadIsTold(t *testing.T) {
 	s := standin.New(t, standin.Options{Token: "t"})
 	s.Nodes(plainNode, rack("gpu-1", "A100", 4))
-	p := serve(t, s, withToken)
+	p := published(serve(t, s, withToken))
 	const devices = `"devices":[{"name":"nvidia/gpu","count":2,"constraints":[{"attribute":"${device.attr.memory}","operator":">=","value":"40 GiB"}]}]`
 	fixed := strings.Replace(withDevices("2", devices), "openhpi/co_execenv_python:3.8", "host", 1) // there is nothing to pull anew
 	p.want("PUT", "/execution-environments/10", fixed, 201, "")
@@ -92,7 +105,7 @@ func TestDevicesAreAskedForAsNomadIsTold(t *testing.T) {
 	p.pool(2, 0)
 	// Another gateway, or this one after a restart, finds the same.
 	p.stop()
-	p = serve(t, s, withToken)
+	p = published(serve(t, s, withToken))
 	p.pool(2, 0)
 	p.want("GET", "/execution-environments/10", "", 200, read)
 	// Without the field there are no devices.
@@ -106,7 +119,7 @@ func TestDevicesAreAskedForAsNomadIsTold(t *testing.T) {
 
 func TestWhatNoNodeCanGiveIsRefusedWithTheReason(t *testing.T) {
 	s := standin.New(t, standin.Options{Token: "t"})
-	p := serve(t, s, withToken)
+	p := published(serve(t, s, withToken))
 	s.Nodes(plainNode, rack("gpu-1", "A100", 2), rack("gpu-2", "A100", 2))
 	for _, c := range []struct{ name, fields, text string }{
 		{"another vendor", `"devices":[{"name":"amd/gpu"}]`, "devices[0]: no node in service has a device amd/gpu; there are 4 nvidia/gpu/A100"},
@@ -143,7 +156,7 @@ func TestWhatNoNodeCanGiveIsRefusedWithTheReason(t *testing.T) {
 func TestWhatIsOnlyInUseIsAccepted(t *testing.T) {
 	s := standin.New(t, standin.Options{Token: "t"})
 	s.Nodes(rack("gpu-1", "A100", 2))
-	p := serve(t, s, withToken)
+	p := published(serve(t, s, withToken))
 	p.want("PUT", "/execution-environments/11", withDevices("2", `"devices":[{"name":"gpu"}]`), 201, "")
 	p.eventually("the other environment has all of them", func() bool { return len(s.Jobs("11-")) == 2 })
 	p.want("PUT", "/execution-environments/10", withDevices("1", `"devices":[{"name":"gpu","count":2}]`), 201, "")
@@ -155,7 +168,7 @@ func TestWhatIsOnlyInUseIsAccepted(t *testing.T) {
 func TestAClusterThatCannotBeAskedPromisesNothing(t *testing.T) {
 	s := standin.New(t, standin.Options{Token: "t"})
 	s.Nodes(rack("gpu-1", "A100", 2))
-	p := serve(t, s, withToken)
+	p := published(serve(t, s, withToken))
 	put := func(status int, text string) {
 		t.Helper()
 		p.want("PUT", "/execution-environments/10", withDevices("1", `"devices":[{"name":"gpu","count":3}]`), status, text)
@@ -184,7 +197,7 @@ func TestAPoolFollowsTheDevicesThereAre(t *testing.T) {
 	s := standin.New(t, standin.Options{Token: "t"})
 	first := rack("gpu-1", "A100", 4)
 	s.Nodes(plainNode, first)
-	p := serve(t, s, withToken)
+	p := published(serve(t, s, withToken))
 	p.want("PUT", "/execution-environments/10", withDevices("10", `"devices":[{"name":"nvidia/gpu"}]`), 201, "")
 	p.short("10 wanted, 4 there", 4, 4)
 	st := p.state()
@@ -217,7 +230,7 @@ func TestAPoolFollowsTheDevicesThereAre(t *testing.T) {
 	}
 	// A gateway that starts finds out what it has to wait for.
 	p.stop()
-	p = serve(t, s, withToken)
+	p = published(serve(t, s, withToken))
 	p.short("after a restart", 0, 3)
 	p.want("DELETE", "/runners/"+used[0], "", 204, "")
 	p.short("one was given back", 1, 3)
@@ -228,7 +241,7 @@ func TestAPoolFollowsTheDevicesThereAre(t *testing.T) {
 func TestAPoolOfScarceRunnersIsReplacedWithinWhatThereIs(t *testing.T) {
 	s := standin.New(t, standin.Options{Token: "t"})
 	s.Nodes(rack("gpu-1", "A100", 3))
-	p := serve(t, s, withToken)
+	p := published(serve(t, s, withToken))
 	p.want("PUT", "/execution-environments/10", withDevices("3", `"devices":[{"name":"nvidia/gpu"}]`), 201, "")
 	p.short("three", 3, -1)
 	old := s.Jobs("10-")
