@@ -43,8 +43,8 @@ func withDevices(size, more string) string {
 
 // state is what the gateway tells of the pool.
 type state struct {
-	Idle, Starting, Used, Wanted int
-	Shortage                     *struct {
+	Idle, Starting, Used, Wanted, Removing int
+	Shortage                               *struct {
 		Possible int
 		Reason   string
 	}
@@ -65,7 +65,10 @@ func (p *platform) short(what string, idle, possible int) {
 	p.Helper()
 	p.eventually(fmt.Sprintf("%s: %d idle of %d possible", what, idle, possible), func() bool {
 		s := p.state()
-		if possible < 0 {
+		switch {
+		case s.Removing > 0: // what was withdrawn is still on its way out
+			return false
+		case possible < 0:
 			return s.Idle == idle && s.Shortage == nil && s.Starting == 0
 		}
 		return s.Idle == idle && s.Starting == 1 && s.Shortage != nil && s.Shortage.Possible == possible && strings.Contains(s.Shortage.Reason, "cannot be placed")
