@@ -105,6 +105,7 @@ func poolState(r runner.Report, now time.Time) metrics.PoolState {
 	if r.Automatic != nil {
 		s.Automatic, s.Min, s.Max = true, r.Spec.Min, r.Spec.Max
 	}
+	s.Short, s.Possible = r.Short, r.Possible
 	return s
 }
 
