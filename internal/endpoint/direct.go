@@ -152,9 +152,12 @@ type exchange struct {
 	mu      sync.Mutex
 	more    sync.Cond
 	started bool         // begun is closed
+	flushed bool         // by the handler, which has fixed status and header then
 	status  int          // 0 = not written
 	sent    http.Header  // as it was when the status was written
 	held    bytes.Buffer // written and not read
+	length  int64        // of the body, as the header tells it; -1 = it does not
+	wrote   int64        // of the body so far
 	done    bool         // all of the body is written
 	err     error        // what ended it first; io.EOF where the handler has
 	due     time.Time    // for a reader to make room; zero = any time
@@ -171,9 +174,18 @@ func (x *exchange) WriteHeader(status int) {
 }
 
 func (x *exchange) fix(status int) {
-	if x.status == 0 && status >= http.StatusOK { // an answer before the answer says nothing here
-		x.status, x.sent = status, x.header.Clone()
+	if x.status != 0 || status < http.StatusOK { // an answer before the answer says nothing here
+		return
 	}
+	x.status, x.sent, x.length = status, x.header.Clone(), -1
+	if n, err := strconv.ParseInt(x.sent.Get("Content-Length"), 10, 64); err == nil && n >= 0 {
+		x.length = n
+	}
+}
+
+// bodiless reports whether the answer has no body, whatever is written.
+func (x *exchange) bodiless() bool {
+	return x.head || x.status == http.StatusNoContent || x.status == http.StatusNotModified
 }
 
 func (x *exchange) start() {
@@ -188,8 +200,11 @@ func (x *exchange) Write(b []byte) (int, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.fix(http.StatusOK)
-	if x.head || x.status == http.StatusNoContent || x.status == http.StatusNotModified {
+	if x.bodiless() {
 		return len(b), nil
+	}
+	if x.length >= 0 && x.wrote+int64(len(b)) > x.length {
+		return 0, http.ErrContentLength
 	}
 	for x.held.Len() >= directHeld && x.err == nil {
 		if err := x.wait(); err != nil {
@@ -200,9 +215,11 @@ func (x *exchange) Write(b []byte) (int, error) {
 		return 0, x.err
 	}
 	n, err := x.held.Write(b)
+	x.wrote += int64(n)
 	if x.started {
 		x.more.Broadcast()
 	} else if x.held.Len() >= directBegin {
+		x.flushed = true
 		x.start()
 	}
 	return n, err
@@ -242,6 +259,7 @@ func (x *exchange) FlushError() error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.fix(http.StatusOK)
+	x.flushed = true
 	x.start()
 	return nil
 }
@@ -252,7 +270,9 @@ func (x *exchange) end(err error) {
 	defer x.mu.Unlock()
 	if errors.Is(err, io.EOF) {
 		x.fix(http.StatusOK)
-		x.done = true
+		if x.done = x.bodiless() || x.length < 0 || x.wrote == x.length; !x.done {
+			x.flushed, err = true, io.ErrUnexpectedEOF // it must not look complete
+		}
 	}
 	x.finish(err)
 }
@@ -277,15 +297,13 @@ func (x *exchange) finish(err error) {
 func (x *exchange) response(r *http.Request, stop func() bool) (*http.Response, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.status == 0 || x.err != nil && !errors.Is(x.err, io.EOF) && !x.done {
+	if !x.flushed && !x.done {
 		stop()
 		x.cancel(x.err)
 		return nil, x.err
 	}
-	length := int64(-1)
-	if n, err := strconv.ParseInt(x.sent.Get("Content-Length"), 10, 64); err == nil {
-		length = n
-	} else if x.done {
+	length := x.length
+	if length < 0 && x.done && !x.head {
 		length = int64(x.held.Len())
 	}
 	if x.done { // the caller's end changes nothing any more

@@ -163,6 +163,27 @@ func TestNothingOfACallersContextButItsEndGoesDirectly(t *testing.T) {
 	}
 }
 
+// What was said before an answer was cut arrives.
+func TestACutAnswerHasABeginning(t *testing.T) {
+	d := &endpoint.Direct{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "8")
+		fmt.Fprint(w, "half")
+		_ = http.NewResponseController(w).Flush()
+		if n, err := fmt.Fprint(w, "longer than it said"); n > 0 || !errors.Is(err, http.ErrContentLength) {
+			t.Errorf("%d bytes too many were taken, %v", n, err)
+		}
+		panic(http.ErrAbortHandler)
+	})}
+	resp, err := ask(t, t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got, err := io.ReadAll(resp.Body); string(got) != "half" || !errors.Is(err, io.ErrUnexpectedEOF) || resp.ContentLength != 8 {
+		t.Errorf("%q came of %d bytes, %v", got, resp.ContentLength, err)
+	}
+}
+
 // An answer that ends early never looks complete, whoever ends it.
 func TestACutAnswerIsAnError(t *testing.T) {
 	for name, c := range map[string]func(w http.ResponseWriter){
@@ -171,6 +192,10 @@ func TestACutAnswerIsAnError(t *testing.T) {
 			fmt.Fprint(w, "half")
 			_ = http.NewResponseController(w).Flush()
 			panic(http.ErrAbortHandler)
+		},
+		"shorter than it said": func(w http.ResponseWriter) {
+			w.Header().Set("Content-Length", "5")
+			fmt.Fprint(w, "half")
 		},
 		"a panic":               func(http.ResponseWriter) { panic("of the handler") },
 		"a panic with a status": func(w http.ResponseWriter) { w.WriteHeader(http.StatusOK); panic("of the handler") },
