@@ -20,10 +20,10 @@ import (
 
 // told is what both ends of a request have seen.
 type told struct {
-	method, uri, host, path, query, header, encoding, body string
-	length                                                 int64
-	status                                                 int
-	answer, kind, sent                                     string
+	method, uri, host, path, query, header, body string
+	length                                       int64
+	status                                       int
+	answer, kind, sent                           string
 }
 
 // A handler and a client see the same over a Direct and over a connection.

@@ -72,8 +72,11 @@ func (c *Client) inside(ctx context.Context, at execution.Place, spec execution.
 	}
 	defer p.Close()
 	unhook := context.AfterFunc(ctx, func() { _ = p.Kill() })
-	defer unhook()
-	return carry(p, stdio)
+	code, err := carry(p, stdio)
+	if !unhook() && err == nil { // it was killed, and what it ended with is not its own
+		err = unknownOutcome(context.Cause(ctx))
+	}
+	return code, err
 }
 
 func unknownOutcome(err error) error {
