@@ -96,6 +96,15 @@ func (d Device) String() string {
 	return fmt.Sprintf("%q*%d%q!%d", d.Name, d.Count, d.Constraints, d.Share)
 }
 
+// Covers reports whether every device that another request may be given is one that d names.
+func (d Device) Covers(o Device) bool {
+	parts := append(strings.SplitN(o.Name, "/", 3), "", "")
+	if !strings.Contains(o.Name, "/") {
+		return d.Names("", parts[0], "")
+	}
+	return d.Names(parts[0], parts[1], parts[2])
+}
+
 func (d Device) validate() error {
 	if err := plain("name", d.Name); err != nil {
 		return err

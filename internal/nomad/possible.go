@@ -2,8 +2,10 @@ package nomad
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,9 +17,6 @@ import (
 	"rockpool/internal/ident"
 )
 
-// missingDevices is Nomad's reason for a node that has no devices as they are asked for, taken or not.
-const missingDevices = "missing devices"
-
 // possible refuses devices and isolation classes that no node has, which otherwise only a claim would find out. What is all in use is possible. The cluster is asked
 // what it would do with a runner; if that cannot be learned, nothing is possible.
 func (c *Client) possible(ctx context.Context, e environment.Environment) error {
@@ -26,8 +25,11 @@ func (c *Client) possible(ctx context.Context, e environment.Environment) error 
 		return err
 	}
 	resp, _, err := c.api.Jobs().PlanOpts(job, &api.PlanOptions{}, c.write(ctx))
+	if text, ok := invalidJob(err); ok {
+		return fault.Wrap(fault.Invalid, err, "the cluster does not accept what the environment asks for: %s", text)
+	}
 	if err = classify(err, "ask the cluster to plan a runner"); err != nil {
-		return fault.Wrap(fault.KindOf(err), err, "whether any node can run the environment's runners could not be found out: %v", err)
+		return fault.Wrap(fault.KindOf(err), err, "whether any node can run the environment's runners could not be found out: %s", fault.Public(err))
 	}
 	why := refusalOf(resp.FailedTGAllocs[mainGroup])
 	if why == nil || why.NodesEvaluated == 0 { // without any node in service that is what the template's placement tells
@@ -47,6 +49,15 @@ func (c *Client) possible(ctx context.Context, e environment.Environment) error 
 		return nil
 	}
 	return fault.New(fault.Invalid, "no node can run the environment's runners, whatever is free: %s", why)
+}
+
+// invalidJob is what a cluster says of a job that it refuses for what stands in it. Nomad lists such errors under status 500.
+func invalidJob(err error) (text string, ok bool) {
+	e, ok := errors.AsType[api.UnexpectedResponseError](err)
+	if !ok || e.StatusCode() != http.StatusBadRequest && !(strings.Contains(e.Body(), "error occurred:") || strings.Contains(e.Body(), "errors occurred:")) {
+		return "", false
+	}
+	return fmt.Sprintf("%.500s", strings.Join(strings.Fields(e.Body()), " ")), true
 }
 
 // asksAnew reports whether e asks for devices or a class that it did not ask for before; before = nil where there was no template.
@@ -70,7 +81,7 @@ func refusalOf(m *api.AllocationMetric) *refusal {
 }
 
 // later reports whether a node lacks nothing but what somebody else uses now.
-func (r *refusal) later() bool { return r.NodesExhausted > r.DimensionExhausted[missingDevices] }
+func (r *refusal) later() bool { return r.NodesExhausted > 0 }
 
 // offer is what a node in service has.
 type offer struct {
@@ -96,6 +107,9 @@ func (c *Client) nodes(ctx context.Context) (there []*offer, known bool, err err
 
 // lacking says what no node has of what is asked for by name and number; "" = it is there, as far as names and numbers say.
 func lacking(there []*offer, driver string, e environment.Environment) string {
+	if len(there) == 0 {
+		return "" // the plan saw some
+	}
 	if names, limited := classes(there, driver); e.Runtime != "" && limited && !slices.Contains(names, e.Runtime) {
 		offered := "none besides their default"
 		if len(names) > 0 {
@@ -103,16 +117,13 @@ func lacking(there []*offer, driver string, e environment.Environment) string {
 		}
 		return fmt.Sprintf("runtime: no node offers the isolation class %q; the nodes in service offer %s", e.Runtime, offered)
 	}
+	kinds := map[string]int{}
 	for i, d := range e.Devices {
-		healthy, ailing, kinds := 0, 0, map[string]int{}
+		clear(kinds)
+		healthy, ailing := 0, 0
 		for _, n := range there {
 			for _, x := range n.NodeResources.Devices {
-				good := 0
-				for _, in := range x.Instances {
-					if in != nil && in.Healthy {
-						good++
-					}
-				}
+				good := healthyOf(x)
 				kinds[x.ID()] += good
 				if d.Names(x.Vendor, x.Type, x.Name) {
 					healthy, ailing = max(healthy, good), ailing+len(x.Instances)-good
@@ -129,7 +140,37 @@ func lacking(there []*offer, driver string, e environment.Environment) string {
 			return fmt.Sprintf("devices[%d]: no node in service has %d healthy devices %s of one model; the most on one node are %d", i, d.Count, d.Name, healthy)
 		}
 	}
+	if !slices.ContainsFunc(there, func(n *offer) bool { return n.covers(e.Devices) }) {
+		return fmt.Sprintf("devices: no node in service has all of them together; on all nodes there are %s", counted(kinds))
+	}
 	return ""
+}
+
+// covers reports whether a node has as many healthy devices as all requests together need, by their names. Conditions may need more.
+func (n *offer) covers(all []environment.Device) bool {
+	return !slices.ContainsFunc(all, func(d environment.Device) bool {
+		has, needed := 0, 0
+		for _, x := range n.NodeResources.Devices {
+			if d.Names(x.Vendor, x.Type, x.Name) {
+				has += healthyOf(x)
+			}
+		}
+		for _, other := range all {
+			if d.Covers(other) {
+				needed += int(other.Count)
+			}
+		}
+		return has < needed
+	})
+}
+
+func healthyOf(x *api.NodeDeviceResource) (n int) {
+	for _, in := range x.Instances {
+		if in != nil && in.Healthy {
+			n++
+		}
+	}
+	return n
 }
 
 // classes are the isolation classes that nodes tell of for a driver; limited = false: one of them takes any name.

@@ -64,6 +64,7 @@ type GPUConfig struct {
 	Ignore     []string      // UUIDs or PCI bus ids of those that are not offered
 	Period     time.Duration // between two looks at them; 0 = 30 s
 	StopAiling bool          // allocations fail when a GPU of theirs becomes unhealthy
+	Slots      nvidia.Slots  // that GPUs are shared as
 	Library    string        // path of the driver's library; "" = libnvidia-ml.so.1 where the system's loader finds it
 }
 
@@ -72,7 +73,7 @@ func (c GPUConfig) devices(log logging.Logger) (*device.Manager, cdi.Maker) {
 	if c.Off {
 		return nil, nil
 	}
-	gpus := nvidia.New(nvidia.Config{Ignore: c.Ignore, Poll: c.Period, Library: c.Library, Log: log})
+	gpus := nvidia.New(nvidia.Config{Ignore: c.Ignore, Poll: c.Period, Slots: c.Slots, Library: c.Library, Log: log})
 	return device.NewManager(log, gpus), gpus.Specify
 }
 

@@ -187,8 +187,12 @@ func (m *Manager) checkShare(now time.Time) time.Duration {
 	for id := range m.envs {
 		s := m.pools.Stats(id)
 		since, short := m.below[id]
+		size := s.Size
+		if s.Short { // a listing finds no room
+			size = min(size, s.Possible-s.Used)
+		}
 		switch {
-		case s.Size == 0 || float64(s.Idle)/float64(s.Size) >= m.opts.ReloadBelow:
+		case size <= 0 || float64(s.Idle)/float64(size) >= m.opts.ReloadBelow:
 			delete(m.below, id)
 		case !short:
 			m.below[id] = now

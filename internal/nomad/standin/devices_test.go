@@ -8,13 +8,26 @@ import (
 	"strings"
 	"testing"
 
+	"rockpool/internal/api/openapi"
 	"rockpool/internal/config"
 	"rockpool/internal/nomad/standin"
+	"rockpool/tests/contract"
 )
 
 // rack is a node with GPUs.
 func rack(name string, model string, gpus int) standin.Node {
 	return standin.Node{ID: name, Name: name, Runtimes: "io.containerd.runc.v2,runc,runsc", Devices: asList(standin.GPUs(model, gpus, 40960, nil))}
+}
+
+// published has every answer that p gets checked against the published documents.
+func published(p *platform) *platform {
+	p.Helper()
+	documents, err := contract.New(openapi.Document, openapi.WebSocket)
+	if err != nil {
+		p.Fatal(err)
+	}
+	p.http.Transport = documents.Transport(&http.Transport{}, func(err error) { p.Error(err) })
+	return p
 }
 
 func asList[T any](v ...T) []T { return v }
@@ -30,8 +43,8 @@ func withDevices(size, more string) string {
 
 // state is what the gateway tells of the pool.
 type state struct {
-	Idle, Starting, Used, Wanted int
-	Shortage                     *struct {
+	Idle, Starting, Used, Wanted, Removing int
+	Shortage                               *struct {
 		Possible int
 		Reason   string
 	}
@@ -52,7 +65,10 @@ func (p *platform) short(what string, idle, possible int) {
 	p.Helper()
 	p.eventually(fmt.Sprintf("%s: %d idle of %d possible", what, idle, possible), func() bool {
 		s := p.state()
-		if possible < 0 {
+		switch {
+		case s.Removing > 0: // what was withdrawn is still on its way out
+			return false
+		case possible < 0:
 			return s.Idle == idle && s.Shortage == nil && s.Starting == 0
 		}
 		return s.Idle == idle && s.Starting == 1 && s.Shortage != nil && s.Shortage.Possible == possible && strings.Contains(s.Shortage.Reason, "cannot be placed")
@@ -62,7 +78,7 @@ func (p *platform) short(what string, idle, possible int) {
 func TestDevicesAreAskedForAsNomadIsTold(t *testing.T) {
 	s := standin.New(t, standin.Options{Token: "t"})
 	s.Nodes(plainNode, rack("gpu-1", "A100", 4))
-	p := serve(t, s, withToken)
+	p := published(serve(t, s, withToken))
 	const devices = `"devices":[{"name":"nvidia/gpu","count":2,"constraints":[{"attribute":"${device.attr.memory}","operator":">=","value":"40 GiB"}]}]`
 	fixed := strings.Replace(withDevices("2", devices), "openhpi/co_execenv_python:3.8", "host", 1) // there is nothing to pull anew
 	p.want("PUT", "/execution-environments/10", fixed, 201, "")
@@ -92,7 +108,7 @@ func TestDevicesAreAskedForAsNomadIsTold(t *testing.T) {
 	p.pool(2, 0)
 	// Another gateway, or this one after a restart, finds the same.
 	p.stop()
-	p = serve(t, s, withToken)
+	p = published(serve(t, s, withToken))
 	p.pool(2, 0)
 	p.want("GET", "/execution-environments/10", "", 200, read)
 	// Without the field there are no devices.
@@ -106,13 +122,13 @@ func TestDevicesAreAskedForAsNomadIsTold(t *testing.T) {
 
 func TestWhatNoNodeCanGiveIsRefusedWithTheReason(t *testing.T) {
 	s := standin.New(t, standin.Options{Token: "t"})
-	p := serve(t, s, withToken)
+	p := published(serve(t, s, withToken))
 	s.Nodes(plainNode, rack("gpu-1", "A100", 2), rack("gpu-2", "A100", 2))
 	for _, c := range []struct{ name, fields, text string }{
 		{"another vendor", `"devices":[{"name":"amd/gpu"}]`, "devices[0]: no node in service has a device amd/gpu; there are 4 nvidia/gpu/A100"},
 		{"another model", `"devices":[{"name":"nvidia/gpu"},{"name":"nvidia/gpu/H100"}]`, "devices[1]: no node in service has a device nvidia/gpu/H100"},
 		{"more than a node has", `"devices":[{"name":"gpu","count":3}]`, "devices[0]: no node in service has 3 healthy devices gpu of one model; the most on one node are 2"},
-		{"more than a node has, by two requests", `"devices":[{"name":"gpu","count":2},{"name":"gpu"}]`, "missing devices (on 3 of 3 nodes)"},
+		{"more than a node has, by two requests", `"devices":[{"name":"gpu","count":2},{"name":"gpu"}]`, "devices: no node in service has all of them together; on all nodes there are 4 nvidia/gpu/A100"},
 		{"more memory than any has", `"devices":[{"name":"gpu","constraints":[{"attribute":"memory","operator":">=","value":"80 GiB"}]}]`, "missing devices (on 3 of 3 nodes)"},
 		{"only parts, and there are wholes", `"devices":[{"name":"gpu","share":"only"}]`, "missing devices (on 3 of 3 nodes)"},
 		{"a class that no node has", `"runtime":"kata"`, `runtime: no node offers the isolation class \"kata\"; the nodes in service offer io.containerd.runc.v2, runc, runsc`},
@@ -143,7 +159,7 @@ func TestWhatNoNodeCanGiveIsRefusedWithTheReason(t *testing.T) {
 func TestWhatIsOnlyInUseIsAccepted(t *testing.T) {
 	s := standin.New(t, standin.Options{Token: "t"})
 	s.Nodes(rack("gpu-1", "A100", 2))
-	p := serve(t, s, withToken)
+	p := published(serve(t, s, withToken))
 	p.want("PUT", "/execution-environments/11", withDevices("2", `"devices":[{"name":"gpu"}]`), 201, "")
 	p.eventually("the other environment has all of them", func() bool { return len(s.Jobs("11-")) == 2 })
 	p.want("PUT", "/execution-environments/10", withDevices("1", `"devices":[{"name":"gpu","count":2}]`), 201, "")
@@ -155,7 +171,7 @@ func TestWhatIsOnlyInUseIsAccepted(t *testing.T) {
 func TestAClusterThatCannotBeAskedPromisesNothing(t *testing.T) {
 	s := standin.New(t, standin.Options{Token: "t"})
 	s.Nodes(rack("gpu-1", "A100", 2))
-	p := serve(t, s, withToken)
+	p := published(serve(t, s, withToken))
 	put := func(status int, text string) {
 		t.Helper()
 		p.want("PUT", "/execution-environments/10", withDevices("1", `"devices":[{"name":"gpu","count":3}]`), status, text)
@@ -165,6 +181,9 @@ func TestAClusterThatCannotBeAskedPromisesNothing(t *testing.T) {
 	s.Heal()
 	s.Fail(standin.Fault{Prefix: "PUT /v1/job/", Status: 403, Text: "Permission denied"})
 	put(500, "could not be found out")
+	s.Heal()
+	s.Fail(standin.Fault{Prefix: "PUT /v1/job/", Status: 500, Text: "1 error occurred:\n\t* Task group default-group validation failed: 1 error occurred:\n\t* no such unit"})
+	put(400, "no such unit")
 	s.Heal()
 	s.Fail(standin.Fault{Prefix: "GET /v1/nodes", Status: 500, Text: "rpc error: EOF"})
 	put(500, "")
@@ -181,7 +200,7 @@ func TestAPoolFollowsTheDevicesThereAre(t *testing.T) {
 	s := standin.New(t, standin.Options{Token: "t"})
 	first := rack("gpu-1", "A100", 4)
 	s.Nodes(plainNode, first)
-	p := serve(t, s, withToken)
+	p := published(serve(t, s, withToken))
 	p.want("PUT", "/execution-environments/10", withDevices("10", `"devices":[{"name":"nvidia/gpu"}]`), 201, "")
 	p.short("10 wanted, 4 there", 4, 4)
 	st := p.state()
@@ -214,7 +233,7 @@ func TestAPoolFollowsTheDevicesThereAre(t *testing.T) {
 	}
 	// A gateway that starts finds out what it has to wait for.
 	p.stop()
-	p = serve(t, s, withToken)
+	p = published(serve(t, s, withToken))
 	p.short("after a restart", 0, 3)
 	p.want("DELETE", "/runners/"+used[0], "", 204, "")
 	p.short("one was given back", 1, 3)
@@ -225,7 +244,7 @@ func TestAPoolFollowsTheDevicesThereAre(t *testing.T) {
 func TestAPoolOfScarceRunnersIsReplacedWithinWhatThereIs(t *testing.T) {
 	s := standin.New(t, standin.Options{Token: "t"})
 	s.Nodes(rack("gpu-1", "A100", 3))
-	p := serve(t, s, withToken)
+	p := published(serve(t, s, withToken))
 	p.want("PUT", "/execution-environments/10", withDevices("3", `"devices":[{"name":"nvidia/gpu"}]`), 201, "")
 	p.short("three", 3, -1)
 	old := s.Jobs("10-")

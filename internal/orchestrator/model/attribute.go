@@ -91,8 +91,8 @@ func ParseAttribute(s string) Attribute {
 	return TextOf(s)
 }
 
-// in is a number in another unit that measures the same.
-func (a Attribute) in(unit string) (n float64, ok bool) {
+// In is a number in another unit that measures the same; false = it is no number or measures something else.
+func (a Attribute) In(unit string) (n float64, ok bool) {
 	n, ok = a.number()
 	from, to := units[a.Unit], units[unit]
 	if !ok || from.base == "" || from.base != to.base {

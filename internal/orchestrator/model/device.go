@@ -40,7 +40,7 @@ func (d *NodeDevice) ID() string { return d.Vendor + "/" + d.Type + "/" + d.Name
 
 // MemoryMB is the memory of each instance in MiB; 0 = not known.
 func (d *NodeDevice) MemoryMB() int {
-	n, _ := d.Attributes[AttrMemory].in("MiB")
+	n, _ := d.Attributes[AttrMemory].In("MiB")
 	return int(n)
 }
 

@@ -144,6 +144,30 @@ func TestTheDriverIsGivenTheInstancesByTheirSpecifiedNames(t *testing.T) {
 	})
 }
 
+func TestTheDriverIsGivenTheGPUsOfSlotsOnce(t *testing.T) {
+	withGPUs(t, func(t *testing.T, m *machine) {
+		m.devices.Set(fake.Sliced(4, 4))
+		after(time.Second)
+		var got []string
+		m.facade = seeing{m.driver, &got}
+		m.restart()
+		m.server.place(holding("one", config{}, "gpu-1::3", "gpu-3::0", "gpu-1::0"))
+		m.expect("one", model.ClientRunning)
+		if want := []string{"nvidia.com/gpu=gpu-1", "nvidia.com/gpu=gpu-3"}; !slices.Equal(got, want) {
+			t.Errorf("got %q", got)
+		}
+		m.server.place(holding("two", config{}, "gpu-1::1"))
+		m.expect("two", model.ClientRunning)
+		m.devices.Ail("gpu-1", "XID 48")
+		after(time.Second)
+		for _, id := range []string{"one", "two"} {
+			if !mention(m.events(id), "is unhealthy: XID 48") {
+				t.Errorf("%s is told %q", id, m.events(id))
+			}
+		}
+	})
+}
+
 func TestTasksAreToldOfTheirDevices(t *testing.T) {
 	withGPUs(t, func(t *testing.T, m *machine) {
 		m.server.place(holding("hit", config{}, "gpu-0"))

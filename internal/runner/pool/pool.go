@@ -119,7 +119,6 @@ type entry struct {
 	guard    bool      // take it by compare-and-set before it is removed
 	placed   bool      // the cluster has a place for it
 	noRoom   time.Time // since when the cluster says that it has none; zero = it does not
-	granted  bool      // a stale runner left for its sake
 	reason   string
 	places   [lanes]place
 }
@@ -137,6 +136,7 @@ type env struct {
 	unplaced [2]int // of stale and of fresh runners that are not ready, those without a place
 	blocked  int    // of the fresh ones, those that the cluster has no room for
 	window   int    // how many fresh ones may be without a place; see room.go
+	granted  bool   // a stale runner left for their sake, and none has been placed since
 
 	ready    queue // idle and up to date, in the order in which they are taken
 	stale    queue // idle and out of date, in the same order
@@ -339,7 +339,7 @@ func (p *Pools) Want(id environment.ID, s Spec, now time.Time) {
 	}
 	if changed {
 		e.recover() // what failed was another definition
-		e.window = 0
+		e.window, e.granted = 0, false
 		p.refresh(e, func(*entry) {})
 	}
 	p.touch(e)

@@ -31,7 +31,7 @@ func (r *entry) room(o Observed, known bool, now time.Time) {
 	case o.Placed || o.State == Ready:
 		r.placed, r.noRoom = true, time.Time{}
 		if known && r.fresh {
-			e.window = min(max(e.window, 1)+1, maxWindow)
+			e.window, e.granted = min(max(e.window, 1)+1, maxWindow), false
 		}
 	case !o.NoRoom:
 		r.noRoom = time.Time{}
@@ -93,16 +93,13 @@ func (e *env) longestWaiting() *entry {
 	return best
 }
 
-// grant reports whether a stale runner shall leave at once because its replacement waits for its place. It does so once for each.
+// grant reports whether a stale runner shall leave at once because its replacement waits for its place. Before the next one somebody has to have been placed: whose place it
+// becomes is the cluster's to say.
 func (e *env) grant() bool {
-	if !e.spec.Scarce {
+	if !e.spec.Scarce || e.blocked == 0 || e.granted {
 		return false
 	}
-	r := e.longestWaiting()
-	if r == nil || r.granted {
-		return false
-	}
-	r.granted = true
+	e.granted = true
 	return true
 }
 

@@ -20,6 +20,9 @@ type rack struct {
 	jobs    []*pool.Observed // in the order of their registration
 	created int
 	most    int // that waited at a time
+	// order says who is looked at, and told, first; nil = the oldest. few says whether only the first who has news is told, before the pools plan again.
+	order func([]*pool.Observed) []*pool.Observed
+	few   func() bool
 }
 
 func newRack(devices int) *rack {
@@ -64,7 +67,11 @@ func (r *rack) place() (news bool) {
 			free--
 		}
 	}
-	for _, o := range r.jobs {
+	jobs := r.jobs
+	if r.order != nil {
+		jobs = r.order(slices.Clone(jobs))
+	}
+	for _, o := range jobs {
 		before := *o
 		switch {
 		case o.Placed:
@@ -79,6 +86,9 @@ func (r *rack) place() (news bool) {
 		if *o != before {
 			r.pools.Observe(*o, r.now)
 			news = true
+			if r.few != nil && r.few() {
+				return true
+			}
 		}
 	}
 	r.most = max(r.most, waiting)
@@ -166,6 +176,29 @@ func TestAScarcePoolFillsInFewRoundsAndAsksForLittleMore(t *testing.T) {
 		}
 		if r.most > r.devices+1 {
 			t.Fatalf("%d waited at a time for %d devices", r.most, r.devices)
+		}
+	})
+}
+
+// Whoever gets the place that an old runner left, and whoever is told first: the next one leaves without waiting.
+func TestAScarcePoolRollsInAnyOrder(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		r := newRack(rapid.IntRange(1, 6).Draw(t, "devices"))
+		size := rapid.IntRange(1, 8).Draw(t, "size")
+		r.want(size, "a")
+		r.settle()
+		r.order = func(list []*pool.Observed) []*pool.Observed { return rapid.Permutation(list).Draw(t, "order") }
+		r.few = func() bool { return rapid.Bool().Draw(t, "one") }
+		r.want(size, "b")
+		r.settle()
+		rep, _ := r.pools.Report(1, true, r.now)
+		for _, x := range rep.Runners {
+			if !x.Current {
+				t.Fatalf("%+v of %d devices for %d: %+v", x, r.devices, size, rep.Runners)
+			}
+		}
+		if rep.Idle != min(size, r.devices) {
+			t.Fatalf("%d are idle with %d devices for %d", rep.Idle, r.devices, size)
 		}
 	})
 }
