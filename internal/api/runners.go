@@ -207,8 +207,8 @@ func refuseUpgrade(w http.ResponseWriter, r *http.Request, status int, reason er
 	writeError(w, r, fault.Wrap(fault.Invalid, reason, "this is not a WebSocket handshake"))
 }
 
-func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity, q websocketRequest) error {
-	if done, err := a.relay(w, r, q.Execution); done {
+func (a *API) websocket(w http.ResponseWriter, r *http.Request, caller auth.Identity, q websocketRequest) error {
+	if done, err := a.relay(w, r, caller, q.Execution); done {
 		return err
 	}
 	run := runnerOf(r.Context())

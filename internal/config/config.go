@@ -1,7 +1,9 @@
 package config
 
 import (
+	"cmp"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -47,6 +49,7 @@ type Server struct {
 	ReattachBuffer          uint   `yaml:"reattachbuffer"` // MB; 0 = no connection can be taken up again
 	MaxConnections          uint   `yaml:"maxconnections"` // 0 = no limit
 	PeerAddress             string `yaml:"peeraddress"`    // URL for other gateways; "" = there are none
+	PeerSecret              string `yaml:"peersecret"`     // that all gateways of the cluster have; "" = token
 	StopTimeout             uint   `yaml:"stoptimeout"`    // seconds
 }
 
@@ -263,6 +266,10 @@ func (c Config) check() (problems []error) {
 		if err == nil && (u.Scheme == "https") != c.Server.TLS.Active {
 			refuse("server.peeraddress: https goes with server.tls.active, and http without it")
 		}
+		if len(c.Server.peerSecret()) < minPeerSecret {
+			refuse("server.peersecret: gateways know each other by it: set it to the same at least %d characters at all of them, such as from openssl rand -hex 32 "+
+				"(server.token is taken for it if that is as long)", minPeerSecret)
+		}
 		if c.Nomad.Address == "" {
 			refuse("server.peeraddress: several gateways need a cluster of their own: set nomad.address")
 		}
@@ -301,6 +308,17 @@ func (c Config) check() (problems []error) {
 		refuse("orchestrator.datadir: needed while nomad.address is empty")
 	}
 	return problems
+}
+
+// minPeerSecret is how many characters the secret of gateways has at least: what lies in the cluster's variables lets those who read them try guesses.
+const minPeerSecret = 16
+
+func (s Server) peerSecret() string { return cmp.Or(s.PeerSecret, s.Token) }
+
+// PeerKey is what gateways prove to each other with that they are.
+func (s Server) PeerKey() []byte {
+	sum := sha256.Sum256([]byte("rockpool-peers/" + s.peerSecret()))
+	return sum[:]
 }
 
 // checkAddress looks at an address of a listener for operators. Beyond the machine it answers only to tokens, so there has to be one.

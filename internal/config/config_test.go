@@ -98,17 +98,21 @@ func TestAllProblemsAreListedTogether(t *testing.T) {
 
 func TestSeveralGateways(t *testing.T) {
 	const cluster = "nomad:\n  address: 10.0.0.1\n"
+	const secret = "  peersecret: 0123456789abcdef\n"
 	for text, want := range map[string]string{
-		"server:\n  peeraddress: http://10.0.0.5:7200\n" + cluster:                                       "",
-		"server:\n  peeraddress: http://[fd00::5]:7200/\n" + cluster:                                     "",
-		"server:\n  peeraddress: http://10.0.0.5:7200\n":                                                 "set nomad.address",
-		"server:\n  peeraddress: 10.0.0.5:7200\n" + cluster:                                              "it is not what other gateways can reach",
-		"server:\n  peeraddress: http://a:1/path\n" + cluster:                                            "it is not what other gateways can reach",
-		"server:\n  peeraddress: http://user:secret@a:1\n" + cluster:                                     "it is not what other gateways can reach",
-		"server:\n  peeraddress: https://a:1\n" + cluster:                                                "server.tls.active",
-		"server:\n  stoptimeout: 86401\n":                                                                "server.stoptimeout",
-		"server:\n  stoptimeout: 60\n":                                                                   "",
-		"server:\n  tls: {active: true, certfile: c, keyfile: k}\n  peeraddress: http://a:1\n" + cluster: "server.tls.active",
+		"server:\n  peeraddress: http://10.0.0.5:7200\n" + secret + cluster:                                       "",
+		"server:\n  peeraddress: http://[fd00::5]:7200/\n" + secret + cluster:                                     "",
+		"server:\n  peeraddress: http://10.0.0.5:7200\n" + cluster:                                                "openssl rand",
+		"server:\n  token: short\n  peeraddress: http://10.0.0.5:7200\n" + cluster:                                "server.peersecret",
+		"server:\n  token: 0123456789abcdef\n  peeraddress: http://10.0.0.5:7200\n" + cluster:                     "",
+		"server:\n  peeraddress: http://10.0.0.5:7200\n":                                                          "set nomad.address",
+		"server:\n  peeraddress: 10.0.0.5:7200\n" + secret + cluster:                                              "it is not what other gateways can reach",
+		"server:\n  peeraddress: http://a:1/path\n" + secret + cluster:                                            "it is not what other gateways can reach",
+		"server:\n  peeraddress: http://user:secret@a:1\n" + secret + cluster:                                     "it is not what other gateways can reach",
+		"server:\n  peeraddress: https://a:1\n" + secret + cluster:                                                "server.tls.active",
+		"server:\n  stoptimeout: 86401\n":                                                                         "server.stoptimeout",
+		"server:\n  stoptimeout: 60\n":                                                                            "",
+		"server:\n  tls: {active: true, certfile: c, keyfile: k}\n  peeraddress: http://a:1\n" + secret + cluster: "server.tls.active",
 	} {
 		if _, _, err := load(t, text); (err == nil) != (want == "") || (err != nil && !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: got %v, want %q", text, err, want)

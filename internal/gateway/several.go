@@ -38,7 +38,7 @@ func (g *Gateway) several(cluster *nomad.Client) (*several, error) {
 	}
 	transport := &http.Transport{TLSClientConfig: s.tls, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, ResponseHeaderTimeout: 5 * time.Second}
 	s.idle = transport.CloseIdleConnections
-	s.group = peers.NewGroup(peers.Options{URL: g.cfg.Server.PeerAddress, Client: transport}, nomad.NewLeases(cluster, peers.TTL), g.log)
+	s.group = peers.NewGroup(peers.Options{URL: g.cfg.Server.PeerAddress, Key: g.cfg.Server.PeerKey(), Client: transport}, nomad.NewLeases(cluster, peers.TTL), g.log)
 	return s, nil
 }
 
@@ -101,9 +101,13 @@ func (s *several) gateways() api.Gateways {
 
 type owners struct{ group *peers.Group }
 
-func (o owners) Owner(ctx context.Context, executionID string) (string, bool, error) {
+func (o owners) Owner(ctx context.Context, executionID string) (api.Neighbour, bool, error) {
 	p, ok, err := o.group.Owner(ctx, executionID)
-	return p.URL, ok, err
+	return api.Neighbour{URL: p.URL, Vouch: func(r *http.Request, token string) string { return o.group.Vouch(p, r, token) }}, ok, err
+}
+
+func (o owners) Vouched(r *http.Request, word string) (string, error) {
+	return o.group.Vouched(r, word)
 }
 
 // handler serves clients and other gateways.
