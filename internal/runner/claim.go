@@ -116,12 +116,18 @@ func (m *Manager) claim(ctx context.Context, c Claim, mark Mark) (*Runner, how, 
 	}
 	defer release()
 	deadline := time.Now().Add(max(m.opts.ClaimWait, min(c.Wait, m.opts.MaxWait)))
-	by := atOnce
+	by, open := atOnce, "" // a runner that was taken, and of which it is not known what became
+	defer func() {
+		if open != "" {
+			m.discard(open)
+		}
+	}()
 	for again := false; ; again = true {
 		taken, served, err := m.take(ctx, c.Env, deadline, again)
 		if err != nil {
 			return nil, 0, err
 		}
+		open = taken.ID
 		if !served {
 			by = waited
 		}
@@ -129,17 +135,15 @@ func (m *Manager) claim(ctx context.Context, c Claim, mark Mark) (*Runner, how, 
 		callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
 		err = m.cluster.ClaimRunner(callCtx, taken.ID, mark)
 		cancel()
-		switch {
-		case err == nil:
-			if r := m.claimed(taken, mark); r != nil {
-				return r, by, nil
-			}
-		case errors.Is(err, ErrClaimLost):
+		lost := errors.Is(err, ErrClaimLost)
+		if err != nil && !lost {
+			return nil, 0, err // whether it is marked is not known, so nobody gets it
+		}
+		open = ""
+		if lost {
 			m.lost(taken.ID, absent(err))
-		default:
-			// Whether it is marked is not known, so nobody gets it.
-			m.discard(taken.ID)
-			return nil, 0, err
+		} else if r := m.claimed(taken, mark); r != nil {
+			return r, by, nil
 		}
 	}
 }

@@ -67,16 +67,21 @@ func (m *Manager) claimOnce(ctx context.Context, c Claim) (*Runner, how, error) 
 }
 
 func (m *Manager) attempt(ctx context.Context, c Claim, a *attempt, now time.Time) (r *Runner, by how, err error) {
+	a.err = errBroken // for those who wait, should this not come to its end
+	defer func() {
+		m.mu.Lock()
+		delete(m.attempts, c.Key)
+		m.mu.Unlock()
+		close(a.done)
+	}()
 	mark := c.mark()
 	mark.Key, mark.Request, mark.At = c.Key, a.request, now.Truncate(time.Second)
 	a.runner, by, a.err = m.claim(ctx, c, mark)
 	a.left = a.err != nil && ctx.Err() != nil
-	m.mu.Lock()
-	delete(m.attempts, c.Key)
-	m.mu.Unlock()
-	close(a.done)
 	return a.runner, by, a.err
 }
+
+var errBroken = fault.New(fault.Internal, "an internal error occurred: repeat the request")
 
 // mark notes how a runner was claimed. The lock is held.
 func (m *Manager) mark(r *Runner, k Mark) {
