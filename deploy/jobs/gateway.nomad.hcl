@@ -30,7 +30,7 @@ variable "nomad_address" {
 
 variable "nomad_token" {
   type        = string
-  description = "secret of a token that may submit jobs, read them, execute in allocations, and use the variables at rockpool/gateways/*"
+  description = "secret of a token that may submit jobs, read them, execute in allocations, and use the variables at rockpool/gateways/* and rockpool/keys/*"
   sensitive   = true
   default     = ""
 }

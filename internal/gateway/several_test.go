@@ -184,6 +184,64 @@ func TestARelayedSessionIsOneLikeAnyOther(t *testing.T) {
 	stop.Wait()
 }
 
+// One key is one claim, whichever gateways get it at the same time and however late the events are.
+func TestOneKeyIsOneClaimThroughAllGateways(t *testing.T) {
+	c := nomadtest.New(t)
+	a, b := two(t, c, "8", 8)
+	c.Silence(true)
+	const claim = `{"executionEnvironmentId":10,"inactivityTimeout":60}`
+	all := map[string]bool{}
+	for key := range 4 {
+		var mu sync.Mutex
+		got := map[string]int{}
+		var wg sync.WaitGroup
+		for _, h := range []*harness{a, b, a, b, a, b} {
+			wg.Go(func() {
+				code, body := h.keyed("key "+strconv.Itoa(key), claim)
+				mu.Lock()
+				defer mu.Unlock()
+				if code != 200 {
+					t.Errorf("%d %s", code, body)
+				}
+				got[body]++
+			})
+		}
+		wg.Wait()
+		if len(got) != 1 {
+			t.Errorf("one key gave %v", got)
+		}
+		for body := range got {
+			all[body] = true
+		}
+		if code, body := b.keyed("key "+strconv.Itoa(key), `{"executionEnvironmentId":10,"inactivityTimeout":61}`); code != 400 || !strings.Contains(body, "Idempotency-Key") {
+			t.Errorf("another request under the key: %d %s", code, body)
+		}
+	}
+	used := 0
+	for _, id := range c.Jobs("10-") {
+		if c.Meta(id)["used"] == "true" {
+			used++
+		}
+	}
+	if len(all) != 4 || used != 4 {
+		t.Errorf("4 keys claimed %d runners, and gave %v", used, all)
+	}
+	c.Silence(false)
+	a.pool("10", 8, 4)
+	b.pool("10", 8, 4)
+	// With its runner a key ends, at all gateways.
+	_, first := a.keyed("key 0", claim)
+	var r struct{ RunnerID string }
+	if err := json.Unmarshal([]byte(first), &r); err != nil {
+		t.Fatal(err)
+	}
+	a.want("DELETE", "/runners/"+r.RunnerID, "", 204, "")
+	b.pool("10", 8, 3)
+	if code, body := b.keyed("key 0", claim); code != 200 || body == first {
+		t.Errorf("after its runner's end the key gave %d %s", code, body)
+	}
+}
+
 // An environment that one gateway is told of is everybody's, and so is its end.
 func TestEnvironmentsAreEverybodys(t *testing.T) {
 	c := nomadtest.New(t)

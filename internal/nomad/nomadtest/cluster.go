@@ -37,6 +37,8 @@ type Cluster struct {
 	vars     variables
 	images   map[string]string // digests by reference; nil = they cannot be asked for
 	stopping chan struct{}
+	silent   bool
+	kept     [][]byte // lines of events, while it is silent
 }
 
 // Alloc is an allocation on the wire.
@@ -219,12 +221,33 @@ func (c *Cluster) publish(topic, kind, key string, payload any) {
 		panic(err)
 	}
 	line = append(line, '\n')
+	if c.silent {
+		c.kept = append(c.kept, line)
+		return
+	}
+	c.send(line)
+}
+
+func (c *Cluster) send(line []byte) {
 	for s := range c.subs {
 		select {
 		case s.lines <- line:
 		default:
 			panic("nomadtest: a subscriber is too slow")
 		}
+	}
+}
+
+// Silence keeps events back until it is lifted, as a cluster does whose events are late.
+func (c *Cluster) Silence(silent bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.silent = silent
+	if !silent {
+		for _, line := range c.kept {
+			c.send(line)
+		}
+		c.kept = nil
 	}
 }
 

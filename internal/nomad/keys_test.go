@@ -1,0 +1,61 @@
+package nomad
+
+import (
+	"testing"
+	"time"
+
+	"rockpool/internal/logging"
+	"rockpool/internal/nomad/nomadtest"
+	"rockpool/internal/runner"
+)
+
+// Keys go once nobody has changed them for their time, by one clock, and not before.
+func TestKeysThatAreOverAreRemoved(t *testing.T) {
+	cluster := nomadtest.New(t)
+	c, err := New(Options{Address: cluster.URL, Namespace: "default"}, logging.Discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	k := NewKeys(c)
+	put := func(key string, index uint64) uint64 {
+		t.Helper()
+		got, ok, err := k.Agree(t.Context(), key, runner.Agreed{Runner: "10-x", Request: "10/60", Gateway: "g", Index: index})
+		if err != nil || !ok {
+			t.Fatal(ok, err)
+		}
+		return got
+	}
+	first := put("a", 0)
+	put("b", 0)
+	if _, ok, err := k.Agree(t.Context(), "a", runner.Agreed{Runner: "10-y"}); ok || err != nil {
+		t.Errorf("a key that stands for something was taken: %v %v", ok, err)
+	}
+	seen, now := map[string]change{}, time.Now()
+	look := func(after time.Duration, want int) {
+		t.Helper()
+		if err := k.sweep(t.Context(), seen, now.Add(after)); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(cluster.Variables()); n != want {
+			t.Errorf("after %v there are %d keys, want %d", after, n, want)
+		}
+	}
+	look(0, 2)
+	look(keptTime-time.Second, 2)
+	put("a", first)
+	look(keptTime, 1)
+	if a, err := k.Agreed(t.Context(), "a"); err != nil || a.Runner != "10-x" || a.Index == 0 {
+		t.Errorf("got %+v, %v", a, err)
+	}
+	look(2*keptTime-time.Second, 1)
+	look(2*keptTime, 0)
+	look(2*keptTime, 0)
+	if len(seen) != 0 {
+		t.Errorf("it still knows of %v", seen)
+	}
+	cluster.NoVariables()
+	if _, err := k.Agreed(t.Context(), "a"); err == nil {
+		t.Error("what may not be read reads as nothing")
+	}
+}
