@@ -36,9 +36,10 @@ type Options struct {
 	AlertThreshold       float64
 	ForbidSingleQuote    bool
 	CopyModificationTime bool
-	ReattachBuffer       int64  // bytes of output that are held in all for clients that may come again
-	Version              string // empty = there is no release
-	MaxExecutions        int    // that run or wait to be begun, of one runner and in all; 0 = no bound
+	ReattachBuffer       int64       // bytes of output that are held in all for clients that may come again
+	Uploads              *files.Room // what files that are being sent may take in all; nil = anything
+	Version              string      // empty = there is no release
+	MaxExecutions        int         // that run or wait to be begun, of one runner and in all; 0 = no bound
 	MaxExecutionsInAll   int
 	Fits                 func(execution.Request) error // says what of a command cannot be passed on; nil = all can be
 	Watch                Watch
@@ -51,7 +52,7 @@ type Options struct {
 type Watch interface {
 	Begin(route string)
 	Observe(o endpoint.Observation)
-	// Refused is told the reason: token, scope, rate, quota or executions.
+	// Refused is told the reason: token, scope, rate, quota, executions or uploads.
 	Refused(reason string)
 	ExecutionStored(environment int, runner, execution string)
 	// ExecutionBegun returns what is told its verdict, and the bytes it wrote.

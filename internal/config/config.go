@@ -58,6 +58,8 @@ type Limits struct {
 	ConnectionsPerAddress uint `yaml:"connectionsperaddress"`
 	Executions            uint `yaml:"executions"`
 	ExecutionsPerRunner   uint `yaml:"executionsperrunner"`
+	UploadMemory          uint `yaml:"uploadmemory"` // MB
+	UploadDisk            uint `yaml:"uploaddisk"`   // MB
 }
 
 // Pools bounds what runners there are, and how long claims wait for one.
@@ -187,7 +189,7 @@ func Default() Config {
 	return Config{
 		Server: Server{
 			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256, ReattachBuffer: 256, MaxConnections: 8192,
-			Limits:             Limits{Executions: 10_000, ExecutionsPerRunner: 1024},
+			Limits:             Limits{Executions: 10_000, ExecutionsPerRunner: 1024, UploadMemory: 256, UploadDisk: 4096},
 			LoggingFilterToken: base64.RawURLEncoding.EncodeToString(filter),
 		},
 		Pools: Pools{MaxWait: 60, Concurrency: 16},
@@ -213,6 +215,9 @@ const (
 	maxWait    = 300 // seconds
 	maxRunners = 1_000_000
 )
+
+// minUploadDisk is what the largest upload takes in temporary files, in MB: its archive, and the file that is being read.
+const minUploadDisk = 1024
 
 // maxStopTimeout is the longest that a stop may wait for executions: a day.
 const maxStopTimeout = 86400
@@ -285,6 +290,14 @@ func (c Config) check() (problems []error) {
 	}
 	if l := c.Server.Limits; l.ExecutionsPerRunner > 1024 {
 		refuse("server.limits.executionsperrunner: %d is more than 1024", l.ExecutionsPerRunner)
+	}
+	for key, n := range map[string]uint{"server.limits.uploadmemory": c.Server.Limits.UploadMemory, "server.limits.uploaddisk": c.Server.Limits.UploadDisk} {
+		if n > 1<<30 {
+			refuse("%s: %d is more than %d MB", key, n, 1<<30)
+		}
+	}
+	if n := c.Server.Limits.UploadDisk; n > 0 && n < minUploadDisk {
+		refuse("server.limits.uploaddisk: %d is less than %d MB, which one upload may need; 0 means no limit", n, minUploadDisk)
 	}
 	for key, address := range map[string]string{"metrics.address": c.Metrics.Address, "profiling.address": c.Profiling.Address} {
 		if err := c.checkAddress(address); err != nil {
