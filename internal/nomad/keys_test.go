@@ -1,10 +1,10 @@
-package nomad
+package nomad_test
 
 import (
 	"testing"
 	"time"
 
-	"rockpool/internal/logging"
+	"rockpool/internal/nomad"
 	"rockpool/internal/nomad/nomadtest"
 	"rockpool/internal/runner"
 )
@@ -12,12 +12,7 @@ import (
 // Keys go once nobody has changed them for their time, by one clock, and not before.
 func TestKeysThatAreOverAreRemoved(t *testing.T) {
 	cluster := nomadtest.New(t)
-	c, err := New(Options{Address: cluster.URL, Namespace: "default"}, logging.Discard())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	k := NewKeys(c)
+	k := nomad.NewKeys(client(t, cluster.URL))
 	put := func(key string, index uint64) uint64 {
 		t.Helper()
 		got, ok, err := k.Agree(t.Context(), key, runner.Agreed{Runner: "10-x", Request: "10/60", Gateway: "g", Index: index})
@@ -31,10 +26,10 @@ func TestKeysThatAreOverAreRemoved(t *testing.T) {
 	if _, ok, err := k.Agree(t.Context(), "a", runner.Agreed{Runner: "10-y"}); ok || err != nil {
 		t.Errorf("a key that stands for something was taken: %v %v", ok, err)
 	}
-	seen, now := map[string]change{}, time.Now()
+	seen, now := nomad.Swept{}, time.Now()
 	look := func(after time.Duration, want int) {
 		t.Helper()
-		if err := k.sweep(t.Context(), seen, now.Add(after)); err != nil {
+		if err := k.Sweep(t.Context(), seen, now.Add(after)); err != nil {
 			t.Fatal(err)
 		}
 		if n := len(cluster.Variables()); n != want {
@@ -42,15 +37,15 @@ func TestKeysThatAreOverAreRemoved(t *testing.T) {
 		}
 	}
 	look(0, 2)
-	look(keptTime-time.Second, 2)
+	look(nomad.KeptTime-time.Second, 2)
 	put("a", first)
-	look(keptTime, 1)
+	look(nomad.KeptTime, 1)
 	if a, err := k.Agreed(t.Context(), "a"); err != nil || a.Runner != "10-x" || a.Index == 0 {
 		t.Errorf("got %+v, %v", a, err)
 	}
-	look(2*keptTime-time.Second, 1)
-	look(2*keptTime, 0)
-	look(2*keptTime, 0)
+	look(2*nomad.KeptTime-time.Second, 1)
+	look(2*nomad.KeptTime, 0)
+	look(2*nomad.KeptTime, 0)
 	if len(seen) != 0 {
 		t.Errorf("it still knows of %v", seen)
 	}

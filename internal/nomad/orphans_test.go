@@ -1,4 +1,4 @@
-package nomad
+package nomad_test
 
 import (
 	"slices"
@@ -7,7 +7,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"rockpool/internal/environment"
-	"rockpool/internal/logging"
+	"rockpool/internal/nomad"
 	"rockpool/internal/nomad/nomadtest"
 	"rockpool/internal/runner"
 )
@@ -15,12 +15,8 @@ import (
 // Only what a gateway has made, and nobody uses, is taken for an orphan, and only where the environment has no definition.
 func TestOrphansAreCertainlyOurs(t *testing.T) {
 	cluster := nomadtest.New(t)
-	c, err := New(Options{Address: cluster.URL, Namespace: "default"}, logging.Discard())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	if err := c.probe(t.Context()); err != nil {
+	c := client(t, cluster.URL)
+	if err := c.Probe(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	const tail = "-6ba7b810-9dad-11d1-80b4-00c04fd430c8"
@@ -37,10 +33,10 @@ func TestOrphansAreCertainlyOurs(t *testing.T) {
 	for _, job := range []*api.Job{
 		{ID: new(foreign), Name: new(foreign), Type: new("batch"), TaskGroups: []*api.TaskGroup{{Name: new("web"), Tasks: []*api.Task{{Name: "web"}}}}},
 		{ID: new(stripped), Name: new(stripped), Type: new("batch"), TaskGroups: []*api.TaskGroup{
-			{Name: new(mainGroup), Tasks: []*api.Task{{Name: mainTask}}}, {Name: new(configGroup), Count: new(0)},
+			{Name: new(nomad.MainGroup), Tasks: []*api.Task{{Name: nomad.MainTask}}}, {Name: new(nomad.ConfigGroup), Count: new(0)},
 		}},
 	} {
-		if _, _, err := c.api.Jobs().Register(job, nil); err != nil {
+		if err := c.Register(job); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -48,7 +44,7 @@ func TestOrphansAreCertainlyOurs(t *testing.T) {
 	if got, err := c.Orphans(t.Context(), 10, all); err != nil || !slices.Equal(got, []string{ours}) {
 		t.Errorf("got %v, %v", got, err)
 	}
-	if _, _, err := c.api.Jobs().Register(&api.Job{ID: new("template-10"), Name: new("template-10"), TaskGroups: []*api.TaskGroup{{Name: new("web"), Tasks: []*api.Task{{Name: "web"}}}}}, nil); err != nil {
+	if err := c.Register(&api.Job{ID: new("template-10"), Name: new("template-10"), TaskGroups: []*api.TaskGroup{{Name: new("web"), Tasks: []*api.Task{{Name: "web"}}}}}); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := c.Orphans(t.Context(), 10, all); err != nil || len(got) != 0 {
