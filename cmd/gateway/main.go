@@ -112,6 +112,7 @@ func runCommand(code *int) *cobra.Command {
 	f.StringArrayVar(&o.Files, "file", nil, "file to upload; may be repeated")
 	f.StringVar(&o.Dir, "dir", "", "directory whose content is uploaded")
 	f.IntVar(&o.TimeLimit, "time-limit", 0, "seconds; 0 = a day")
+	f.IntVar(&o.Wait, "wait", 60, "seconds to wait for a runner when none is idle; the gateway's pools.maxwait bounds it")
 	_ = c.MarkFlagRequired("env")
 	f.Lookup("token").DefValue = "" // a secret has no place in the help
 	f.SetInterspersed(false)

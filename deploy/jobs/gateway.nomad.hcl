@@ -100,7 +100,7 @@ job "gateway" {
 
     task "gateway" {
       driver       = "exec"
-      kill_timeout = "60s"
+      kill_timeout = "90s"
       config {
         command = var.binary
         args    = ["serve"]
@@ -113,13 +113,15 @@ job "gateway" {
         # Where the other gateways reach this one. Without it each of several would keep the pools. One alone has it too: an upgrade has two for a while.
         ROCKPOOL_SERVER_PEERADDRESS = "http://${NOMAD_ADDR_http}"
         ROCKPOOL_SERVER_PEERSECRET  = var.peer_secret
+        # Executions under way may finish. It is less than kill_timeout, with what a stop takes besides.
+        ROCKPOOL_SERVER_STOPTIMEOUT = "30"
         ROCKPOOL_NOMAD_ADDRESS      = var.nomad_address
         ROCKPOOL_NOMAD_TOKEN        = var.nomad_token
       }
       resources {
         cpu    = 500
-        # server.reattachbuffer (256 MB) and the points that wait for InfluxDB (32 MB) may both be full, and requests need room besides.
-        memory = 768
+        # server.reattachbuffer (256 MB), server.limits.uploadmemory (256 MB) and the points that wait for InfluxDB (32 MB) may be full, and requests need room besides.
+        memory = 1024
       }
     }
   }

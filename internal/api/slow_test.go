@@ -15,42 +15,19 @@ import (
 	"time"
 
 	"rockpool/internal/api/openapi"
+	"rockpool/internal/endpoint/endpointtest"
 	"rockpool/internal/logging"
 	"rockpool/internal/runner/files"
 	"rockpool/tests/contract"
 )
-
-// pipes is a listener whose connections are made in memory.
-type pipes struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func (p *pipes) Accept() (net.Conn, error) {
-	select {
-	case c := <-p.conns:
-		return c, nil
-	case <-p.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (p *pipes) Close() error {
-	p.once.Do(func() { close(p.done) })
-	return nil
-}
-
-func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
 
 // connected serves one connection of a client until client returns. Its handlers have nothing behind them.
 func connected(o Options, client func(net.Conn)) {
 	ready := make(chan struct{})
 	close(ready)
 	a := New(o, nil, nil, nil, nil, ready, logging.Discard())
-	ours, theirs := net.Pipe()
-	l := &pipes{conns: make(chan net.Conn, 1), done: make(chan struct{})}
-	l.conns <- ours
+	l := endpointtest.NewListener()
+	theirs := l.Dial()
 	server := &http.Server{Handler: a}
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Serve(l) })

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"rockpool/internal/api/dto"
+	"rockpool/internal/ident"
 	"rockpool/internal/shell"
 )
 
@@ -32,6 +33,7 @@ type Options struct {
 	Files       []string // uploaded under their base names
 	Dir         string   // uploaded whole
 	TimeLimit   int      // seconds, 0 = a day
+	Wait        int      // seconds for a runner where none is idle
 	Argv        []string
 }
 
@@ -60,10 +62,7 @@ func Run(ctx context.Context, o Options, s Streams) (code int, err error) {
 	c := &client{o: o, base: strings.TrimSuffix(strings.TrimSuffix(o.URL, "/"), "/api/v1") + "/api/v1", http: &http.Client{Transport: &http.Transport{}}}
 	defer c.http.CloseIdleConnections()
 	var runner dto.Runner
-	request := dto.RunnerRequest{ExecutionEnvironmentID: o.Environment, InactivityTimeout: c.inactivity()}
-	switch err := interruptible(ctx, s.Signals, func(ctx context.Context) error {
-		return c.call(ctx, "POST", "/runners", request, http.StatusOK, &runner)
-	}); {
+	switch err := interruptible(ctx, s.Signals, func(ctx context.Context) error { return c.claim(ctx, &runner) }); {
 	case errors.Is(err, errInterrupted):
 		return exitInterrupted, nil
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -89,6 +88,30 @@ func Run(ctx context.Context, o Options, s Streams) (code int, err error) {
 		}
 	}
 	return c.execute(ctx, path+"/execute", s)
+}
+
+// claimTries is how often a claim is sent whose answer does not come.
+const claimTries = 3
+
+// claim asks for a runner and waits for one to start. Its key lets it be sent again when the connection breaks before the answer has come: the runner is the same.
+func (c *client) claim(ctx context.Context, out *dto.Runner) error {
+	in := dto.RunnerRequest{ExecutionEnvironmentID: c.o.Environment, InactivityTimeout: c.inactivity(), WaitTimeout: &c.o.Wait}
+	body, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	key := ident.New()
+	for try := 1; ; try++ {
+		r, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+"/runners", bytes.NewReader(body))
+		if err != nil {
+			return err
+		}
+		r.Header.Set("Idempotency-Key", key)
+		err = c.do(r, http.StatusOK, out)
+		if _, broken := errors.AsType[*url.Error](err); !broken || errors.Is(err, syscall.ECONNREFUSED) || ctx.Err() != nil || try == claimTries {
+			return err
+		}
+	}
 }
 
 var errInterrupted = errors.New("interrupted")
@@ -149,6 +172,11 @@ func (c *client) send(ctx context.Context, method, path string, body io.Reader, 
 	if err != nil {
 		return err
 	}
+	return c.do(r, want, out)
+}
+
+// do sends a request with the token.
+func (c *client) do(r *http.Request, want int, out any) error {
 	r.Header.Set("Poseidon-Token", c.o.Token)
 	resp, err := c.http.Do(r)
 	if err != nil {
@@ -163,7 +191,7 @@ func (c *client) send(ctx context.Context, method, path string, body io.Reader, 
 	}
 	var told dto.ClientError
 	_ = json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&told) // some answers have no body
-	err = fmt.Errorf("%s %s: %s %s", method, path, resp.Status, told.Message)
+	err = fmt.Errorf("%s %s: %s %s", r.Method, strings.TrimPrefix(r.URL.Path, "/api/v1"), resp.Status, told.Message)
 	if resp.StatusCode == http.StatusGone {
 		err = fmt.Errorf("%w: %w", errGone, err)
 	}

@@ -263,3 +263,35 @@ func TestWhatIsWrongIsSaidWithWhatToDo(t *testing.T) {
 		}
 	}
 }
+
+// A claim whose answer is lost is sent again under the same key, so that one runner comes of it.
+func TestAClaimIsRepeatedUnderItsKey(t *testing.T) {
+	var mu sync.Mutex
+	var keys []string
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if r.Method != "POST" || r.URL.Path != "/api/v1/runners" {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		var in struct{ WaitTimeout int }
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil || in.WaitTimeout != 7 {
+			t.Errorf("it waits %d s: %v", in.WaitTimeout, err)
+		}
+		keys = append(keys, r.Header.Get("Idempotency-Key"))
+		if len(keys) < 3 {
+			panic(http.ErrAbortHandler)
+		}
+		w.WriteHeader(http.StatusInternalServerError)
+		_, _ = w.Write([]byte(`{"message":"none is idle","errorCode":"NOMAD_OVERLOAD"}`))
+	}))
+	defer s.Close()
+	code, err := client.Run(t.Context(), client.Options{URL: s.URL, Environment: 10, Argv: []string{"true"}, Wait: 7}, client.Streams{Out: io.Discard, Err: io.Discard})
+	if code != client.ExitError || err == nil || !strings.Contains(err.Error(), "POST /runners: 500 Internal Server Error none is idle") {
+		t.Errorf("got %d, %v", code, err)
+	}
+	if len(keys) != 3 || keys[0] == "" || keys[1] != keys[0] || keys[2] != keys[0] {
+		t.Errorf("the keys were %q", keys)
+	}
+}

@@ -124,7 +124,7 @@ func TestTheJobHasRoomForTheBuffers(t *testing.T) {
 		t.Fatal(err)
 	}
 	const rest = 256 // MB for connections, requests and executions
-	if need := int(config.Default().Server.ReattachBuffer) + influx.MaxBytes>>20 + rest; memory < need {
+	if need := int(config.Default().Server.ReattachBuffer+config.Default().Server.Limits.UploadMemory) + influx.MaxBytes>>20 + rest; memory < need {
 		t.Errorf("the job reserves %d MB, full buffers need %d", memory, need)
 	}
 }

@@ -158,7 +158,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	}, g.log)
 	g.stats.Store(runners)
 	envs := environment.NewService(cluster, watchedPools{runners, g.telemetry}, !g.cfg.Nomad.DisableForcePull)
-	several.join(cluster, envs, runners)
+	several.join(cluster, envs, runners, g.telemetry.figures)
 	var tasks lifecycle.Tasks
 	engine := &execution.Engine{Executor: cluster, SplitStderr: server.InteractiveStderr, OutputLimit: int64(server.OutputLimit) << 20, Native: cluster.Native, Tasks: &tasks}
 	ready := make(chan struct{})

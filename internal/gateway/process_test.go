@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -283,4 +284,31 @@ func TestAStopEndsWhatDoesNotFinish(t *testing.T) {
 		t.Errorf("it was ended after %v", d)
 	}
 	<-stopped
+}
+
+// A request that does not end, because its client does not read, holds a stop up for its time and no longer. What it was sent is cut off, never ended.
+func TestAStopCutsOffRequestsThatDoNotEnd(t *testing.T) {
+	t.Parallel()
+	h, id := with(t)
+	h.cluster.SetFiles(id, nomadtest.File{Name: "large", Content: strings.Repeat("x", 32<<20)})
+	r, err := http.NewRequest("GET", h.url+"/runners/"+id+"/files/raw?path=large", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Poseidon-Token", "secret")
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	resp, err := transport.RoundTrip(r)
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatal(resp, err)
+	}
+	defer resp.Body.Close()
+	began := time.Now()
+	h.stop()
+	if took := time.Since(began); took < 14*time.Second || took > 30*time.Second {
+		t.Errorf("the stop took %v", took)
+	}
+	if n, err := io.Copy(io.Discard, resp.Body); err == nil || n >= 32<<20 {
+		t.Errorf("the client got %d bytes, and %v", n, err)
+	}
 }

@@ -16,6 +16,7 @@ import (
 	"rockpool/internal/api"
 	"rockpool/internal/environment"
 	"rockpool/internal/logging"
+	"rockpool/internal/metrics"
 	"rockpool/internal/nomad"
 	"rockpool/internal/peers"
 	"rockpool/internal/runner"
@@ -70,8 +71,9 @@ func (s *several) shared(cluster *nomad.Client) *runner.Shared {
 	return &runner.Shared{Others: s.group, Find: cluster.FindRunner, NewExecutionID: s.group.NewExecutionID, Keys: s.keys}
 }
 
-func (s *several) join(cluster *nomad.Client, envs *environment.Service, runners *runner.Manager) {
+func (s *several) join(cluster *nomad.Client, envs *environment.Service, runners *runner.Manager, figures *metrics.Gateway) {
 	if s.group != nil {
+		figures.Lead(s.group.Lead)
 		s.group.OnChange(runners.Regroup)
 		cluster.Several(s.group.Self(), envs)
 	}

@@ -291,6 +291,17 @@ func TestTheLeadIsHandedOver(t *testing.T) {
 	t.Parallel()
 	c := nomadtest.New(t)
 	a, b := two(t, c, "3", 3)
+	leads := func(h *harness, want string) func() bool {
+		return func() bool {
+			_, body, _ := h.do("GET", "/rockpool/metrics", "")
+			since := !strings.Contains(body, "\nrockpool_gateway_leads_since_timestamp_seconds 0\n")
+			return strings.Contains(body, "\nrockpool_gateway_leads "+want+"\n") && since == (want == "1")
+		}
+	}
+	a.eventually("one leads", func() bool { return leads(a, "1")() && leads(b, "0")() || leads(a, "0")() && leads(b, "1")() })
+	if leads(b, "1")() {
+		a, b = b, a
+	}
 	r := a.claim("3") // whose timer goes over too
 	b.pool("10", 3, 1)
 	began := time.Now() // the other one takes over before this one has ended
@@ -299,6 +310,7 @@ func TestTheLeadIsHandedOver(t *testing.T) {
 	if d := time.Since(began); d < 3*time.Second {
 		t.Errorf("that took %v", d)
 	}
+	b.eventually("the second leads", leads(b, "1"))
 	b.want("GET", "/runners/"+r+"/files", "", 410, "not known")
 	b.claim("0")
 	b.pool("10", 3, 1)

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"io"
-	"net"
 	"net/http"
 	"sync"
 	"testing"
@@ -10,31 +9,9 @@ import (
 	"time"
 
 	"rockpool/internal/config"
+	"rockpool/internal/endpoint/endpointtest"
 	"rockpool/internal/logging"
 )
-
-// pipes is a listener whose connections are made in memory.
-type pipes struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func (p *pipes) Accept() (net.Conn, error) {
-	select {
-	case c := <-p.conns:
-		return c, nil
-	case <-p.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (p *pipes) Close() error {
-	p.once.Do(func() { close(p.done) })
-	return nil
-}
-
-func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
 
 // A client that takes its time costs a connection for a bounded time only: 15 s for a header, 60 s for nothing at all after an answer.
 func TestSlowClientsAreLetGo(t *testing.T) {
@@ -56,9 +33,8 @@ func TestSlowClientsAreLetGo(t *testing.T) {
 				g := &Gateway{cfg: config.Default(), log: logging.Discard()}
 				served := 0
 				server := g.server(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { served++; w.WriteHeader(http.StatusNoContent) }), open)
-				ours, theirs := net.Pipe()
-				l := &pipes{conns: make(chan net.Conn, 1), done: make(chan struct{})}
-				l.conns <- ours
+				l := endpointtest.NewListener()
+				theirs := l.Dial()
 				var wg sync.WaitGroup
 				wg.Go(func() { _ = server.Serve(open.limit(l)) })
 				began := time.Now()

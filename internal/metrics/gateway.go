@@ -162,6 +162,30 @@ func NewGateway(pools func() map[int]PoolState) *Gateway {
 	return g
 }
 
+// Lead adds what several gateways have: which of them keeps the pools, since when, and how many others live. It is called once.
+func (g *Gateway) Lead(lead func() (leads bool, since time.Time, others int)) {
+	for name, f := range map[string]struct {
+		help  string
+		value func() float64
+	}{
+		"leads": {"1 on the one of several gateways that keeps the pools, 0 on the others.", func() float64 {
+			if leads, _, _ := lead(); leads {
+				return 1
+			}
+			return 0
+		}},
+		"leads_since_timestamp_seconds": {"When this gateway came to keep the pools, in seconds since 1970; 0 while it does not.", func() float64 {
+			if leads, since, _ := lead(); leads {
+				return float64(since.UnixMilli()) / 1000
+			}
+			return 0
+		}},
+		"other_gateways": {"Other gateways that live, as this one knows.", func() float64 { _, _, others := lead(); return float64(others) }},
+	} {
+		g.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: space, Name: name, Help: f.help}, f.value))
+	}
+}
+
 // environment is the label of one. It stays until the process ends, so that counters never go back.
 func (g *Gateway) environment(id int) string {
 	s := strconv.Itoa(id)

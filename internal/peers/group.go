@@ -60,11 +60,13 @@ type Group struct {
 	changed func()
 
 	member, lead holding   // of Run alone
+	led          bool      // of Run alone: what was told last
 	doubted      time.Time // of Run alone: when it was last told of a peer without a proof
 	asked        chan struct{}
 
 	mu      sync.RWMutex
 	leadTil time.Time
+	leadWas time.Time // when it began to lead
 	peers   map[string]Peer
 	gone    map[string]time.Time // whose lease is not held any more, and since when
 	loss    time.Time            // when a gateway was last lost
@@ -106,6 +108,13 @@ func (g *Group) Leading() bool {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	return time.Now().Before(g.leadTil)
+}
+
+// Lead is whether this gateway keeps the pools, since when, and how many others live.
+func (g *Group) Lead() (leads bool, since time.Time, others int) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return time.Now().Before(g.leadTil), g.leadWas, len(g.peers)
 }
 
 // Alive reports whether a gateway lives. "" is none.
@@ -231,7 +240,6 @@ func (g *Group) leave(ctx context.Context) error {
 
 // step is one look.
 func (g *Group) step(ctx context.Context) error {
-	led := g.Leading()
 	err := g.hold(ctx, &g.member, memberPath+g.self, map[string]string{urlItem: g.opts.URL, proofItem: g.proof(g.self, g.opts.URL)}, true)
 	g.mu.Lock()
 	waiting := g.waiting
@@ -257,10 +265,12 @@ func (g *Group) step(ctx context.Context) error {
 	if g.Leading() && lookErr == nil {
 		g.tidy(ctx, found)
 	}
-	if leads := g.Leading(); leads != led || changed {
-		if leads != led {
+	// Compared with what was told, not with what was at the step's beginning: a lead may be lost between two steps.
+	if leads := g.Leading(); leads != g.led || changed {
+		if leads != g.led {
 			g.log.WithField("leads", leads).Info("which gateway keeps the pools has changed")
 		}
+		g.led = leads
 		g.changed()
 	}
 	if !g.hasJoined() && err == nil {
@@ -300,6 +310,9 @@ func (g *Group) hold(ctx context.Context, h *holding, name string, items map[str
 
 func (g *Group) setLead(until time.Time) {
 	g.mu.Lock()
+	if now := time.Now(); now.Before(until) && !now.Before(g.leadTil) {
+		g.leadWas = now
+	}
 	g.leadTil = until
 	g.mu.Unlock()
 }

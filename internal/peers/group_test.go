@@ -243,6 +243,42 @@ func TestNeverTwoLead(t *testing.T) {
 	}
 }
 
+// A lead that ran out while the cluster did not answer is told as lost, so that who leads again looks at everything anew.
+func TestALeadThatRanOutIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore()
+		v := &view{store: s}
+		g := peers.NewGroup(peers.Options{URL: "http://a", Key: []byte("key")}, v, logging.Discard())
+		var mu sync.Mutex
+		var told []bool
+		g.OnChange(func() {
+			mu.Lock()
+			defer mu.Unlock()
+			if leads, since, _ := g.Lead(); leads && time.Since(since) > time.Second {
+				t.Errorf("it says that it has led for %v", time.Since(since))
+			}
+			if leads := g.Leading(); len(told) == 0 || told[len(told)-1] != leads {
+				told = append(told, leads)
+			}
+		})
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- g.Run(ctx) }()
+		settle(time.Second)
+		v.cut(fault.New(fault.Unavailable, "cut"))
+		settle(time.Minute)
+		v.cut(nil)
+		settle(5 * time.Second)
+		stop()
+		<-done
+		mu.Lock()
+		defer mu.Unlock()
+		if fmt.Sprint(told) != "[true false true]" {
+			t.Errorf("told: %v", told)
+		}
+	})
+}
+
 func TestAClusterThatRefusesIsAnError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := &view{store: newStore(), err: fault.New(fault.Forbidden, "Permission denied")}

@@ -14,31 +14,9 @@ import (
 	"github.com/gorilla/websocket"
 
 	"rockpool/internal/api/session"
+	"rockpool/internal/endpoint/endpointtest"
 	"rockpool/internal/runner/execution"
 )
-
-// oneConn is a listener that hands out one connection.
-type oneConn struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func (l *oneConn) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *oneConn) Close() error {
-	l.once.Do(func() { close(l.done) })
-	return nil
-}
-
-func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
 
 // served runs one session against a client whose connection is handed to peer after the handshake, and returns the cause that ended the execution.
 func served(t *testing.T, run func(ctx context.Context, c execution.Client), peer func(net.Conn)) error {
@@ -49,9 +27,8 @@ func served(t *testing.T, run func(ctx context.Context, c execution.Client), pee
 // servedWith is served with subprotocols, and with patience it lets the client see the connection's end.
 func servedWith(t *testing.T, protocols []string, patience bool, run func(ctx context.Context, c execution.Client), peer func(net.Conn)) error {
 	t.Helper()
-	ours, theirs := net.Pipe()
-	l := &oneConn{conns: make(chan net.Conn, 1), done: make(chan struct{})}
-	l.conns <- ours
+	l := endpointtest.NewListener()
+	theirs := l.Dial()
 	cause := make(chan error, 1)
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		conn, err := session.Upgrade(w, r, func(_ http.ResponseWriter, _ *http.Request, _ int, err error) { t.Error(err) })

@@ -20,40 +20,22 @@ import (
 	"pgregory.net/rapid"
 
 	"rockpool/internal/api/session"
+	"rockpool/internal/endpoint/endpointtest"
 	"rockpool/internal/runner/execution"
 )
-
-// pipes is a listener to which connections of memory are made.
-type pipes struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func (l *pipes) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipes) Close() error   { l.once.Do(func() { close(l.done) }); return nil }
-func (l *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
 
 // place is a server with one execution; a handshake with an offset comes again.
 type place struct {
 	*testing.T
 	set      session.Set
 	end      context.CancelCauseFunc // of the runner or the gateway
-	listener *pipes
+	listener *endpointtest.Listener
 	outcome  chan execution.Outcome
 	stop     func()
 }
 
 func newPlace(t *testing.T, keep execution.Keep, run func(context.Context, execution.Client) execution.Outcome) *place {
-	p := &place{T: t, listener: &pipes{conns: make(chan net.Conn), done: make(chan struct{})}, outcome: make(chan execution.Outcome, 1)}
+	p := &place{T: t, listener: endpointtest.NewListener(), outcome: make(chan execution.Outcome, 1)}
 	p.set.Budget = int64(keep.Bytes)
 	life, end := context.WithCancelCause(context.Background())
 	p.end = end
@@ -84,12 +66,11 @@ func newPlace(t *testing.T, keep execution.Keep, run func(context.Context, execu
 
 // dial connects with the subprotocol, over a connection that change may wrap.
 func (p *place) dial(offset int64, change func(net.Conn) net.Conn) (*websocket.Conn, error) {
-	ours, theirs := net.Pipe()
-	if change != nil {
-		theirs = change(theirs)
-	}
+	var theirs net.Conn
 	d := websocket.Dialer{Subprotocols: []string{session.Protocol}, NetDial: func(string, string) (net.Conn, error) {
-		p.listener.conns <- ours
+		if theirs = p.listener.Dial(); change != nil {
+			theirs = change(theirs)
+		}
 		return theirs, nil
 	}}
 	c, _, err := d.Dial(fmt.Sprintf("ws://gateway/?offset=%d", offset), nil)

@@ -83,7 +83,7 @@ func TestTaskEnv(t *testing.T) {
 	g := &model.TaskGroup{Name: "group", Tasks: []*model.Task{task}, Meta: map[string]string{"who": "group", "a.b": "c"}}
 	a := &model.Allocation{ID: "0123456789", Name: "job.group[2]", JobID: "job", Namespace: "default", TaskGroup: "group",
 		Job:       &model.Job{ID: "job", Name: "the job", Region: "global", TaskGroups: []*model.TaskGroup{g}, Meta: map[string]string{"who": "job"}},
-		Resources: model.AllocatedResources{Ports: []model.AllocatedPort{{Label: "http", Value: 20001, To: 80, HostIP: "10.0.0.1"}}}}
+		Resources: model.AllocatedResources{Ports: []model.AllocatedPort{{Label: "http", Value: 20001, To: 80, HostIP: "10.0.0.1"}, {Label: "six", Value: 20002, HostIP: "fd00::5"}}}}
 	n := &model.Node{Datacenter: "dc1", Meta: map[string]string{"rack": "r1"}}
 	want := map[string]string{
 		"NOMAD_ALLOC_ID": "0123456789", "NOMAD_SHORT_ALLOC_ID": "01234567", "NOMAD_ALLOC_NAME": "job.group[2]", "NOMAD_ALLOC_INDEX": "2",
@@ -92,6 +92,7 @@ func TestTaskEnv(t *testing.T) {
 		"NOMAD_CPU_LIMIT": "50", "NOMAD_MEMORY_LIMIT": "30", "NOMAD_MEMORY_MAX_LIMIT": "60",
 		"NOMAD_META_who": "task", "NOMAD_META_WHO": "task", "NOMAD_META_a_b": "c", "NOMAD_META_A_B": "c",
 		"NOMAD_PORT_http": "80", "NOMAD_HOST_PORT_http": "20001", "NOMAD_IP_http": "10.0.0.1", "NOMAD_ADDR_http": "10.0.0.1:20001",
+		"NOMAD_PORT_six": "20002", "NOMAD_HOST_PORT_six": "20002", "NOMAD_IP_six": "fd00::5", "NOMAD_ADDR_six": "[fd00::5]:20002",
 		"A": "0123456789/r1", "B": "${unknown.x}", "C": "the job",
 	}
 	if diff := cmp.Diff(want, taskEnv(n, a, g, task)); diff != "" {

@@ -1,8 +1,8 @@
 package node
 
 import (
-	"fmt"
 	"maps"
+	"net"
 	"regexp"
 	"strconv"
 	"strings"
@@ -61,7 +61,7 @@ func placementEnv(n *model.Node, a *model.Allocation, g *model.TaskGroup, t *mod
 		env["NOMAD_PORT_"+label] = strconv.Itoa(inside)
 		env["NOMAD_HOST_PORT_"+label] = strconv.Itoa(p.Value)
 		env["NOMAD_IP_"+label] = p.HostIP
-		env["NOMAD_ADDR_"+label] = fmt.Sprintf("%s:%d", p.HostIP, p.Value)
+		env["NOMAD_ADDR_"+label] = net.JoinHostPort(p.HostIP, strconv.Itoa(p.Value)) // with the brackets that an IPv6 address needs before a port
 	}
 	return env
 }

@@ -169,6 +169,31 @@ func TestAnAutomaticSizeStaysBetweenItsBounds(t *testing.T) {
 	}
 }
 
+// After a restart the runners may be listed before the environment is known, or after it: an automatic size takes them over either way.
+func TestASizeTakesOverWhatWasFoundBeforeItWasWanted(t *testing.T) {
+	for _, first := range []string{"the listing", "the definition"} {
+		p := pool.New(pool.DefaultLimits(), func(environment.ID) string { return "1-x" })
+		now := time.Unix(0, 0)
+		want := func() { p.Want(1, pool.Spec{Size: 2, Min: 1, Max: 6, Settings: "a"}, now) }
+		if first == "the definition" {
+			want()
+		}
+		var found []pool.Observed
+		for i := range 4 {
+			found = append(found, pool.Observed{ID: fmt.Sprint("1-", i), Env: 1, Settings: "a", State: pool.Ready})
+		}
+		p.List(found, 1, now)
+		if first == "the listing" {
+			p.Plan(now)
+			want()
+		}
+		actions, _ := p.Plan(now)
+		if s := p.Stats(1); s.Size != 4 || s.Idle != 4 || len(actions) != 0 {
+			t.Errorf("%s first: %+v and %v", first, s, actions)
+		}
+	}
+}
+
 func TestTheLimitOfAllRunnersIsShared(t *testing.T) {
 	l := pool.DefaultLimits()
 	l.Runners = 10
