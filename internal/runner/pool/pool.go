@@ -328,6 +328,7 @@ func (p *Pools) Want(id environment.ID, s Spec, now time.Time) {
 	e := p.env(id)
 	changed := e.spec.Settings != s.Settings
 	fixed := e.demand == nil || e.spec.Size != s.Size
+	first := !e.wanted
 	e.wanted, e.spec = true, s
 	switch {
 	case s.Max == 0:
@@ -341,6 +342,9 @@ func (p *Pools) Want(id environment.ID, s Spec, now time.Time) {
 		e.recover() // what failed was another definition
 		e.window, e.granted = 0, false
 		p.refresh(e, func(*entry) {})
+	}
+	if first && e.demand != nil {
+		e.demand.found(e.warm(), now) // a listing came before its definition
 	}
 	p.touch(e)
 }
