@@ -136,6 +136,9 @@ type GPU struct {
 	IgnoredIDs  []string `yaml:"ignoredids"` // UUIDs or PCI bus ids
 	Period      uint     `yaml:"period"`     // seconds between two looks at them
 	OnUnhealthy string   `yaml:"onunhealthy"`
+	Slots       uint     `yaml:"slots"`       // of each GPU that is shared; 0 = none is
+	SlotMemory  uint     `yaml:"slotmemory"`  // MiB of each slot; 0 = an equal part
+	SlottedGPUs []string `yaml:"slottedgpus"` // UUIDs, PCI bus ids or models; empty = all
 }
 
 // Images is where the embedded node gets images and how long it keeps them.
@@ -343,6 +346,13 @@ func (c Config) check() (problems []error) {
 // gpuID is a UUID as the driver writes it, or a PCI bus id.
 var gpuID = regexp.MustCompile(`^(?i:GPU-[0-9a-f-]{8,64}|([0-9a-f]{4}|[0-9a-f]{8}):[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])$`)
 
+// Bounds of orchestrator.gpu.slots and slotmemory.
+const (
+	minSlots      = 2
+	maxSlots      = 64
+	maxSlotMemory = 1 << 30 // MiB
+)
+
 // maxPeriod is the longest time between two looks at the GPUs, in seconds.
 const maxPeriod = 3600
 
@@ -356,6 +366,20 @@ func (g GPU) check() (problems []error) {
 	for i, id := range g.IgnoredIDs {
 		if !gpuID.MatchString(id) {
 			problems = append(problems, fmt.Errorf("ignoredids[%d]: %q is neither a UUID (GPU-...) nor a PCI bus id (0000:3b:00.0)", i, id))
+		}
+	}
+	if g.Slots != 0 && (g.Slots < minSlots || g.Slots > maxSlots) {
+		problems = append(problems, fmt.Errorf("slots: %d is not from %d to %d; 0 offers whole GPUs", g.Slots, minSlots, maxSlots))
+	}
+	if g.SlotMemory > maxSlotMemory {
+		problems = append(problems, fmt.Errorf("slotmemory: %d is more than %d MiB", g.SlotMemory, maxSlotMemory))
+	}
+	if g.Slots == 0 && (g.SlotMemory > 0 || len(g.SlottedGPUs) > 0) {
+		problems = append(problems, fmt.Errorf("slots: it is 0, so that slotmemory and slottedgpus say nothing: set it to how many slots a GPU has"))
+	}
+	for i, s := range g.SlottedGPUs {
+		if strings.TrimSpace(s) == "" || strings.HasPrefix(s, "GPU-") && !gpuID.MatchString(s) {
+			problems = append(problems, fmt.Errorf("slottedgpus[%d]: %q is neither a UUID (GPU-...), nor a PCI bus id (0000:3b:00.0), nor the name of a model", i, s))
 		}
 	}
 	return problems

@@ -147,14 +147,18 @@ func TestSeveralGateways(t *testing.T) {
 }
 
 func TestGPUsOfTheEmbeddedNode(t *testing.T) {
-	c, _, err := load(t, "orchestrator:\n  gpu:\n    enabled: false\n    ignoredids: [GPU-fef8089b-4820-abfc-e83e-94318197576e, \"0000:3b:00.0\"]\n    onunhealthy: stop\n", "ROCKPOOL_ORCHESTRATOR_GPU_PERIOD=5")
-	if want := (config.GPU{IgnoredIDs: []string{"GPU-fef8089b-4820-abfc-e83e-94318197576e", "0000:3b:00.0"}, Period: 5, OnUnhealthy: config.Stop}); err != nil || !reflect.DeepEqual(c.Orchestrator.GPU, want) {
+	c, _, err := load(t, "orchestrator:\n  gpu:\n    enabled: false\n    ignoredids: [GPU-fef8089b-4820-abfc-e83e-94318197576e, \"0000:3b:00.0\"]\n    onunhealthy: stop\n    slots: 4\n    slotmemory: 8192\n    slottedgpus: [Tesla T4]\n", "ROCKPOOL_ORCHESTRATOR_GPU_PERIOD=5")
+	if want := (config.GPU{IgnoredIDs: []string{"GPU-fef8089b-4820-abfc-e83e-94318197576e", "0000:3b:00.0"}, Period: 5, OnUnhealthy: config.Stop, Slots: 4, SlotMemory: 8192, SlottedGPUs: []string{"Tesla T4"}}); err != nil || !reflect.DeepEqual(c.Orchestrator.GPU, want) {
 		t.Errorf("got %+v, %v; want %+v", c.Orchestrator.GPU, err, want)
 	}
-	_, _, err = load(t, "orchestrator:\n  gpu:\n    ignoredids: [\"0\"]\n    period: 0\n    onunhealthy: remove\n")
-	for _, want := range []string{`orchestrator.gpu.ignoredids[0]: "0"`, "orchestrator.gpu.period: 0 is not", `orchestrator.gpu.onunhealthy: "remove" is neither keep nor stop`} {
+	_, _, err = load(t, "orchestrator:\n  gpu:\n    ignoredids: [\"0\"]\n    period: 0\n    onunhealthy: remove\n    slots: 1\n    slotmemory: 1073741825\n    slottedgpus: [GPU-x]\n")
+	for _, want := range []string{`orchestrator.gpu.ignoredids[0]: "0"`, "orchestrator.gpu.period: 0 is not", `orchestrator.gpu.onunhealthy: "remove" is neither keep nor stop`,
+		"orchestrator.gpu.slots: 1 is not from 2 to 64", "orchestrator.gpu.slotmemory: 1073741825 is more", `orchestrator.gpu.slottedgpus[0]: "GPU-x" is neither`} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s is not in: %v", want, err)
 		}
+	}
+	if _, _, err := load(t, "orchestrator:\n  gpu:\n    slotmemory: 1\n"); err == nil || !strings.Contains(err.Error(), "set it to how many slots a GPU has") {
+		t.Errorf("memory of slots that there are none of: %v", err)
 	}
 }

@@ -74,6 +74,10 @@ func NewEmbedded(cfg config.Orchestrator, namespace string, log logging.Logger) 
 	secret := make([]byte, 32)
 	_, _ = rand.Read(secret) // never fails, by its documentation
 	token := base64.RawURLEncoding.EncodeToString(secret)
+	gpus := orchestrator.GPUConfig{
+		Off: !cfg.GPU.Enabled, Ignore: cfg.GPU.IgnoredIDs, Period: time.Duration(cfg.GPU.Period) * time.Second, StopAiling: cfg.GPU.OnUnhealthy == config.Stop,
+	}
+	gpus.Slots.Count, gpus.Slots.MemoryMB, gpus.Slots.Of = int(cfg.GPU.Slots), int(cfg.GPU.SlotMemory), cfg.GPU.SlottedGPUs
 	agent, err := orchestrator.NewAgent(orchestrator.AgentConfig{
 		DataDir: cfg.DataDir, Address: net.JoinHostPort(cfg.Address, strconv.Itoa(int(cfg.Port))), Token: token,
 		RemoveOnStop: cfg.OnStop == config.Remove, AllowUnconfined: cfg.AllowUnconfined, Log: log,
@@ -84,9 +88,7 @@ func NewEmbedded(cfg config.Orchestrator, namespace string, log logging.Logger) 
 		Network: orchestrator.NetworkConfig{
 			Range: cfg.Network.Range, DNS: cfg.Network.DNS, CNIConfigs: cfg.Network.CNIConfigs, CNIPlugins: cfg.Network.CNIPlugins,
 		},
-		GPUs: orchestrator.GPUConfig{
-			Off: !cfg.GPU.Enabled, Ignore: cfg.GPU.IgnoredIDs, Period: time.Duration(cfg.GPU.Period) * time.Second, StopAiling: cfg.GPU.OnUnhealthy == config.Stop,
-		},
+		GPUs:     gpus,
 		Runtimes: cfg.Runtimes, CDIDirs: cfg.CDIDirs, DockerEngine: cfg.DockerEngine, DockerNetworks: cfg.DockerNetworks, Namespaces: []string{namespace},
 	})
 	if err != nil {

@@ -326,7 +326,7 @@ func (p *Pools) refresh(e *env, f func(*entry)) {
 // Want sets what an environment's pool shall be.
 func (p *Pools) Want(id environment.ID, s Spec, now time.Time) {
 	e := p.env(id)
-	changed, found := e.spec.Settings != s.Settings, !e.wanted
+	changed, first := e.spec.Settings != s.Settings, !e.wanted
 	fixed := e.demand == nil || e.spec.Size != s.Size
 	e.wanted, e.spec = true, s
 	switch {
@@ -342,8 +342,8 @@ func (p *Pools) Want(id environment.ID, s Spec, now time.Time) {
 		e.window, e.granted = 0, false
 		p.refresh(e, func(*entry) {})
 	}
-	if found && e.demand != nil {
-		e.demand.found(e.warm(), now) // what a listing has shown before it was known that it is wanted
+	if first && e.demand != nil {
+		e.demand.found(e.warm(), now) // a listing came before its definition
 	}
 	p.touch(e)
 }
