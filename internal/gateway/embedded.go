@@ -84,6 +84,9 @@ func NewEmbedded(cfg config.Orchestrator, namespace string, log logging.Logger) 
 		Network: orchestrator.NetworkConfig{
 			Range: cfg.Network.Range, DNS: cfg.Network.DNS, CNIConfigs: cfg.Network.CNIConfigs, CNIPlugins: cfg.Network.CNIPlugins,
 		},
+		GPUs: orchestrator.GPUConfig{
+			Off: !cfg.GPU.Enabled, Ignore: cfg.GPU.IgnoredIDs, Period: time.Duration(cfg.GPU.Period) * time.Second, StopAiling: cfg.GPU.OnUnhealthy == config.Stop,
+		},
 		Runtimes: cfg.Runtimes, CDIDirs: cfg.CDIDirs, DockerEngine: cfg.DockerEngine, DockerNetworks: cfg.DockerNetworks, Namespaces: []string{namespace},
 	})
 	if err != nil {

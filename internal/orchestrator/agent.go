@@ -146,8 +146,9 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	if a.unlock, err = consensus.Lock(filepath.Join(cfg.DataDir, "lock")); err != nil {
 		return nil, err
 	}
+	devices, specify := cfg.GPUs.devices(cfg.Log)
 	if cfg.Role != ServerOnly {
-		if a.walls, err = openWalls(cfg); err != nil {
+		if a.walls, err = openWalls(cfg, specify); err != nil {
 			return nil, err
 		}
 		if cfg.MockDriver {
@@ -201,7 +202,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		Name: cfg.Name, Datacenter: cfg.Datacenter, NodePool: cfg.Node.Pool, NodeClass: cfg.Node.Class, Meta: cfg.Node.Meta, Volumes: cfg.Node.Volumes,
 		Reserved:  model.NodeResources{CPU: cfg.Node.ReservedCPU, MemoryMB: cfg.Node.ReservedMemory, DiskMB: cfg.Node.ReservedDisk},
 		Resources: cfg.Node.resources(), KeepEnded: cfg.Node.KeepEnded, KeepEndedFor: cfg.Node.KeepEndedFor,
-		Attributes: a.attributes, Devices: cfg.GPUs.devices(cfg.Log), StopAiling: cfg.GPUs.StopAiling,
+		Attributes: a.attributes, Devices: devices, StopAiling: cfg.GPUs.StopAiling,
 	})
 	if err != nil {
 		return nil, err
