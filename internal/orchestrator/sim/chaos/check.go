@@ -146,7 +146,9 @@ type digest struct {
 }
 
 // NewMonitor makes one.
-func NewMonitor() *Monitor { return &Monitor{digests: map[uint64]digest{}, holders: map[string]bool{}, waited: map[string]bool{}} }
+func NewMonitor() *Monitor {
+	return &Monitor{digests: map[uint64]digest{}, holders: map[string]bool{}, waited: map[string]bool{}}
+}
 
 // Watch looks at a server's updates from now on. An update that the server makes once more after a restart is compared with its first time.
 func (m *Monitor) Watch(server string, store *state.Store) (end func()) {
