@@ -100,19 +100,19 @@ func carry(p Running, stdio execution.Stdio) (int, error) {
 		})
 	}
 	var broken [2]error
-	for i, s := range []struct {
-		to   io.Writer
-		from io.Reader
-	}{{stdio.Stdout, p.Stdout()}, {stdio.Stderr, p.Stderr()}} {
-		if s.from == nil {
-			continue
+	pump := func(i int, to io.Writer, from io.Reader) {
+		if broken[i] = lifecycle.Guard(func() error { return pour(to, from) }); broken[i] != nil {
+			_ = p.Kill()
+			_, _ = io.Copy(io.Discard, from) // or it would not end
 		}
-		output.Go(func() {
-			if broken[i] = lifecycle.Guard(func() error { return pour(s.to, s.from) }); broken[i] != nil {
-				_ = p.Kill()
-				_, _ = io.Copy(io.Discard, s.from) // or it would not end
-			}
-		})
+	}
+	if stderr := p.Stderr(); stderr != nil {
+		output.Go(func() { pump(1, stdio.Stderr, stderr) })
+	}
+	if stdio.Resize == nil { // nothing else is to be done here: a goroutine less for each execution that waits
+		pump(0, stdio.Stdout, p.Stdout())
+	} else {
+		output.Go(func() { pump(0, stdio.Stdout, p.Stdout()) })
 	}
 	for sizes := stdio.Resize; ; {
 		select {

@@ -39,7 +39,7 @@ type session struct {
 	extended bool
 	tape     *tape
 	stdin    *nullio.Stdin
-	resize   chan execution.Size
+	resize   chan execution.Size // nil = no size will come
 	signal   func(ctx context.Context, name string)
 	cancel   context.CancelCauseFunc
 	over     chan struct{} // closed when no connection is expected any more
@@ -79,7 +79,10 @@ func Offers(r *http.Request) bool { return slices.Contains(websocket.Subprotocol
 func newSession(conn *Conn, e Execution, cancel context.CancelCauseFunc) *session {
 	s := &session{
 		keep: e.Keep, extended: conn.Subprotocol() == Protocol, tape: newTape(e.Keep), stdin: nullio.NewStdin(stdinSize),
-		resize: make(chan execution.Size, 1), signal: e.Signal, cancel: cancel, over: make(chan struct{}),
+		signal: e.Signal, cancel: cancel, over: make(chan struct{}),
+	}
+	if s.extended || e.Size != (execution.Size{}) { // nobody else can tell one
+		s.resize = make(chan execution.Size, 1)
 	}
 	if e.Size != (execution.Size{}) {
 		s.resize <- e.Size
