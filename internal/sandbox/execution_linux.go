@@ -33,6 +33,7 @@ type Execution struct {
 	stdout     *output
 	stderr     *output // nil when merged
 	bounds     bounds
+	warm       bool   // it took over an interpreter that waited
 	kept       bool   // it goes on when the node's process ends
 	meter      *meter // of stdout and stderr together
 	started    time.Time
@@ -48,6 +49,9 @@ type Execution struct {
 
 // ID is the id of the ExecSpec.
 func (e *Execution) ID() string { return e.id }
+
+// Warm says whether it took over an interpreter that waited for it.
+func (e *Execution) Warm() bool { return e.warm }
 
 // Stdin is the program's standard input. Closing a pipe ends the input; closing a terminal writes nothing.
 func (e *Execution) Stdin() io.WriteCloser { return e.stdin }

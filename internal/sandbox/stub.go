@@ -61,6 +61,9 @@ func (*Sandbox) Spec() Spec { return Spec{} }
 // Exec fails.
 func (*Sandbox) Exec(context.Context, ExecSpec) (*Execution, error) { return nil, errUnsupported }
 
+// Warm fails.
+func (*Sandbox) Warm(context.Context, WarmSpec) error { return errUnsupported }
+
 // Done is nil.
 func (*Sandbox) Done() <-chan struct{} { return nil }
 
@@ -81,6 +84,9 @@ func (*Sandbox) Files() *Files { return nil }
 
 // ID is empty.
 func (*Execution) ID() string { return "" }
+
+// Warm is false.
+func (*Execution) Warm() bool { return false }
 
 // Stdin is nil.
 func (*Execution) Stdin() io.WriteCloser { return nil }
