@@ -24,7 +24,8 @@ type Environment struct {
 	NetworkAccess bool
 	ExposedPorts  []uint16
 	Egress        []string // what runners with network access may reach: prefixes, addresses, names, each with an optional :port; empty = all that is public
-	Runtime       string   // OCI runtime of the nodes; "" = the driver's own
+	WarmUp        WarmUp
+	Runtime       string // OCI runtime of the nodes; "" = the driver's own
 }
 
 // Pin is what an image's reference meant when the environment was put. The zero Pin says that it could not be learned.
@@ -51,6 +52,9 @@ func (e Environment) Validate() error {
 	case e.PoolSizeMax > 0 && (e.PoolSize < e.PoolSizeMin || e.PoolSize > e.PoolSizeMax):
 		return fault.New(fault.Invalid, "prewarmingPoolSize %d is not between poolSizeMin %d and poolSizeMax %d", e.PoolSize, e.PoolSizeMin, e.PoolSizeMax)
 	}
+	if err := e.WarmUp.validate(); err != nil {
+		return err
+	}
 	if len(e.Egress) > 0 && !e.NetworkAccess {
 		return fault.New(fault.Invalid, "networkEgress limits what runners with network access may reach: set networkAccess, or leave it out")
 	}
@@ -70,7 +74,7 @@ func (e Environment) Settings() string {
 	if !e.NetworkAccess {
 		ports = nil // without network there is nothing to map
 	}
-	return fmt.Sprintf("%d/%d/%t/%v/%v/%s/%s %s", e.CPULimit, e.MemoryLimit, e.NetworkAccess, ports, e.Egress, e.Runtime, e.Image, e.Pin.Digest)
+	return fmt.Sprintf("%d/%d/%t/%v/%v/%s/%s %s", e.CPULimit, e.MemoryLimit, e.NetworkAccess, ports, e.Egress, e.Runtime, e.Image, e.Pin.Digest) + e.WarmUp.settings()
 }
 
 // Equal reports whether two definitions say the same, pool size included.

@@ -39,7 +39,9 @@ type Options struct {
 	Template   string // HCL of the job that everything is derived from
 	Network    Network
 	ForcePull  bool // pull images anew
-	Observer   Observer
+	// SplitStderr says what executions are like that say nothing else: warm-ups are made for these.
+	SplitStderr bool
+	Observer    Observer
 }
 
 // Network is the configuration of runners with network access.

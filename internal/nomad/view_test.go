@@ -121,6 +121,7 @@ func TestAnEnvironmentSurvivesItsJob(t *testing.T) {
 		{ID: 2, CPULimit: 1, NetworkAccess: true, Image: "host"},
 		{ID: 3, NetworkAccess: true, ExposedPorts: []uint16{80, 22}},
 		{ID: 4, NetworkAccess: true, Egress: []string{"pypi.org:443", "198.51.100.0/24"}, Runtime: "runsc"},
+		{ID: 5, WarmUp: environment.WarmUp{Command: []string{"python3", "-u"}, Imports: []string{"numpy"}}},
 	} {
 		j, err := c.derive(e, id, true)
 		if err != nil {

@@ -50,9 +50,6 @@ type Execution struct {
 // ID is the id of the ExecSpec.
 func (e *Execution) ID() string { return e.id }
 
-// Warm says whether it took over an interpreter that waited for it.
-func (e *Execution) Warm() bool { return e.warm }
-
 // Stdin is the program's standard input. Closing a pipe ends the input; closing a terminal writes nothing.
 func (e *Execution) Stdin() io.WriteCloser { return e.stdin }
 
@@ -169,7 +166,7 @@ func (e *Execution) await() {
 	}
 	kernel := e.group.counters()
 	e.endStreams()
-	result := Result{OOMKilled: kernel.oomKills > 0, CPUTime: kernel.cpu, WallTime: wall, PeakMemory: kernel.peakMemory}
+	result := Result{OOMKilled: kernel.oomKills > 0, CPUTime: kernel.cpu, WallTime: wall, PeakMemory: kernel.peakMemory, Warm: e.warm}
 	result.OutputBytes, _ = e.meter.read()
 	if err != nil {
 		result.ExitCode = -1

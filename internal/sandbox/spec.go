@@ -108,6 +108,7 @@ type Result struct {
 	WallTime    time.Duration
 	PeakMemory  int64 // bytes; 0 when the kernel does not count it
 	OutputBytes int64 // of stdout and stderr together, as read by the node
+	Warm        bool  // it took over an interpreter that waited, see Sandbox.Warm
 }
 
 // Exit is how a whole sandbox ended.

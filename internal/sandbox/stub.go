@@ -85,9 +85,6 @@ func (*Sandbox) Files() *Files { return nil }
 // ID is empty.
 func (*Execution) ID() string { return "" }
 
-// Warm is false.
-func (*Execution) Warm() bool { return false }
-
 // Stdin is nil.
 func (*Execution) Stdin() io.WriteCloser { return nil }
 

@@ -186,11 +186,10 @@ func TestWarmIsNotToBeTold(t *testing.T) {
 				if i == 1 {
 					warmUp(t, s, learnersWarmUp())
 				}
-				e := begin(t, s, learnersSpec("python3 "+name+p.args))
-				if e.Warm() != (i == 1) {
-					t.Fatalf("run %d took over: %v", i, e.Warm())
+				seen[i] = collect(t, begin(t, s, learnersSpec("python3 "+name+p.args)), p.input)
+				if seen[i].Warm != (i == 1) {
+					t.Fatalf("run %d took over: %v", i, seen[i].Warm)
 				}
-				seen[i] = collect(t, e, p.input)
 				for _, text := range []*string{&seen[i].stdout, &seen[i].stderr} {
 					*text = names.ReplaceAllString(addresses.ReplaceAllString(*text, "0x"), "N")
 				}
@@ -215,11 +214,11 @@ func TestWarmIsAsRandom(t *testing.T) {
 	seen := map[string]bool{}
 	for range 3 {
 		warmUp(t, s, learnersWarmUp("random", "uuid", "tempfile"))
-		e := begin(t, s, learnersSpec("python3 p.py"))
-		if !e.Warm() {
+		o := collect(t, begin(t, s, learnersSpec("python3 p.py")), "")
+		if !o.Warm {
 			t.Fatal("it was started anew")
 		}
-		lines := strings.Fields(collect(t, e, "").stdout)
+		lines := strings.Fields(o.stdout)
 		if len(lines) != 7 {
 			t.Fatalf("%q", lines)
 		}
@@ -272,11 +271,11 @@ func TestWarmFallsBack(t *testing.T) {
 			warmUp(t, s, learnersWarmUp("colorsys"))
 			spec := learnersSpec("python3 p.py")
 			edit(&spec)
-			e := begin(t, s, spec)
-			if e.Warm() {
+			o := collect(t, begin(t, s, spec), "")
+			if o.Warm {
 				t.Error("took over what is something else")
 			}
-			if o := collect(t, e, ""); strings.TrimSpace(strings.ReplaceAll(o.stdout, "\r", "")) != "ran" {
+			if strings.TrimSpace(strings.ReplaceAll(o.stdout, "\r", "")) != "ran" {
 				t.Errorf("%+v", o)
 			}
 		})
@@ -287,9 +286,8 @@ func TestWarmFallsBack(t *testing.T) {
 		}
 		warmUp(t, s, learnersWarmUp())
 		put(t, s, map[string]string{"/home/user/.local/lib/" + userSite(t, s) + "/site-packages/usercustomize.py": "print('customised')"})
-		e := begin(t, s, learnersSpec("python3 p.py"))
-		if o := collect(t, e, ""); e.Warm() || !strings.Contains(o.stdout, "customised") {
-			t.Errorf("warm %v: %+v", e.Warm(), o)
+		if o := collect(t, begin(t, s, learnersSpec("python3 p.py")), ""); o.Warm || !strings.Contains(o.stdout, "customised") {
+			t.Errorf("%+v", o)
 		}
 	})
 }
@@ -319,10 +317,9 @@ func TestWarmIsHeldToLimits(t *testing.T) {
 		warmUp(t, s, learnersWarmUp())
 		spec := learnersSpec("python3 " + program + ".py")
 		test.edit(&spec)
-		e := begin(t, s, spec)
-		o := collect(t, e, "")
-		if !e.Warm() || o.Verdict != test.want {
-			t.Errorf("%s: warm %v, %+v", program, e.Warm(), o.Result)
+		o := collect(t, begin(t, s, spec), "")
+		if !o.Warm || o.Verdict != test.want {
+			t.Errorf("%s: %+v", program, o.Result)
 		}
 		if o.PeakMemory != 0 && o.PeakMemory < 4<<20 {
 			t.Errorf("%s: an interpreter in %d bytes", program, o.PeakMemory)
@@ -365,10 +362,9 @@ func TestWarmInterpretersThatAreHostile(t *testing.T) {
 			warmErr := s.Warm(ctx, warm)
 			cancel()
 			start := time.Now()
-			e := begin(t, s, spec)
-			o := collect(t, e, "")
-			if e.Warm() || strings.TrimSpace(o.stdout) != "ran" || o.stderr != "" || o.ExitCode != 0 {
-				t.Errorf("warm-up %v; warm %v, %+v", warmErr, e.Warm(), o)
+			o := collect(t, begin(t, s, spec), "")
+			if o.Warm || strings.TrimSpace(o.stdout) != "ran" || o.stderr != "" || o.ExitCode != 0 {
+				t.Errorf("warm-up %v; %+v", warmErr, o)
 			}
 			if took := time.Since(start); took > 5*time.Second {
 				t.Errorf("it took %v", took)
@@ -445,9 +441,8 @@ func TestWarmEndsWithTheNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	warmUp(t, again, learnersWarmUp())
-	e := begin(t, again, learnersSpec("python3 p.py"))
-	if o := collect(t, e, ""); !e.Warm() || strings.TrimSpace(o.stdout) != "ran" {
-		t.Errorf("warm %v, %+v", e.Warm(), o)
+	if o := collect(t, begin(t, again, learnersSpec("python3 p.py")), ""); !o.Warm || strings.TrimSpace(o.stdout) != "ran" {
+		t.Errorf("%+v", o)
 	}
 	if err := again.Destroy(t.Context()); err != nil {
 		t.Fatal(err)
@@ -479,9 +474,8 @@ func BenchmarkExecPython(b *testing.B) {
 					warmUp(b, s, learnersWarmUp())
 					b.StartTimer()
 				}
-				e := begin(b, s, learnersSpec("python3 hello.py"))
-				if o := collect(b, e, ""); e.Warm() != warm || o.stdout != "hello\r\n" {
-					b.Fatalf("%v %+v", e.Warm(), o)
+				if o := collect(b, begin(b, s, learnersSpec("python3 hello.py")), ""); o.Warm != warm || o.stdout != "hello\r\n" {
+					b.Fatalf("%+v", o)
 				}
 			}
 		})
