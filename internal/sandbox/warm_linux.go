@@ -243,6 +243,7 @@ func (s *Sandbox) takeOver(ctx context.Context, spec ExecSpec) (*Execution, erro
 		w.end()
 		return nil, fmt.Errorf("start execution: %w", cause(ctx, err))
 	}
+	s.runtime.logFor(s.id).WithError(err).Debug("an interpreter that waited was of no use")
 	w.end()
 	return nil, nil
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -405,10 +406,10 @@ func TestWarmUpsThatMeetPrograms(t *testing.T) {
 	for i := range 12 {
 		s := create(t, r)
 		put(t, s, map[string]string{"p.py": "print('ran')"})
-		ended := make(chan error, 1)
+		var warming sync.WaitGroup
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		go func() { ended <- s.Warm(ctx, learnersWarmUp()) }()
-		time.Sleep(time.Duration(i) * 3 * time.Millisecond) // where in its start it is met
+		warming.Go(func() { _ = s.Warm(ctx, learnersWarmUp()) })
+		<-time.After(time.Duration(i) * 3 * time.Millisecond) // where in its start it is met
 		if i%3 == 2 {
 			if err := s.Destroy(t.Context()); err != nil {
 				t.Error(err)
@@ -416,7 +417,7 @@ func TestWarmUpsThatMeetPrograms(t *testing.T) {
 		} else if o := collect(t, begin(t, s, learnersSpec("python3 p.py")), ""); strings.TrimSpace(o.stdout) != "ran" || o.ExitCode != 0 {
 			t.Errorf("%d: %+v", i, o)
 		}
-		<-ended
+		warming.Wait()
 		cancel()
 	}
 }
@@ -480,4 +481,27 @@ func BenchmarkExecPython(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkWarm is what an interpreter that waits costs: the time until it does, and the memory that it holds meanwhile.
+func BenchmarkWarm(b *testing.B) {
+	needsPython(b)
+	s := create(b, newRuntime(b))
+	memory := func() int64 {
+		u, err := s.Usage()
+		if err != nil {
+			b.Fatal(err)
+		}
+		return u.MemoryBytes
+	}
+	var held int64
+	for b.Loop() {
+		before := memory()
+		warmUp(b, s, learnersWarmUp())
+		held += memory() - before
+		b.StopTimer()
+		run(b, s, "true")
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(held)/float64(b.N)/(1<<10), "KiB-held")
 }
