@@ -22,7 +22,7 @@ import (
 // from its first instruction; what it says is not believed, and where anything does not fit the execution starts as every other.
 
 const (
-	warmReply    = 200 * time.Millisecond // an interpreter that takes longer to answer is ended, and the program started without it
+	warmReply    = time.Second // an interpreter that takes longer to answer is ended, and the program started without it
 	waitingName  = "rockpool-waits-for-a-program-"
 	waitingBytes = 2000 // of a program's name and arguments together
 	warmModule   = "sitecustomize.py"

@@ -81,8 +81,11 @@ def _wait():
         posix.pwrite(memory, text + bytes(end - begin - len(text)), begin)
         if call is None:
             return
+        first = field(50)  # the variable that led here stands before the others, where the shell has put it
+        if posix.pread(memory, 11, first) == b"PYTHONPATH=":
+            first += len(b"PYTHONPATH=" + entry.encode() + b"\0")
         brk = int.from_bytes(posix.pread(memory, 8, end_of_data), sys.byteorder)
-        numbers = (field(26), field(27), field(45), field(46), field(47), brk, field(28), begin, begin + len(text), field(50), field(51), 0)
+        numbers = (field(26), field(27), field(45), field(46), field(47), brk, field(28), begin, begin + len(text), first, field(51), 0)
         layout = b"".join(n.to_bytes(8, sys.byteorder) for n in numbers) + (0).to_bytes(4, sys.byteorder) + b"\xff\xff\xff\xff"
         call(prctl, (35, 14, layout, len(layout), 0))  # PR_SET_MM, PR_SET_MM_MAP; where it fails the line stays as it is
 
