@@ -46,11 +46,8 @@ func FuzzPlainWordsAsBash(f *testing.F) {
 		f.Add(line)
 	}
 	f.Fuzz(func(t *testing.T, line string) {
-		words, ok := plainWords("printf %s\\\\0 " + line)
-		if ok {
-			t.Fatal("a backslash is not plain")
-		}
-		if words, ok = plainWords("python3 " + line); !ok {
+		words, ok := plainWords("python3 " + line)
+		if !ok {
 			return
 		}
 		cmd := exec.Command(bash, "-c", `python3() { for word; do printf '%s\0' "$word"; done; }; `+"python3 "+line)
