@@ -242,7 +242,7 @@ func TestWarmWithOptions(t *testing.T) {
 func TestWarmIsAsRandom(t *testing.T) {
 	needsPython(t)
 	s := create(t, newRuntime(t))
-	put(t, s, map[string]string{"p.py": "import random, uuid, os, secrets, tempfile; print(hash('x'), random.random(), uuid.uuid4(), os.urandom(4), secrets.token_hex(4), id(object()) >> 12, tempfile.mktemp(), sep='\\n')"})
+	put(t, s, map[string]string{"p.py": "import random, uuid, os, secrets, tempfile; print(hash('x'), random.random(), uuid.uuid4(), os.urandom(4).hex(), secrets.token_hex(4), id(object()) >> 12, tempfile.mktemp(), sep='\\n')"})
 	seen := map[string]bool{}
 	for range 3 {
 		warmUp(t, s, learnersWarmUp("random", "uuid", "tempfile"))
