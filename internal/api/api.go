@@ -42,6 +42,7 @@ type Options struct {
 	MaxExecutions        int         // that run or wait to be begun, of one runner and in all; 0 = no bound
 	MaxExecutionsInAll   int
 	Fits                 func(execution.Request) error // says what of a command cannot be passed on; nil = all can be
+	Warms                func() bool                   // says whether interpreters wait in runners that ask for it; nil = they do not
 	Watch                Watch
 	Metrics              http.Handler // figures for Prometheus
 	Gateways             Gateways     // nil = this one is alone

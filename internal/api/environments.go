@@ -103,20 +103,24 @@ func (a *API) listEnvironments(ctx context.Context, caller auth.Identity, r fetc
 		if !maySee(caller, e.ID) {
 			continue
 		}
-		out.ExecutionEnvironments = append(out.ExecutionEnvironments, environmentOut(e))
+		out.ExecutionEnvironments = append(out.ExecutionEnvironments, a.environmentOut(e))
 	}
 	return out, nil
 }
 
-func environmentOut(e environment.Environment) dto.Environment {
+func (a *API) environmentOut(e environment.Environment) dto.Environment {
 	ports := e.ExposedPorts
 	if ports == nil {
 		ports = []uint16{}
 	}
+	var warm *dto.WarmUp
+	if e.WarmUp.Wanted() {
+		warm = &dto.WarmUp{Command: e.WarmUp.Command, Imports: e.WarmUp.Imports, Active: a.opts.Warms != nil && a.opts.Warms() && e.Runtime == ""}
+	}
 	return dto.Environment{
 		ID: int(e.ID), PrewarmingPoolSize: e.PoolSize, CPULimit: e.CPULimit, MemoryLimit: e.MemoryLimit,
 		Image: e.Image, NetworkAccess: e.NetworkAccess, ExposedPorts: ports,
-		NetworkEgress: e.Egress, Runtime: e.Runtime, Devices: devicesOut(e.Devices), PoolSizeMin: e.PoolSizeMin, PoolSizeMax: e.PoolSizeMax,
+		NetworkEgress: e.Egress, Runtime: e.Runtime, Devices: devicesOut(e.Devices), WarmUp: warm, PoolSizeMin: e.PoolSizeMin, PoolSizeMax: e.PoolSizeMax,
 	}
 }
 
@@ -130,7 +134,7 @@ func (a *API) getEnvironment(ctx context.Context, _ auth.Identity, r environment
 	if fault.Is(err, fault.NotFound) {
 		err = empty(err)
 	}
-	return environmentOut(e), err
+	return a.environmentOut(e), err
 }
 
 type putRequest struct {
@@ -163,10 +167,14 @@ func (a *API) putEnvironment(ctx context.Context, _ auth.Identity, r putRequest)
 	if strings.Contains(b.Image, "..") || strings.Contains(b.Image, "://") {
 		return put{}, fault.New(fault.Invalid, "image %q is not a reference of an image", b.Image)
 	}
+	var warm environment.WarmUp
+	if w := b.WarmUp; w != nil {
+		warm = environment.WarmUp{Command: w.Command, Imports: w.Imports}
+	}
 	created, err := a.envs.Put(ctx, environment.Environment{
 		ID: environment.ID(r.ID), PoolSize: b.PrewarmingPoolSize, CPULimit: b.CPULimit, MemoryLimit: b.MemoryLimit,
 		Image: b.Image, NetworkAccess: b.NetworkAccess, ExposedPorts: b.ExposedPorts,
-		Egress: b.NetworkEgress, Runtime: b.Runtime, Devices: devicesIn(b.Devices), PoolSizeMin: *least, PoolSizeMax: *most,
+		Egress: b.NetworkEgress, Runtime: b.Runtime, Devices: devicesIn(b.Devices), WarmUp: warm, PoolSizeMin: *least, PoolSizeMax: *most,
 	}, b.PoolSizeMin == nil && b.PoolSizeMax == nil)
 	if kind := fault.KindOf(err); err != nil && kind != fault.Unavailable && kind != fault.Invalid { // only what is beyond the contract is invalid here
 		err = coded(fmt.Errorf("provision environment %d: %w", r.ID, err), dto.CodeUnknown)

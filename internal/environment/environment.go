@@ -26,6 +26,7 @@ type Environment struct {
 	Egress        []string // what runners with network access may reach: prefixes, addresses, names, each with an optional :port; empty = all that is public
 	Runtime       string   // OCI runtime of the nodes; "" = the driver's own
 	Devices       []Device // that each runner is given
+	WarmUp        WarmUp
 }
 
 // Pin is what an image's reference meant when the environment was put. The zero Pin says that it could not be learned.
@@ -52,6 +53,9 @@ func (e Environment) Validate() error {
 	case e.PoolSizeMax > 0 && (e.PoolSize < e.PoolSizeMin || e.PoolSize > e.PoolSizeMax):
 		return fault.New(fault.Invalid, "prewarmingPoolSize %d is not between poolSizeMin %d and poolSizeMax %d", e.PoolSize, e.PoolSizeMin, e.PoolSizeMax)
 	}
+	if err := e.WarmUp.validate(); err != nil {
+		return err
+	}
 	if len(e.Egress) > 0 && !e.NetworkAccess {
 		return fault.New(fault.Invalid, "networkEgress limits what runners with network access may reach: set networkAccess, or leave it out")
 	}
@@ -71,7 +75,7 @@ func (e Environment) Settings() string {
 	if !e.NetworkAccess {
 		ports = nil // without network there is nothing to map
 	}
-	return fmt.Sprintf("%d/%d/%t/%v/%v/%s/%v/%s %s", e.CPULimit, e.MemoryLimit, e.NetworkAccess, ports, e.Egress, e.Runtime, e.Devices, e.Image, e.Pin.Digest)
+	return fmt.Sprintf("%d/%d/%t/%v/%v/%s/%v/%s %s", e.CPULimit, e.MemoryLimit, e.NetworkAccess, ports, e.Egress, e.Runtime, e.Devices, e.Image, e.Pin.Digest) + e.WarmUp.settings()
 }
 
 // Equal reports whether two definitions say the same, pool size included.

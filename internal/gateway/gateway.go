@@ -168,6 +168,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		ReattachBuffer: int64(server.ReattachBuffer) << 20, Uploads: files.NewRoom(int64(server.Limits.UploadMemory)<<20, int64(server.Limits.UploadDisk)<<20),
 		MaxExecutions: int(server.Limits.ExecutionsPerRunner), MaxExecutionsInAll: int(server.Limits.Executions),
 		Fits:  cluster.Fits,
+		Warms: cluster.Native,
 		Watch: g.telemetry, Metrics: g.telemetry.figures.Handler(), Gateways: several.gateways(), GatewayTLS: several.tls,
 	}, envs, runners, engine, cluster, ready, g.log)
 
@@ -227,7 +228,7 @@ func (g *Gateway) clusterOptions(address, token string) nomad.Options {
 	n := g.cfg.Nomad
 	o := nomad.Options{
 		Address: address, Token: token, Namespace: n.Namespace, Region: n.Region, Template: g.template, ForcePull: !n.DisableForcePull,
-		Observer: g.telemetry,
+		Observer: g.telemetry, SplitStderr: g.cfg.Server.InteractiveStderr,
 		Network: nomad.Network{
 			Mode: n.Network.Mode, Hostname: n.Network.Hostname,
 			Servers: n.Network.DNS.Servers, Searches: n.Network.DNS.Searches, Options: n.Network.DNS.Options,

@@ -40,8 +40,10 @@ type Options struct {
 	Template   string // HCL of the job that everything is derived from
 	Network    Network
 	ForcePull  bool // pull images anew
-	Observer   Observer
-	Inside     Inside // of a cluster in this process
+	// SplitStderr says what executions are like that say nothing else: warm-ups are made for these.
+	SplitStderr bool
+	Observer    Observer
+	Inside      Inside // of a cluster in this process
 }
 
 // Network is the configuration of runners with network access.

@@ -138,6 +138,9 @@ func (c *Client) derive(e environment.Environment, id string, pull bool) (*api.J
 	}
 	task.Resources.CPU = new(int(e.CPULimit))
 	task.Resources.MemoryMaxMB = new(int(e.MemoryLimit))
+	if err := c.warm(task, e.WarmUp); err != nil {
+		return nil, err
+	}
 	if e.Runtime != "" {
 		task.Config["runtime"] = e.Runtime
 		if !c.Native() && task.Driver == "docker" { // our own nodes see to it themselves
@@ -195,6 +198,7 @@ func settingsOf(job *api.Job, id environment.ID) environment.Environment {
 		return e
 	}
 	e.Image, _ = task.Config["image"].(string)
+	e.WarmUp = warmUpOf(task)
 	e.Runtime, _ = task.Config["runtime"].(string)
 	if rules := group.Meta[metaEgress]; rules != "" {
 		e.Egress = strings.Split(rules, ",")

@@ -126,6 +126,7 @@ func TestAnEnvironmentSurvivesItsJob(t *testing.T) {
 			{Name: "gpu", Count: 1, Share: environment.Either, Constraints: []environment.DeviceConstraint{{Attribute: "share", Operator: "=", Value: "mig"}}},
 			{Name: "nvidia/gpu/Tesla T4 slot 4 GiB", Count: 1, Share: environment.OnlyPart, Constraints: []environment.DeviceConstraint{{Attribute: "memory", Operator: "is_set"}}},
 		}},
+		{ID: 6, WarmUp: environment.WarmUp{Command: []string{"python3", "-u"}, Imports: []string{"numpy"}}},
 	} {
 		for _, name := range []string{id, templateID(e.ID)} {
 			j, err := c.derive(e, name, true)

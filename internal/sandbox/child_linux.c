@@ -27,7 +27,7 @@
 #define TIOCGPTPEER 0x5441
 #endif
 
-enum { STATUS_FD = 3, CONNECTION_FD = 4, MAX_ARGS = 65536, MAX_GROUPS = 64 };
+enum { STATUS_FD = 3, EXTRA_FD = 4, MAX_ARGS = 65536, MAX_GROUPS = 64 };
 
 static int status_fd = -1;
 
@@ -178,9 +178,9 @@ void run_request(int connection, const struct header *h, int *fds, int pts) {
 	char **argv = take_list(&m), **env = take_list(&m);
 	errno = EPROTO;
 	need(!m.bad && m.at == m.end && (argv[0] || h->kind == KIND_HOLD), "decode the request");
-	int streams = (flags & FLAG_TTY ? 0 : 2) + (flags & FLAG_MERGE ? 0 : 1);
+	int streams = (flags & FLAG_TTY ? 0 : 2) + (flags & FLAG_MERGE ? 0 : 1), extra = flags & FLAG_EXTRA ? EXTRA_STREAMS : 0;
 	if (h->kind == KIND_HOLD) streams = 0;
-	need(given >= next + streams, "decode the request");
+	need(given >= next + streams + extra, "decode the request");
 	need(h->kind != KIND_KEEP || streams == 3, "decode the request");
 
 	int io[3] = {-1, -1, -1}, master = -1;
@@ -189,7 +189,8 @@ void run_request(int connection, const struct header *h, int *fds, int pts) {
 		io[1] = fds[next++];
 	}
 	if (streams && !(flags & FLAG_MERGE)) io[2] = fds[next++];
-	for (; next < given; next++) need(write(fds[next], "0", 1) == 1, "join the control group");
+	int *extras = fds + next;
+	for (next += extra; next < given; next++) need(write(fds[next], "0", 1) == 1, "join the control group");
 	prefer_for_oom();
 	need(setsid() >= 0, "start a session");
 	if (h->kind == KIND_EXEC && flags & FLAG_TTY) {
@@ -208,10 +209,12 @@ void run_request(int connection, const struct header *h, int *fds, int pts) {
 	need(high >= 0, "move descriptors");
 	status_fd = high;
 	for (int i = 0; i < 3; i++) need((io[i] = fcntl(io[i], F_DUPFD_CLOEXEC, 64)) >= 0, "move descriptors");
+	for (int i = 0; i < extra; i++) need((extras[i] = fcntl(extras[i], F_DUPFD_CLOEXEC, 64)) >= 0, "move descriptors");
 	for (int i = 0; i < 3; i++) need(dup2(io[i], i) == i, "set the standard streams");
 	need(dup3(status_fd, STATUS_FD, O_CLOEXEC) == STATUS_FD, "move descriptors");
 	status_fd = STATUS_FD;
-	need(syscall(SYS_close_range, STATUS_FD + 1, ~0u, 0) == 0, "close descriptors");
+	for (int i = 0; i < extra; i++) need(dup2(extras[i], EXTRA_FD + i) == EXTRA_FD + i, "move descriptors");
+	need(syscall(SYS_close_range, EXTRA_FD + extra, ~0u, 0) == 0, "close descriptors");
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);

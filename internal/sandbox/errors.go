@@ -16,6 +16,7 @@ var (
 	ErrUnknown       = errors.New("no such sandbox")
 	ErrExists        = errors.New("sandbox exists already")
 	ErrFull          = errors.New("no free sandbox slot on this node")
+	ErrBusy          = errors.New("a program runs in the sandbox, or an interpreter waits already")
 	ErrNotKept       = errors.New("the sandbox keeps no program")
 	ErrLost          = errors.New("outcome of the execution is unknown")
 	ErrInvalid       = errors.New("invalid")

@@ -51,6 +51,11 @@ func (s *Sandbox) Exec(ctx context.Context, spec ExecSpec) (*Execution, error) {
 
 // exec is Exec after its checks. kind is what process 1 is asked for.
 func (s *Sandbox) exec(ctx context.Context, spec ExecSpec, kind uint32) (*Execution, error) {
+	if kind == kindExec {
+		if e, err := s.takeOver(ctx, spec); e != nil || err != nil {
+			return e, err
+		}
+	}
 	user, err := s.lookUp(spec.User)
 	if err != nil {
 		return nil, err
@@ -69,6 +74,7 @@ func (s *Sandbox) exec(ctx context.Context, spec ExecSpec, kind uint32) (*Execut
 	if err := s.enrol(e); err != nil {
 		return nil, err
 	}
+	s.discard() // no program runs beside an interpreter that waits
 	if err := e.group.make(); err != nil {
 		s.dismiss(e)
 		if errors.Is(err, os.ErrExist) {
@@ -153,6 +159,7 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kin
 		}
 		e.stderr = newOutput(stderr, false, e.meter)
 	}
+	theirs = append(theirs, spec.extra...)
 	join, err := e.group.join()
 	if err != nil {
 		return err
@@ -216,6 +223,9 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kin
 		return context.Cause(ctx)
 	}
 	_ = e.connection.SetDeadline(time.Time{})
+	if len(spec.extra) > 0 { // nothing of a client's runs yet
+		return nil
+	}
 	return e.follow()
 }
 
@@ -299,6 +309,9 @@ func execMessage(spec ExecSpec, user identity, env []string) []byte {
 	}
 	if spec.MergeStderr {
 		flags |= flagMerge
+	}
+	if len(spec.extra) > 0 {
+		flags |= flagExtra
 	}
 	b.u32(flags)
 	b.u32(uint32(spec.Width))

@@ -33,6 +33,7 @@ type Execution struct {
 	stdout     *output
 	stderr     *output // nil when merged
 	bounds     bounds
+	warm       bool   // it took over an interpreter that waited
 	kept       bool   // it goes on when the node's process ends
 	meter      *meter // of stdout and stderr together
 	started    time.Time
@@ -165,7 +166,7 @@ func (e *Execution) await() {
 	}
 	kernel := e.group.counters()
 	e.endStreams()
-	result := Result{OOMKilled: kernel.oomKills > 0, CPUTime: kernel.cpu, WallTime: wall, PeakMemory: kernel.peakMemory}
+	result := Result{OOMKilled: kernel.oomKills > 0, CPUTime: kernel.cpu, WallTime: wall, PeakMemory: kernel.peakMemory, Warm: e.warm}
 	result.OutputBytes, _ = e.meter.read()
 	if err != nil {
 		result.ExitCode = -1

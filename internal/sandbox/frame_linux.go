@@ -28,6 +28,7 @@ const (
 
 	flagTTY   = 1
 	flagMerge = 2
+	flagExtra = 8
 
 	featureIDMap    = 1
 	featureTime     = 2

@@ -29,6 +29,7 @@ type group struct {
 const (
 	groupOfExecution = "x-"
 	groupOfService   = "b-" // outlives its execution
+	groupOfWarm      = "w-" // has an interpreter that waits, and then the execution that took it
 	groupOfKept      = "k-" // outlives the node's process, and has its figures for the next one: it goes with the sandbox
 )
 

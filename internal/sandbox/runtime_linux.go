@@ -22,6 +22,7 @@ type Runtime struct {
 	cfg         Config
 	log         logrus.FieldLogger
 	binary      *os.File // sealed copy of this program, which the supervisor is executed from
+	archive     *os.File // code of warm-ups, once it was asked for; guarded by mu
 	binaryPath  string   // as children open it
 	hierarchies []hierarchy
 	blkio       []hierarchy // the one of v1 for block devices alone, if there is one
@@ -302,6 +303,9 @@ func (r *Runtime) Close() error {
 	r.wg.Wait()
 	if r.binary == nil {
 		return nil
+	}
+	if r.archive != nil {
+		return errors.Join(r.archive.Close(), r.binary.Close())
 	}
 	return r.binary.Close()
 }

@@ -34,8 +34,10 @@ type Sandbox struct {
 
 	mu         sync.Mutex
 	executions map[string]*Execution
-	removed    bool // Destroy was called
-	detached   bool // the runtime was closed
+	waiting    *waiting // an interpreter for the next program; nil = none
+	warmed     int      // how many there were
+	removed    bool     // Destroy was called
+	detached   bool     // the runtime was closed
 	wiped      bool
 }
 
@@ -93,7 +95,7 @@ func (s *Sandbox) reopen(ctx context.Context) (err error) {
 		return err
 	}
 	for _, name := range s.group.children() {
-		if !strings.HasPrefix(name, groupOfExecution) {
+		if !strings.HasPrefix(name, groupOfExecution) && !strings.HasPrefix(name, groupOfWarm) {
 			continue
 		}
 		left := s.group.child(name)
@@ -229,6 +231,7 @@ func (s *Sandbox) Destroy(ctx context.Context) error {
 	if err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("kill sandbox: %w", err)
 	}
+	s.discard()
 	select {
 	case <-s.done:
 	case <-ctx.Done():
@@ -268,6 +271,7 @@ func (s *Sandbox) detach() {
 	s.mu.Lock()
 	s.detached = true
 	s.mu.Unlock()
+	s.discard()
 	_ = s.pidfd.SetReadDeadline(time.Unix(1, 0))
 	for _, e := range s.running() {
 		e.abandon()

@@ -1,6 +1,9 @@
 package sandbox
 
-import "time"
+import (
+	"os"
+	"time"
+)
 
 // Spec says what one sandbox is made of. It is plain data, kept on disk beside the sandbox so that a later process of
 // the node can take the sandbox back.
@@ -77,6 +80,8 @@ type ExecSpec struct {
 	Grace       time.Duration // between QUIT to the main process and KILL of the group where a limit ends it; 0 = KILL at once
 	Background  bool          // what the main process leaves behind lives on until the sandbox ends: a service
 	Keep        bool          // it goes on without the node's process, and a later one takes it back by Resume: once in a sandbox, without terminal and limits. OCI runtimes take no notice
+
+	extra []*os.File // what an interpreter that waits finds open beside its streams
 }
 
 // Verdict says what ended an execution. It comes from the kernel's counters and the node's clock, never from output.
@@ -103,6 +108,7 @@ type Result struct {
 	WallTime    time.Duration
 	PeakMemory  int64 // bytes; 0 when the kernel does not count it
 	OutputBytes int64 // of stdout and stderr together, as read by the node
+	Warm        bool  // it took over an interpreter that waited, see Sandbox.Warm
 }
 
 // Exit is how a whole sandbox ended.

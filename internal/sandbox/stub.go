@@ -61,6 +61,9 @@ func (*Sandbox) Spec() Spec { return Spec{} }
 // Exec fails.
 func (*Sandbox) Exec(context.Context, ExecSpec) (*Execution, error) { return nil, errUnsupported }
 
+// Warm fails.
+func (*Sandbox) Warm(context.Context, WarmSpec) error { return errUnsupported }
+
 // Done is nil.
 func (*Sandbox) Done() <-chan struct{} { return nil }
 

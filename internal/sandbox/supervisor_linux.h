@@ -25,7 +25,8 @@ enum { CONTROL_FD = 3, LISTEN_FD = 4, FIRST_FD = 5 };
 enum { KIND_PING = 1, KIND_EXEC = 2, KIND_HOLD = 3, KIND_PROBE = 4, KIND_KEEP = 5, KIND_RESUME = 6 };
 enum { KIND_STARTING = 16, KIND_EXITED = 17, KIND_PONG = 18, KIND_NONE = 19 };
 enum { KEPT_STREAMS = 2 }; // stdout and stderr of a kept program
-enum { FLAG_TTY = 1, FLAG_MERGE = 2 };
+enum { FLAG_TTY = 1, FLAG_MERGE = 2, FLAG_EXTRA = 8 };
+enum { EXTRA_STREAMS = 2 }; // what an interpreter that waits finds open from EXTRA_FD on: see warm_linux.go
 enum { FEATURE_IDMAP = 1, FEATURE_TIME = 2, FEATURE_LANDLOCK = 4 };
 
 // header starts each request; the descriptors travel with it.

@@ -26,7 +26,7 @@ var scenarios = []struct {
 	run  func(context.Context, *bench) error
 }{
 	{"provision", provision}, {"claim", claimAndDestroy}, {"one", insideOneRunner}, {"many", manyExecutions}, {"idle", idleExecutions}, {"thousand", thousandIdle},
-	{"cycle", cycle}, {"cycles", manyCycles}, {"churn", churn}, {"paced", pacedChurn}, {"register", registerToRunning},
+	{"cycle", cycle}, {"warm", warmCycles}, {"cycles", manyCycles}, {"churn", churn}, {"paced", pacedChurn}, {"register", registerToRunning},
 }
 
 func provision(ctx context.Context, b *bench) error {

@@ -112,6 +112,14 @@ type Environment struct {
 	Image              string   `json:"image"`
 	NetworkAccess      bool     `json:"networkAccess"`
 	ExposedPorts       []uint16 `json:"exposedPorts"`
+	WarmUp             *WarmUp  `json:"warmup,omitempty"`
+}
+
+// WarmUp is an interpreter that waits in idle runners.
+type WarmUp struct {
+	Command []string `json:"command"`
+	Imports []string `json:"imports,omitempty"`
+	Active  bool     `json:"active,omitempty"` // of an answer
 }
 
 // PutEnvironment creates or replaces an environment.

@@ -13,23 +13,25 @@ type Environment struct {
 	NetworkEgress      []string `json:"networkEgress,omitempty"`
 	Runtime            string   `json:"runtime,omitempty"`
 	Devices            []Device `json:"devices,omitempty"`
+	WarmUp             *WarmUp  `json:"warmup,omitempty"`
 	PoolSizeMin        uint     `json:"poolSizeMin,omitempty"`
 	PoolSizeMax        uint     `json:"poolSizeMax,omitempty"`
 }
 
 // EnvironmentRequest is the body of a PUT; an id in it is ignored.
 type EnvironmentRequest struct {
-	PrewarmingPoolSize uint     `json:"prewarmingPoolSize"`
-	CPULimit           uint     `json:"cpuLimit"`
-	MemoryLimit        uint     `json:"memoryLimit"`
-	Image              string   `json:"image"`
-	NetworkAccess      bool     `json:"networkAccess"`
-	ExposedPorts       []uint16 `json:"exposedPorts"`
-	NetworkEgress      []string `json:"networkEgress,omitempty"`
-	Runtime            string   `json:"runtime,omitempty"`
-	Devices            []Device `json:"devices,omitempty"`
-	PoolSizeMin        *uint    `json:"poolSizeMin,omitempty"` // null in both = as they are, while prewarmingPoolSize stays
-	PoolSizeMax        *uint    `json:"poolSizeMax,omitempty"`
+	PrewarmingPoolSize uint           `json:"prewarmingPoolSize"`
+	CPULimit           uint           `json:"cpuLimit"`
+	MemoryLimit        uint           `json:"memoryLimit"`
+	Image              string         `json:"image"`
+	NetworkAccess      bool           `json:"networkAccess"`
+	ExposedPorts       []uint16       `json:"exposedPorts"`
+	NetworkEgress      []string       `json:"networkEgress,omitempty"`
+	Runtime            string         `json:"runtime,omitempty"`
+	Devices            []Device       `json:"devices,omitempty"`
+	WarmUp             *WarmUpRequest `json:"warmup,omitempty"`
+	PoolSizeMin        *uint          `json:"poolSizeMin,omitempty"` // null in both = as they are, while prewarmingPoolSize stays
+	PoolSizeMax        *uint          `json:"poolSizeMax,omitempty"`
 }
 
 // Environments is the list of all environments.

@@ -161,6 +161,7 @@ type ExecResult struct {
 	WallTime    time.Duration
 	PeakMemory  int64 // bytes
 	OutputBytes int64
+	Warm        bool // it took over an interpreter that waited for a program
 }
 
 // Files is access to a task's file system as its inside sees it, confined to its root. Relative paths start at the

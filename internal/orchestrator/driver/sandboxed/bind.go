@@ -86,6 +86,14 @@ func (b boundSandbox[S, E]) Resume(ctx context.Context) (Execution, error) {
 	return e, nil
 }
 
+func (b boundSandbox[S, E]) Warm(ctx context.Context, spec sandbox.WarmSpec) error {
+	w, ok := any(b.sandbox).(Warmer)
+	if !ok {
+		return driver.ErrNotSupported
+	}
+	return w.Warm(ctx, spec)
+}
+
 func (b boundSandbox[S, E]) Done() <-chan struct{}             { return b.sandbox.Done() }
 func (b boundSandbox[S, E]) Exit() sandbox.Exit                { return b.sandbox.Exit() }
 func (b boundSandbox[S, E]) Usage() (sandbox.Usage, error)     { return b.sandbox.Usage() }

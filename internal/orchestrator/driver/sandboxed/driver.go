@@ -129,7 +129,8 @@ func (d *Driver) Shares(t *model.Task) bool {
 // Validate checks a task's driver configuration.
 func (d *Driver) Validate(t *model.Task) error {
 	_, _, err := d.read(t)
-	return err
+	_, warmErr := warmUpOf(t)
+	return errors.Join(err, warmErr)
 }
 
 // read gives a task's configuration and the runtime that it asks for.
@@ -186,6 +187,10 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (_ driver.Tas
 	if err != nil {
 		return nil, err
 	}
+	warm, err := warmUpOf(cfg.Task)
+	if err != nil {
+		return nil, err
+	}
 	if c.offline {
 		cfg.Network, cfg.Networks = nil, nil
 	}
@@ -229,7 +234,7 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (_ driver.Tas
 		return nil, fmt.Errorf("create sandbox: %w", err)
 	}
 	t := newTask(cfg, s)
-	t.release = lease.Release
+	t.release, t.warmUp = lease.Release, warm
 	err = introduce(ctx, s.Files(), cfg.Network)
 	if err == nil {
 		err = furnish(ctx, s.Files(), c, cfg)
@@ -242,6 +247,7 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (_ driver.Tas
 		defer cancel()
 		return nil, errors.Join(fmt.Errorf("start command: %w", err), s.Destroy(clean))
 	}
+	t.warmFirst(ctx)
 	d.core.adopt(t)
 	return t, nil
 }
@@ -324,6 +330,9 @@ func (d *Driver) Recover(ctx context.Context, cfg driver.TaskConfig) (driver.Tas
 		return nil, fmt.Errorf("recover: %w", err)
 	}
 	t := newTask(cfg, s)
+	if t.warmUp, err = warmUpOf(cfg.Task); err != nil {
+		t.warmUp = nil // it was taken by an earlier build, and changes nothing of what the task is
+	}
 	if len(c.argv) > 0 {
 		if t.main, err = s.Resume(ctx); err != nil {
 			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
@@ -331,6 +340,7 @@ func (d *Driver) Recover(ctx context.Context, cfg driver.TaskConfig) (driver.Tas
 			return nil, errors.Join(fmt.Errorf("recover: %w: how its command ended is not known: %w", driver.ErrTaskGone, err), s.Destroy(clean))
 		}
 	}
+	t.warmAgain(nil)
 	d.core.adopt(t)
 	return t, nil
 }

@@ -35,13 +35,17 @@ type task struct {
 	release  func()    // of the image; a task that was taken back has none: its sandbox itself keeps the image
 	main     Execution // nil when the command only waits
 	accounts accounts
+	warmUp   *warmUp        // nil = none
+	warmers  sync.WaitGroup // of interpreters to come
 	done     chan struct{}
 	letGo    chan struct{}
 	once     sync.Once // letGo
 
 	mu       sync.Mutex
 	stopping bool
-	signal   int // that the task was stopped with
+	over     bool // no interpreter is to wait any more
+	begun    int  // executions, where there is a warm-up
+	signal   int  // that the task was stopped with
 	exit     driver.Exit
 }
 
@@ -74,6 +78,7 @@ func (t *task) watch() {
 	var ended <-chan struct{}
 	var draining sync.WaitGroup
 	defer draining.Wait()
+	defer t.endWarming()
 	drained := make(chan struct{})
 	if t.main != nil {
 		ended = t.main.Done()
@@ -278,6 +283,7 @@ func (t *task) Exec(ctx context.Context, spec driver.ExecSpec) (driver.Execution
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: %w", spec.Argv[0], err)
 	}
+	t.warmAgain(e)
 	return execution{e}, nil
 }
 
@@ -298,5 +304,5 @@ func (e execution) Result() (driver.ExecResult, error) {
 		return driver.ExecResult{}, err
 	}
 	return driver.ExecResult{Verdict: string(r.Verdict), ExitCode: r.ExitCode, Signal: r.Signal, OOMKilled: r.OOMKilled, CPUTime: r.CPUTime,
-		WallTime: r.WallTime, PeakMemory: r.PeakMemory, OutputBytes: r.OutputBytes}, nil
+		WallTime: r.WallTime, PeakMemory: r.PeakMemory, OutputBytes: r.OutputBytes, Warm: r.Warm}, nil
 }

@@ -75,12 +75,13 @@ type executionState struct {
 	PeakMemoryBytes int64
 	Verdict         string
 	OutputBytes     int64
+	Warm            bool // it took over an interpreter that waited
 }
 
 func (h *Handler) execution(_ context.Context, _ auth.Identity, r executionPath) (executionState, error) {
 	state, res, err := h.node.Execution(r.ID, r.Task, r.Exec)
 	return executionState{state, res.ExitCode, res.Signal, res.OOMKilled, int64(res.CPUTime), int64(res.WallTime), res.PeakMemory, res.Verdict,
-			res.OutputBytes},
+			res.OutputBytes, res.Warm},
 		taskError(err, r.Task)
 }
 

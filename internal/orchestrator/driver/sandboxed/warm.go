@@ -1,0 +1,137 @@
+package sandboxed
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/sandbox"
+)
+
+// metaWarmUp is the key of a task's meta that says which interpreter waits in it for a program; see docs/native-api.md.
+const metaWarmUp = "rockpool_warmup"
+
+const (
+	warmWait  = 10 * time.Second       // a task is started without an interpreter that needs longer
+	warmDelay = 250 * time.Millisecond // without an execution, before there is an interpreter again: many tasks have but one execution
+)
+
+// warmUp is what the meta says: the interpreter, and which executions it is for.
+type warmUp struct {
+	Command []string // of a shell's line, before the program's file
+	Imports []string // modules to be imported before
+	Env     []string // of these executions, NAME=value
+	User    string
+	TTY     bool
+	Split   bool // stderr apart even on a terminal
+}
+
+// Warmer is implemented by sandboxes in which an interpreter can wait.
+type Warmer interface {
+	Warm(ctx context.Context, spec sandbox.WarmSpec) error
+}
+
+// warmUpOf reads a task's meta; nil = it asks for none.
+func warmUpOf(t *model.Task) (*warmUp, error) {
+	text, ok := t.Meta[metaWarmUp]
+	if !ok || text == "" {
+		return nil, nil
+	}
+	var w warmUp
+	if err := json.Unmarshal([]byte(text), &w); err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "task meta %q: it is a JSON object with Command, Imports, Env, User, TTY and Split", metaWarmUp)
+	}
+	if err := (sandbox.WarmSpec{Command: w.Command, Imports: w.Imports, Env: w.Env}).Check(); err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "task meta %q: %v", metaWarmUp, err)
+	}
+	return &w, nil
+}
+
+// warm has an interpreter wait, for as long as nothing keeps it from that.
+func (t *task) warm(ctx context.Context) error {
+	w, ok := t.sandbox.(Warmer)
+	if !ok {
+		return driver.ErrNotSupported
+	}
+	ctx, cancel := context.WithTimeout(ctx, warmWait)
+	defer cancel()
+	return w.Warm(ctx, sandbox.WarmSpec{Command: t.warmUp.Command, Imports: t.warmUp.Imports, User: t.warmUp.User, TTY: t.warmUp.TTY,
+		MergeStderr: t.warmUp.TTY && !t.warmUp.Split, Env: slices.Concat(t.accounts.environment(ctx, t.sandbox.Files(), t.warmUp.User), t.env, t.warmUp.Env)})
+}
+
+// warmFirst warms a task up that starts. That it cannot be is told, and no error: programs start without.
+func (t *task) warmFirst(ctx context.Context) {
+	if t.warmUp == nil {
+		return
+	}
+	if err := t.warm(ctx); err != nil {
+		t.cfg.Emit("Not warmed up: " + err.Error())
+	}
+}
+
+// warmAgain has another interpreter wait some time after the end of an execution, unless there is another execution by then. nil: none has begun yet.
+func (t *task) warmAgain(after Execution) {
+	if t.warmUp == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.begun++
+	turn := t.begun
+	if t.stopping || t.over {
+		return
+	}
+	t.warmers.Go(func() {
+		if after != nil {
+			select {
+			case <-after.Done():
+			case <-t.done:
+				return
+			case <-t.letGo:
+				return
+			}
+		}
+		pause := time.NewTimer(warmDelay)
+		defer pause.Stop()
+		select {
+		case <-pause.C:
+		case <-t.done:
+			return
+		case <-t.letGo:
+			return
+		}
+		t.mu.Lock()
+		late := t.begun != turn || t.stopping
+		t.mu.Unlock()
+		if late {
+			return
+		}
+		ctx, cancel := context.WithCancelCause(context.Background())
+		ended := make(chan struct{})
+		t.warmers.Go(func() {
+			defer close(ended)
+			select {
+			case <-t.done:
+			case <-t.letGo:
+			case <-ctx.Done():
+			}
+			cancel(driver.ErrTaskGone)
+		})
+		_ = t.warm(ctx) // programs start without
+		cancel(errors.New("it is over"))
+		<-ended
+	})
+}
+
+// endWarming waits for what warmAgain has begun, and has it begin no more.
+func (t *task) endWarming() {
+	t.mu.Lock()
+	t.over = true
+	t.mu.Unlock()
+	t.warmers.Wait()
+}
