@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.1
 PACKAGES    := ./cmd/... ./internal/... ./pkg/... ./tests/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e hostile sim vm check lint cross bench bench-control fmt clean
+.PHONY: help build demo test unit e2e hostile sim vm check lint cross bench fmt clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,15 +55,9 @@ cross: ## build for every platform that is served
 	CGO_ENABLED=0 GOOS=darwin GOARCH=amd64 $(GO) build -o /dev/null ./cmd/orchestrator
 	CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 $(GO) build -o /dev/null ./cmd/gateway
 
-bench: build ## measure a server by URL, and the sandbox alone: p50, p90, p99 and rates (root)
+bench: build ## measure everything that has a budget, and print one table; OUT=file for benchstat (root; 12 minutes)
 	$(GO) build -o $(BIN)/bench ./tests/bench
-	$(BIN)/bench -gateway $(BIN)/gateway -orchestrator $(BIN)/orchestrator
-	$(GO) test -run '^$$' -bench . -benchtime 400x ./internal/sandbox
-
-bench-control: build ## measure the control plane alone: one-task jobs at a rate, bulk placement, many idle nodes (root; minutes)
-	$(GO) build -o $(BIN)/bench ./tests/bench
-	$(BIN)/bench -orchestrator $(BIN)/orchestrator -control 500,1000,2000
-	$(GO) test -run '^$$' -bench 'Bulk|Idle' -benchtime 1x -timeout 20m ./internal/orchestrator/sim
+	$(BIN)/bench -gateway $(BIN)/gateway -orchestrator $(BIN)/orchestrator $(if $(OUT),-out $(OUT)) $(if $(ONLY),-only $(ONLY))
 
 fmt: ## format the code
 	gofmt -w cmd internal pkg tests
