@@ -64,4 +64,8 @@ func TestLimitsThatAreExceededAreNamed(t *testing.T) {
 	if got := f.beyond(limits{cpu: 1.5}); got != "" {
 		t.Errorf("%q", got)
 	}
+	f.others = 0.9
+	if got := f.beyond(limits{wall: 2.5, allocations: 50}); got != "allocations 100.00, at most 50.00" {
+		t.Errorf("on a crowded machine: %q", got)
+	}
 }

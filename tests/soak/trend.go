@@ -13,6 +13,8 @@ type series struct {
 	values []float64
 	// slack is how much it may have grown from the end of the warm-up to the end of the run, beside share, a part of its median.
 	slack, share float64
+	// kept is what an act may leave behind while the cluster's history fills up.
+	kept float64
 }
 
 // warmUp is the part of a run in which buffers, caches and what is kept for a time fill up.

@@ -38,7 +38,9 @@ func TestTrends(t *testing.T) {
 		{"growth that is allowed", func() []float64 { return make(30, func(i int) float64 { return 100 + 0.2*float64(i) }) }, false},
 		{"it shrinks", func() []float64 { return make(30, func(i int) float64 { return 500 - 10*float64(i) }) }, false},
 		{"a leak", func() []float64 { return make(12, func(i int) float64 { return 100 + 5*float64(i) }) }, true},
-		{"a leak in noise", func() []float64 { return make(60, func(i int) float64 { return 100 + 2*float64(i) + 10*r.NormFloat64() }) }, true},
+		{"a leak in noise", func() []float64 {
+			return make(60, func(i int) float64 { return 100 + 2*float64(i) + 10*r.NormFloat64() })
+		}, true},
 		{"a leak with one odd moment", func() []float64 {
 			return make(30, func(i int) float64 {
 				if i == 15 {
