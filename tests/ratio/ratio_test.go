@@ -51,7 +51,7 @@ var pairs = []pair{
 	{"claim, destroy and refill | true in new namespaces", 12, limits{cpu: 12.5, allocations: 11500}, claims, trueInNamespaces},
 	{"echo | bash -c echo", 32, limits{wall: 4.2, cpu: 4, allocations: 1750}, each(echo), each(plainEcho)},
 	{"cycle | python3", 8, limits{cpu: 4.5, allocations: 13700}, each(cycle), each(plainPython)},
-	{"line to a program and back | the same over TCP and pipes", 1000, limits{wall: 8.5, allocations: 70}, lines, plainLines},
+	{"line to a program and back | the same over TCP and pipes", 1000, limits{wall: 14, allocations: 70}, lines, plainLines},
 	{"upload | ten requests that write a file", 40, limits{wall: 4, cpu: 3.4, allocations: 810}, each(upload), each(plainUpload)},
 }
 
@@ -314,8 +314,8 @@ func TestADoublingIsFound(t *testing.T) {
 		if twice.beyond(p.limits) == "" {
 			t.Errorf("%s: twice the work was not found: %+v", p.name, twice)
 		}
-		if p.limits.wall == 0 {
-			continue
+		if p.limits.wall == 0 || usual.others >= crowded {
+			continue // times are not judged
 		}
 		walls, err := p.subject(t.Context(), w, p.n)
 		if err != nil {
