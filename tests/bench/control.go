@@ -24,7 +24,7 @@ const (
 func manyJobs(ctx context.Context, b *bench) error {
 	transport := http.DefaultTransport.(*http.Transport)
 	transport.MaxIdleConnsPerHost, transport.MaxIdleConns = 1024, 1024
-	return withOrchestrator(ctx, b, func(o *orchestrator) error { return b.sustained(ctx, o, more*jobRate) }, "-enable-mock", "-network-range", "")
+	return withOrchestrator(ctx, b, func(o *orchestrator) error { return b.sustained(ctx, o, more*jobRate) }, mockAgent...)
 }
 
 func (b *bench) sustained(ctx context.Context, o *orchestrator, rate float64) error {

@@ -18,8 +18,8 @@ import (
 // templateFile is what runners are made of, seen from the project's folder.
 const templateFile = "deploy/jobs/template-environment.nomad.hcl"
 
-// smallTemplate writes one that reserves little for each runner, so that memory in use bounds their number and not memory promised.
-func (b *bench) smallTemplate(megabytes int) (path string, err error) {
+// smallTemplate writes one that reserves as little as there may be for each runner, so that memory in use bounds their number and not memory promised.
+func (b *bench) smallTemplate() (path string, err error) {
 	text, err := os.ReadFile(templateFile)
 	if err != nil {
 		return "", fmt.Errorf("%w: run this in the project's folder", err)
@@ -29,7 +29,7 @@ func (b *bench) smallTemplate(megabytes int) (path string, err error) {
 		return "", fmt.Errorf("%s reserves other than 50 MB", templateFile)
 	}
 	path = filepath.Join(b.dir, "small.nomad.hcl")
-	return path, os.WriteFile(path, reserved.ReplaceAll(text, fmt.Appendf(nil, "${1} %d\n", megabytes)), 0o600)
+	return path, os.WriteFile(path, reserved.ReplaceAll(text, []byte("$1 10\n")), 0o600)
 }
 
 // smallEnvironment is of runners of which many fit on a node.
@@ -39,7 +39,7 @@ func smallEnvironment(size uint) platform.Environment {
 
 // dense fills a node of its own with idle runners, and measures what they cost and what the service is like meanwhile.
 func dense(ctx context.Context, b *bench) error {
-	template, err := b.smallTemplate(10)
+	template, err := b.smallTemplate()
 	if err != nil {
 		return err
 	}
@@ -76,8 +76,8 @@ func (b *bench) full(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	claims, runs, err := b.someOf(ctx, b.runners, 30)
-	if err != nil {
+	var claims, runs load.Samples
+	if err := b.someOf(ctx, b.runners, 30, &claims, &runs); err != nil {
 		return err
 	}
 	begin := time.Now()
@@ -86,39 +86,38 @@ func (b *bench) full(ctx context.Context) error {
 	}
 	return errors.Join(
 		b.addValue("DenseFill", filled.Seconds()), b.addValue("DenseMemory", float64(free-left)/float64(b.runners)/(1<<20)), b.addValue("DenseResident", float64(resident)/(1<<20)),
-		b.addValue("DenseCPU", used), b.addCalls("DenseClaim", start, claims), b.addCalls("DenseEcho", start, runs), b.addValue("DenseDelete", time.Since(begin).Seconds()))
+		b.addValue("DenseCPU", used), b.addCalls("DenseClaim", start, &claims), b.addCalls("DenseEcho", start, &runs), b.addValue("DenseDelete", time.Since(begin).Seconds()))
 }
 
 // someOf claims n runners of a full pool one after the other, waits for the refill, which is not what is measured, and executes once in each.
-func (b *bench) someOf(ctx context.Context, size uint, n int) (claims, runs *load.Samples, err error) {
-	claims, runs = &load.Samples{}, &load.Samples{}
+func (b *bench) someOf(ctx context.Context, size uint, n int, claims, runs *load.Samples) error {
 	var mine []string
 	for range n {
 		start := time.Now()
 		r, err := b.Claim(ctx, env, time.Hour)
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
 		claims.Since(start)
 		if err := b.once(r); err != nil {
-			return nil, nil, err
+			return err
 		}
 		mine = append(mine, r)
 	}
 	if err := b.waitIdle(ctx, size); err != nil {
-		return nil, nil, err
+		return err
 	}
 	for _, r := range mine {
 		start := time.Now()
 		if _, err := b.echo(ctx, r); err != nil {
-			return nil, nil, err
+			return err
 		}
 		runs.Since(start)
 	}
 	for _, r := range mine {
 		if err := b.Release(ctx, r); err != nil {
-			return nil, nil, err
+			return err
 		}
 	}
-	return claims, runs, nil
+	return nil
 }

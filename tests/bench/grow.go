@@ -43,7 +43,7 @@ const perMs, perMB, perKB = 1e6, 1 << 20, 1 << 10
 
 var dimensions = []dimension{
 	{"runners", "idle runners", []int{10, 100, 1000, 5000}, growRunners, []panel{
-		{"ms", perMs, []string{"claim-p50-ns", "claim-p99-ns", "echo-p50-ns", "echo-p99-ns"}}, {"MB", perMB, []string{"service-B", "machine-per-runner-B"}}, {"% of a core", 1, []string{"idle-CPU"}},
+		{"ms", perMs, []string{"claim-p50-ns", "claim-p99-ns", "echo-p50-ns", "echo-p99-ns"}}, {"MB", perMB, []string{"gateway-B", "orchestrator-B", "machine-per-runner-B"}}, {"% of a core", 1, []string{"idle-CPU"}},
 	}},
 	{"environments", "environments, 100 idle runners in all", []int{1, 10, 100}, growEnvironments, []panel{
 		{"ms", perMs, []string{"claim-p50-ns", "claim-p99-ns", "unchanged-put-p50-ns", "statistics-p50-ns"}}, {"MB", perMB, []string{"service-B"}},
@@ -178,57 +178,95 @@ func (b *bench) inService(ctx context.Context, name string, env []string, f func
 	})
 }
 
-// growRunners lets the pool of one environment grow on one node. Runners reserve as little as they may, so that the machine's memory bounds their number.
+// growRunners lets the pool of one environment grow on one node, which says that it has more memory than it may have, as idle runners need less than they reserve.
 func growRunners(ctx context.Context, b *bench, steps []int, found func(int, ...value) error) error {
-	template, err := b.smallTemplate(3)
+	template, err := b.smallTemplate()
 	if err != nil {
 		return err
 	}
-	return b.inService(ctx, "runners", []string{"ROCKPOOL_SERVER_TEMPLATEJOBFILE=" + template}, func() error {
-		free, err := meter.Available()
-		if err != nil {
-			return err
-		}
-		for _, n := range steps {
-			if err := b.PutEnvironment(ctx, env, smallEnvironment(uint(n))); err != nil {
-				return err
-			}
-			if err := b.waitIdle(ctx, uint(n)); err != nil {
-				return err
-			}
-			left, err := meter.Available()
+	config := filepath.Join(b.dir, "node.hcl")
+	text := fmt.Sprintf(`
+data_dir = %q
+ports {
+  http = 0
+}
+server {
+  enabled = true
+  bootstrap_expect = 1
+}
+client {
+  enabled = true
+  on_stop = "remove"
+  memory_total_mb = 65536
+  cpu_total_compute = 65536
+  network {
+    range = ""
+  }
+}
+`, filepath.Join(b.dir, "node"))
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		return err
+	}
+	return withOrchestrator(ctx, b, func(o *orchestrator) error {
+		return b.inService(ctx, "runners", []string{"ROCKPOOL_SERVER_TEMPLATEJOBFILE=" + template, "ROCKPOOL_NOMAD_ADDRESS=" + o.url}, func() error {
+			free, err := meter.Available()
 			if err != nil {
 				return err
 			}
-			idle, err := b.share(ctx, 4*time.Second)
-			if err != nil {
-				return err
-			}
-			resident, err := meter.Resident(b.service.PID())
-			if err != nil {
-				return err
-			}
-			claims, echoes := &load.Samples{}, &load.Samples{}
-			for range 4 { // few at a time, so that the pool is nearly full
-				c, e, err := b.someOf(ctx, uint(n), min(n/2, 10))
+			for _, n := range steps {
+				if err := b.PutEnvironment(ctx, env, smallEnvironment(uint(n))); err != nil {
+					return err
+				}
+				if err := b.waitIdle(ctx, uint(n)); err != nil {
+					return err
+				}
+				values, err := b.manyRunners(ctx, o, n, free)
 				if err != nil {
 					return err
 				}
-				for _, s := range c.Sorted() {
-					claims.Add(s)
-				}
-				for _, s := range e.Sorted() {
-					echoes.Add(s)
+				if err := found(n, values...); err != nil {
+					return err
 				}
 			}
-			values := append(append(spread("claim", claims), spread("echo", echoes)...), value{"service-B", float64(resident)},
-				value{"machine-per-runner-B", float64(free-left) / float64(n)}, value{"idle-CPU", idle})
-			if err := found(n, values...); err != nil {
-				return err
-			}
+			return b.DeleteEnvironment(ctx, env)
+		})
+	}, "-config", config)
+}
+
+func (b *bench) manyRunners(ctx context.Context, o *orchestrator, n int, free int64) ([]value, error) {
+	left, err := meter.Available()
+	if err != nil {
+		return nil, err
+	}
+	before, err := meter.CPU(o.pid)
+	if err != nil {
+		return nil, err
+	}
+	const quiet = 4 * time.Second
+	idle, err := b.share(ctx, quiet)
+	if err != nil {
+		return nil, err
+	}
+	after, err := meter.CPU(o.pid)
+	if err != nil {
+		return nil, err
+	}
+	gateway, err := meter.Resident(b.service.PID())
+	if err != nil {
+		return nil, err
+	}
+	cluster, err := meter.Resident(o.pid)
+	if err != nil {
+		return nil, err
+	}
+	claims, echoes := &load.Samples{}, &load.Samples{}
+	for range 4 { // few at a time, so that the pool is nearly full
+		if err := b.someOf(ctx, uint(n), min(n/2, 10), claims, echoes); err != nil {
+			return nil, err
 		}
-		return b.DeleteEnvironment(ctx, env)
-	})
+	}
+	return append(append(spread("claim", claims), spread("echo", echoes)...), value{"gateway-B", float64(gateway)}, value{"orchestrator-B", float64(cluster)},
+		value{"machine-per-runner-B", float64(free-left) / float64(n)}, value{"idle-CPU", idle + 100*(after-before).Seconds()/quiet.Seconds()}), nil
 }
 
 // growEnvironments shares a hundred runners among more and more environments.

@@ -29,9 +29,15 @@ type ran struct {
 	at  time.Time // it was read from the stream
 }
 
-// withOrchestrator starts the binary with further arguments, calls f, and stops it.
+// A throw-away agent at any free port, and one more whose tasks are entries in memory.
+var (
+	devAgent  = []string{"-dev", "-port", "0"}
+	mockAgent = []string{"-dev", "-port", "0", "-enable-mock", "-network-range", ""}
+)
+
+// withOrchestrator starts an agent, calls f, and stops it.
 func withOrchestrator(ctx context.Context, b *bench, f func(*orchestrator) error, args ...string) error {
-	cmd := exec.Command(b.orchestrator, append([]string{"agent", "-dev", "-port", "0"}, args...)...)
+	cmd := exec.Command(b.orchestrator, append([]string{"agent"}, args...)...)
 	errs, err := cmd.StderrPipe()
 	if err != nil {
 		return err
@@ -107,7 +113,7 @@ func readRunning(stream io.Reader, running chan<- ran) {
 
 // registerToRunning measures the orchestrator alone: from sending a job to the event that its allocation runs.
 func registerToRunning(ctx context.Context, b *bench) error {
-	return withOrchestrator(ctx, b, func(o *orchestrator) error { return b.oneByOne(ctx, o) })
+	return withOrchestrator(ctx, b, func(o *orchestrator) error { return b.oneByOne(ctx, o) }, devAgent...)
 }
 
 func (b *bench) oneByOne(ctx context.Context, o *orchestrator) error {

@@ -70,5 +70,5 @@ func recovery(ctx context.Context, b *bench) error {
 			}
 		}
 		return b.addCalls("Recovery", begin, &calls)
-	}, "-enable-mock", "-network-range", "")
+	}, mockAgent...)
 }

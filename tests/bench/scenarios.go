@@ -41,7 +41,7 @@ func (b *bench) waitIdle(ctx context.Context, n uint) error {
 }
 
 func (b *bench) waitIdleOf(ctx context.Context, id int, n uint) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second+time.Duration(n)*30*time.Millisecond, errors.New("it takes too long"))
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second+time.Duration(n)*60*time.Millisecond, errors.New("it takes too long"))
 	defer cancel()
 	for {
 		s, err := b.Statistics(ctx)
