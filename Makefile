@@ -11,7 +11,7 @@ PACKAGES    := ./cmd/... ./internal/... ./pkg/... ./tests/...
 .PHONY: help build demo test unit e2e costs soak hostile sim vm check lint cross bench bench-grow fmt clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/gateway and bin/orchestrator
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/gateway ./cmd/orchestrator
