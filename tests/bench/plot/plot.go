@@ -33,7 +33,7 @@ type Point struct{ X, Y float64 }
 
 const (
 	width, height           = 380.0, 300.0 // of a panel
-	left, right, top, below = 62.0, 14.0, 46.0, 46.0
+	left, right, top, below = 62.0, 22.0, 46.0, 46.0
 	row                     = 15.0 // of the legend
 )
 
