@@ -90,7 +90,7 @@ func figures() []*series {
 		{name: "network namespaces", slack: 1},
 		{name: "control groups", slack: 2},
 		{name: "mounts", slack: 2},
-		{name: "files of the node", slack: 4},
+		{name: "files of the node", slack: 16},
 		{name: "cluster's log and snapshots", unit: "bytes", slack: 160 * mb},
 		{name: "service's own log, for an act", unit: "bytes", slack: 200, share: 0.2},
 	}
