@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"rockpool/tests/bench/plot"
+	"rockpool/tests/bench/report"
 	"rockpool/tests/load"
 	"rockpool/tests/meter"
 	"rockpool/tests/service"
@@ -82,10 +83,10 @@ func (b *bench) grow(ctx context.Context, dir, only string) (err error) {
 		if err != nil {
 			return err
 		}
-		for _, p := range append(machine.Pairs(), [2]string{"pkg", "rockpool/tests/bench"}) {
-			if _, err := fmt.Fprintf(file, "%s: %s\n", p[0], p[1]); err != nil {
-				return err
-			}
+		var text strings.Builder
+		report.Describe(&text, append(machine.Pairs(), [2]string{"pkg", "rockpool/tests/bench"}))
+		if _, err := file.WriteString(text.String()); err != nil {
+			return err
 		}
 	}
 	names := strings.FieldsFunc(only, func(r rune) bool { return r == ',' })

@@ -114,26 +114,26 @@ func (b *bench) main(ctx context.Context, only string, w io.Writer) (err error) 
 	if err != nil {
 		return err
 	}
-	configuration := append(machine.Pairs(), [2]string{"date", began.UTC().Format(time.RFC3339)}, [2]string{"others", fmt.Sprintf("%.2f cores on average over %v", others, time.Since(began).Round(time.Second))})
+	description := append(machine.Pairs(), [2]string{"date", began.UTC().Format(time.RFC3339)}, [2]string{"others", fmt.Sprintf("%.2f cores on average over %v", others, time.Since(began).Round(time.Second))})
 	fmt.Fprintln(w)
-	for _, p := range configuration {
+	for _, p := range description {
 		fmt.Fprintf(w, "%s: %s\n", p[0], p[1])
 	}
 	fmt.Fprintln(w)
 	err = b.table.Markdown(w)
 	if b.out != "" {
-		err = errors.Join(err, b.write(configuration))
+		err = errors.Join(err, b.write(description))
 	}
 	return errors.Join(failed, err)
 }
 
 // write makes the copy for machines.
-func (b *bench) write(configuration [][2]string) error {
+func (b *bench) write(description [][2]string) error {
 	f, err := os.Create(b.out)
 	if err != nil {
 		return err
 	}
-	err = b.table.Format(f, append(configuration, [2]string{"pkg", "rockpool/tests/bench"}))
+	err = b.table.Format(f, append(description, [2]string{"pkg", "rockpool/tests/bench"}))
 	if err == nil {
 		_, err = f.WriteString(b.raw.String())
 	}
@@ -191,7 +191,7 @@ func (b *bench) withGateway(ctx context.Context, f func() error) error {
 	})
 }
 
-// withService starts a gateway with more configuration, calls f, and stops it.
+// withService starts a gateway with more description, calls f, and stops it.
 func (b *bench) withService(ctx context.Context, name string, more []string, f func(*service.Service) error) error {
 	log, err := os.Create(filepath.Join(b.dir, name+".log"))
 	if err != nil {

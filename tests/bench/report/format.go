@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"rockpool/tests/load"
@@ -11,12 +12,11 @@ import (
 // lines is how many of them the calls of a figure become, in the order of their ends: what compares runs needs several to tell a change from noise.
 const lines = 10
 
-// Format writes what was found in Go's benchmark format, after lines of configuration such as "cpu: …".
-func (t *Table) Format(w io.Writer, configuration [][2]string) error {
+// Format writes what was found in Go's benchmark format, after a description. Only the usual keys of that become configuration, by which runs are told apart; the rest is
+// comment, so that runs of two days or two kernels can be compared.
+func (t *Table) Format(w io.Writer, description [][2]string) error {
 	var b strings.Builder
-	for _, c := range configuration {
-		fmt.Fprintf(&b, "%s: %s\n", c[0], strings.Join(strings.Fields(c[1]), " "))
-	}
+	Describe(&b, description)
 	b.WriteString("Unit /s better=higher\n")
 	for _, f := range t.Figures {
 		if f.Unit != "" && f.Higher {
@@ -30,6 +30,16 @@ func (t *Table) Format(w io.Writer, configuration [][2]string) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// Describe writes a description as Format does.
+func Describe(b *strings.Builder, description [][2]string) {
+	for _, c := range description {
+		if !slices.Contains([]string{"goos", "goarch", "cpu", "pkg"}, c[0]) {
+			b.WriteString("# ")
+		}
+		fmt.Fprintf(b, "%s: %s\n", c[0], strings.Join(strings.Fields(c[1]), " "))
+	}
 }
 
 func (f *Figure) format(b *strings.Builder, m *Measurement) {

@@ -89,7 +89,7 @@ func TestMarkdown(t *testing.T) {
 // What compares runs needs several lines of a figure, in the units that it knows.
 func TestTheBenchmarkFormat(t *testing.T) {
 	var b strings.Builder
-	if err := table().Format(&b, [][2]string{{"cpu", "One\n Two"}}); err != nil {
+	if err := table().Format(&b, [][2]string{{"cpu", "One\n Two"}, {"date", "today"}}); err != nil {
 		t.Fatal(err)
 	}
 	text := b.String()
@@ -97,7 +97,7 @@ func TestTheBenchmarkFormat(t *testing.T) {
 		t.Errorf("%d lines of the first figure", n)
 	}
 	for _, want := range []string{
-		"cpu: One Two\n", "Unit /s better=higher\n",
+		"cpu: One Two\n# date: today\n", "Unit /s better=higher\n",
 		"BenchmarkClaim 10 5000000 p50-ns 9000000 p90-ns 10000000 p99-ns\n",
 		"BenchmarkEcho 10 15000000 p50-ns 19000000 p90-ns 20000000 p99-ns 100 /s\n",
 		"BenchmarkIdle 1 80 KB\n",
