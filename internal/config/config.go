@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -121,6 +122,15 @@ type Orchestrator struct {
 	DockerNetworks []string    `yaml:"dockernetworks"`
 	CDIDirs        []string    `yaml:"cdidirs"`      // empty = the usual ones
 	DockerEngine   string      `yaml:"dockerengine"` // "" = jobs for Docker run in the native sandbox
+	GPU            GPU         `yaml:"gpu"`
+}
+
+// GPU is what the embedded node does about GPUs.
+type GPU struct {
+	Enabled     bool     `yaml:"enabled"`
+	IgnoredIDs  []string `yaml:"ignoredids"` // UUIDs or PCI bus ids
+	Period      uint     `yaml:"period"`     // seconds between two looks at them
+	OnUnhealthy string   `yaml:"onunhealthy"`
 }
 
 // Images is where the embedded node gets images and how long it keeps them.
@@ -141,11 +151,14 @@ type NodeNetwork struct {
 	CNIPlugins string   `yaml:"cniplugins"`
 }
 
-// Values of orchestrator.onstop.
+// Values of orchestrator.onstop, and Keep of orchestrator.gpu.onunhealthy.
 const (
 	Keep   = "keep"
 	Remove = "remove"
 )
+
+// Stop is the other value of orchestrator.gpu.onunhealthy.
+const Stop = "stop"
 
 // Logger is how log lines look.
 type Logger struct {
@@ -193,6 +206,7 @@ func Default() Config {
 			DataDir: "/var/lib/rockpool", Address: "127.0.0.1", OnStop: Keep,
 			Images:  Images{MaxSize: 20, MaxAge: 168},
 			Network: NodeNetwork{Range: "172.30.64.0/20", CNIConfigs: "/opt/cni/config", CNIPlugins: "/opt/cni/bin"},
+			GPU:     GPU{Enabled: true, Period: 30, OnUnhealthy: Keep},
 		},
 		Logger:    Logger{Level: "INFO", Formatter: "TextFormatter"},
 		Profiling: Profiling{MemoryThreshold: 1000},
@@ -297,8 +311,32 @@ func (c Config) check() (problems []error) {
 			refuse("orchestrator.cdidirs: %q is not an absolute path", d)
 		}
 	}
+	for _, err := range c.Orchestrator.GPU.check() {
+		refuse("orchestrator.gpu.%w", err)
+	}
 	if c.Nomad.Address == "" && c.Orchestrator.DataDir == "" {
 		refuse("orchestrator.datadir: needed while nomad.address is empty")
+	}
+	return problems
+}
+
+// gpuID is a UUID as the driver writes it, or a PCI bus id.
+var gpuID = regexp.MustCompile(`^(?i:GPU-[0-9a-f-]{8,64}|([0-9a-f]{4}|[0-9a-f]{8}):[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])$`)
+
+// maxPeriod is the longest time between two looks at the GPUs, in seconds.
+const maxPeriod = 3600
+
+func (g GPU) check() (problems []error) {
+	if g.Period < 1 || g.Period > maxPeriod {
+		problems = append(problems, fmt.Errorf("period: %d is not between 1 and %d seconds", g.Period, maxPeriod))
+	}
+	if g.OnUnhealthy != Keep && g.OnUnhealthy != Stop {
+		problems = append(problems, fmt.Errorf("onunhealthy: %q is neither %s nor %s", g.OnUnhealthy, Keep, Stop))
+	}
+	for i, id := range g.IgnoredIDs {
+		if !gpuID.MatchString(id) {
+			problems = append(problems, fmt.Errorf("ignoredids[%d]: %q is neither a UUID (GPU-...) nor a PCI bus id (0000:3b:00.0)", i, id))
+		}
 	}
 	return problems
 }

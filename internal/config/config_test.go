@@ -115,3 +115,16 @@ func TestSeveralGateways(t *testing.T) {
 		}
 	}
 }
+
+func TestGPUsOfTheEmbeddedNode(t *testing.T) {
+	c, _, err := load(t, "orchestrator:\n  gpu:\n    enabled: false\n    ignoredids: [GPU-fef8089b-4820-abfc-e83e-94318197576e, \"0000:3b:00.0\"]\n    onunhealthy: stop\n", "ROCKPOOL_ORCHESTRATOR_GPU_PERIOD=5")
+	if want := (config.GPU{IgnoredIDs: []string{"GPU-fef8089b-4820-abfc-e83e-94318197576e", "0000:3b:00.0"}, Period: 5, OnUnhealthy: config.Stop}); err != nil || !reflect.DeepEqual(c.Orchestrator.GPU, want) {
+		t.Errorf("got %+v, %v; want %+v", c.Orchestrator.GPU, err, want)
+	}
+	_, _, err = load(t, "orchestrator:\n  gpu:\n    ignoredids: [\"0\"]\n    period: 0\n    onunhealthy: remove\n")
+	for _, want := range []string{`orchestrator.gpu.ignoredids[0]: "0"`, "orchestrator.gpu.period: 0 is not", `orchestrator.gpu.onunhealthy: "remove" is neither keep nor stop`} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s is not in: %v", want, err)
+		}
+	}
+}

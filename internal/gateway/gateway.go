@@ -105,6 +105,7 @@ func poolState(r runner.Report, now time.Time) metrics.PoolState {
 	if r.Automatic != nil {
 		s.Automatic, s.Min, s.Max = true, r.Spec.Min, r.Spec.Max
 	}
+	s.Short, s.Possible = r.Short, r.Possible
 	return s
 }
 
@@ -130,13 +131,13 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 			_ = l.Close()
 		}
 	}()
-	address, token := g.cluster(), g.cfg.Nomad.Token
+	options := g.clusterOptions(g.cluster(), g.cfg.Nomad.Token)
 	var services []lifecycle.Service
 	if g.embedded != nil {
-		address, token = g.embedded.URL(), g.embedded.Token()
+		options.Address, options.Token, options.Inside = g.embedded.URL(), g.embedded.Token(), g.embedded.Inside()
 		services = append(services, lifecycle.Service{Name: "orchestrator", Run: g.embedded.Run, Grace: 4 * stopTime})
 	}
-	cluster, err := nomad.New(g.clusterOptions(address, token), g.log)
+	cluster, err := nomad.New(options, g.log)
 	if err != nil {
 		return err
 	}

@@ -40,6 +40,7 @@ type Options struct {
 	Network    Network
 	ForcePull  bool // pull images anew
 	Observer   Observer
+	Inside     Inside // of a cluster in this process
 }
 
 // Network is the configuration of runners with network access.
@@ -104,9 +105,12 @@ func New(o Options, log logging.Logger) (*Client, error) {
 	c.known.init()
 	c.defs.init()
 	var through http.RoundTripper = transport
+	if o.Inside.Transport != nil {
+		through = o.Inside.Transport
+	}
 	if o.Observer != nil {
 		c.lag.told = o.Observer.EventLag
-		through = &timed{next: transport, observer: o.Observer, lag: &c.lag}
+		through = &timed{next: through, observer: o.Observer, lag: &c.lag}
 	}
 	var err error
 	c.api, err = api.NewClient(&api.Config{

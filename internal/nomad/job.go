@@ -70,8 +70,12 @@ func decodeTemplate(data []byte) (*api.Job, error) {
 	if err := json.Unmarshal(data, &job); err != nil {
 		return nil, fmt.Errorf("the parsed template job: %w", err)
 	}
-	if group, task := mainOf(&job); group == nil || task == nil || configOf(&job) == nil {
-		return nil, fmt.Errorf("the template job needs a group %q with a task %q, and a group %q", mainGroup, mainTask, configGroup)
+	group, task := mainOf(&job)
+	if group == nil || task == nil || configOf(&job) == nil || len(configOf(&job).Tasks) == 0 {
+		return nil, fmt.Errorf("the template job needs a group %q with a task %q, and a group %q with a task", mainGroup, mainTask, configGroup)
+	}
+	if task.Resources != nil && len(task.Resources.Devices) > 0 {
+		return nil, fmt.Errorf("the template job's task %q must not ask for devices: environments do, by their field devices", mainTask)
 	}
 	return &job, nil
 }
@@ -127,6 +131,12 @@ func (c *Client) derive(e environment.Environment, id string, pull bool) (*api.J
 	task.Resources.MemoryMaxMB = new(int(e.MemoryLimit))
 	if e.Runtime != "" {
 		task.Config["runtime"] = e.Runtime
+		if !c.Native() && task.Driver == "docker" { // our own nodes see to it themselves
+			task.Constraints = append(task.Constraints, &api.Constraint{LTarget: "${attr.driver.docker.runtimes}", Operand: "set_contains", RTarget: e.Runtime})
+		}
+	}
+	if len(e.Devices) > 0 {
+		askFor(e.Devices, holderOf(job, id))
 	}
 	if len(e.Egress) > 0 {
 		if !c.Native() { // a rule that nobody enforces is worse than none
@@ -188,6 +198,7 @@ func settingsOf(job *api.Job, id environment.ID) environment.Environment {
 			e.MemoryLimit = uint(max(*r.MemoryMaxMB, 0))
 		}
 	}
+	e.Devices = devicesOf(job)
 	e.NetworkAccess = len(group.Networks) > 0
 	for _, n := range group.Networks {
 		for _, p := range n.DynamicPorts {

@@ -1,8 +1,10 @@
 package nomad
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/hashicorp/nomad/api"
 	"golang.org/x/sync/errgroup"
@@ -98,8 +100,42 @@ func (c *Client) listing(ctx context.Context) (*view, error) {
 			v.allocation(a)
 		}
 	}
+	if err := c.waiting(ctx, v); err != nil {
+		return nil, err
+	}
 	c.defs.all(templates, v.jobsIndex)
 	return v, nil
+}
+
+// waiting finds out of runners that ask for devices and have no place whether there is none for them: no list tells it. A pool has one of them in general.
+func (c *Client) waiting(ctx context.Context, v *view) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(lookups)
+	found := map[string]*[]*evaluation{}
+	for id, t := range v.runners {
+		if t.scarce && t.State == pool.Pending && !t.Placed {
+			found[id] = new([]*evaluation)
+		}
+	}
+	for id, list := range found {
+		g.Go(func() error {
+			_, err := c.api.Raw().Query("/v1/job/"+id+"/evaluations", list, c.query(gctx))
+			if err = classify(err, "list the evaluations of "+id); fault.Is(err, fault.NotFound) {
+				return nil
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, list := range found {
+		slices.SortFunc(*list, func(a, b *evaluation) int { return cmp.Compare(a.ModifyIndex, b.ModifyIndex) })
+		for _, e := range *list {
+			v.refused(e)
+		}
+	}
+	return nil
 }
 
 // present is a job, or nil when it was purged since it was listed.

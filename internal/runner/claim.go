@@ -207,6 +207,8 @@ func (m *Manager) refuse(id environment.ID, position int, now time.Time) error {
 		text = fmt.Sprintf("%s, and there are as many runners as there may be (%d): one has to end first", text, m.opts.Limits.Runners)
 	case pool.Failing:
 		text = fmt.Sprintf("%s: the last that was started failed (%s)", text, words)
+	case pool.NoRoom:
+		text = fmt.Sprintf("%s, and the cluster has no room for more (%s)", text, words)
 	}
 	return &Busy{
 		error: fault.New(fault.Exhausted, "%s", text), Position: position, Waiting: m.lines[id].Len(), Expected: m.pools.Expected(id, position, now),

@@ -187,8 +187,12 @@ func (m *Manager) checkShare(now time.Time) time.Duration {
 	for id := range m.envs {
 		s := m.pools.Stats(id)
 		since, short := m.below[id]
+		size := s.Size
+		if s.Short { // a listing finds no room
+			size = min(size, s.Possible-s.Used)
+		}
 		switch {
-		case s.Size == 0 || float64(s.Idle)/float64(s.Size) >= m.opts.ReloadBelow:
+		case size <= 0 || float64(s.Idle)/float64(size) >= m.opts.ReloadBelow:
 			delete(m.below, id)
 		case !short:
 			m.below[id] = now
@@ -251,7 +255,7 @@ func absent(err error) bool { return errors.Is(err, ErrClaimLost) && fault.Is(er
 func (m *Manager) Want(e environment.Environment) {
 	m.mu.Lock()
 	m.envs[e.ID] = e
-	m.pools.Want(e.ID, pool.Spec{Size: int(e.PoolSize), Min: int(e.PoolSizeMin), Max: int(e.PoolSizeMax), Settings: e.Settings()}, time.Now())
+	m.pools.Want(e.ID, pool.Spec{Size: int(e.PoolSize), Min: int(e.PoolSizeMin), Max: int(e.PoolSizeMax), Scarce: len(e.Devices) > 0, Settings: e.Settings()}, time.Now())
 	m.mu.Unlock()
 	m.poke()
 }

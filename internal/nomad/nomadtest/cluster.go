@@ -99,6 +99,8 @@ func (c *Cluster) routes() http.Handler {
 	handle("GET /v1/jobs", c.list)
 	handle("GET /v1/job/{id}", c.job)
 	handle("DELETE /v1/job/{id}", c.deregister)
+	handle("PUT /v1/job/{id}/plan", c.plan)
+	handle("GET /v1/nodes", func(w http.ResponseWriter, _ *http.Request) { c.answer(w, []api.NodeListStub{}) })
 	handle("GET /v1/allocations", c.allocations)
 	handle("GET /v1/evaluation/{id}", c.evaluation)
 	handle("GET /v1/node/{id}", func(w http.ResponseWriter, _ *http.Request) { c.answer(w, api.Node{ID: "n1", Status: "ready"}) })
@@ -178,6 +180,17 @@ func (c *Cluster) register(w http.ResponseWriter, r *http.Request) {
 	c.publish("Evaluation", "EvaluationUpdated", eval.ID, map[string]any{"Evaluation": eval})
 	c.mu.Unlock()
 	c.answer(w, api.JobRegisterResponse{EvalID: eval.ID, JobModifyIndex: registered})
+}
+
+// plan answers what a registration would come to.
+func (c *Cluster) plan(w http.ResponseWriter, _ *http.Request) {
+	c.mu.Lock()
+	resp := api.JobPlanResponse{}
+	if c.noRoom {
+		resp.FailedTGAllocs = map[string]*api.AllocationMetric{"default-group": {}}
+	}
+	c.mu.Unlock()
+	c.answer(w, resp)
 }
 
 // place starts a job's allocation. The lock is held.
