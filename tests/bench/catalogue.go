@@ -12,6 +12,7 @@ const (
 
 	clientsOfEcho, echoRate   = 8, 400
 	clientsOfCycle, cycleRate = 6, 60
+	warmEnv, warmRate         = 12, 150 // of an environment with a warm-up
 	churnRate, churnPool      = 100, 32
 	idleExecutions            = 1000
 	jobRate                   = 2000
@@ -35,6 +36,8 @@ var catalogue = []report.Figure{
 	{Key: "Cycle", Name: "cycle: claim, upload, `python3` hello, list, destroy", Bounds: []report.Bound{report.Within(30 * time.Millisecond)}},
 	{Key: "CycleOffered", Name: "the same, 60.6/s offered to 6 clients", Bounds: []report.Bound{report.AtLeast(cycleRate)}},
 	{Key: "CycleMost", Name: "the same, 6 clients in a row"},
+	{Key: "WarmCycle", Name: "cycle with a warm-up", Bounds: []report.Bound{report.Within(10 * time.Millisecond)}},
+	{Key: "WarmCycleOffered", Name: "the same, 151.5/s offered to 6 clients", Bounds: []report.Bound{report.AtLeast(warmRate)}},
 	{Key: "ChurnOffered", Name: "churn: 101 claims a second, each destroyed, pool of 32", Bounds: []report.Bound{report.AtLeast(churnRate)}},
 	{Key: "ChurnIdle", Name: "the same: fewest idle runners", Unit: "runners", Higher: true, Bounds: []report.Bound{report.Limit(churnPool / 2)}},
 	{Key: "ChurnMost", Name: "churn: claim and destroy, 4 clients in a row"},
@@ -77,6 +80,7 @@ var scenarios = []scenario{
 	{"thousand", needService, thousandIdle},
 	{"cycle", needGateway, cycle},
 	{"cycles", needGateway, manyCycles},
+	{"warm", needGateway, warmCycles},
 	{"churn", needGateway, churn},
 	{"paced", needGateway, pacedChurn},
 	{"dense", needService, dense},

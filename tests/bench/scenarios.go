@@ -58,12 +58,14 @@ func (b *bench) waitIdleOf(ctx context.Context, id int, n uint) error {
 	}
 }
 
-// claim takes a runner, also when the pool is empty for a moment.
-func (b *bench) claim(ctx context.Context) (string, error) {
+func (b *bench) claim(ctx context.Context) (string, error) { return b.claimOf(ctx, env) }
+
+// claimOf takes a runner of an environment, also when its pool is empty for a moment.
+func (b *bench) claimOf(ctx context.Context, id int) (string, error) {
 	for {
-		r, err := b.Claim(ctx, env, 5*time.Minute)
+		r, err := b.Claim(ctx, id, 5*time.Minute)
 		if e, ok := errors.AsType[*platform.StatusError](err); ok && e.Status == 500 && strings.Contains(e.Body, "NOMAD_OVERLOAD") {
-			if err := b.waitIdle(ctx, 1); err != nil {
+			if err := b.waitIdleOf(ctx, id, 1); err != nil {
 				return "", err
 			}
 			continue
@@ -232,9 +234,11 @@ func cycle(ctx context.Context, b *bench) error {
 	return b.addCalls("Cycle", begin, &calls)
 }
 
-// one is what a platform does for one submission.
-func (b *bench) one(ctx context.Context) error {
-	r, err := b.claim(ctx)
+func (b *bench) one(ctx context.Context) error { return b.cycleIn(ctx, env) }
+
+// cycleIn is what a platform does for one submission.
+func (b *bench) cycleIn(ctx context.Context, id int) error {
+	r, err := b.claimOf(ctx, id)
 	if err != nil {
 		return err
 	}
