@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -20,6 +21,14 @@ func warmCycles(ctx context.Context, b *bench) error {
 	status, answer, err := b.Do(ctx, http.MethodPut, fmt.Sprintf("/execution-environments/%d", warmEnv), body)
 	if err != nil || status/100 != 2 {
 		return fmt.Errorf("an environment with a warm-up: %d %s, %w", status, answer, err)
+	}
+	var made struct{ WarmUp struct{ Active bool } }
+	status, answer, err = b.Do(ctx, http.MethodGet, fmt.Sprintf("/execution-environments/%d", warmEnv), nil)
+	if err == nil {
+		err = json.Unmarshal(answer, &made)
+	}
+	if err != nil || !made.WarmUp.Active { // programs would start as ever, and the figures be of something else
+		return errors.Join(fmt.Errorf("the gateway does not say that the warm-up is active: %d %s, %w", status, answer, err), b.DeleteEnvironment(ctx, warmEnv))
 	}
 	if err := b.waitIdleOf(ctx, warmEnv, pool); err != nil {
 		return err
