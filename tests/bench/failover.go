@@ -187,7 +187,7 @@ func caughtUp(ctx context.Context, s *server, jobs []string) error {
 			return nil
 		}
 		if pause(ctx, 50*time.Millisecond) != nil {
-			return fmt.Errorf("%s lacks accepted jobs: %q, %w", s.ip, missing, err)
+			return fmt.Errorf("%s lacks accepted jobs: %q, %v", s.ip, missing, err)
 		}
 	}
 }

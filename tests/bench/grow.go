@@ -309,7 +309,7 @@ func growEnvironments(ctx context.Context, b *bench, steps []int, found func(int
 				start = time.Now()
 				s, err := b.Statistics(ctx)
 				if err != nil || len(s) != n {
-					return fmt.Errorf("%d environments are told of %d, %w", len(s), n, err)
+					return fmt.Errorf("%d environments are told of %d, %v", len(s), n, err)
 				}
 				lists.Since(start)
 			}

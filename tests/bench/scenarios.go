@@ -124,7 +124,7 @@ func insideOneRunner(ctx context.Context, b *bench) error {
 		upload.Since(start)
 	}
 	if got, err := b.Download(ctx, r, "main.py"); err != nil || string(got) != string(content) {
-		return fmt.Errorf("what was uploaded comes back as %d bytes, %w", len(got), err)
+		return fmt.Errorf("what was uploaded comes back as %d bytes, %v", len(got), err)
 	}
 	for range b.n {
 		start := time.Now()
@@ -156,7 +156,7 @@ func (b *bench) echo(ctx context.Context, runner string) (first time.Time, err e
 		}
 	})
 	if err != nil || o.Stdout != "hi\r\n" || o.Stderr != "" || o.Final.Type != "exit" || o.Final.Code != 0 {
-		return first, fmt.Errorf("echo hi: %+v, %w", o, err)
+		return first, fmt.Errorf("echo hi: %+v, %v", o, err)
 	}
 	return first, nil
 }
@@ -208,7 +208,7 @@ func manyExecutions(ctx context.Context, b *bench) error {
 				want := fmt.Sprintf("hi %d", i)
 				o, err := b.Run(ctx, r, platform.Execution{Command: fmt.Sprintf("echo %s; echo e >&2; exit %d", want, i%200), TimeLimit: 20})
 				if err != nil || o.Stdout != want+"\r\n" || strings.TrimSpace(o.Stderr) != "e" || o.Final.Type != "exit" || o.Final.Code != i%200 {
-					return fmt.Errorf("echo %s: %+v, %w", want, o, err)
+					return fmt.Errorf("echo %s: %+v, %v", want, o, err)
 				}
 				return nil
 			},
@@ -247,10 +247,10 @@ func (b *bench) cycleIn(ctx context.Context, id int) error {
 	}
 	o, err := b.Run(ctx, r, platform.Execution{Command: "python3 hello.py", TimeLimit: 20})
 	if err != nil || o.Stdout != "hello\r\n" || o.Stderr != "" || o.Final.Type != "exit" || o.Final.Code != 0 {
-		return fmt.Errorf("python3 hello.py: %+v, %w", o, err)
+		return fmt.Errorf("python3 hello.py: %+v, %v", o, err)
 	}
 	if files, err := b.List(ctx, r, "./", true); err != nil || len(files) != 1 {
-		return fmt.Errorf("the listing is %+v, %w", files, err)
+		return fmt.Errorf("the listing is %+v, %v", files, err)
 	}
 	return b.Release(ctx, r)
 }
@@ -378,7 +378,7 @@ func (b *bench) waiting(ctx context.Context, n int) (leave func() error, err err
 		for got := ""; strings.Count(got, strconv.Itoa(i)+"\r\n") < 2; { // the terminal's echo, and cat's
 			m, err := s.Next(ctx)
 			if err != nil || m.Type != "stdout" {
-				return leave, fmt.Errorf("execution %d: %+v, %w", i, m, err)
+				return leave, fmt.Errorf("execution %d: %+v, %v", i, m, err)
 			}
 			got += m.Text
 		}

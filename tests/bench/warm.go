@@ -20,7 +20,7 @@ func warmCycles(ctx context.Context, b *bench) error {
 	}
 	status, answer, err := b.Do(ctx, http.MethodPut, fmt.Sprintf("/execution-environments/%d", warmEnv), body)
 	if err != nil || status/100 != 2 {
-		return fmt.Errorf("an environment with a warm-up: %d %s, %w", status, answer, err)
+		return fmt.Errorf("an environment with a warm-up: %d %s, %v", status, answer, err)
 	}
 	var made struct{ WarmUp struct{ Active bool } }
 	status, answer, err = b.Do(ctx, http.MethodGet, fmt.Sprintf("/execution-environments/%d", warmEnv), nil)
@@ -28,7 +28,7 @@ func warmCycles(ctx context.Context, b *bench) error {
 		err = json.Unmarshal(answer, &made)
 	}
 	if err != nil || !made.WarmUp.Active { // programs would start as ever, and the figures be of something else
-		return errors.Join(fmt.Errorf("the gateway does not say that the warm-up is active: %d %s, %w", status, answer, err), b.DeleteEnvironment(ctx, warmEnv))
+		return errors.Join(fmt.Errorf("the gateway does not say that the warm-up is active: %d %s, %v", status, answer, err), b.DeleteEnvironment(ctx, warmEnv))
 	}
 	if err := b.waitIdleOf(ctx, warmEnv, pool); err != nil {
 		return err

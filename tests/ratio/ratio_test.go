@@ -47,12 +47,12 @@ type pair struct {
 }
 
 var pairs = []pair{
-	{"claim | fsync and ten requests over loopback", 12, limits{wall: 8.5}, claims, fsyncAndRequests},
-	{"claim, destroy and refill | true in new namespaces", 12, limits{cpu: 12.5, allocations: 11500}, claims, trueInNamespaces},
-	{"echo | bash -c echo", 32, limits{wall: 4.2, cpu: 4, allocations: 1750}, each(echo), each(plainEcho)},
-	{"cycle | python3", 8, limits{cpu: 4.5, allocations: 13700}, each(cycle), each(plainPython)},
-	{"line to a program and back | the same over TCP and pipes", 1000, limits{wall: 14, allocations: 70}, lines, plainLines},
-	{"upload | ten requests that write a file", 40, limits{wall: 4, cpu: 3.4, allocations: 810}, each(upload), each(plainUpload)},
+	{"claim | fsync and ten requests over loopback", 12, limits{wall: 7}, claims, fsyncAndRequests},
+	{"claim, destroy and refill | true in new namespaces", 12, limits{cpu: 12.5, allocations: 10300}, claims, trueInNamespaces},
+	{"echo | bash -c echo", 32, limits{wall: 4.2, cpu: 4, allocations: 1050}, each(echo), each(plainEcho)},
+	{"cycle | python3", 8, limits{cpu: 4.5, allocations: 12500}, each(cycle), each(plainPython)},
+	{"line to a program and back | the same over TCP and pipes", 1000, limits{wall: 11, allocations: 18}, lines, plainLines},
+	{"upload | ten requests that write a file", 40, limits{wall: 3.8, cpu: 3.4, allocations: 720}, each(upload), each(plainUpload)},
 }
 
 // world is a service, and what references need.
@@ -378,7 +378,7 @@ func echo(ctx context.Context, w *world) error {
 	w.hook()
 	o, err := w.Run(ctx, w.runner, platform.Execution{Command: "echo hi", TimeLimit: 20})
 	if err != nil || o.Stdout != "hi\r\n" || o.Final.Type != "exit" || o.Final.Code != 0 {
-		return fmt.Errorf("echo hi: %+v, %w", o, err)
+		return fmt.Errorf("echo hi: %+v, %v", o, err)
 	}
 	return nil
 }
@@ -394,7 +394,7 @@ func cycle(ctx context.Context, w *world) error {
 	}
 	o, err := w.Run(ctx, r, platform.Execution{Command: "python3 hello.py", TimeLimit: 20})
 	if err != nil || o.Stdout != "hello\r\n" || o.Final.Type != "exit" || o.Final.Code != 0 {
-		return fmt.Errorf("python3 hello.py: %+v, %w", o, err)
+		return fmt.Errorf("python3 hello.py: %+v, %v", o, err)
 	}
 	return w.Release(ctx, r)
 }

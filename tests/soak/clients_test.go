@@ -37,11 +37,11 @@ func submission(ctx context.Context, w *world, r *rand.Rand) error {
 		}
 		files, err := w.List(ctx, runner, "./", true)
 		if err != nil || len(files) != 1 || files[0].Name != "./main.py" && files[0].Name != "main.py" {
-			return fmt.Errorf("the listing is %+v, %w", files, err)
+			return fmt.Errorf("the listing is %+v, %v", files, err)
 		}
 		got, err := w.Download(ctx, runner, "main.py")
 		if err != nil || string(got) != program {
-			return fmt.Errorf("the file came back as %q, %w", got, err)
+			return fmt.Errorf("the file came back as %q, %v", got, err)
 		}
 		return nil
 	})
@@ -131,7 +131,7 @@ func largeOutput(ctx context.Context, w *world, _ *rand.Rand) error {
 	return w.inRunner(ctx, func(runner string) error {
 		o, err := w.Run(ctx, runner, platform.Execution{Command: fmt.Sprintf("head -c %d /dev/zero | tr '\\0' x", size), TimeLimit: 60})
 		if err != nil || len(o.Stdout) != size || strings.Trim(o.Stdout, "x") != "" || o.Final.Type != "exit" || o.Final.Code != 0 {
-			return fmt.Errorf("%d bytes of %d came, %+v, %w", len(o.Stdout), size, o.Final, err)
+			return fmt.Errorf("%d bytes of %d came, %+v, %v", len(o.Stdout), size, o.Final, err)
 		}
 		return nil
 	})
@@ -141,7 +141,7 @@ func largeOutput(ctx context.Context, w *world, _ *rand.Rand) error {
 func (w *world) expect(ctx context.Context, runner, command, stdout, stderr string, code int) error {
 	o, err := w.Run(ctx, runner, platform.Execution{Command: command, TimeLimit: 60})
 	if err != nil || o.Stdout != stdout || strings.TrimSpace(o.Stderr) != stderr || o.Final.Type != "exit" || o.Final.Code != code {
-		return fmt.Errorf("%q: stdout %q, stderr %q, %+v, %w", command, o.Stdout, o.Stderr, o.Final, err)
+		return fmt.Errorf("%q: stdout %q, stderr %q, %+v, %v", command, o.Stdout, o.Stderr, o.Final, err)
 	}
 	return nil
 }
@@ -199,7 +199,7 @@ func program(name string, limit int, command, verdicts string) act {
 		}
 		o, err := w.Run(ctx, runner, platform.Execution{Command: command, TimeLimit: limit})
 		if err != nil {
-			return fmt.Errorf("no verdict: %+v, %w", o.Final, err)
+			return fmt.Errorf("no verdict: %+v, %v", o.Final, err)
 		}
 		got := o.Final.Type
 		switch got {
@@ -264,7 +264,7 @@ func badRequests(ctx context.Context, w *world, r *rand.Rand) error {
 	} {
 		status, body, err := w.Do(ctx, c.method, c.path, c.body)
 		if err != nil || status < 400 || status > 499 {
-			return fmt.Errorf("%s %s: %d %s, %w", c.method, c.path, status, body, err)
+			return fmt.Errorf("%s %s: %d %s, %v", c.method, c.path, status, body, err)
 		}
 	}
 	return nil
