@@ -3,8 +3,10 @@ package api
 import (
 	"context"
 	"math"
+	"strconv"
 	"time"
 
+	"rockpool/internal/api/access"
 	"rockpool/internal/api/dto"
 	"rockpool/internal/auth"
 	"rockpool/internal/endpoint"
@@ -32,7 +34,7 @@ type poolRequest struct {
 	ID int `path:"id"`
 }
 
-func (a *API) getPool(ctx context.Context, _ auth.Identity, q poolRequest) (dto.Pool, error) {
+func (a *API) getPool(ctx context.Context, caller auth.Identity, q poolRequest) (dto.Pool, error) {
 	id := environment.ID(q.ID)
 	r, ok := a.runners.Report(id, true)
 	if !ok {
@@ -45,11 +47,27 @@ func (a *API) getPool(ctx context.Context, _ auth.Identity, q poolRequest) (dto.
 	out := poolOut(e, r)
 	out.Runners = make([]dto.PoolRunner, 0, len(r.Runners))
 	for _, x := range r.Runners {
+		if !a.tells(tokenOf(caller), id, x) {
+			continue
+		}
 		out.Runners = append(out.Runners, dto.PoolRunner{
 			ID: x.ID, State: states[x.Phase], Since: x.Since.UTC(), AgeSeconds: ago(x.Since), Current: x.Current, Failed: x.Failed, Reason: x.Reason,
 		})
 	}
 	return out, nil
+}
+
+// tells reports whether a token sees a runner of a pool: its own, and those that nobody has had. Without the scope operate it learns of others' how many they are.
+func (a *API) tells(t *access.Token, id environment.ID, x pool.Runner) bool {
+	env := strconv.Itoa(int(id))
+	switch {
+	case t.May(auth.GatewayOperate, env), x.Phase <= pool.Idle:
+		return true
+	case x.Phase == pool.Used:
+		r, err := a.runners.Lookup(x.ID)
+		return err == nil && t.Owns(r.Owner, env)
+	}
+	return x.Failed // it never was anybody's
 }
 
 // states are the names of phases for people.

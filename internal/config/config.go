@@ -1,7 +1,9 @@
 package config
 
 import (
+	"cmp"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -48,6 +50,7 @@ type Server struct {
 	ReattachBuffer          uint   `yaml:"reattachbuffer"` // MB; 0 = no connection can be taken up again
 	MaxConnections          uint   `yaml:"maxconnections"` // 0 = no limit
 	PeerAddress             string `yaml:"peeraddress"`    // URL for other gateways; "" = there are none
+	PeerSecret              string `yaml:"peersecret"`     // that all gateways of the cluster have; "" = token
 	StopTimeout             uint   `yaml:"stoptimeout"`    // seconds
 }
 
@@ -56,6 +59,8 @@ type Limits struct {
 	ConnectionsPerAddress uint `yaml:"connectionsperaddress"`
 	Executions            uint `yaml:"executions"`
 	ExecutionsPerRunner   uint `yaml:"executionsperrunner"`
+	UploadMemory          uint `yaml:"uploadmemory"` // MB
+	UploadDisk            uint `yaml:"uploaddisk"`   // MB
 }
 
 // Pools bounds what runners there are, and how long claims wait for one.
@@ -197,7 +202,7 @@ func Default() Config {
 	return Config{
 		Server: Server{
 			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256, ReattachBuffer: 256, MaxConnections: 8192,
-			Limits:             Limits{Executions: 10_000, ExecutionsPerRunner: 1024},
+			Limits:             Limits{Executions: 10_000, ExecutionsPerRunner: 1024, UploadMemory: 256, UploadDisk: 4096},
 			LoggingFilterToken: base64.RawURLEncoding.EncodeToString(filter),
 		},
 		Pools: Pools{MaxWait: 60, Concurrency: 16},
@@ -224,6 +229,9 @@ const (
 	maxWait    = 300 // seconds
 	maxRunners = 1_000_000
 )
+
+// minUploadDisk is what the largest upload takes in temporary files, in MB: its archive, and the file that is being read.
+const minUploadDisk = 1024
 
 // maxStopTimeout is the longest that a stop may wait for executions: a day.
 const maxStopTimeout = 86400
@@ -277,6 +285,10 @@ func (c Config) check() (problems []error) {
 		if err == nil && (u.Scheme == "https") != c.Server.TLS.Active {
 			refuse("server.peeraddress: https goes with server.tls.active, and http without it")
 		}
+		if len(c.Server.peerSecret()) < minPeerSecret {
+			refuse("server.peersecret: gateways know each other by it: set it to the same at least %d characters at all of them, such as from openssl rand -hex 32 "+
+				"(server.token is taken for it if that is as long)", minPeerSecret)
+		}
 		if c.Nomad.Address == "" {
 			refuse("server.peeraddress: several gateways need a cluster of their own: set nomad.address")
 		}
@@ -292,6 +304,14 @@ func (c Config) check() (problems []error) {
 	}
 	if l := c.Server.Limits; l.ExecutionsPerRunner > 1024 {
 		refuse("server.limits.executionsperrunner: %d is more than 1024", l.ExecutionsPerRunner)
+	}
+	for key, n := range map[string]uint{"server.limits.uploadmemory": c.Server.Limits.UploadMemory, "server.limits.uploaddisk": c.Server.Limits.UploadDisk} {
+		if n > 1<<30 {
+			refuse("%s: %d is more than %d MB", key, n, 1<<30)
+		}
+	}
+	if n := c.Server.Limits.UploadDisk; n > 0 && n < minUploadDisk {
+		refuse("server.limits.uploaddisk: %d is less than %d MB, which one upload may need; 0 means no limit", n, minUploadDisk)
 	}
 	for key, address := range map[string]string{"metrics.address": c.Metrics.Address, "profiling.address": c.Profiling.Address} {
 		if err := c.checkAddress(address); err != nil {
@@ -339,6 +359,17 @@ func (g GPU) check() (problems []error) {
 		}
 	}
 	return problems
+}
+
+// minPeerSecret is how many characters the secret of gateways has at least: what lies in the cluster's variables lets those who read them try guesses.
+const minPeerSecret = 16
+
+func (s Server) peerSecret() string { return cmp.Or(s.PeerSecret, s.Token) }
+
+// PeerKey is what gateways prove to each other with that they are.
+func (s Server) PeerKey() []byte {
+	sum := sha256.Sum256([]byte("rockpool-peers/" + s.peerSecret()))
+	return sum[:]
 }
 
 // checkAddress looks at an address of a listener for operators. Beyond the machine it answers only to tokens, so there has to be one.

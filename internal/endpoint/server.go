@@ -80,7 +80,7 @@ type Options struct {
 	Begin func(route string)
 	// Lookup runs between authorisation and decoding, for objects named in the path that must be known first. It may replace
 	// the context. nil = nothing.
-	Lookup func(r *http.Request, route Route) (context.Context, error)
+	Lookup func(r *http.Request, route Route, caller auth.Identity) (context.Context, error)
 	// ContentType of JSON answers; empty = application/json.
 	ContentType string
 	// CompressAbove is the size in bytes above which an answer of a Call row is compressed for a client that asks. 0 = never.
@@ -262,7 +262,7 @@ func (s *Server) serve(w *recorder, r *http.Request, route Route, caller *auth.I
 		}
 	}
 	if s.opts.Lookup != nil {
-		ctx, err := s.opts.Lookup(r, route)
+		ctx, err := s.opts.Lookup(r, route, id)
 		if err != nil {
 			return err
 		}

@@ -23,6 +23,7 @@ import (
 	"rockpool/internal/nomad"
 	"rockpool/internal/runner"
 	"rockpool/internal/runner/execution"
+	"rockpool/internal/runner/files"
 	"rockpool/internal/runner/pool"
 )
 
@@ -164,8 +165,8 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	routes := api.New(api.Options{
 		Tokens: g.tokens, TLS: server.TLS.Active, PublicURL: server.PublicURL, AlertThreshold: alert.PrewarmingPoolThreshold,
 		ForbidSingleQuote: server.ForbidSingleQuote, CopyModificationTime: server.CopyModificationTime, Version: Version(),
-		ReattachBuffer: int64(server.ReattachBuffer) << 20,
-		MaxExecutions:  int(server.Limits.ExecutionsPerRunner), MaxExecutionsInAll: int(server.Limits.Executions),
+		ReattachBuffer: int64(server.ReattachBuffer) << 20, Uploads: files.NewRoom(int64(server.Limits.UploadMemory)<<20, int64(server.Limits.UploadDisk)<<20),
+		MaxExecutions: int(server.Limits.ExecutionsPerRunner), MaxExecutionsInAll: int(server.Limits.Executions),
 		Fits:  cluster.Fits,
 		Watch: g.telemetry, Metrics: g.telemetry.figures.Handler(), Gateways: several.gateways(), GatewayTLS: several.tls,
 	}, envs, runners, engine, cluster, ready, g.log)

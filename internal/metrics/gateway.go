@@ -129,7 +129,7 @@ func NewGateway(pools func() map[int]PoolState) *Gateway {
 	g.inFlight = gauge("requests_in_flight", "Requests under way; of the route /websocket the open sessions.", "route")
 	g.received = counter("received_bytes_total", "Bytes of request bodies that were read.", "route")
 	g.sent = counter("sent_bytes_total", "Bytes of the bodies of answers.", "route")
-	g.denied = counter("refused_total", "Requests refused by reason: token, scope, rate, quota, executions, connections.", "reason")
+	g.denied = counter("refused_total", "Requests refused by reason: token, scope, rate, quota, executions, uploads, connections.", "reason")
 	g.claims = counter("claims_total", "Claims by outcome: hit (a runner stood ready), waited, repeated (under its key), empty, quota, unknown (environment), failed.", "environment", "outcome")
 	g.claimWait = histogram("claim_duration_seconds", "Time from a claim to the runner that was handed out.", quick, "environment")
 	g.started = counter("executions_started_total", "Executions that were begun.", "environment")
@@ -149,7 +149,7 @@ func NewGateway(pools func() map[int]PoolState) *Gateway {
 	for _, p := range poolGauges {
 		g.poolSeries = append(g.poolSeries, prometheus.NewDesc(space+"_"+p.name, p.help, []string{"environment"}, nil))
 	}
-	for _, reason := range []string{"token", "scope", "rate", "quota", "executions", "connections"} {
+	for _, reason := range []string{"token", "scope", "rate", "quota", "executions", "uploads", "connections"} {
 		g.denied.WithLabelValues(reason)
 	}
 	for _, result := range []string{"written", "dropped", "expired", "refused"} {

@@ -21,6 +21,7 @@ import (
 	"github.com/gorilla/websocket"
 	"github.com/hashicorp/nomad/api"
 
+	"rockpool/internal/environment"
 	"rockpool/internal/fault"
 	"rockpool/internal/logging"
 )
@@ -72,8 +73,12 @@ type Client struct {
 	gateway  string // written into claims; "" = this gateway is alone
 	lag      lagMeter
 	listed   atomic.Bool // the first listing has been
-	close    sync.Once
-	idle     func()
+
+	first     sync.Once
+	recovered chan struct{}             // closed once found is what the first listing has shown
+	found     []environment.Environment // in no order
+	close     sync.Once
+	idle      func()
 }
 
 const (
@@ -100,7 +105,7 @@ func New(o Options, log logging.Logger) (*Client, error) {
 			return nil, err
 		}
 	}
-	c := &Client{opts: o, log: log, secret: rand.Text(), dialer: dialer(transport), idle: transport.CloseIdleConnections}
+	c := &Client{opts: o, log: log, secret: rand.Text(), recovered: make(chan struct{}), dialer: dialer(transport), idle: transport.CloseIdleConnections}
 	c.evals.init()
 	c.known.init()
 	c.defs.init()

@@ -103,6 +103,15 @@ func configOf(job *api.Job) *api.TaskGroup {
 	return nil
 }
 
+// isOurs reports whether a job is certainly an idle runner of an environment: by its name, its groups and task, and the mark that says that nobody uses it.
+func isOurs(job *api.Job, id environment.ID) bool {
+	env, ok := runnerEnvironment(*job.ID)
+	_, task := mainOf(job)
+	config := configOf(job)
+	return ok && env == id && task != nil && config != nil && config.Count != nil && *config.Count == 0 && config.Meta[metaUsed] == "false" &&
+		(job.Type == nil || *job.Type == "batch")
+}
+
 // derive makes a job from the template and an environment's settings.
 func (c *Client) derive(e environment.Environment, id string, pull bool) (*api.Job, error) {
 	data := c.template.Load()

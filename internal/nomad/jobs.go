@@ -132,6 +132,28 @@ func (c *Client) RunnersOf(ctx context.Context, id environment.ID) ([]string, er
 	return ids, nil
 }
 
+// Orphans reads each of the jobs, and whether there is a definition. What is not exactly as a gateway makes it is somebody else's, and stays.
+func (c *Client) Orphans(ctx context.Context, id environment.ID, runners []string) ([]string, error) {
+	defined, err := c.present(ctx, templateID(id))
+	if err != nil || defined != nil {
+		return nil, err
+	}
+	found := make([]string, len(runners))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(lookups)
+	for i, name := range runners {
+		g.Go(func() error {
+			job, err := c.present(gctx, name)
+			if job != nil && isOurs(job, id) {
+				found[i] = name
+			}
+			return err
+		})
+	}
+	err = g.Wait()
+	return slices.DeleteFunc(found, func(name string) bool { return name == "" }), err
+}
+
 // RegisterTemplate stores an environment's definition and waits until it is known whether it can be placed. Devices and classes that no node has are Invalid.
 func (c *Client) RegisterTemplate(ctx context.Context, e environment.Environment) error {
 	job, err := c.derive(e, templateID(e.ID), true)

@@ -67,6 +67,7 @@ type Manager struct {
 	below    map[environment.ID]time.Time // since when a pool is under the threshold
 	relist   context.CancelFunc           // breaks the feed, which begins with a full listing again
 	turn     int                          // of the feed; each begins with a full listing
+	sweeping bool                         // strays are being looked at
 	lead     lead
 	asks     asks
 	ending   chan struct{} // one for each runner about which the other gateways are being asked
@@ -125,6 +126,7 @@ func (m *Manager) poke() {
 func (m *Manager) reconcile(ctx context.Context) error {
 	timer := time.NewTimer(safetyNet)
 	defer timer.Stop()
+	looked := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -136,10 +138,17 @@ func (m *Manager) reconcile(ctx context.Context) error {
 			m.mu.Unlock()
 		}
 		now := time.Now()
+		look := now.Sub(looked) >= safetyNet
+		if look {
+			looked = now
+		}
 		wait := safetyNet
 		m.mu.Lock()
 		if m.live {
 			m.pools.Lead(m.leads())
+			if look {
+				m.sweep(ctx, now)
+			}
 			actions, next := m.pools.Plan(now)
 			if !next.IsZero() {
 				wait = min(wait, max(next.Sub(now), time.Millisecond))

@@ -181,6 +181,29 @@ func (e *env) makeRoom(patience time.Duration, now time.Time) int {
 	return 1
 }
 
+// Strays are the runners that nobody uses and nobody wants, because their environment is not known, and that have been so for a while.
+func (p *Pools) Strays(age time.Duration, now time.Time) map[environment.ID][]string {
+	strays := map[environment.ID][]string{}
+	for _, e := range p.envs {
+		if e.wanted {
+			continue
+		}
+		for _, r := range e.runners {
+			if (r.phase == Starting || r.phase == Idle) && now.Sub(r.since) >= age {
+				strays[e.id] = append(strays[e.id], r.id)
+			}
+		}
+	}
+	return strays
+}
+
+// Reap lets a stray go, if it still is one.
+func (p *Pools) Reap(id string, now time.Time) {
+	if r := p.runners[id]; r != nil && !r.env.wanted && (r.phase == Starting || r.phase == Idle) {
+		p.letGo(r, now)
+	}
+}
+
 func (p *Pools) letGo(r *entry, now time.Time) {
 	if r.unborn() {
 		p.forget(r)
