@@ -8,10 +8,10 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.1
 PACKAGES    := ./cmd/... ./internal/... ./pkg/... ./tests/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e hostile sim vm check lint cross bench bench-control fmt clean
+.PHONY: help build demo test unit e2e costs soak hostile sim vm check lint cross bench bench-grow fmt clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/gateway and bin/orchestrator
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/gateway ./cmd/orchestrator
@@ -20,7 +20,7 @@ demo: build ## start everything and run real programs through it (root; ONCE=1 s
 	$(GO) build -o $(BIN)/demo ./tests/demo
 	$(BIN)/demo -gateway $(BIN)/gateway $(if $(ONCE),-once) $(if $(PORT),-port $(PORT))
 
-test: check unit e2e vm ## the whole test suite, also what needs root
+test: check unit e2e costs vm ## the whole test suite, also what needs root
 
 unit: ## unit tests with the race detector
 	$(GO) test -race -timeout 4m ./cmd/... ./internal/... ./pkg/...
@@ -28,6 +28,16 @@ unit: ## unit tests with the race detector
 # One package at a time: they look at processes and control groups of the whole machine.
 e2e: ## end-to-end tests against the real binary (root)
 	$(GO) test -timeout 5m -count 1 -p 1 ./tests/e2e ./tests/hostile ./tests/cluster ./tests/several
+
+# Half a minute of load is enough for what leaks with each act; memory needs an hour.
+costs: export ROCKPOOL_SOAK_MINUTES ?= 0.5
+costs: ## nothing costs twice what it did, and nothing grows under load: the short form (root)
+	$(GO) test -timeout 5m -count 1 -p 1 ./tests/ratio ./tests/soak
+
+soak: export ROCKPOOL_SOAK_MINUTES = $(MINUTES)
+soak: MINUTES ?= 60
+soak: ## an hour of honest and hostile load, after which nothing may have grown (root; MINUTES=60)
+	$(GO) test -timeout 0 -count 1 -v -run TestSoak ./tests/soak
 
 hostile: ## attack a live service and print what held (root; HOSTILE="A1 B4" runs some cases)
 	$(GO) test -timeout 5m -count 1 -v ./tests/hostile
@@ -56,15 +66,13 @@ cross: ## build for every platform that is served
 	CGO_ENABLED=0 GOOS=darwin GOARCH=amd64 $(GO) build -o /dev/null ./cmd/orchestrator
 	CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 $(GO) build -o /dev/null ./cmd/gateway
 
-bench: build ## measure a server by URL, and the sandbox alone: p50, p90, p99 and rates (root)
+bench: build ## measure everything that has a budget, and print one table; OUT=file for benchstat (root; 12 minutes)
 	$(GO) build -o $(BIN)/bench ./tests/bench
-	$(BIN)/bench -gateway $(BIN)/gateway -orchestrator $(BIN)/orchestrator
-	$(GO) test -run '^$$' -bench . -benchtime 400x ./internal/sandbox
+	$(BIN)/bench -gateway $(BIN)/gateway -orchestrator $(BIN)/orchestrator $(if $(OUT),-out $(OUT)) $(if $(ONLY),-only $(ONLY))
 
-bench-control: build ## measure the control plane alone: one-task jobs at a rate, bulk placement, many idle nodes (root; minutes)
+bench-grow: build ## measure and draw cost as work grows, into docs/performance (root; 10 minutes; what is there is kept, remove growth.txt to measure anew)
 	$(GO) build -o $(BIN)/bench ./tests/bench
-	$(BIN)/bench -orchestrator $(BIN)/orchestrator -control 500,1000,2000
-	$(GO) test -run '^$$' -bench 'Bulk|Idle' -benchtime 1x -timeout 20m ./internal/orchestrator/sim
+	$(BIN)/bench -gateway $(BIN)/gateway -orchestrator $(BIN)/orchestrator -grow docs/performance $(if $(ONLY),-only $(ONLY))
 
 fmt: ## format the code
 	gofmt -w cmd internal pkg tests

@@ -8,50 +8,44 @@ import (
 	"sync"
 	"time"
 
+	"rockpool/tests/bench/report"
 	"rockpool/tests/load"
+	"rockpool/tests/meter"
 )
-
-// control measures the control plane by itself: one-task batch jobs of the driver mock, registered at a rate whether or not earlier ones run, over HTTP, with
-// the log on disk. The time counts from when a job was due to be sent until the event stream says that it runs. This process and the orchestrator's share
-// the machine.
-func control(ctx context.Context, b *bench, rates []float64, during time.Duration) error {
-	transport := http.DefaultTransport.(*http.Transport)
-	transport.MaxIdleConnsPerHost, transport.MaxIdleConns = 1024, 1024
-	for _, rate := range rates {
-		if err := withOrchestrator(ctx, b, func(o *orchestrator) error {
-			return sustained(ctx, b, o, rate, during)
-		}, "-enable-mock", "-network-range", ""); err != nil {
-			return fmt.Errorf("%.0f jobs a second: %w", rate, err)
-		}
-	}
-	return nil
-}
 
 const (
-	jobRuns   = time.Second      // a mock task
-	lastOnes  = 60 * time.Second // for what was registered to run
-	warmUpFor = time.Second      // its jobs are not counted
+	jobRuns  = time.Second      // a mock task
+	lastOnes = 60 * time.Second // for what was registered to run
 )
 
-func sustained(ctx context.Context, b *bench, o *orchestrator, rate float64, during time.Duration) error {
+// manyJobs measures the control plane by itself: one-task batch jobs of the driver mock, registered at a rate whether or not earlier ones run, over HTTP, with
+// the log on disk. The time counts from when a job was due to be sent until the event stream says that it runs. This process and the orchestrator's share
+// the machine.
+func manyJobs(ctx context.Context, b *bench) error {
+	transport := http.DefaultTransport.(*http.Transport)
+	transport.MaxIdleConnsPerHost, transport.MaxIdleConns = 1024, 1024
+	return withOrchestrator(ctx, b, func(o *orchestrator) error { return b.sustained(ctx, o, more*jobRate) }, mockAgent...)
+}
+
+func (b *bench) sustained(ctx context.Context, o *orchestrator, rate float64) error {
 	var mu sync.Mutex
 	due := map[string]time.Time{} // guarded by mu; of those that do not run yet
 	refused := 0                  // guarded by mu
-	f := figure{name: fmt.Sprintf("register to running, mock driver, %.0f/s for %v", rate, during)}
-	first := time.Now()
-	before, err := cpuTime(o.pid)
+	var calls load.Samples
+	begin := time.Now()
+	before, err := meter.CPU(o.pid)
 	if err != nil {
 		return err
 	}
 	done := make(chan error, 1)
 	var sent sync.WaitGroup
 	sent.Go(func() {
-		_, err := load.Run(ctx, load.Options{Rate: rate, For: during + warmUpFor}, func(ctx context.Context, i int, at time.Time) error {
-			id := fmt.Sprintf("control-%.0f-%d", rate, i)
+		_, err := load.Run(ctx, load.Options{Rate: rate, For: b.during}, func(ctx context.Context, i int, at time.Time) error {
+			id := fmt.Sprintf("control-%d", i)
 			mu.Lock()
 			due[id] = at
 			mu.Unlock()
-			err := send(ctx, http.MethodPut, o.url+"/v1/jobs", mockJob(id))
+			err := send(ctx, http.MethodPut, o.url+"/v1/jobs", mockJob(id, jobRuns))
 			if tooMany, ok := errors.AsType[*statusError](err); ok && tooMany.code == http.StatusTooManyRequests {
 				mu.Lock()
 				delete(due, id)
@@ -65,7 +59,6 @@ func sustained(ctx context.Context, b *bench, o *orchestrator, rate float64, dur
 	})
 	defer sent.Wait()
 	var end <-chan time.Time
-	var last time.Time
 	for all := false; !all; {
 		select {
 		case r, ok := <-o.running:
@@ -78,10 +71,7 @@ func sustained(ctx context.Context, b *bench, o *orchestrator, rate float64, dur
 			all = end != nil && len(due) == 0
 			mu.Unlock()
 			if known {
-				last = r.at
-				if at.Sub(first) >= warmUpFor {
-					f.samples = append(f.samples, r.at.Sub(at))
-				}
+				calls.Add(load.Sample{End: r.at, Took: r.at.Sub(at)})
 			}
 		case err := <-done:
 			if err != nil {
@@ -97,27 +87,35 @@ func sustained(ctx context.Context, b *bench, o *orchestrator, rate float64, dur
 			return fmt.Errorf("%d jobs do not run %v after the last was registered", len(due), lastOnes)
 		}
 	}
-	took := last.Sub(first)
-	f.rate = float64(len(f.samples)) / (took - warmUpFor).Seconds()
-	after, err := cpuTime(o.pid)
+	after, err := meter.CPU(o.pid)
 	if err != nil {
 		return err
 	}
-	f.name += fmt.Sprintf(" (%d refused, %.2f cores of the orchestrator)", refused, (after-before).Seconds()/took.Seconds())
-	b.add(f)
-	return nil
+	sorted := calls.Sorted()
+	note := fmt.Sprintf("%d refused, %.2f cores of the orchestrator", refused, (after-before).Seconds()/time.Since(begin).Seconds())
+	return b.add("JobsOffered", report.Measurement{Begin: begin, Calls: sorted, Rate: load.Answered(sorted, begin, b.during), Note: note})
 }
 
-func mockJob(id string) map[string]any {
+// mockJob is a job of one entry in memory; it ends after a time, or never when that is 0.
+func mockJob(id string, runs time.Duration) map[string]any {
+	config := map[string]any{}
+	if runs > 0 {
+		config["run_for"] = runs.String()
+	}
 	return map[string]any{"Job": map[string]any{
 		"ID": id, "Name": id, "Type": "batch", "Datacenters": []string{"dc1"},
-		"TaskGroups": []any{map[string]any{
-			"Name": "g", "Count": 1, "EphemeralDisk": map[string]any{"SizeMB": 1},
-			"ReschedulePolicy": map[string]any{"Attempts": 0, "Unlimited": false},
-			"Tasks": []any{map[string]any{
-				"Name": "t", "Driver": "mock", "Config": map[string]any{"run_for": jobRuns.String()},
-				"Resources": map[string]any{"CPU": 1, "MemoryMB": 10},
-			}},
-		}},
+		"TaskGroups": []any{mockGroup("g", 1, "t", config)},
 	}}
+}
+
+func mockGroup(name string, count int, task string, config map[string]any) map[string]any {
+	return map[string]any{
+		"Name": name, "Count": count, "EphemeralDisk": map[string]any{"SizeMB": 1},
+		"RestartPolicy":    map[string]any{"Attempts": 0, "Mode": "fail"},
+		"ReschedulePolicy": map[string]any{"Attempts": 0, "Unlimited": false},
+		"Tasks": []any{map[string]any{
+			"Name": task, "Driver": "mock", "Config": config, "LogConfig": map[string]any{"MaxFiles": 1, "MaxFileSizeMB": 1},
+			"Resources": map[string]any{"CPU": 1, "MemoryMB": 10},
+		}},
+	}
 }

@@ -7,9 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"time"
 
+	"rockpool/tests/load"
+	"rockpool/tests/meter"
 	"rockpool/tests/platform"
 	"rockpool/tests/service"
 )
@@ -17,134 +18,106 @@ import (
 // templateFile is what runners are made of, seen from the project's folder.
 const templateFile = "deploy/jobs/template-environment.nomad.hcl"
 
-// smallTemplate reserves little for each runner, so that memory in use bounds their number and not memory promised.
-func smallTemplate() ([]byte, error) {
+// smallTemplate writes one that reserves as little as there may be for each runner, so that memory in use bounds their number and not memory promised.
+func (b *bench) smallTemplate() (path string, err error) {
 	text, err := os.ReadFile(templateFile)
 	if err != nil {
-		return nil, fmt.Errorf("%w: run this in the project's folder, or leave full nodes out with -density 0", err)
+		return "", fmt.Errorf("%w: run this in the project's folder", err)
 	}
 	reserved := regexp.MustCompile(`(memory +=) 50\n`)
 	if !reserved.Match(text) {
-		return nil, fmt.Errorf("%s reserves other than 50 MB", templateFile)
+		return "", fmt.Errorf("%s reserves other than 50 MB", templateFile)
 	}
-	return reserved.ReplaceAll(text, []byte("$1 10\n")), nil
+	path = filepath.Join(b.dir, "small.nomad.hcl")
+	return path, os.WriteFile(path, reserved.ReplaceAll(text, []byte("$1 10\n")), 0o600)
 }
 
-// density fills a node of its own with idle runners, and measures what they cost and what the service is like meanwhile.
-func (b *bench) density(ctx context.Context, dir string, runners uint) (err error) {
-	if b.service == nil || runners == 0 {
-		return nil // somebody else's gateway is not filled up
-	}
-	template := filepath.Join(dir, "small.nomad.hcl")
-	text, err := smallTemplate()
+// smallEnvironment is of runners of which many fit on a node.
+func smallEnvironment(size uint) platform.Environment {
+	return platform.Environment{PrewarmingPoolSize: size, CPULimit: 1, MemoryLimit: 64, Image: "host"}
+}
+
+// dense fills a node of its own with idle runners, and measures what they cost and what the service is like meanwhile.
+func dense(ctx context.Context, b *bench) error {
+	template, err := b.smallTemplate()
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(template, text, 0o600); err != nil {
-		return err
-	}
-	log, err := os.Create(filepath.Join(dir, "density.log"))
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	bin, err := filepath.Abs(b.gateway)
-	if err != nil {
-		return err
-	}
-	s, err := service.Start(ctx, service.Options{Binary: bin, Dir: filepath.Join(dir, "density"), Token: "bench", Log: log, Env: []string{"ROCKPOOL_SERVER_TEMPLATEJOBFILE=" + template}})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Stop()) }()
-	dense := *b
-	dense.Client, dense.service, dense.table = s.Client, s, nil
-	free, err := available()
+	return b.withService(ctx, "dense", []string{"ROCKPOOL_SERVER_TEMPLATEJOBFILE=" + template}, func(s *service.Service) error {
+		shared, client := b.service, b.Client
+		b.service, b.Client = s, s.Client
+		defer func() { b.service, b.Client = shared, client }()
+		return b.full(ctx)
+	})
+}
+
+func (b *bench) full(ctx context.Context) error {
+	free, err := meter.Available()
 	if err != nil {
 		return err
 	}
 	start := time.Now()
-	if err := dense.PutEnvironment(ctx, env, platform.Environment{PrewarmingPoolSize: runners, CPULimit: 1, MemoryLimit: 64, Image: "host"}); err != nil {
+	if err := b.PutEnvironment(ctx, env, smallEnvironment(b.runners)); err != nil {
 		return err
 	}
-	if err := dense.waitIdleFor(ctx, runners, 3*time.Minute); err != nil {
+	if err := b.waitIdle(ctx, b.runners); err != nil {
 		return err
 	}
 	filled := time.Since(start)
-	left, err := available()
+	left, err := meter.Available()
 	if err != nil {
 		return err
 	}
-	resident, _, err := s.Memory()
+	resident, err := meter.Resident(b.service.PID())
 	if err != nil {
 		return err
 	}
-	before, err := cpuTime(s.PID())
+	used, err := b.share(ctx, 5*time.Second)
 	if err != nil {
 		return err
 	}
-	quiet := time.NewTimer(5 * time.Second) // what is measured is time that passes
-	select {
-	case <-quiet.C:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	after, err := cpuTime(s.PID())
-	if err != nil {
+	var claims, runs load.Samples
+	if err := b.someOf(ctx, b.runners, 30, &claims, &runs); err != nil {
 		return err
 	}
-	claims, runs := figure{name: fmt.Sprintf("claim, with %d runners", runners)}, figure{name: fmt.Sprintf("execute `echo hi` to close, with %d runners", runners)}
+	begin := time.Now()
+	if err := b.DeleteEnvironment(ctx, env); err != nil {
+		return err
+	}
+	return errors.Join(
+		b.addValue("DenseFill", filled.Seconds()), b.addValue("DenseMemory", float64(free-left)/float64(b.runners)/(1<<20)), b.addValue("DenseResident", float64(resident)/(1<<20)),
+		b.addValue("DenseCPU", used), b.addCalls("DenseClaim", start, &claims), b.addCalls("DenseEcho", start, &runs), b.addValue("DenseDelete", time.Since(begin).Seconds()))
+}
+
+// someOf claims n runners of a full pool one after the other, waits for the refill, which is not what is measured, and executes once in each.
+func (b *bench) someOf(ctx context.Context, size uint, n int, claims, runs *load.Samples) error {
 	var mine []string
-	for range 30 {
-		begin := time.Now()
-		r, err := dense.Claim(ctx, env, time.Hour)
+	for range n {
+		start := time.Now()
+		r, err := b.Claim(ctx, env, time.Hour)
 		if err != nil {
 			return err
 		}
-		claims.samples = append(claims.samples, time.Since(begin))
+		claims.Since(start)
+		if err := b.once(r); err != nil {
+			return err
+		}
 		mine = append(mine, r)
 	}
-	if err := dense.waitIdle(ctx, runners); err != nil { // the refill is not what is measured
+	if err := b.waitIdle(ctx, size); err != nil {
 		return err
 	}
 	for _, r := range mine {
-		begin := time.Now()
-		o, err := dense.Run(ctx, r, platform.Execution{Command: "echo hi", TimeLimit: 20})
-		if err != nil || o.Stdout != "hi\r\n" {
-			return fmt.Errorf("echo hi: %+v, %w", o, err)
+		start := time.Now()
+		if _, err := b.echo(ctx, r); err != nil {
+			return err
 		}
-		runs.samples = append(runs.samples, time.Since(begin))
+		runs.Since(start)
 	}
 	for _, r := range mine {
-		if err := dense.Release(ctx, r); err != nil {
+		if err := b.Release(ctx, r); err != nil {
 			return err
 		}
 	}
-	b.add(figure{name: fmt.Sprintf("pool of %d filled", runners), text: fmt.Sprintf("%.1f s", filled.Seconds()), rate: float64(runners) / filled.Seconds()})
-	b.add(figure{name: "memory of an idle runner: of the machine, all in all", text: fmt.Sprintf("%.2f MB", float64(free-left)/float64(runners)/(1<<20))})
-	b.add(figure{name: fmt.Sprintf("resident size of the service, %d idle runners", runners), text: fmt.Sprintf("%d MB", resident>>20)})
-	b.add(figure{name: fmt.Sprintf("CPU of the service, %d idle runners", runners), text: fmt.Sprintf("%.2f %% of a core", 100*(after-before).Seconds()/5)})
-	b.add(claims)
-	b.add(runs)
-	start = time.Now()
-	if err := dense.DeleteEnvironment(ctx, env); err != nil {
-		return err
-	}
-	b.add(figure{name: fmt.Sprintf("environment of %d runners deleted", runners), text: fmt.Sprintf("%.1f s", time.Since(start).Seconds())})
 	return nil
-}
-
-// available is the memory that the machine could give to programs, in bytes.
-func available() (int64, error) {
-	text, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(text)) {
-		var kb int64
-		if _, err := fmt.Sscanf(line, "MemAvailable: %d kB", &kb); err == nil {
-			return kb << 10, nil
-		}
-	}
-	return 0, errors.New("/proc/meminfo does not say what is available")
 }

@@ -1,191 +1,238 @@
-// Command bench drives a gateway by URL, and an orchestrator alone, and prints what each step takes: p50, p90, p99 and rate, beside the budget.
-// It starts the services itself unless -url names one. Answers are checked as they come: a wrong one ends the run.
+// Command bench measures a gateway by URL, an orchestrator alone, and by Go's benchmarks what cannot be seen from outside, and prints one table: budget, measured,
+// held or not. It starts the services itself unless -url names one. Answers are checked as they come: a wrong one ends the scenario.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
+	"rockpool/tests/bench/report"
 	"rockpool/tests/load"
+	"rockpool/tests/meter"
 	"rockpool/tests/platform"
 	"rockpool/tests/service"
 )
 
 func main() {
 	var b bench
-	url := flag.String("url", "", "a running gateway; empty = start one")
-	token := flag.String("token", "", "its token")
+	flag.StringVar(&b.url, "url", "", "a running gateway; empty = start one")
+	flag.StringVar(&b.token, "token", "bench", "its token")
 	flag.StringVar(&b.gateway, "gateway", "bin/gateway", "the gateway's binary")
 	flag.StringVar(&b.orchestrator, "orchestrator", "bin/orchestrator", "the orchestrator's binary")
-	flag.IntVar(&b.n, "n", 100, "samples of each figure")
-	flag.DurationVar(&b.churn, "churn", 5*time.Second, "how long runners are claimed and destroyed in a row")
-	only := flag.String("only", "", "the scenarios to run after the pool was filled, such as many,manyCycles; empty = all")
-	density := flag.Uint("density", 2000, "idle runners on one node; 0 = leave that out")
-	rates := flag.String("control", "", "measure the orchestrator's control plane alone, at these rates of jobs a second, such as 500,2000")
-	during := flag.Duration("for", 10*time.Second, "how long each rate of -control is held")
+	flag.IntVar(&b.n, "n", 200, "samples of each figure of one call at a time")
+	flag.DurationVar(&b.during, "for", 10*time.Second, "how long each load is held")
+	flag.UintVar(&b.runners, "density", 2000, "idle runners on one node, which the figures are called after")
+	flag.StringVar(&b.out, "out", "", "also write what was measured to this file, in Go's benchmark format")
+	only := flag.String("only", "", "the scenarios to run, such as claim,many; empty = all. -list names them")
+	list := flag.Bool("list", false, "name the scenarios")
+	grow := flag.String("grow", "", "measure cost as work grows, keep what was measured in this directory and draw it; what is there already is not measured again")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if *rates != "" {
-		if err := b.control(ctx, *rates, *during); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
-			os.Exit(1)
+	if *list {
+		for _, s := range scenarios {
+			fmt.Println(s.name)
 		}
 		return
 	}
-	if err := b.main(ctx, *url, *token, *only, *density); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	run := func() error { return b.main(ctx, *only, os.Stdout) }
+	if *grow != "" {
+		run = func() error { return b.grow(ctx, *grow, *only) }
+	}
+	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// scenario is a part of a run.
+type scenario struct {
+	name string
+	need need
+	run  func(context.Context, *bench) error
 }
 
 // bench is one run.
 type bench struct {
 	*platform.Client
 	service      *service.Service // nil when somebody else's gateway is measured
+	dir          string           // of this run
+	url, token   string
 	gateway      string
 	orchestrator string
 	n            int
-	churn        time.Duration
-	table        []figure
+	during       time.Duration
+	runners      uint
+	out          string
+
+	load  *meter.Load // since the scenario began
+	table report.Table
+	raw   strings.Builder // lines of Go's own benchmarks
+
+	mu   sync.Mutex
+	seen map[string]bool // guarded by mu; every runner that was handed out
 }
 
-func (b *bench) main(ctx context.Context, url, token, only string, density uint) error {
-	var dir string
-	if url == "" {
-		var err error
-		dir, err = os.MkdirTemp("", "rockpool-bench-")
-		if err != nil {
-			return err
-		}
-		defer os.RemoveAll(dir)
-		log, err := os.Create(filepath.Join(dir, "log"))
-		if err != nil {
-			return err
-		}
-		defer log.Close()
-		bin, err := filepath.Abs(b.gateway)
-		if err != nil {
-			return err
-		}
-		s, err := service.Start(ctx, service.Options{Binary: bin, Dir: filepath.Join(dir, "data"), Token: "bench", Log: log})
-		if err != nil {
-			text, _ := os.ReadFile(log.Name())
-			return fmt.Errorf("%w\n%s", err, text)
-		}
-		defer func() {
-			if err := s.Stop(); err != nil {
-				fmt.Fprintln(os.Stderr, "bench:", err)
-			}
-		}()
-		b.service, b.Client = s, s.Client
-	} else {
-		b.Client = platform.New(url, token)
+// main measures and prints. A scenario that fails leaves its rows out, says so there, and the others go on; the run fails in the end.
+func (b *bench) main(ctx context.Context, only string, w io.Writer) (err error) {
+	b.table = report.Table{Figures: catalogue, Found: map[string]*report.Measurement{}, Missing: map[string]string{}, Why: "its scenario failed"}
+	names := strings.FieldsFunc(only, func(r rune) bool { return r == ',' })
+	if only != "" {
+		b.table.Why = ""
 	}
-	for i, s := range scenarios {
-		if i > 0 && only != "" && !slices.Contains(strings.Split(only, ","), s.name) {
-			continue
-		}
-		if err := s.run(ctx, b); err != nil {
-			b.print()
-			return fmt.Errorf("%s: %w", s.name, err)
+	for _, n := range names {
+		if !slices.ContainsFunc(scenarios, func(s scenario) bool { return s.name == n }) {
+			return fmt.Errorf("-only: there is no scenario %q; -list names them", n)
 		}
 	}
-	if err := b.density(ctx, dir, density); err != nil {
-		b.print()
+	if b.dir, err = os.MkdirTemp("", "rockpool-bench-"); err != nil {
 		return err
 	}
-	b.print()
-	return nil
+	defer os.RemoveAll(b.dir)
+	machine, err := meter.Describe(b.dir)
+	if err != nil {
+		return err
+	}
+	whole, err := meter.Watch()
+	if err != nil {
+		return err
+	}
+	chosen := slices.DeleteFunc(slices.Clone(scenarios), func(s scenario) bool { return len(names) > 0 && !slices.Contains(names, s.name) })
+	began, failed := time.Now(), b.all(ctx, chosen)
+	others, err := whole.Others()
+	if err != nil {
+		return err
+	}
+	description := append(machine.Pairs(), [2]string{"date", began.UTC().Format(time.RFC3339)}, [2]string{"others", fmt.Sprintf("%.2f cores on average over %v", others, time.Since(began).Round(time.Second))})
+	fmt.Fprintln(w)
+	for _, p := range description {
+		fmt.Fprintf(w, "%s: %s\n", p[0], p[1])
+	}
+	fmt.Fprintln(w)
+	err = b.table.Markdown(w)
+	if b.out != "" {
+		err = errors.Join(err, b.write(description))
+	}
+	return errors.Join(failed, err)
 }
 
-// control is a run of -control.
-func (b *bench) control(ctx context.Context, rates string, during time.Duration) error {
-	var list []float64
-	for r := range strings.SplitSeq(rates, ",") {
-		rate, err := strconv.ParseFloat(r, 64)
-		if err != nil || rate <= 0 {
-			return fmt.Errorf("-control: %q is no rate", r)
-		}
-		list = append(list, rate)
+// write makes the copy for machines.
+func (b *bench) write(description [][2]string) error {
+	f, err := os.Create(b.out)
+	if err != nil {
+		return err
 	}
-	err := control(ctx, b, list, during)
-	b.print()
+	err = b.table.Format(f, append(description, [2]string{"pkg", "rockpool/tests/bench"}))
+	if err == nil {
+		_, err = f.WriteString(b.raw.String())
+	}
+	return errors.Join(err, f.Close())
+}
+
+// all runs scenarios in order: first those that share a gateway, then those that have the machine to themselves.
+func (b *bench) all(ctx context.Context, chosen []scenario) error {
+	var failed []error
+	run := func(s scenario) error {
+		fmt.Fprintf(os.Stderr, "%s %s\n", time.Now().Format(time.TimeOnly), s.name)
+		var err error
+		if b.load, err = meter.Watch(); err == nil {
+			err = s.run(ctx, b)
+		}
+		if err != nil {
+			err = fmt.Errorf("%s: %w", s.name, err)
+		}
+		return err
+	}
+	shared := slices.DeleteFunc(slices.Clone(chosen), func(s scenario) bool { return s.need == needNothing })
+	if len(shared) > 0 {
+		failed = append(failed, b.withGateway(ctx, func() error {
+			var failed []error
+			if shared[0].name != "provision" {
+				shared = append([]scenario{{"provision", needGateway, provision}}, shared...)
+			}
+			for _, s := range shared {
+				if s.need == needService && b.service == nil {
+					continue // somebody else's process cannot be looked at
+				}
+				failed = append(failed, run(s))
+			}
+			return errors.Join(failed...)
+		}))
+	}
+	for _, s := range chosen {
+		if s.need == needNothing && ctx.Err() == nil {
+			failed = append(failed, run(s))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// withGateway calls f while there is one.
+func (b *bench) withGateway(ctx context.Context, f func() error) error {
+	if b.url != "" {
+		b.Client = platform.New(b.url, b.token)
+		return f()
+	}
+	return b.withService(ctx, "shared", nil, func(s *service.Service) error {
+		b.service, b.Client = s, s.Client
+		defer func() { b.service, b.Client = nil, nil }()
+		return f()
+	})
+}
+
+// withService starts a gateway with more description, calls f, and stops it.
+func (b *bench) withService(ctx context.Context, name string, more []string, f func(*service.Service) error) error {
+	log, err := os.Create(filepath.Join(b.dir, name+".log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	bin, err := filepath.Abs(b.gateway)
+	if err != nil {
+		return err
+	}
+	s, err := service.Start(ctx, service.Options{Binary: bin, Dir: filepath.Join(b.dir, name), Token: b.token, Log: log, Env: more})
+	if err == nil {
+		err = errors.Join(f(s), s.Stop())
+	}
+	if err != nil {
+		text, _ := os.ReadFile(log.Name())
+		err = fmt.Errorf("%w; the end of its log:\n%s", err, text[max(0, len(text)-2000):])
+	}
 	return err
 }
 
-// figure is one row of the table.
-type figure struct {
-	name    string
-	budget  time.Duration // of the p50; 0 = none
-	tail    time.Duration // budget of the p99; 0 = none
-	least   float64       // budget of the rate; 0 = none
-	most    float64       // budget of value; 0 = none
-	value   float64
-	samples []time.Duration
-	rate    float64 // a second; 0 = not a rate
-	text    string  // instead of percentiles
-}
-
-func (b *bench) add(f figure) { b.table = append(b.table, f) }
-
-func (b *bench) print() {
-	fmt.Printf("\n%s, %d cores, %s/%s, %s\n\n", cpuModel(), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
-	fmt.Println("| figure | budget p50 | p50 | p90 | p99 | rate | n | held |")
-	fmt.Println("| --- | --- | --- | --- | --- | --- | --- | --- |")
-	for _, f := range b.table {
-		budget, held, rate := "", "", ""
-		p50, p90, p99 := load.Percentile(f.samples, 50), load.Percentile(f.samples, 90), load.Percentile(f.samples, 99)
-		if f.budget > 0 {
-			budget = ms(f.budget)
-		}
-		if f.tail > 0 {
-			budget += ", p99 " + ms(f.tail)
-		}
-		if f.least > 0 {
-			budget = strings.TrimPrefix(fmt.Sprintf("%s, %.0f/s", budget, f.least), ", ")
-		}
-		if f.most > 0 {
-			budget = fmt.Sprintf("%g", f.most)
-		}
-		if budget != "" {
-			held = "yes"
-			if f.budget > 0 && p50 > f.budget || f.tail > 0 && p99 > f.tail || f.rate < f.least || f.most > 0 && f.value > f.most {
-				held = "**no**"
-			}
-		}
-		if f.rate > 0 {
-			rate = fmt.Sprintf("%.1f/s", f.rate)
-		}
-		if f.text != "" {
-			fmt.Printf("| %s | %s | %s | | | %s | %d | %s |\n", f.name, budget, f.text, rate, len(f.samples), held)
-			continue
-		}
-		fmt.Printf("| %s | %s | %s | %s | %s | %s | %d | %s |\n", f.name, budget, ms(p50), ms(p90), ms(p99), rate, len(f.samples), held)
+// add notes what was found of a figure of the catalogue.
+func (b *bench) add(key string, m report.Measurement) error {
+	if !slices.ContainsFunc(catalogue, func(f report.Figure) bool { return f.Key == key }) {
+		return fmt.Errorf("the catalogue has no figure %q", key)
 	}
-}
-
-func ms(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d.Microseconds())/1000) }
-
-func cpuModel() string {
-	data, err := os.ReadFile("/proc/cpuinfo")
+	others, err := b.load.Others()
 	if err != nil {
-		return "unknown processor"
+		return err
 	}
-	for l := range strings.Lines(string(data)) {
-		if k, v, ok := strings.Cut(l, ":"); ok && strings.TrimSpace(k) == "model name" {
-			return strings.TrimSpace(v)
-		}
-	}
-	return "unknown processor"
+	m.Others = others
+	b.table.Found[key] = &m
+	return nil
+}
+
+// addCalls notes calls.
+func (b *bench) addCalls(key string, begin time.Time, calls *load.Samples) error {
+	return b.add(key, report.Measurement{Begin: begin, Calls: calls.Sorted()})
+}
+
+// addValue notes one number.
+func (b *bench) addValue(key string, value float64) error {
+	return b.add(key, report.Measurement{Value: value})
 }

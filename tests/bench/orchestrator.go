@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"rockpool/tests/load"
 )
 
 // orchestrator is a server and a node in a process of their own, and the stream of what becomes of its allocations.
@@ -27,9 +29,15 @@ type ran struct {
 	at  time.Time // it was read from the stream
 }
 
-// withOrchestrator starts the binary with further arguments, calls f, and stops it.
+// A throw-away agent at any free port, and one more whose tasks are entries in memory.
+var (
+	devAgent  = []string{"-dev", "-port", "0"}
+	mockAgent = []string{"-dev", "-port", "0", "-enable-mock", "-network-range", ""}
+)
+
+// withOrchestrator starts an agent, calls f, and stops it.
 func withOrchestrator(ctx context.Context, b *bench, f func(*orchestrator) error, args ...string) error {
-	cmd := exec.Command(b.orchestrator, append([]string{"agent", "-dev", "-port", "0"}, args...)...)
+	cmd := exec.Command(b.orchestrator, append([]string{"agent"}, args...)...)
 	errs, err := cmd.StderrPipe()
 	if err != nil {
 		return err
@@ -105,11 +113,11 @@ func readRunning(stream io.Reader, running chan<- ran) {
 
 // registerToRunning measures the orchestrator alone: from sending a job to the event that its allocation runs.
 func registerToRunning(ctx context.Context, b *bench) error {
-	return withOrchestrator(ctx, b, func(o *orchestrator) error { return oneByOne(ctx, b, o) })
+	return withOrchestrator(ctx, b, func(o *orchestrator) error { return b.oneByOne(ctx, o) }, devAgent...)
 }
 
-func oneByOne(ctx context.Context, b *bench, o *orchestrator) error {
-	f := figure{name: "register to running, orchestrator alone", budget: 10 * time.Millisecond, tail: 30 * time.Millisecond}
+func (b *bench) oneByOne(ctx context.Context, o *orchestrator) error {
+	var calls load.Samples
 	begin := time.Now()
 	for i := range b.n {
 		id := fmt.Sprintf("bench-%d", i)
@@ -129,17 +137,15 @@ func oneByOne(ctx context.Context, b *bench, o *orchestrator) error {
 			if !ok || got.job != id {
 				return fmt.Errorf("waited for %s, got %q", id, got.job)
 			}
+			calls.Add(load.Sample{End: got.at, Took: got.at.Sub(start)})
 		case <-time.After(10 * time.Second):
 			return fmt.Errorf("job %s does not run after 10 s", id)
 		}
-		f.samples = append(f.samples, time.Since(start))
 		if err := send(ctx, http.MethodDelete, o.url+"/v1/job/"+id+"?purge=true", nil); err != nil {
 			return err
 		}
 	}
-	f.rate = float64(b.n) / time.Since(begin).Seconds()
-	b.add(f)
-	return nil
+	return b.addCalls("RegisterToRunning", begin, &calls)
 }
 
 func send(ctx context.Context, method, url string, body any) error {

@@ -2,94 +2,54 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
+	"net/http"
 	"time"
 
-	"rockpool/tests/platform"
+	"rockpool/tests/load"
 )
 
-// warmEnv is an environment like the one of the other cycles, but for a warm-up.
-const warmEnv = 12
-
-// warmCycles are the cycles of an environment whose runners have an interpreter that waits: with the pool full each time, so that what a runner's making takes is not
-// among it, and one after the other while the pool refills beside.
+// warmCycles are cycles in an environment whose runners hold an interpreter that waits: first with the pool full each time, so that what the making of a runner takes is
+// not among it, then at a rate.
 func warmCycles(ctx context.Context, b *bench) error {
-	e := platform.Environment{PrewarmingPoolSize: pool, CPULimit: 100, MemoryLimit: 128, Image: "host", WarmUp: &platform.WarmUp{Command: []string{"python3"}}}
-	start := time.Now()
-	if err := b.PutEnvironment(ctx, warmEnv, e); err != nil {
+	body := map[string]any{
+		"prewarmingPoolSize": pool, "cpuLimit": 100, "memoryLimit": 128, "image": "host", "networkAccess": false, "exposedPorts": []int{},
+		"warmup": map[string]any{"command": []string{"python3"}},
+	}
+	status, answer, err := b.Do(ctx, http.MethodPut, fmt.Sprintf("/execution-environments/%d", warmEnv), body)
+	if err != nil || status/100 != 2 {
+		return fmt.Errorf("an environment with a warm-up: %d %s, %v", status, answer, err)
+	}
+	var made struct{ WarmUp struct{ Active bool } }
+	status, answer, err = b.Do(ctx, http.MethodGet, fmt.Sprintf("/execution-environments/%d", warmEnv), nil)
+	if err == nil {
+		err = json.Unmarshal(answer, &made)
+	}
+	if err != nil || !made.WarmUp.Active { // programs would start as ever, and the figures be of something else
+		return errors.Join(fmt.Errorf("the gateway does not say that the warm-up is active: %d %s, %v", status, answer, err), b.DeleteEnvironment(ctx, warmEnv))
+	}
+	if err := b.waitIdleOf(ctx, warmEnv, pool); err != nil {
 		return err
 	}
-	if err := b.warmIdle(ctx); err != nil {
-		return err
-	}
-	b.add(figure{name: "pool of 16 filled, with a warm-up", text: ms(time.Since(start))})
-	full := figure{name: "cycle with a warm-up, the pool full", budget: 10 * time.Millisecond}
-	row := figure{name: "cycle with a warm-up, one after the other", budget: 10 * time.Millisecond}
+	var calls load.Samples
+	begin := time.Now()
 	for range b.n / 2 {
 		start := time.Now()
-		if err := b.warmCycle(ctx); err != nil {
+		if err := b.cycleIn(ctx, warmEnv); err != nil {
 			return err
 		}
-		full.samples = append(full.samples, time.Since(start))
-		if err := b.warmIdle(ctx); err != nil {
+		calls.Since(start)
+		if err := b.waitIdleOf(ctx, warmEnv, pool); err != nil {
 			return err
 		}
 	}
-	begin := time.Now()
-	for time.Since(begin) < b.churn {
-		start := time.Now()
-		if err := b.warmCycle(ctx); err != nil {
-			return err
-		}
-		row.samples = append(row.samples, time.Since(start))
-	}
-	row.rate = float64(len(row.samples)) / time.Since(begin).Seconds()
-	b.add(full)
-	b.add(row)
-	return b.DeleteEnvironment(ctx, warmEnv)
-}
-
-func (b *bench) warmCycle(ctx context.Context) error {
-	r, err := b.Claim(ctx, warmEnv, time.Minute)
-	for err != nil {
-		if s, ok := errors.AsType[*platform.StatusError](err); !ok || !strings.Contains(s.Body, "NOMAD_OVERLOAD") {
-			return err
-		}
-		if err := pause(ctx, time.Millisecond); err != nil {
-			return err
-		}
-		r, err = b.Claim(ctx, warmEnv, time.Minute)
-	}
-	if err := b.Copy(ctx, r, []string{"./*"}, platform.File{Path: "./"}, platform.File{Path: "hello.py", Content: []byte("print('hello')\n")}); err != nil {
+	if err := b.addCalls("WarmCycle", begin, &calls); err != nil {
 		return err
 	}
-	o, err := b.Run(ctx, r, platform.Execution{Command: "python3 hello.py", TimeLimit: 20})
-	if err != nil || o.Stdout != "hello\r\n" || o.Final.Code != 0 {
-		return fmt.Errorf("python3 hello.py: %+v, %w", o, err)
-	}
-	if files, err := b.List(ctx, r, "./", true); err != nil || len(files) != 1 {
-		return fmt.Errorf("the listing is %+v, %w", files, err)
-	}
-	return b.Release(ctx, r)
-}
-
-// warmIdle waits until the pool is full.
-func (b *bench) warmIdle(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	for {
-		s, err := b.Statistics(ctx)
-		if err != nil {
-			return err
-		}
-		if s[strconv.Itoa(warmEnv)].IdleRunners >= pool {
-			return nil
-		}
-		if err := pause(ctx, 2*time.Millisecond); err != nil {
-			return err
-		}
-	}
+	one := func(ctx context.Context) error { return b.cycleIn(ctx, warmEnv) }
+	join := func(context.Context) (client, error) { return client{step: one}, nil }
+	err = joined(ctx, clientsOfCycle, join, func(c []client) error { return b.offered(ctx, "WarmCycleOffered", more*warmRate, c) })
+	return errors.Join(err, b.DeleteEnvironment(ctx, warmEnv))
 }

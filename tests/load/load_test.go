@@ -50,3 +50,20 @@ func TestPercentiles(t *testing.T) {
 		t.Error("percentiles are wrong")
 	}
 }
+
+// A server that keeps up answers what is asked; one that does not is not credited with what it answers afterwards.
+func TestAnswersThatComeInTime(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		each, want time.Duration // between two answers
+	}{{"it keeps up", 10 * time.Millisecond, 10 * time.Millisecond}, {"it is half as fast", 20 * time.Millisecond, 20 * time.Millisecond}} {
+		begin := time.Now()
+		var s load.Samples
+		for i := range 1000 {
+			s.Add(load.Sample{End: begin.Add(time.Duration(i+1) * c.each), Took: time.Millisecond})
+		}
+		if got, want := load.Answered(s.Sorted(), begin, 10*time.Second), 1/c.want.Seconds(); got < 0.99*want || got > 1.01*want {
+			t.Errorf("%s: %.1f a second", c.name, got)
+		}
+	}
+}
