@@ -28,9 +28,13 @@ type Manager struct {
 	log     logging.Logger
 	known   chan struct{} // closed once each plugin has reported
 
-	mu      sync.Mutex
-	reports map[string]Report // by plugin
-	holders map[string]string // owner by id of an instance
+	released chan struct{} // level trigger: an instance is to be verified
+
+	mu         sync.Mutex
+	reports    map[string]Report   // by plugin
+	holders    map[string]string   // owner by id of an instance
+	unverified map[string]*remains // by id of an instance that nobody holds
+	settled    chan struct{}       // closed, and replaced, when an instance is verified or has become unhealthy
 }
 
 // NewManager starts nothing. Instances of two plugins have different ids.
@@ -38,7 +42,8 @@ func NewManager(log logging.Logger, plugins ...Plugin) *Manager {
 	if log == nil {
 		log = logging.Discard()
 	}
-	m := &Manager{plugins: plugins, log: log, known: make(chan struct{}), reports: map[string]Report{}, holders: map[string]string{}}
+	m := &Manager{plugins: plugins, log: log, known: make(chan struct{}), released: make(chan struct{}, 1), reports: map[string]Report{}, holders: map[string]string{},
+		unverified: map[string]*remains{}, settled: make(chan struct{})}
 	if len(plugins) == 0 {
 		close(m.known)
 	}
@@ -51,6 +56,10 @@ func (m *Manager) Known() <-chan struct{} { return m.known }
 // Run watches all devices until ctx ends, and calls changed after each change. Calls may overlap.
 func (m *Manager) Run(ctx context.Context, changed func()) error {
 	var g errgroup.Group
+	g.Go(func() error {
+		m.verify(ctx, changed)
+		return nil
+	})
 	for _, p := range m.plugins {
 		g.Go(func() error {
 			for ctx.Err() == nil {
@@ -121,7 +130,7 @@ func (m *Manager) Devices() []model.NodeDevice {
 	defer m.mu.Unlock()
 	var all []model.NodeDevice
 	for _, p := range m.plugins {
-		all = append(all, m.reports[p.Name()].Groups...)
+		all = append(all, m.stained(m.reports[p.Name()].Groups)...)
 	}
 	slices.SortStableFunc(all, func(a, b model.NodeDevice) int {
 		return cmp.Or(strings.Compare(a.Vendor, b.Vendor), strings.Compare(a.Type, b.Type), strings.Compare(a.Name, b.Name))
@@ -144,11 +153,14 @@ func (m *Manager) Attributes() map[string]string {
 }
 
 // Reserve gives instances to an owner, all or none, and says what it has to have in its environment. Who holds them already gets them again. An instance that
-// another one holds is an error of kind fault.Conflict, which says who.
+// another one holds is an error of kind fault.Conflict, which says who; one that is not verified yet is an error of kind fault.Unavailable: see Await.
 func (m *Manager) Reserve(owner string, held []model.AllocatedDevice) (map[string]string, error) {
 	env := map[string]string{}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if id, r := m.doubted(owner, held); r != nil {
+		return nil, fault.New(fault.Unavailable, "device %s: %s", id, r)
+	}
 	byPlugin := map[Plugin][]string{}
 	var taken []string
 	for _, d := range held {
@@ -246,16 +258,23 @@ func (m *Manager) Retake(owner string, held []model.AllocatedDevice) error {
 				}
 			}
 			m.holders[id] = owner
+			delete(m.unverified, id)
 		}
 	}
+	m.settle()
 	return errors.Join(errs...)
 }
 
-// Release takes everything back from an owner.
+// Release takes everything back from an owner of which nothing runs any more. Nobody gets it before it is verified that nothing is left on it.
 func (m *Manager) Release(owner string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	maps.DeleteFunc(m.holders, func(_, h string) bool { return h == owner })
+	for _, id := range slices.Sorted(maps.Keys(m.holders)) {
+		if m.holders[id] == owner {
+			delete(m.holders, id)
+			m.suspect(id, owner)
+		}
+	}
 }
 
 // Ailing is what is wrong with instances that somebody holds, by their ids: they are unhealthy, or gone.

@@ -62,6 +62,7 @@ func TestAnInstanceHasOneHolder(t *testing.T) {
 			t.Errorf("who has it does not get it again: %v", err)
 		}
 		m.Release("a")
+		synctest.Wait() // until it is verified
 		if _, err := m.Reserve("b", held("gpu-1")); err != nil {
 			t.Errorf("what was released is not free: %v", err)
 		}
@@ -176,6 +177,9 @@ func TestReservationsAgainstAModel(t *testing.T) {
 			free := true
 			for _, id := range ids {
 				free = free && (has[id] == "" || has[id] == owner)
+			}
+			if err := m.Await(ctx, owner, held(ids...), func(string) {}); err != nil {
+				t.Fatal(err)
 			}
 			_, err := m.Reserve(owner, held(ids...))
 			if (err == nil) != free {

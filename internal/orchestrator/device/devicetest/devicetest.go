@@ -17,6 +17,7 @@ type World struct {
 	Plugin          device.Plugin
 	Healthy, Ailing string // ids of two instances, both healthy at first
 	Ail, Heal       func() // make the second one unhealthy, and healthy again
+	Stain, Clean    func() // leave something on the first one, and take it away
 }
 
 // patience is for what takes milliseconds on a machine that does nothing else.
@@ -69,6 +70,31 @@ func Run(t *testing.T, newWorld func() World) {
 			}
 			if _, err := w.Plugin.Reserve([]string{"no-such-instance"}); !fault.Is(err, fault.NotFound) {
 				t.Errorf("an instance that is not there is reserved with %v", err)
+			}
+		},
+		"what is left on an instance is told until it is gone; of one that is not there nothing is known": func(t *testing.T, w World, reports <-chan device.Report) {
+			until(t, reports, func(r device.Report) bool { return healthy(r, w.Healthy) && healthy(r, w.Ailing) })
+			clean := func() {
+				for _, id := range []string{w.Healthy, w.Ailing} {
+					if left, err := w.Plugin.Residue(t.Context(), id); left != "" || err != nil {
+						t.Errorf("on %s is left %q, %v", id, left, err)
+					}
+				}
+			}
+			clean()
+			w.Stain()
+			for range 2 {
+				if left, err := w.Plugin.Residue(t.Context(), w.Healthy); left == "" || err != nil {
+					t.Errorf("what is left is %q, %v", left, err)
+				}
+			}
+			if left, err := w.Plugin.Residue(t.Context(), w.Ailing); left != "" || err != nil {
+				t.Errorf("on the other one is left %q, %v", left, err)
+			}
+			w.Clean()
+			clean()
+			if _, err := w.Plugin.Residue(t.Context(), "no-such-instance"); !fault.Is(err, fault.NotFound) {
+				t.Errorf("what is left on an instance that is not there: %v", err)
 			}
 		},
 		"figures have values of measures in their order": func(t *testing.T, w World, reports <-chan device.Report) {

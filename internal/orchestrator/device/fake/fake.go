@@ -20,11 +20,19 @@ type Plugin struct {
 
 	mu     sync.Mutex
 	report device.Report
+	left   map[string]residue // by id
+}
+
+// residue is what a task is to leave on an instance.
+type residue struct {
+	what  string
+	err   error
+	calls int // that find it; < 0 = all
 }
 
 // New is a plugin of n GPUs of one model, "gpu-0" and so on.
 func New(n int) *Plugin {
-	p := &Plugin{changed: make(chan struct{}, 1)}
+	p := &Plugin{changed: make(chan struct{}, 1), left: map[string]residue{}}
 	p.Set(Report(n))
 	return p
 }
@@ -124,6 +132,29 @@ func (p *Plugin) Reserve(ids []string) (map[string]string, error) {
 		}
 	}
 	return map[string]string{"FAKE_VISIBLE_DEVICES": strings.Join(visible, ",")}, nil
+}
+
+// Leave has the next looks at an instance find something, or fail; calls < 0 = all of them, 0 = none.
+func (p *Plugin) Leave(id, what string, err error, calls int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left[id] = residue{what, err, calls}
+}
+
+// Residue is what Leave was told.
+func (p *Plugin) Residue(_ context.Context, id string) (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, in := p.report.Instance(id); in == nil {
+		return "", fault.New(fault.NotFound, "device %s is not there", id)
+	}
+	r := p.left[id]
+	if r.calls == 0 {
+		return "", nil
+	}
+	r.calls--
+	p.left[id] = r
+	return r.what, r.err
 }
 
 // Stats say that half of the memory is used, and 40 % of the time.

@@ -43,7 +43,9 @@ type Config struct {
 	Library string
 	// Proc and Sys are where those file systems are; "" = /proc and /sys.
 	Proc, Sys string
-	Log       logging.Logger
+	// Root is where the driver's files and device nodes are, as they are found to make a specification; "" = /.
+	Root string
+	Log  logging.Logger
 }
 
 func (c Config) withDefaults() Config {
@@ -61,6 +63,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Sys == "" {
 		c.Sys = "/sys"
+	}
+	if c.Root == "" {
+		c.Root = "/"
 	}
 	if c.Log == nil {
 		c.Log = logging.Discard()

@@ -334,7 +334,8 @@ func TestThePluginIsAPlugin(t *testing.T) {
 	}
 	w.gpus(2)
 	devicetest.Run(t, func() devicetest.World {
-		return devicetest.World{Plugin: nvidia.New(w.config()), Healthy: uuid(0), Ailing: uuid(1), Ail: func() { w.say("gpu 1 ecc", "1") }, Heal: func() { w.say("gpu 1 ecc", "0") }}
+		return devicetest.World{Plugin: nvidia.New(w.config()), Healthy: uuid(0), Ailing: uuid(1), Ail: func() { w.say("gpu 1 ecc", "1") }, Heal: func() { w.say("gpu 1 ecc", "0") },
+			Stain: func() { w.say("gpu 0 processes", "4711") }, Clean: func() { w.say("gpu 0 processes", "") }}
 	})
 }
 

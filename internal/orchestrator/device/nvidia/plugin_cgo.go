@@ -39,7 +39,9 @@ type Plugin struct {
 
 	mu      sync.Mutex
 	report  device.Report
-	targets []target // instances of the session, for their figures
+	targets []target          // instances of the session, for their figures
+	rest    map[string]uint64 // bytes of memory that an instance uses while nothing computes on it, by its id
+	doubted map[string]bool   // ids of instances that had an end of a task and were not seen without anything since
 }
 
 // New prepares a plugin. It loads nothing.
@@ -49,7 +51,7 @@ func New(cfg Config) *Plugin {
 }
 
 func newPlugin(cfg Config, l *library) *Plugin {
-	return &Plugin{cfg: cfg, library: l, sick: map[string]string{}, strained: map[string]int{}, seen: map[string]*gpu{}}
+	return &Plugin{cfg: cfg, library: l, sick: map[string]string{}, strained: map[string]int{}, seen: map[string]*gpu{}, rest: map[string]uint64{}, doubted: map[string]bool{}}
 }
 
 // Name is "nvidia".
@@ -87,6 +89,9 @@ func (p *Plugin) Watch(ctx context.Context, publish func(device.Report)) error {
 		if !errors.Is(err, errHangs) {
 			clear(p.sick) // the driver starts over, and its GPUs with it
 			clear(p.strained)
+			p.mu.Lock()
+			clear(p.rest)
+			p.mu.Unlock()
 		}
 		wait(ctx, p.cfg.Poll)
 	}
@@ -166,8 +171,14 @@ func (p *Plugin) session(ctx context.Context, tell func(device.Report)) (err err
 				return err
 			}
 		}
+		p.restful(ctx, found.targets)
 		p.mu.Lock()
 		p.targets = found.targets
+		there := func(id string) bool {
+			return slices.ContainsFunc(found.targets, func(t target) bool { return t.sample.ID == id })
+		}
+		maps.DeleteFunc(p.rest, func(id string, _ uint64) bool { return !there(id) })
+		maps.DeleteFunc(p.doubted, func(id string, _ bool) bool { return !there(id) })
 		p.mu.Unlock()
 		tell(found.report)
 		for again := false; !again; {

@@ -31,14 +31,10 @@ func (p *Plugin) Stats(ctx context.Context) (all []device.Sample, err error) {
 			continue
 		}
 		s.At = time.Now()
-		own := t.gpu
-		if t.part != nil {
-			own = t.part
-		}
 		add := func(m device.Measure, n, of float64) {
 			s.Values = append(s.Values, device.Value{Measure: m, N: n, Of: of})
 		}
-		if m, ok := get(&r, own.GetMemoryInfo, "nvmlDeviceGetMemoryInfo"); ok {
+		if m, ok := get(&r, t.own().GetMemoryInfo, "nvmlDeviceGetMemoryInfo"); ok {
 			add(device.Memory, float64(m.Used>>20), float64(m.Total>>20))
 		}
 		if c, ok := get(&r, func() (uint32, nvml.Return) { return t.gpu.GetTemperature(nvml.TEMPERATURE_GPU) }, "nvmlDeviceGetTemperature"); ok {

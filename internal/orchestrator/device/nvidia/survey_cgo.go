@@ -3,7 +3,6 @@
 package nvidia
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -46,6 +45,7 @@ type target struct {
 	sample device.Sample // without figures
 	gpu    nvml.Device
 	part   nvml.Device // nil = the instance is a whole GPU
+	shared bool        // others use the GPU at the same time
 }
 
 // survey is all that one look has found.
@@ -100,7 +100,7 @@ func (p *Plugin) survey(ctx context.Context) (survey, error) {
 			if u.handle == nil || g.handle == nil {
 				continue
 			}
-			t := target{sample: device.Sample{Vendor: Vendor, Type: Type, Name: modelName(u.name), ID: u.id}, gpu: g.handle}
+			t := target{sample: device.Sample{Vendor: Vendor, Type: Type, Name: modelName(u.name), ID: u.id}, gpu: g.handle, shared: u.slots > 0}
 			if u.instance != nil {
 				t.part = u.handle
 			}
@@ -155,8 +155,7 @@ func (p *Plugin) look(r *reader, index int) (*gpu, error) {
 	g := &gpu{uuid: uuid, handle: h}
 	g.name, _ = get(r, h.GetName, "nvmlDeviceGetName")
 	if pci, ok := get(r, h.GetPciInfo, "nvmlDeviceGetPciInfo_v3", "nvmlDeviceGetPciInfo_v2", "nvmlDeviceGetPciInfo"); ok {
-		end := bytes.IndexByte(pci.BusId[:], 0)
-		g.bus = string(pci.BusId[:max(end, 0)])
+		g.bus = busText(pci.BusId[:])
 		g.numa = p.numa(g.bus)
 	}
 	attributes, memory := r.attributes(h)
@@ -342,6 +341,18 @@ func (p *Plugin) numa(bus string) *int {
 	return &n
 }
 
+// busText is a text of C up to its end.
+func busText(text []int8) string {
+	var b strings.Builder
+	for _, c := range text {
+		if c == 0 {
+			break
+		}
+		b.WriteByte(byte(c))
+	}
+	return b.String()
+}
+
 // kernelBus is a PCI bus id as the kernel writes it: 0000:3b:00.0 for 00000000:3B:00.0.
 func kernelBus(bus string) string {
 	domain, rest, _ := strings.Cut(strings.ToLower(bus), ":")
@@ -380,7 +391,7 @@ func link(r *reader, gpus []*gpu) {
 			if !ok {
 				continue
 			}
-			if other := byBus[kernelBus(string(pci.BusId[:max(bytes.IndexByte(pci.BusId[:], 0), 0)]))]; other != nil {
+			if other := byBus[kernelBus(busText(pci.BusId[:]))]; other != nil {
 				peers[g][other.uuid] = true
 			} else {
 				onSwitch = true
