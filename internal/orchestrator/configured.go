@@ -94,7 +94,7 @@ func agentConfig(conf agentconfig.Config, token string) (AgentConfig, error) {
 			LocalDirs: n.Images.LocalDirs, Mirrors: n.Images.Mirrors, PlainHTTP: n.Images.PlainHTTP, Credentials: n.Images.Credentials,
 			MaxBytes: int64(n.Images.MaxSize) << 30, MaxAge: n.Images.MaxAge,
 		},
-		Network:  NetworkConfig{Range: n.Network.Range, DNS: n.Network.DNS, CNIConfigs: n.CNIConfigDir, CNIPlugins: n.CNIPath},
+		Network: NetworkConfig{Range: n.Network.Range, DNS: n.Network.DNS, CNIConfigs: n.CNIConfigDir, CNIPlugins: n.CNIPath},
 		GPUs: GPUConfig{
 			Off: !n.GPU.Enabled, Ignore: n.GPU.IgnoredGPUIDs, Period: n.GPU.FingerprintPeriod, StopAiling: n.GPU.OnUnhealthy == agentconfig.Stop,
 			Slots: nvidia.Slots{Count: n.GPU.Slots, MemoryMB: slotMemory, Of: n.GPU.SlottedGPUs},

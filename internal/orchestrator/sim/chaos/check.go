@@ -146,7 +146,9 @@ type digest struct {
 }
 
 // NewMonitor makes one.
-func NewMonitor() *Monitor { return &Monitor{digests: map[uint64]digest{}, holders: map[string]bool{}, waited: map[string]bool{}} }
+func NewMonitor() *Monitor {
+	return &Monitor{digests: map[uint64]digest{}, holders: map[string]bool{}, waited: map[string]bool{}}
+}
 
 // Watch looks at a server's updates from now on. An update that the server makes once more after a restart is compared with its first time.
 func (m *Monitor) Watch(server string, store *state.Store) (end func()) {
@@ -160,7 +162,7 @@ func (m *Monitor) Watch(server string, store *state.Store) (end func()) {
 			}
 			if a, ok := ch.After.(*model.Allocation); ok {
 				jobs[[2]string{a.Namespace, a.JobID}] = true
-				if len(a.Resources.Tasks["t"].Devices) > 0 {
+				for range a.Resources.Instances {
 					nodes[a.NodeID] = true
 					m.equipped(a.ID)
 				}
