@@ -47,6 +47,7 @@ check: lint cross ## formatting, vet, static checks, cross-builds
 lint:
 	@bad=$$(gofmt -l cmd internal pkg tests); if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
 	$(GO) vet $(PACKAGES)
+	$(GO) vet -tags gpu ./tests/e2e
 	$(GO) run $(STATICCHECK) $(PACKAGES)
 
 cross: ## build for every platform that is served

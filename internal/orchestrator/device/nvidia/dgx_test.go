@@ -10,13 +10,14 @@ import (
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/dgxa100"
+	mock "github.com/NVIDIA/go-nvml/pkg/nvml/mock/server"
 
 	"rockpool/internal/orchestrator/device"
 	"rockpool/internal/orchestrator/model"
 )
 
 // watchDGX watches a plugin on NVIDIA's own mock until a report is as asked for. Functions that the mock does not have panic, as a defect in a binding would.
-func watchDGX(t *testing.T, server *dgxa100.Server, is func(device.Report) bool) device.Report {
+func watchDGX(t *testing.T, server *mock.Server, is func(device.Report) bool) device.Report {
 	t.Helper()
 	p := newPlugin(Config{Poll: 10 * time.Millisecond, Proc: t.TempDir(), Sys: t.TempDir()}.withDefaults(), fromInterface(server, time.Second))
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -47,15 +48,15 @@ func TestAMachineOfEightGPUs(t *testing.T) {
 		}
 	}
 	for _, d := range server.Devices {
-		if _, in := r.Instance(d.(*dgxa100.Device).UUID); in == nil || !in.Healthy {
-			t.Errorf("%s is %+v", d.(*dgxa100.Device).UUID, in)
+		if _, in := r.Instance(d.(*mock.Device).UUID); in == nil || !in.Healthy {
+			t.Errorf("%s is %+v", d.(*mock.Device).UUID, in)
 		}
 	}
 }
 
 func TestAGPUThatIsLostFromTheStartIsSpokenOf(t *testing.T) {
 	server := dgxa100.New()
-	server.Devices[3].(*dgxa100.Device).GetUUIDFunc = func() (string, nvml.Return) { return "", nvml.ERROR_GPU_IS_LOST }
+	server.Devices[3].(*mock.Device).GetUUIDFunc = func() (string, nvml.Return) { return "", nvml.ERROR_GPU_IS_LOST }
 	r := watchDGX(t, server, func(r device.Report) bool { return r.Healthy })
 	if len(r.Groups[0].Instances) != 7 || !strings.Contains(r.Description, "GPU 3: nvmlDeviceGetUUID: the GPU has fallen off the bus") {
 		t.Errorf("%d GPUs are offered; the report says %q", len(r.Groups[0].Instances), r.Description)

@@ -382,8 +382,9 @@ func TestWhichGPUsAreSliced(t *testing.T) {
 			for _, k := range c.want {
 				n += k
 			}
-			p := w.watch(cfg)
-			r := p.until("all are there", found(n))
+			own := *w
+			own.t = t // it ends with the case: the binding's functions are of the process
+			r := own.watch(cfg).until("all are there", found(n))
 			got := map[string]int{}
 			for _, g := range r.Groups {
 				got[g.Name] = len(g.Instances)

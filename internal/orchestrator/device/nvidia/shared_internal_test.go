@@ -12,6 +12,7 @@ import (
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/dgxa100"
+	mock "github.com/NVIDIA/go-nvml/pkg/nvml/mock/server"
 
 	"rockpool/internal/orchestrator/device"
 )
@@ -27,7 +28,7 @@ func TestWhatATaskLeavesBesideOthers(t *testing.T) {
 	}
 	var listed []nvml.ProcessInfo
 	code := nvml.SUCCESS
-	gpu := server.Devices[0].(*dgxa100.Device)
+	gpu := server.Devices[0].(*mock.Device)
 	gpu.GetComputeRunningProcessesFunc = func() ([]nvml.ProcessInfo, nvml.Return) { return listed, code }
 	gpu.GetMemoryInfo_v2Func = func() (nvml.Memory_v2, nvml.Return) {
 		return nvml.Memory_v2{Used: 30 << 30, Total: 40 << 30}, nvml.SUCCESS
