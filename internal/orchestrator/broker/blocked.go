@@ -68,18 +68,25 @@ func (q *queue) takes(o *Offer) bool {
 }
 
 // backlog is all that waits for room. An offer wakes as many as it has room for and no more; one that is woken in vain passes the offer on. So however many
-// wait, a freed allocation costs about one attempt, and yet nobody waits for ever beside room that would do.
+// wait, a freed allocation costs about one attempt, and yet nobody waits for ever beside room that would do. Who waits for devices passes an offer on in any case:
+// devices are of many kinds, so that it may have found its own elsewhere.
 type backlog struct {
 	byJob  map[job]*waiter
 	queues map[shape]*queue
 	order  []*queue // by priority, highest first
-	woken  map[string]*Offer
+	woken  map[string]woken
 	recent []*Offer // the newest, oldest first
 	missed uint64   // index up to which offers have been forgotten
 }
 
 func newBacklog() backlog {
-	return backlog{byJob: map[job]*waiter{}, queues: map[shape]*queue{}, woken: map[string]*Offer{}}
+	return backlog{byJob: map[job]*waiter{}, queues: map[shape]*queue{}, woken: map[string]woken{}}
+}
+
+// woken is what woke a waiter.
+type woken struct {
+	by      *Offer
+	devices bool // it waits for some
 }
 
 const keptOffers = 4096 // for those that were decided on an older state
@@ -129,15 +136,15 @@ func (b *backlog) take(w *waiter) {
 }
 
 // wake takes out those that an offer has room for.
-func (b *backlog) wake(o *Offer, width int) (woken []*waiter) {
+func (b *backlog) wake(o *Offer, width int) (all []*waiter) {
 	left := o.Room
 	for i := 0; i < len(b.order) && width > 0; {
 		q := b.order[i]
 		for width > 0 && q.waiting.Len() > 0 && q.waiting[0].tried < o.Index && q.takes(&Offer{o.Index, o.Node, o.Class, left, o.quota, o.all}) {
 			w := q.waiting[0]
 			b.take(w)
-			woken = append(woken, w)
-			b.woken[w.eval.ID] = o
+			all = append(all, w)
+			b.woken[w.eval.ID] = woken{o, q.shape.need.Devices > 0}
 			left.CPU -= q.shape.need.CPU
 			left.MemoryMB -= q.shape.need.MemoryMB
 			left.DiskMB -= q.shape.need.DiskMB
@@ -148,7 +155,7 @@ func (b *backlog) wake(o *Offer, width int) (woken []*waiter) {
 			i++
 		}
 	}
-	return woken
+	return all
 }
 
 // note remembers an offer for those that are being decided on an older state right now.

@@ -168,3 +168,35 @@ func BenchmarkABacklogOf25000(b *testing.B) {
 	}
 	b.ReportMetric(float64(attempts)/float64(b.N), "attempts/op")
 }
+
+// TestOffersOfDevicesArePassedOn has one that waits for devices find its own elsewhere: the offer that woke it is still good for another one.
+func TestOffersOfDevicesArePassedOn(t *testing.T) {
+	for devices, want := range map[int]bool{0: false, 2: true} {
+		q := broker.NewQueue(broker.DefaultLimits)
+		need := broker.Room{CPU: 1, Devices: devices}
+		q.Block(blocked("first", 50, map[string]bool{"c1": true}), 5, need, 0)
+		q.Block(blocked("second", 50, map[string]bool{"c1": true}), 5, need, 0)
+		q.Offer(broker.Offer{Index: 6, Node: "n", Class: "c1", Room: broker.Room{CPU: 1, Devices: 2}}, 1)
+		e := q.Dequeue(2)
+		if e == nil || q.Dequeue(2) != nil {
+			t.Fatalf("not just one is woken by room for one")
+		}
+		q.Ack(e.ID, 3)
+		if next := q.Dequeue(4); (next != nil) != want {
+			t.Errorf("with %d devices the next one is %v", devices, next)
+		}
+	}
+}
+
+func TestWhoWaitsForDevicesIsNotWokenWithoutThem(t *testing.T) {
+	q := broker.NewQueue(broker.DefaultLimits)
+	q.Block(blocked("e", 50, map[string]bool{"c1": true}), 5, broker.Room{CPU: 1, Devices: 2}, 0)
+	q.Offer(broker.Offer{Index: 6, Node: "n", Class: "c1", Room: broker.Room{CPU: 100, Devices: 1}}, 1)
+	if e := q.Dequeue(2); e != nil {
+		t.Errorf("%s is woken by one device of two", e.ID)
+	}
+	q.Offer(broker.Offer{Index: 7, Node: "n", Class: "c1", Room: broker.Room{CPU: 100, Devices: 2}}, 3)
+	if q.Dequeue(4) == nil {
+		t.Error("it is not woken by two")
+	}
+}

@@ -253,16 +253,16 @@ func (q *Queue) enqueue(list []*waiter, now int64) {
 	}
 }
 
-// tried passes on the offer that woke an evaluation: one of room when it was of no use, one to everybody always.
+// tried passes on the offer that woke an evaluation: one of room when it was of no use, one of devices or to everybody always.
 func (q *Queue) tried(e *model.Evaluation, unused bool, now int64) {
 	w := q.blocked.byJob[jobOf(e)]
 	inVain := w != nil && w.eval.ID == e.ID
 	if inVain && !unused {
 		q.retry(w, now)
 	}
-	if o := q.blocked.woken[e.ID]; o != nil {
+	if was, is := q.blocked.woken[e.ID]; is {
 		delete(q.blocked.woken, e.ID)
-		if inVain || unused || o.all || o.quota != "" {
+		if o := was.by; inVain || unused || was.devices || o.all || o.quota != "" {
 			q.enqueue(q.blocked.wake(o, 1), now)
 		}
 	}

@@ -18,14 +18,15 @@ const (
 	BoolAttribute
 )
 
-// Attribute is a value with its type, and for numbers with a unit of Nomad's: W, MHz, MiB, MB/s and so on.
+// Attribute is a value with its type, and for numbers with a unit of Nomad's: W, MHz, MiB, MB/s and so on. All fields are always encoded: the decoder uses one
+// value for all elements of a map, in which what is left out stays as it was in the element before.
 type Attribute struct {
-	Kind  AttributeKind `codec:",omitempty"`
-	Text  string        `codec:",omitempty"`
-	Int   int64         `codec:",omitempty"`
-	Float float64       `codec:",omitempty"`
-	Bool  bool          `codec:",omitempty"`
-	Unit  string        `codec:",omitempty"` // of numbers; "" = none
+	Kind  AttributeKind
+	Text  string
+	Int   int64
+	Float float64
+	Bool  bool
+	Unit  string // of numbers; "" = none
 }
 
 // TextOf, IntOf, FloatOf and BoolOf make attributes.

@@ -21,6 +21,9 @@ func TestElementsOfMapsKeepWhatIsTheirs(t *testing.T) {
 		"a": {CPU: 1, Devices: []model.AllocatedDevice{{Name: "x", DeviceIDs: []string{"1"}}}},
 		"b": {CPU: 2, Devices: []model.AllocatedDevice{{Name: "y", DeviceIDs: []string{"2"}}}}, "c": {CPU: 3},
 	}}
+	node.Resources.Devices = []model.NodeDevice{{Attributes: map[string]model.Attribute{
+		"a": model.IntOf(7, "MiB"), "b": model.TextOf("slot"), "c": model.BoolOf(true), "d": model.FloatOf(1.5, "W"), "e": model.TextOf(""), "f": model.IntOf(0, ""),
+	}}}
 	var gotNode model.Node
 	var gotHeld model.AllocatedResources
 	for _, c := range []struct{ in, out any }{{node, &gotNode}, {held, &gotHeld}} {
@@ -33,6 +36,9 @@ func TestElementsOfMapsKeepWhatIsTheirs(t *testing.T) {
 		}
 	}
 	if diff := cmp.Diff(node.Drivers, gotNode.Drivers); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(node.Resources.Devices, gotNode.Resources.Devices); diff != "" {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff(held, gotHeld); diff != "" {

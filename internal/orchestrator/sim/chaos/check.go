@@ -162,7 +162,7 @@ func (m *Monitor) Watch(server string, store *state.Store) (end func()) {
 			}
 			if a, ok := ch.After.(*model.Allocation); ok {
 				jobs[[2]string{a.Namespace, a.JobID}] = true
-				if len(a.Resources.Tasks["t"].Devices) > 0 {
+				for range a.Resources.Instances {
 					nodes[a.NodeID] = true
 					m.equipped(a.ID)
 				}
