@@ -14,7 +14,7 @@ import (
 
 // manageCommands are those for people who operate a gateway by its API.
 func manageCommands() []*cobra.Command {
-	return []*cobra.Command{envCommand(), poolCommand(), runnersCommand(), tokenCommand()}
+	return []*cobra.Command{envCommand(), poolCommand(), runnersCommand(), timelineCommand(), tokenCommand()}
 }
 
 // target adds the flags that say which gateway is meant.
@@ -141,6 +141,17 @@ func poolCommand() *cobra.Command {
 		}
 		return client.ShowPools(c.Context(), *t, &id, c.OutOrStdout())
 	}
+	return c
+}
+
+func timelineCommand() *cobra.Command {
+	c := &cobra.Command{Use: "timeline", Short: "Show where the time of runners and requests went", Args: cobra.NoArgs}
+	t := target(c, true)
+	var w client.Wanted
+	c.Flags().StringVar(&w.Runner, "runner", "", "only what has to do with this runner")
+	c.Flags().StringVar(&w.Execution, "execution", "", "only this execution")
+	c.Flags().IntVar(&w.Limit, "limit", 10, "so many of the newest, 100 at most")
+	c.RunE = func(c *cobra.Command, _ []string) error { return client.ShowTimelines(c.Context(), *t, w, c.OutOrStdout()) }
 	return c
 }
 

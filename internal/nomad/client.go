@@ -23,6 +23,7 @@ import (
 
 	"rockpool/internal/fault"
 	"rockpool/internal/logging"
+	"rockpool/internal/timeline"
 )
 
 // Options say where the cluster is and how runners are derived.
@@ -40,6 +41,7 @@ type Options struct {
 	Network    Network
 	ForcePull  bool // pull images anew
 	Observer   Observer
+	Timeline   *timeline.Recorder // nil = nothing is recorded
 }
 
 // Network is the configuration of runners with network access.
@@ -107,6 +109,9 @@ func New(o Options, log logging.Logger) (*Client, error) {
 	if o.Observer != nil {
 		c.lag.told = o.Observer.EventLag
 		through = &timed{next: transport, observer: o.Observer, lag: &c.lag}
+	}
+	if o.Timeline != nil {
+		through = traced{through}
 	}
 	var err error
 	c.api, err = api.NewClient(&api.Config{
