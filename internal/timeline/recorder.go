@@ -246,10 +246,9 @@ func (r *Recorder) Run(ctx context.Context) error {
 		return err
 	}
 	told := false
-	for ctx.Err() == nil {
-		batch := r.gather(ctx)
-		if len(batch) == 0 || ctx.Err() != nil {
-			r.flush(ctx, batch)
+	var batch []export
+	for {
+		if batch = r.gather(ctx); ctx.Err() != nil {
 			break
 		}
 		// Not derived from the end of ctx: what is under way is finished, within its own bound.
@@ -261,6 +260,7 @@ func (r *Recorder) Run(ctx context.Context) error {
 			}
 		}
 	}
+	r.flush(ctx, batch)
 	return r.up.close(context.WithoutCancel(ctx))
 }
 
