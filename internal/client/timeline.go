@@ -76,4 +76,6 @@ func timelineIn(d dto.Timeline) timeline.Timeline {
 }
 
 // micros are microseconds of an answer, which may say anything.
-func micros(us float64) time.Duration { return time.Duration(min(max(us, 0), 1e12) * float64(time.Microsecond)) }
+func micros(us float64) time.Duration {
+	return time.Duration(min(max(us, 0), 1e12) * float64(time.Microsecond))
+}

@@ -141,7 +141,7 @@ func (s *session) next() (api.ExecStreamingOutput, error) {
 	}
 	err := s.conn.ReadJSON(&frame)
 	if err == nil && frame.Exited {
-		s.call.Import(frame.Steps)
+		s.call.Import(frame.Steps, s.dialed)
 	}
 	return frame.ExecStreamingOutput, err
 }

@@ -24,7 +24,7 @@ func (t traced) RoundTrip(r *http.Request) (*http.Response, error) {
 	span.Fail(err)
 	if err == nil {
 		span.Number(timeline.Status, int64(resp.StatusCode))
-		span.Import(resp.Header.Get(timeline.HeaderSteps))
+		span.Import(resp.Header.Get(timeline.HeaderSteps), time.Time{})
 	}
 	return resp, err
 }

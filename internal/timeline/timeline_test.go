@@ -65,7 +65,7 @@ func TestOffAllocatesNothing(t *testing.T) {
 		span.Number(timeline.Status, 200)
 		span.Fail(err)
 		span.About("10-x")
-		span.Import("5")
+		span.Import("5", time.Time{})
 		span.Child(timeline.ClusterCall).End()
 		span.Top().After(timeline.RunnerIdle)
 		timeline.From(ctx).Above().Past(timeline.LogApply, time.Time{}, time.Time{})
@@ -165,7 +165,7 @@ func TestWhatAnotherProcessTellsStaysWithinItsCall(t *testing.T) {
 		r := recorder(&testing.T{}, timeline.Options{Keep: 1})
 		s := r.Partner(parent)
 		c := s.Child(timeline.ClusterCall)
-		c.Import(told)
+		c.Import(told, time.Time{})
 		c.End()
 		s.End()
 		v := r.Find(timeline.Query{Limit: 1})[0]
@@ -208,7 +208,7 @@ func TestStepsAreToldAndTakenIn(t *testing.T) {
 	entry := answer.Child(timeline.NodeRelay)
 	entry.Child(timeline.NodeExec).End()
 	entry.End()
-	call.Import(answer.Steps())
+	call.Import(answer.Steps(), time.Now())
 	call.End()
 	s.End()
 	var got []string
@@ -306,7 +306,7 @@ func TestSpansGoToTheCollector(t *testing.T) {
 		s.About("10-x")
 		s.Number(timeline.Status, 200)
 		child := s.Child(timeline.ClusterCall)
-		child.Import("3,log.apply:0:0:3") // its own process sends it
+		child.Import("3,log.apply:0:0:3", time.Time{}) // its own process sends it
 		child.Fail(errors.New("secret words"))
 		child.End()
 		s.End()

@@ -98,8 +98,8 @@ func (s *Span) Steps() string {
 }
 
 // Import adds the steps that another process told of the call that this span stands for. Its clock is not ours: what it did is put into the middle of the call, and
-// nothing lies outside of it. What is not well-formed ends the list.
-func (s *Span) Import(steps string) {
+// nothing lies outside of it. It began at latest when its first answer was here; zero = that is not known. What is not well-formed ends the list.
+func (s *Span) Import(steps string, answered time.Time) {
 	if s == nil || steps == "" || len(steps) > maxSteps {
 		return
 	}
@@ -116,6 +116,9 @@ func (s *Span) Import(steps string) {
 		return
 	}
 	offset := from.Add(max(to.Sub(from)-micros(took), 0) / 2)
+	if !answered.IsZero() {
+		offset = clamp(offset, from, answered)
+	}
 	above := []*Span{s}
 	n := 0
 	for part := range strings.SplitSeq(rest, ",") {

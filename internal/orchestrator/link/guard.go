@@ -108,7 +108,7 @@ func (t plain) RoundTrip(r *http.Request) (*http.Response, error) {
 		_ = resp.Body.Close()
 		return nil, fault.New(fault.Unavailable, "the node answers with status %d", c)
 	}
-	timeline.From(r.Context()).Import(resp.Header.Get(timeline.HeaderSteps))
+	timeline.From(r.Context()).Import(resp.Header.Get(timeline.HeaderSteps), time.Time{})
 	out := *resp // a copy, so that trailers stay with the original
 	out.Trailer, out.Header = nil, make(http.Header, len(passed))
 	for _, k := range passed {
