@@ -116,6 +116,16 @@ func TestCallsToANomadOfOthersCarryTheTrace(t *testing.T) {
 	if len(found.Steps) < 4 || found.Steps[0].Step != "request" || found.RunnerID == "" || found.Steps[0].Attributes["rockpool.route"] != "provideRunner" {
 		t.Errorf("the claim is shown as %+v", found)
 	}
+	// Who is not let in leaves nothing, whatever the request says.
+	before := len(h.timelines(""))
+	for range 5 {
+		if code, _, _ := h.ask("POST", "/runners", `{"executionEnvironmentId":10}`, http.Header{"Poseidon-Token": {"wrong"}, "Traceparent": {"00-" + callersTrace + "-b7ad6b7169203331-01"}}); code != 401 {
+			t.Errorf("a wrong token: %d", code)
+		}
+	}
+	if after := len(h.timelines("")); after != before {
+		t.Errorf("%d timelines became %d by requests with a wrong token", before, after)
+	}
 	if len(h.timelines("?runner="+found.RunnerID)) < 2 || len(h.timelines("?execution=nobody")) != 0 || len(h.timelines("?limit=1")) != 1 {
 		t.Error("what was asked for is not what is shown")
 	}

@@ -87,17 +87,6 @@ func BenchmarkOff(b *testing.B) {
 	}
 }
 
-func BenchmarkOn(b *testing.B) {
-	r := recorder(b, timeline.Options{Keep: 16})
-	b.ReportAllocs()
-	for b.Loop() {
-		s := r.Partner(parent)
-		c := s.Child(timeline.ClaimTake)
-		c.End()
-		s.End()
-	}
-}
-
 func TestOnlyWellFormedTraceparentsAreTaken(t *testing.T) {
 	for h, want := range map[string]bool{
 		parent: true, strings.Replace(parent, "00-", "cc-", 1) + "-more": true, strings.TrimSuffix(parent, "1") + "0": true,
@@ -194,6 +183,27 @@ func TestWhatAnotherProcessTellsStaysWithinItsCall(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		steps := rapid.SliceOfN(rapid.StringMatching(`(log\.apply|request|x)(:-?[0-9]{1,13}){2,4}|(log\.apply|request):[0-3]:[0-9]{1,5}:[0-9]{1,5}`), 0, 80).Draw(t, "steps")
 		check(t, strings.Join(append([]string{rapid.StringMatching(`[0-9]{0,12}`).Draw(t, "took")}, steps...), ","))
+	})
+}
+
+// A supervisor that is in a tenant's hands may say any length.
+func TestWhatIsOverLiesWithinItsParent(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		r := recorder(&testing.T{}, timeline.Options{Keep: 1})
+		s := r.Partner(parent)
+		c := s.Child(timeline.ExecRequest)
+		if rapid.Bool().Draw(t, "ended") {
+			c.End()
+		}
+		at := time.Now().Add(time.Duration(rapid.Int64Range(-1<<55, 1<<55).Draw(t, "begun")))
+		c.Past(timeline.ExecFork, at, at.Add(time.Duration(rapid.Int64Range(-1<<55, 1<<55).Draw(t, "length"))))
+		c.End()
+		s.End()
+		steps := r.Find(timeline.Query{Limit: 1})[0].Steps
+		request, fork := steps[1], steps[2]
+		if fork.Start < request.Start || fork.Duration < 0 || fork.Start+fork.Duration > request.Start+request.Duration {
+			t.Fatalf("%+v lies outside of %+v", fork, request)
+		}
 	})
 }
 
