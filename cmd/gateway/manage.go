@@ -151,7 +151,9 @@ func timelineCommand() *cobra.Command {
 	c.Flags().StringVar(&w.Runner, "runner", "", "only what has to do with this runner")
 	c.Flags().StringVar(&w.Execution, "execution", "", "only this execution")
 	c.Flags().IntVar(&w.Limit, "limit", 10, "so many of the newest, 100 at most")
-	c.RunE = func(c *cobra.Command, _ []string) error { return client.ShowTimelines(c.Context(), *t, w, c.OutOrStdout()) }
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return client.ShowTimelines(c.Context(), *t, w, c.OutOrStdout())
+	}
 	return c
 }
 

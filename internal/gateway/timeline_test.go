@@ -203,6 +203,13 @@ func TestOneTraceFromTheGatewayToTheSupervisor(t *testing.T) {
 			t.Errorf("the timeline has no %s: %s", step, mustJSON(t, shown))
 		}
 	}
+	end := map[string]float64{}
+	for _, s := range shown[0].Steps {
+		end[s.Step] = s.Start + s.Duration
+	}
+	if end["exec.fork"] >= end["exec.request"] { // what the supervisor says was cut, so it was no measure of its time
+		t.Errorf("the supervisor's part ends at %v us, the request at %v us", end["exec.fork"], end["exec.request"])
+	}
 	spans := collector.Spans()
 	at := map[string]timelinetest.Span{}
 	steps := map[string]map[string]bool{"rockpool-gateway": {}, "rockpool-orchestrator": {}}

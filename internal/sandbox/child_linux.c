@@ -42,11 +42,12 @@ static void need(int ok, const char *step) {
 	if (!ok) refuse(step);
 }
 
-// since is the microseconds from the arrival of the request, an hour at most.
+// since is the microseconds from the arrival of the request; 0 where the clock was set meanwhile.
 static uint32_t since(void) {
 	struct timespec now;
-	if (clock_gettime(CLOCK_MONOTONIC, &now) < 0 || now.tv_sec - asked.tv_sec >= 3600) return 3600u * 1000 * 1000;
-	return (uint32_t)((now.tv_sec - asked.tv_sec) * 1000000 + (now.tv_nsec - asked.tv_nsec) / 1000);
+	if (clock_gettime(CLOCK_REALTIME, &now) < 0) return 0;
+	int64_t micros = ((int64_t)now.tv_sec - asked.tv_sec) * 1000000 + (now.tv_nsec - asked.tv_nsec) / 1000;
+	return micros > 0 && micros < UINT32_MAX ? (uint32_t)micros : 0;
 }
 
 // announce hands the node a descriptor of this process, and the master of its terminal.
