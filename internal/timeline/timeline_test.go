@@ -354,7 +354,9 @@ func TestABrokenCollectorHoldsNobodyUp(t *testing.T) {
 			w.Header().Set("Retry-After", "3600")
 			w.WriteHeader(503)
 		},
-		"redirects":          func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, stolen.URL+"/v1/traces", http.StatusTemporaryRedirect) },
+		"redirects": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, stolen.URL+"/v1/traces", http.StatusTemporaryRedirect)
+		},
 		"answers for ever":   func(w http.ResponseWriter, r *http.Request) { _, _ = io.CopyN(w, zeros{}, 1<<30) },
 		"breaks connections": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 	} {
