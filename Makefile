@@ -35,8 +35,8 @@ hostile: ## attack a live service and print what held (root; HOSTILE="A1 B4" run
 sim: export SEEDS ?= 200
 sim: export MINUTES ?= 10
 sim: export FLAPS ?= 1500
-sim: ## simulate clusters in which things go wrong, and 1,000 changes of leader (SEEDS=200 FIRST=1 MINUTES=10 FLAPS=1500; RACE=-race)
-	$(GO) test $(RACE) -timeout $$(($(MINUTES) + 60))m -count 1 -v -run 'TestSeeds|TestFlaps' ./internal/orchestrator/sim/chaos
+sim: ## simulate clusters in which things go wrong, GPUs included, and 1,000 changes of leader (SEEDS=200 FIRST=1 MINUTES=10 FLAPS=1500; RACE=-race)
+	$(GO) test $(RACE) -timeout $$(($(MINUTES) + 60))m -count 1 -v -run 'TestSeeds|TestDevices|TestFlaps' ./internal/orchestrator/sim/chaos
 
 vm: export ROCKPOOL_VM_KERNEL ?= $(CURDIR)/.cache/kernel
 vm: ## the sandbox's tests on control groups v2, in an emulated machine (needs qemu and a kernel, says so when it skips)

@@ -155,6 +155,13 @@ client {
     fingerprint_period = "30s"
     # What becomes of allocations when a GPU of theirs becomes unhealthy: keep (their tasks are told) or stop (they fail, and are placed elsewhere).
     on_unhealthy = "keep"
+    # Share each GPU as so many slots, 2 to 64, on which tasks take turns: each slot is offered as a device of its own, and the GPU as a whole is not. 0: GPUs are not
+    # shared. The GPU does not keep a task from the memory of the other slots. See docs/gpu.md.
+    slots = 0
+    # Memory of a slot: "8 GiB". A GPU that has not enough for all its slots is not offered. Empty: an equal part.
+    slot_memory = ""
+    # GPUs that are shared, by UUID, PCI bus id or model: "Tesla T4". Empty: all, but those in MIG mode.
+    slotted_gpus = []
   }
 
   docker {

@@ -30,12 +30,14 @@ func run(args []string) int {
 	root := &cobra.Command{Use: "gateway", Short: "A gateway for running strangers' code", SilenceUsage: true, SilenceErrors: true,
 		Args: cobra.NoArgs, RunE: serveRun}
 	serveCmd := &cobra.Command{Use: "serve", Short: "Serve the API", Args: cobra.NoArgs, RunE: serveRun}
-	for _, c := range []*cobra.Command{root, serveCmd} {
+	checkCmd := &cobra.Command{Use: "check", Short: "Check the configuration, and refuse what serve would ignore", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return check(file) }}
+	for _, c := range []*cobra.Command{root, serveCmd, checkCmd} {
 		c.Flags().StringVar(&file, "config", "./configuration.yaml", "configuration file")
 	}
 	versionCmd := &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), gateway.Version()) }}
-	root.AddCommand(append(manageCommands(), serveCmd, runCommand(&code), versionCmd)...)
+	root.AddCommand(append(manageCommands(), serveCmd, checkCmd, runCommand(&code), versionCmd)...)
 	flagstyle.Accept(root, args)
 	cmd, err := root.ExecuteContextC(context.Background())
 	if err == nil {
@@ -49,6 +51,22 @@ func run(args []string) int {
 		return client.ExitError // not to be taken for the program's own
 	}
 	return 1
+}
+
+// check reads the configuration as serve does, and takes what that ignores for mistakes.
+func check(file string) error {
+	_, notes, err := config.Load(file, os.Environ())
+	problems := []error{err}
+	if notes.Missing {
+		problems = append(problems, fmt.Errorf("%s: there is no such file", file))
+	}
+	for _, doubt := range notes.Doubts {
+		problems = append(problems, errors.New(doubt))
+	}
+	if err := errors.Join(problems...); err != nil {
+		return fmt.Errorf("%w:\n%w", errConfig, err)
+	}
+	return nil
 }
 
 func serve(ctx context.Context, file string) error {
@@ -65,6 +83,9 @@ func serve(ctx context.Context, file string) error {
 	}
 	if len(notes.Ignored) > 0 {
 		log.WithField("keys", notes.Ignored).Info("keys without a meaning here are ignored")
+	}
+	for _, doubt := range notes.Doubts {
+		log.WithField("doubt", doubt).Warn("a part of the configuration is ignored")
 	}
 	var embedded gateway.Embedded
 	if cfg.Nomad.Address == "" {

@@ -23,7 +23,11 @@ func TestExitCodes(t *testing.T) {
 	defer s.Close()
 	t.Setenv("ROCKPOOL_URL", s.URL)
 	broken := filepath.Join(t.TempDir(), "c.yaml")
-	if err := os.WriteFile(broken, []byte("server:\n  prot: 1\n"), 0o600); err != nil {
+	if err := os.WriteFile(broken, []byte("server:\n  port: x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	doubtful := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(doubtful, []byte("server:\n  prot: 1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -35,6 +39,8 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"env", "delete"}, 1}, {[]string{"env", "apply"}, 1}, {[]string{"env", "apply", "5", "--file", "x"}, 1}, {[]string{"env", "apply", "--file", broken}, 1},
 		{[]string{"pool"}, 1}, {[]string{"pool", "-3"}, 1}, {[]string{"runners", "claim"}, 1}, {[]string{"token", "a b"}, 1}, {[]string{"token", "name"}, 0},
 		{[]string{"nonsense"}, 1}, {[]string{"env", "apply", "--help"}, 0}, {[]string{"version"}, 0}, {[]string{"serve", "--config", broken}, 2}, {[]string{"run", "--env", "1"}, 125},
+		{[]string{"check", "--config", broken}, 2}, {[]string{"check", "--config", doubtful}, 2}, {[]string{"check", "--config", doubtful + ".missing"}, 2},
+		{[]string{"check", "--config", "../../configuration.example.yaml"}, 0},
 	} {
 		if got := run(c.args); got != c.want {
 			t.Errorf("%q: %d, want %d", c.args, got, c.want)

@@ -76,10 +76,11 @@ func applyCommand() *cobra.Command {
 	f := apply.Flags()
 	file := f.StringP("file", "f", "", "YAML or JSON of one or more environments")
 	dry := f.Bool("dry-run", false, "say what would change, and change nothing")
-	image, runtime := f.String("image", "", "image, such as host or debian:12"), f.String("runtime", "", "OCI runtime of the nodes")
+	image, runtime := f.String("image", "", "image, such as host or debian:12"), f.String("runtime", "", "isolation class: an OCI runtime of the nodes")
 	pool, cpu, memory := f.Uint("pool", 0, "prewarmed runners"), f.Uint("cpu", 0, "MHz"), f.Uint("memory", 0, "MB")
 	network, ports := f.Bool("network", false, "network access"), f.UintSlice("port", nil, "exposed port; may be repeated")
 	egress := f.StringSlice("egress", nil, "what may be reached with network access; may be repeated")
+	devices := f.StringArray("device", nil, "device of each runner, such as nvidia/gpu or nvidia/gpu=2; may be repeated; none = no devices. Conditions go by --file")
 	apply.RunE = func(c *cobra.Command, args []string) error {
 		if (*file == "") == (len(args) == 0) {
 			return fmt.Errorf("say either which environment, by its id, or which file")
@@ -105,6 +106,11 @@ func applyCommand() *cobra.Command {
 			}
 		}
 		d := client.Definition{ID: id, Fields: map[string]any{}}
+		if f.Changed("device") {
+			if d.Fields["devices"], err = client.ParseDevices(*devices); err != nil {
+				return fmt.Errorf("--device: %w", err)
+			}
+		}
 		for flag, field := range map[string]struct {
 			name  string
 			value any

@@ -16,6 +16,13 @@ variable "token" {
   default     = ""
 }
 
+variable "peer_secret" {
+  type        = string
+  description = "what the gateways know each other by, at least 16 characters such as from openssl rand -hex 32; empty = token, which then has to be as long"
+  sensitive   = true
+  default     = ""
+}
+
 variable "nomad_address" {
   type        = string
   description = "host of a server's HTTP API, as allocations reach it: in a bridge's network 127.0.0.1 is the allocation itself"
@@ -23,7 +30,7 @@ variable "nomad_address" {
 
 variable "nomad_token" {
   type        = string
-  description = "secret of a token that may submit jobs, read them, execute in allocations, and use the variables at rockpool/gateways/*"
+  description = "secret of a token that may submit jobs, read them, execute in allocations, and use the variables at rockpool/gateways/* and rockpool/keys/*"
   sensitive   = true
   default     = ""
 }
@@ -105,6 +112,7 @@ job "gateway" {
         ROCKPOOL_SERVER_PUBLICURL   = var.public_url
         # Where the other gateways reach this one. Without it each of several would keep the pools. One alone has it too: an upgrade has two for a while.
         ROCKPOOL_SERVER_PEERADDRESS = "http://${NOMAD_ADDR_http}"
+        ROCKPOOL_SERVER_PEERSECRET  = var.peer_secret
         ROCKPOOL_NOMAD_ADDRESS      = var.nomad_address
         ROCKPOOL_NOMAD_TOKEN        = var.nomad_token
       }

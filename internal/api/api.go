@@ -37,9 +37,10 @@ type Options struct {
 	AlertThreshold       float64
 	ForbidSingleQuote    bool
 	CopyModificationTime bool
-	ReattachBuffer       int64  // bytes of output that are held in all for clients that may come again
-	Version              string // empty = there is no release
-	MaxExecutions        int    // that run or wait to be begun, of one runner and in all; 0 = no bound
+	ReattachBuffer       int64       // bytes of output that are held in all for clients that may come again
+	Uploads              *files.Room // what files that are being sent may take in all; nil = anything
+	Version              string      // empty = there is no release
+	MaxExecutions        int         // that run or wait to be begun, of one runner and in all; 0 = no bound
 	MaxExecutionsInAll   int
 	Fits                 func(execution.Request) error // says what of a command cannot be passed on; nil = all can be
 	Watch                Watch
@@ -53,7 +54,7 @@ type Options struct {
 type Watch interface {
 	Begin(route string)
 	Observe(o endpoint.Observation)
-	// Refused is told the reason: token, scope, rate, quota or executions.
+	// Refused is told the reason: token, scope, rate, quota, executions or uploads.
 	Refused(reason string)
 	ExecutionStored(environment int, runner, execution string)
 	// ExecutionBegun returns what is told its verdict, and the bytes it wrote.
@@ -293,6 +294,9 @@ func (a *API) Wait() { a.requests.Wait() }
 func tokenOf(id auth.Identity) *access.Token { return id.Rights.(*access.Token) }
 
 func (a *API) authenticate(r *http.Request) (auth.Identity, error) {
+	if word := r.Header.Get(relayed); word != "" && a.opts.Gateways != nil {
+		return a.vouched(r, word)
+	}
 	t := a.opts.Tokens.Find(r.Header.Get("Poseidon-Token"))
 	if t == nil {
 		a.opts.Watch.Refused("token")
@@ -303,13 +307,32 @@ func (a *API) authenticate(r *http.Request) (auth.Identity, error) {
 		err := fault.New(fault.Exhausted, "the token's rate of requests is used up: try again in %v", wait.Round(time.Millisecond))
 		return auth.Identity{}, &answered{error: err, status: http.StatusTooManyRequests, retryAfter: wait}
 	}
-	return auth.Identity{Name: t.Name, Scopes: map[auth.Scope]bool{auth.Gateway: true}, Rights: t}, nil
+	return identity(t), nil
+}
+
+func identity(t *access.Token) auth.Identity {
+	return auth.Identity{Name: t.Name, Scopes: map[auth.Scope]bool{auth.Gateway: true}, Rights: t}
+}
+
+// vouched is the client of a request that another gateway passes on. What its token may do is as this gateway knows it; that it was not too often was looked at there.
+func (a *API) vouched(r *http.Request, word string) (auth.Identity, error) {
+	name, err := a.opts.Gateways.Vouched(r, word)
+	if err != nil {
+		a.opts.Watch.Refused("token")
+		return auth.Identity{}, fault.Wrap(fault.Unauthenticated, err, "the request is not passed on by a gateway of this cluster: %v", err)
+	}
+	t := a.opts.Tokens.Named(name)
+	if t == nil {
+		a.opts.Watch.Refused("token")
+		return auth.Identity{}, fault.New(fault.Unauthenticated, "this gateway has no token of the name %q: give all gateways the same tokens", name)
+	}
+	return identity(t), nil
 }
 
 type runnerKey struct{}
 
 // lookup lets requests in, and finds the runner that a path names.
-func (a *API) lookup(r *http.Request, route endpoint.Route) (context.Context, error) {
+func (a *API) lookup(r *http.Request, route endpoint.Route, caller auth.Identity) (context.Context, error) {
 	ctx := r.Context()
 	if route.Policy.Scope == auth.Public {
 		return ctx, nil
@@ -329,7 +352,7 @@ func (a *API) lookup(r *http.Request, route endpoint.Route) (context.Context, er
 	if err != nil {
 		return ctx, err
 	}
-	if t := a.opts.Tokens.Find(r.Header.Get("Poseidon-Token")); t == nil || !t.Owns(found.Owner, strconv.Itoa(int(found.Env))) {
+	if !tokenOf(caller).Owns(found.Owner, strconv.Itoa(int(found.Env))) {
 		return ctx, runner.Unknown(id) // nobody learns what others have
 	}
 	noteRunner(ctx, found)

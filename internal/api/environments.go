@@ -63,14 +63,23 @@ func (a *API) version(context.Context, auth.Identity, endpoint.None) (string, er
 }
 
 func (a *API) statistics(_ context.Context, caller auth.Identity, _ endpoint.None) (map[string]dto.Statistics, error) {
+	list, _ := a.envs.List(context.Background(), false) // from memory: cannot fail
+	devices := map[environment.ID][]environment.Device{}
+	for _, e := range list {
+		devices[e.ID] = e.Devices
+	}
 	out := map[string]dto.Statistics{}
 	for id, s := range a.runners.AllStats() {
 		if !maySee(caller, id) {
 			continue
 		}
-		out[strconv.Itoa(int(id))] = dto.Statistics{
-			ID: int(id), PrewarmingPoolSize: uint(s.Size), IdleRunners: uint(s.Idle), UsedRunners: uint(s.Used),
+		one := dto.Statistics{
+			ID: int(id), PrewarmingPoolSize: uint(s.Size), IdleRunners: uint(s.Idle), UsedRunners: uint(s.Used), Devices: devicesOut(devices[id]),
 		}
+		if s.Short {
+			one.PossibleRunners = new(uint(s.Possible))
+		}
+		out[strconv.Itoa(int(id))] = one
 	}
 	return out, nil
 }
@@ -107,7 +116,7 @@ func environmentOut(e environment.Environment) dto.Environment {
 	return dto.Environment{
 		ID: int(e.ID), PrewarmingPoolSize: e.PoolSize, CPULimit: e.CPULimit, MemoryLimit: e.MemoryLimit,
 		Image: e.Image, NetworkAccess: e.NetworkAccess, ExposedPorts: ports,
-		NetworkEgress: e.Egress, Runtime: e.Runtime, PoolSizeMin: e.PoolSizeMin, PoolSizeMax: e.PoolSizeMax,
+		NetworkEgress: e.Egress, Runtime: e.Runtime, Devices: devicesOut(e.Devices), PoolSizeMin: e.PoolSizeMin, PoolSizeMax: e.PoolSizeMax,
 	}
 }
 
@@ -157,7 +166,7 @@ func (a *API) putEnvironment(ctx context.Context, _ auth.Identity, r putRequest)
 	created, err := a.envs.Put(ctx, environment.Environment{
 		ID: environment.ID(r.ID), PoolSize: b.PrewarmingPoolSize, CPULimit: b.CPULimit, MemoryLimit: b.MemoryLimit,
 		Image: b.Image, NetworkAccess: b.NetworkAccess, ExposedPorts: b.ExposedPorts,
-		Egress: b.NetworkEgress, Runtime: b.Runtime, PoolSizeMin: *least, PoolSizeMax: *most,
+		Egress: b.NetworkEgress, Runtime: b.Runtime, Devices: devicesIn(b.Devices), PoolSizeMin: *least, PoolSizeMax: *most,
 	}, b.PoolSizeMin == nil && b.PoolSizeMax == nil)
 	if kind := fault.KindOf(err); err != nil && kind != fault.Unavailable && kind != fault.Invalid { // only what is beyond the contract is invalid here
 		err = coded(fmt.Errorf("provision environment %d: %w", r.ID, err), dto.CodeUnknown)

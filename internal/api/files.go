@@ -36,7 +36,11 @@ func (a *API) updateFiles(w http.ResponseWriter, r *http.Request, _ auth.Identit
 	if a.opts.CopyModificationTime {
 		modified = time.Now()
 	}
-	update, err := files.Read(q.Body, modified)
+	update, err := files.Read(q.Body, modified, a.opts.Uploads)
+	if fault.Is(err, fault.Exhausted) {
+		a.opts.Watch.Refused("uploads")
+		return &answered{error: err, status: http.StatusServiceUnavailable, code: dto.CodeOverload, retryAfter: uploadAgain}
+	}
 	if err != nil {
 		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			err = fault.New(fault.Invalid, "the request body is larger than %d bytes", tooLarge.Limit)
@@ -58,6 +62,9 @@ func (a *API) updateFiles(w http.ResponseWriter, r *http.Request, _ auth.Identit
 	}
 	return ofRunner(ctx, run, err)
 }
+
+// uploadAgain is when to come again with an upload for which there was no room.
+const uploadAgain = 5 * time.Second
 
 // Times of the cluster.
 const (

@@ -84,7 +84,7 @@ func serveRunner(ctx context.Context, n *hangingNode, method, path, body string)
 	a := &API{files: n, opts: Options{Tokens: tokens(""), Watch: nobody{}}}
 	server := endpoint.NewServer(a.table(), endpoint.Options{
 		Auth: auth.Func(a.authenticate), Error: writeError,
-		Lookup: func(r *http.Request, _ endpoint.Route) (context.Context, error) {
+		Lookup: func(r *http.Request, _ endpoint.Route, _ auth.Identity) (context.Context, error) {
 			return context.WithValue(r.Context(), runnerKey{}, &runner.Runner{ID: "10-x"}), nil
 		},
 	})

@@ -22,7 +22,7 @@ type node struct {
 	Name, In   string          // of a parameter
 	Required   any             `json:"required"`
 	Properties map[string]node `json:"properties"`
-	Enum       []string        `json:"enum"`
+	Enum       []any           `json:"enum"`
 	Schema     *node           `json:"schema"`
 	Content    map[string]node `json:"content"`
 }
@@ -59,12 +59,13 @@ func (n node) schemaName() string { return strings.TrimPrefix(n.Ref, "#/componen
 // documented are the types whose fields are held to a schema. What is not in it is not documented.
 var documented = map[string]reflect.Type{
 	"Environment": reflect.TypeFor[dto.Environment](), "EnvironmentRequest": reflect.TypeFor[dto.EnvironmentRequest](),
+	"Device": reflect.TypeFor[dto.Device](), "DeviceConstraint": reflect.TypeFor[dto.DeviceConstraint](),
 	"Environments": reflect.TypeFor[dto.Environments](), "Statistics": reflect.TypeFor[dto.Statistics](),
 	"RunnerRequest": reflect.TypeFor[dto.RunnerRequest](), "Runner": reflect.TypeFor[dto.Runner](), "MappedPort": reflect.TypeFor[dto.MappedPort](),
 	"ExecutionRequest": reflect.TypeFor[dto.ExecutionRequest](), "Reattach": reflect.TypeFor[dto.Reattach](), "Execution": reflect.TypeFor[dto.Execution](), "FileHeader": reflect.TypeFor[dto.FileHeader](),
 	"ClientError": reflect.TypeFor[dto.ClientError](), "ServerError": reflect.TypeFor[dto.ServerError](), "Queue": reflect.TypeFor[dto.Queue](),
 	"Pools": reflect.TypeFor[dto.Pools](), "Pool": reflect.TypeFor[dto.Pool](), "PoolAutomatic": reflect.TypeFor[dto.PoolAutomatic](),
-	"PoolFailures": reflect.TypeFor[dto.PoolFailures](), "PoolClaims": reflect.TypeFor[dto.PoolClaims](), "PoolQueue": reflect.TypeFor[dto.PoolQueue](),
+	"PoolFailures": reflect.TypeFor[dto.PoolFailures](), "PoolShortage": reflect.TypeFor[dto.PoolShortage](), "PoolClaims": reflect.TypeFor[dto.PoolClaims](), "PoolQueue": reflect.TypeFor[dto.PoolQueue](),
 	"PoolLimits": reflect.TypeFor[dto.PoolLimits](), "PoolRunner": reflect.TypeFor[dto.PoolRunner](),
 	"ClaimedRunners": reflect.TypeFor[dto.ClaimedRunners](), "ClaimedRunner": reflect.TypeFor[dto.ClaimedRunner](),
 	"Timelines": reflect.TypeFor[dto.Timelines](), "Timeline": reflect.TypeFor[dto.Timeline](), "Step": reflect.TypeFor[dto.Step](),
@@ -109,7 +110,7 @@ func TestTheDocumentHasTheFieldsOfTheBodies(t *testing.T) {
 			}
 		}
 	}
-	codes := []string{string(dto.CodeUnreachable), string(dto.CodeOverload), string(dto.CodeInternal), string(dto.CodeDepleting), string(dto.CodeUnknown)}
+	codes := []any{string(dto.CodeUnreachable), string(dto.CodeOverload), string(dto.CodeInternal), string(dto.CodeDepleting), string(dto.CodeUnknown)}
 	if got := schemas["ErrorCode"].Enum; !slices.Equal(got, codes) {
 		t.Errorf("the codes are %q, in the code %q", got, codes)
 	}

@@ -4,32 +4,44 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"strings"
 
 	"rockpool/internal/api/session"
+	"rockpool/internal/auth"
 	"rockpool/internal/fault"
 	"rockpool/internal/logging"
 )
 
 // Gateways are the others that share the cluster.
 type Gateways interface {
-	// Owner is the URL of the live gateway where an execution waits; false = no other one.
-	Owner(ctx context.Context, executionID string) (url string, ok bool, err error)
+	// Owner is the live gateway where an execution waits; false = no other one.
+	Owner(ctx context.Context, executionID string) (g Neighbour, ok bool, err error)
+	// Vouched is the name of the token that another gateway has authenticated a request with which it passes on, by its word.
+	Vouched(r *http.Request, word string) (token string, err error)
+}
+
+// Neighbour is another gateway.
+type Neighbour struct {
+	URL string
+	// Vouch is our word to it that a request is from whoever has the token of that name.
+	Vouch func(r *http.Request, token string) string
 }
 
 // maxRelays is how many sessions are passed on at once.
 const maxRelays = 4096
 
-// relayed marks a request that another gateway passes on, which is not passed on again.
+// relayed is the header of a request that another gateway passes on, with its word for the client. It is not passed on again.
 const relayed = "Rockpool-Relayed"
 
-// relay passes a WebSocket on to the gateway where its execution waits, and reports whether that is another one. That gateway authenticates the client
-// itself: the token goes with the request.
-func (a *API) relay(w http.ResponseWriter, r *http.Request, executionID string) (done bool, err error) {
+// passed are the client's headers that go with it: those that say who it is and what it belongs to, and none that is a secret.
+var passed = []string{"User-Agent", "Sentry-Trace", "Baggage", "Traceparent", "Tracestate"}
+
+// relay passes a WebSocket on to the gateway where its execution waits, and reports whether that is another one. The client's token does not go with it: this
+// gateway has authenticated the client, and gives its word for that.
+func (a *API) relay(w http.ResponseWriter, r *http.Request, caller auth.Identity, executionID string) (done bool, err error) {
 	if a.opts.Gateways == nil || r.Header.Get(relayed) != "" {
 		return false, nil
 	}
-	base, ok, err := a.opts.Gateways.Owner(r.Context(), executionID)
+	other, ok, err := a.opts.Gateways.Owner(r.Context(), executionID)
 	if err != nil || !ok {
 		return err != nil, err
 	}
@@ -45,14 +57,13 @@ func (a *API) relay(w http.ResponseWriter, r *http.Request, executionID string) 
 	default:
 		return true, fault.New(fault.Unavailable, "this gateway passes on as many sessions as it may: connect again in a moment")
 	}
-	header := r.Header.Clone()
-	for name := range header {
-		if strings.HasPrefix(name, "Sec-Websocket-") || name == "Connection" || name == "Upgrade" || name == "Origin" || name == "Te" || name == "Trailer" {
-			delete(header, name)
+	header := http.Header{relayed: {other.Vouch(r, caller.Name)}}
+	for _, name := range passed {
+		if v := r.Header.Values(name); len(v) > 0 {
+			header[name] = v
 		}
 	}
-	header.Set(relayed, "1")
-	peer, err := session.Dialer{TLS: a.opts.GatewayTLS}.Dial(r.Context(), base, r, header)
+	peer, err := session.Dialer{TLS: a.opts.GatewayTLS}.Dial(r.Context(), other.URL, r, header)
 	if refusal, ok := errors.AsType[*session.Refusal](err); ok {
 		return true, repeat(w, refusal)
 	}

@@ -48,7 +48,7 @@ func (a *API) provideRunner(ctx context.Context, caller auth.Identity, r claimRe
 		c.Wait = seconds(*asked)
 	}
 	var err error
-	if c.Key, err = claimKey(caller, r.Key); err != nil {
+	if c.Key, err = claimKey(token.Owner, r.Key); err != nil {
 		return dto.Runner{}, err
 	}
 	if env := strconv.Itoa(int(c.Env)); !caller.MayIn(auth.GatewayRun, env) {
@@ -83,15 +83,15 @@ func (a *API) provideRunner(ctx context.Context, caller auth.Identity, r claimRe
 // maxKeyLen bounds an Idempotency-Key, in bytes.
 const maxKeyLen = 255
 
-// claimKey is what a claim that may be repeated is known by: one client's keys mean nothing to another, and neither is stored in the clear.
-func claimKey(id auth.Identity, key string) (string, error) {
+// claimKey is what a claim that may be repeated is known by: one owner's keys mean nothing to another, and neither is stored in the clear.
+func claimKey(owner, key string) (string, error) {
 	if key == "" {
 		return "", nil
 	}
 	if len(key) > maxKeyLen || strings.ContainsFunc(key, func(c rune) bool { return c < ' ' || c > '~' }) {
 		return "", fault.New(fault.Invalid, "the Idempotency-Key must be 1 to %d printable ASCII characters", maxKeyLen)
 	}
-	sum := sha256.Sum256([]byte(id.Name + "\x00" + key))
+	sum := sha256.Sum256([]byte(owner + "\x00" + key))
 	return hex.EncodeToString(sum[:16]), nil
 }
 
@@ -210,8 +210,8 @@ func refuseUpgrade(w http.ResponseWriter, r *http.Request, status int, reason er
 	writeError(w, r, fault.Wrap(fault.Invalid, reason, "this is not a WebSocket handshake"))
 }
 
-func (a *API) websocket(w http.ResponseWriter, r *http.Request, _ auth.Identity, q websocketRequest) error {
-	if done, err := a.relay(w, r, q.Execution); done {
+func (a *API) websocket(w http.ResponseWriter, r *http.Request, caller auth.Identity, q websocketRequest) error {
+	if done, err := a.relay(w, r, caller, q.Execution); done {
 		return err
 	}
 	run := runnerOf(r.Context())

@@ -71,7 +71,7 @@ func FuzzUpdatesAreReadOrRefused(f *testing.F) {
 	f.Add(`{"copy":{}}`)
 	f.Add(`[`)
 	f.Fuzz(func(t *testing.T, body string) {
-		u, err := files.Read(strings.NewReader(body), time.Unix(0, 0))
+		u, err := files.Read(strings.NewReader(body), time.Unix(0, 0), nil)
 		if err != nil {
 			if status, _ := statusOf(err); status != 400 {
 				t.Errorf("%q: status %d for %v", body, status, err)

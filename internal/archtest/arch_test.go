@@ -149,7 +149,7 @@ var homes = map[string][]string{
 	"github.com/hashicorp/cronexpr":               {"internal/orchestrator/cron"},
 	"github.com/google/btree":                     {"internal/orchestrator/state"},
 	"github.com/influxdata/influxdb-client-go/v2": {"internal/metrics/influx"},
-	"github.com/NVIDIA/go-nvml":                   {"internal/orchestrator/device/nvidia"},
+	"github.com/NVIDIA":                           {"internal/orchestrator/device/nvidia"},
 	"github.com/opencontainers/runtime-spec":      {"internal/sandbox/oci"},
 	"github.com/opencontainers/cgroups":           {"internal/sandbox"},
 	"tags.cncf.io/container-device-interface":     {"internal/orchestrator/driver/cdi"},

@@ -124,9 +124,10 @@ func ListEnvironments(ctx context.Context, t Target, out io.Writer) error {
 		if err := json.Unmarshal(data, &list); err != nil {
 			return err
 		}
-		fmt.Fprintln(w, "ID\tIMAGE\tPOOL\tCPU MHZ\tMEMORY MB\tNETWORK\tPORTS\tRUNTIME")
+		fmt.Fprintln(w, "ID\tIMAGE\tPOOL\tCPU MHZ\tMEMORY MB\tNETWORK\tPORTS\tRUNTIME\tDEVICES")
 		for _, e := range list.ExecutionEnvironments {
-			fmt.Fprintf(w, "%d\t%s\t%d\t%d\t%d\t%s\t%s\t%s\n", e.ID, printable(e.Image), e.PrewarmingPoolSize, e.CPULimit, e.MemoryLimit, network(e), ports(e), dash(e.Runtime))
+			fmt.Fprintf(w, "%d\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n",
+				e.ID, printable(e.Image), e.PrewarmingPoolSize, e.CPULimit, e.MemoryLimit, network(e), ports(e), dash(e.Runtime), devices(e))
 		}
 		return nil
 	})
@@ -148,6 +149,18 @@ func ports(e dto.Environment) string {
 		all = append(all, strconv.Itoa(int(p)))
 	}
 	return dash(strings.Join(all, ","))
+}
+
+func devices(e dto.Environment) string {
+	var all []string
+	for _, d := range e.Devices {
+		count := uint(1)
+		if d.Count != nil {
+			count = *d.Count
+		}
+		all = append(all, fmt.Sprintf("%d %s", count, d.Name))
+	}
+	return dash(strings.Join(all, ", "))
 }
 
 func dash(s string) string {
@@ -242,6 +255,11 @@ func definition(node *yaml.Node) (d Definition, err error) {
 			return refuse("there is no field %q, only %s", name, strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
 		}
 	}
+	if v, ok := d.Fields["devices"]; ok {
+		if d.Fields["devices"], err = readDevices(v); err != nil {
+			return refuse("%w", err)
+		}
+	}
 	return d, nil
 }
 
@@ -278,8 +296,11 @@ func changes(old, now map[string]any) (lines []string) {
 
 // shown is a value as JSON, in which a number looks the same wherever it came from, and nothing like an empty list.
 func shown(v any) string {
-	data, err := json.Marshal(v)
-	switch text := string(data); {
+	var data bytes.Buffer
+	e := json.NewEncoder(&data)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	switch text := strings.TrimSuffix(data.String(), "\n"); {
 	case err != nil:
 		return printable(fmt.Sprint(v))
 	case text == "[]", text == `""`, text == "null":
@@ -377,12 +398,24 @@ type pool struct {
 	Failures struct {
 		Reason string `json:"reason"`
 	} `json:"failures"`
+	Shortage *struct {
+		Possible int    `json:"possible"`
+		Reason   string `json:"reason"`
+	} `json:"shortage"`
 	Runners []struct {
 		ID         string  `json:"id"`
 		State      string  `json:"state"`
 		AgeSeconds float64 `json:"ageSeconds"`
 		Reason     string  `json:"reason"`
 	} `json:"runners"`
+}
+
+// trouble is why there are fewer runners than are wanted; "" = nothing is known.
+func (p pool) trouble() string {
+	if p.Failures.Reason == "" && p.Shortage != nil {
+		return fmt.Sprintf("there is room for %d: %s", p.Shortage.Possible, p.Shortage.Reason)
+	}
+	return p.Failures.Reason
 }
 
 // ShowPools prints all pools, or one with its runners.
@@ -402,7 +435,7 @@ func ShowPools(ctx context.Context, t Target, id *int, out io.Writer) error {
 			if p.Claims != nil {
 				hits = fmt.Sprintf("%.1f%%", 100*p.Claims.HitRate)
 			}
-			fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", p.ID, p.Wanted, p.Idle, p.Starting, p.Used, p.Failed, p.Queue.Waiting, hits, dash(p.Failures.Reason))
+			fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", p.ID, p.Wanted, p.Idle, p.Starting, p.Used, p.Failed, p.Queue.Waiting, hits, dash(p.trouble()))
 		}
 		if id == nil {
 			return nil

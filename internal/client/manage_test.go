@@ -31,7 +31,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch path := r.Method + " " + strings.TrimPrefix(r.URL.Path, "/api/v1"); {
 	case path == "GET /execution-environments":
-		answer(200, `{"executionEnvironments":[{"id":10,"image":"host\u001b[2J","prewarmingPoolSize":3,"cpuLimit":100,"memoryLimit":256,"networkAccess":true,"exposedPorts":[80,81]}]}`)
+		answer(200, `{"executionEnvironments":[{"id":10,"image":"host\u001b[2J","prewarmingPoolSize":3,"cpuLimit":100,"memoryLimit":256,"networkAccess":true,"exposedPorts":[80,81],"devices":[{"name":"nvidia/gpu","count":2}]}]}`)
 	case strings.HasPrefix(path, "GET /execution-environments/"):
 		if e, ok := f.envs[id]; ok {
 			answer(200, e)
@@ -108,14 +108,53 @@ func TestApplySaysWhatChangesAndKeepsTheRest(t *testing.T) {
 	}
 }
 
+func TestDevicesAreComparedByWhatTheyMean(t *testing.T) {
+	f, target := gatewayOf(t)
+	f.envs["10"] = `{"id":10,"image":"host","devices":[{"name":"nvidia/gpu","count":1,"constraints":[{"attribute":"memory","operator":">=","value":"40 GiB"}]}]}`
+	for _, c := range []struct{ text, says string }{
+		{"devices: [{name: nvidia/gpu, constraints: [{attribute: \"${device.attr.memory}\", operator: \">=\", value: 40 GiB}]}]", "environment 10 is unchanged; a tag that has moved is followed\n"},
+		{"devices: [{name: nvidia/gpu, share: only}]", "environment 10 changes\n" +
+			`  ~ devices: [{"constraints":[{"attribute":"memory","operator":">=","value":"40 GiB"}],"count":1,"name":"nvidia/gpu"}] -> [{"count":1,"name":"nvidia/gpu","share":"only"}]` + "\n"},
+	} {
+		defs, err := client.ReadDefinitions([]byte("id: 10\n" + c.text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out strings.Builder
+		if err := client.ApplyEnvironments(t.Context(), target, defs, true, &out); err != nil || out.String() != c.says {
+			t.Errorf("%s: %v\n%s", c.text, err, out.String())
+		}
+	}
+	for _, c := range []struct {
+		words []string
+		want  string
+	}{
+		{[]string{"nvidia/gpu"}, `[{"count":1,"name":"nvidia/gpu"}]`},
+		{[]string{"nvidia/gpu=2", "amd/gpu"}, `[{"count":2,"name":"nvidia/gpu"},{"count":1,"name":"amd/gpu"}]`},
+		{[]string{"none"}, `[]`},
+		{[]string{"none", "gpu"}, ""},
+		{[]string{"gpu=0"}, ""},
+		{[]string{"=2"}, ""},
+	} {
+		got, err := client.ParseDevices(c.words)
+		data, _ := json.Marshal(got)
+		if (err == nil) != (c.want != "") || err == nil && string(data) != c.want {
+			t.Errorf("%q: %s, %v", c.words, data, err)
+		}
+	}
+}
+
 func TestDefinitionsThatAreWrongAreRefused(t *testing.T) {
 	for text, want := range map[string]string{
-		"":                            "no environment in it",
-		"image: host":                 "needs an id",
-		"id: -1":                      "needs an id",
-		"id: ten":                     "needs an id",
-		"id: 1\nimgae: host":          `no field "imgae", only`,
-		"- id: 1\n- image: host\n":    "line 2",
+		"":                             "no environment in it",
+		"image: host":                  "needs an id",
+		"id: -1":                       "needs an id",
+		"id: ten":                      "needs an id",
+		"id: 1\nimgae: host":           `no field "imgae", only`,
+		"- id: 1\n- image: host\n":     "line 2",
+		"id: 1\ndevices: nvidia/gpu":   "devices: a list is wanted",
+		"id: 1\ndevices: [{nam: gpu}]": `unknown field "nam"`,
+		"id: 1\ndevices: [{name: gpu, share: mig}]": "share is none of",
 		"[1, 2]":                      "line 1",
 		"id: 1\n id: 2":               "yaml",
 		`{"executionEnvironments":3}`: "line 1",
@@ -169,7 +208,7 @@ func TestTablesAndJSON(t *testing.T) {
 		want  string
 	}{
 		"environments": {func(w io.Writer) error { return client.ListEnvironments(t.Context(), target, w) },
-			"ID  IMAGE     POOL  CPU MHZ  MEMORY MB  NETWORK  PORTS  RUNTIME\n10  host\uFFFD[2J  3     100      256        public   80,81  -\n"},
+			"ID  IMAGE     POOL  CPU MHZ  MEMORY MB  NETWORK  PORTS  RUNTIME  DEVICES\n10  host\uFFFD[2J  3     100      256        public   80,81  -        2 nvidia/gpu\n"},
 		"pools":    {func(w io.Writer) error { return client.ShowPools(t.Context(), target, nil, w) }, "10           5       4     1         2     0       7        99.0%     no room\n"},
 		"one pool": {func(w io.Writer) error { return client.ShowPools(t.Context(), target, &ten, w) }, "10-b    removing  3s    no room"},
 		"its ages": {func(w io.Writer) error { return client.ShowPools(t.Context(), target, &ten, w) }, "10-a    idle      1m1s  -"},

@@ -1,7 +1,9 @@
 package config
 
 import (
+	"cmp"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -9,6 +11,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,6 +55,7 @@ type Server struct {
 	ReattachBuffer          uint   `yaml:"reattachbuffer"` // MB; 0 = no connection can be taken up again
 	MaxConnections          uint   `yaml:"maxconnections"` // 0 = no limit
 	PeerAddress             string `yaml:"peeraddress"`    // URL for other gateways; "" = there are none
+	PeerSecret              string `yaml:"peersecret"`     // that all gateways of the cluster have; "" = token
 	StopTimeout             uint   `yaml:"stoptimeout"`    // seconds
 }
 
@@ -60,6 +64,8 @@ type Limits struct {
 	ConnectionsPerAddress uint `yaml:"connectionsperaddress"`
 	Executions            uint `yaml:"executions"`
 	ExecutionsPerRunner   uint `yaml:"executionsperrunner"`
+	UploadMemory          uint `yaml:"uploadmemory"` // MB
+	UploadDisk            uint `yaml:"uploaddisk"`   // MB
 }
 
 // Pools bounds what runners there are, and how long claims wait for one.
@@ -126,6 +132,15 @@ type Orchestrator struct {
 	DockerNetworks []string    `yaml:"dockernetworks"`
 	CDIDirs        []string    `yaml:"cdidirs"`      // empty = the usual ones
 	DockerEngine   string      `yaml:"dockerengine"` // "" = jobs for Docker run in the native sandbox
+	GPU            GPU         `yaml:"gpu"`
+}
+
+// GPU is what the embedded node does about GPUs.
+type GPU struct {
+	Enabled     bool     `yaml:"enabled"`
+	IgnoredIDs  []string `yaml:"ignoredids"` // UUIDs or PCI bus ids
+	Period      uint     `yaml:"period"`     // seconds between two looks at them
+	OnUnhealthy string   `yaml:"onunhealthy"`
 }
 
 // Images is where the embedded node gets images and how long it keeps them.
@@ -146,11 +161,14 @@ type NodeNetwork struct {
 	CNIPlugins string   `yaml:"cniplugins"`
 }
 
-// Values of orchestrator.onstop.
+// Values of orchestrator.onstop, and Keep of orchestrator.gpu.onunhealthy.
 const (
 	Keep   = "keep"
 	Remove = "remove"
 )
+
+// Stop is the other value of orchestrator.gpu.onunhealthy.
+const Stop = "stop"
 
 // Logger is how log lines look.
 type Logger struct {
@@ -247,7 +265,7 @@ func Default() Config {
 	return Config{
 		Server: Server{
 			Address: "127.0.0.1", Port: 7200, InteractiveStderr: true, OutputLimit: 256, ReattachBuffer: 256, MaxConnections: 8192,
-			Limits:             Limits{Executions: 10_000, ExecutionsPerRunner: 1024},
+			Limits:             Limits{Executions: 10_000, ExecutionsPerRunner: 1024, UploadMemory: 256, UploadDisk: 4096},
 			LoggingFilterToken: base64.RawURLEncoding.EncodeToString(filter),
 		},
 		Pools: Pools{MaxWait: 60, Concurrency: 16},
@@ -256,6 +274,7 @@ func Default() Config {
 			DataDir: "/var/lib/rockpool", Address: "127.0.0.1", OnStop: Keep,
 			Images:  Images{MaxSize: 20, MaxAge: 168},
 			Network: NodeNetwork{Range: "172.30.64.0/20", CNIConfigs: "/opt/cni/config", CNIPlugins: "/opt/cni/bin"},
+			GPU:     GPU{Enabled: true, Period: 30, OnUnhealthy: Keep},
 		},
 		Logger:    Logger{Level: "INFO", Formatter: "TextFormatter"},
 		Profiling: Profiling{MemoryThreshold: 1000},
@@ -274,6 +293,9 @@ const (
 	maxWait    = 300 // seconds
 	maxRunners = 1_000_000
 )
+
+// minUploadDisk is what the largest upload takes in temporary files, in MB: its archive, and the file that is being read.
+const minUploadDisk = 1024
 
 // maxStopTimeout is the longest that a stop may wait for executions: a day.
 const maxStopTimeout = 86400
@@ -327,6 +349,10 @@ func (c Config) check() (problems []error) {
 		if err == nil && (u.Scheme == "https") != c.Server.TLS.Active {
 			refuse("server.peeraddress: https goes with server.tls.active, and http without it")
 		}
+		if len(c.Server.peerSecret()) < minPeerSecret {
+			refuse("server.peersecret: gateways know each other by it: set it to the same at least %d characters at all of them, such as from openssl rand -hex 32 "+
+				"(server.token is taken for it if that is as long)", minPeerSecret)
+		}
 		if c.Nomad.Address == "" {
 			refuse("server.peeraddress: several gateways need a cluster of their own: set nomad.address")
 		}
@@ -342,6 +368,14 @@ func (c Config) check() (problems []error) {
 	}
 	if l := c.Server.Limits; l.ExecutionsPerRunner > 1024 {
 		refuse("server.limits.executionsperrunner: %d is more than 1024", l.ExecutionsPerRunner)
+	}
+	for key, n := range map[string]uint{"server.limits.uploadmemory": c.Server.Limits.UploadMemory, "server.limits.uploaddisk": c.Server.Limits.UploadDisk} {
+		if n > 1<<30 {
+			refuse("%s: %d is more than %d MB", key, n, 1<<30)
+		}
+	}
+	if n := c.Server.Limits.UploadDisk; n > 0 && n < minUploadDisk {
+		refuse("server.limits.uploaddisk: %d is less than %d MB, which one upload may need; 0 means no limit", n, minUploadDisk)
 	}
 	for key, address := range map[string]string{"metrics.address": c.Metrics.Address, "profiling.address": c.Profiling.Address} {
 		if err := c.checkAddress(address); err != nil {
@@ -362,10 +396,45 @@ func (c Config) check() (problems []error) {
 			refuse("orchestrator.cdidirs: %q is not an absolute path", d)
 		}
 	}
+	for _, err := range c.Orchestrator.GPU.check() {
+		refuse("orchestrator.gpu.%w", err)
+	}
 	if c.Nomad.Address == "" && c.Orchestrator.DataDir == "" {
 		refuse("orchestrator.datadir: needed while nomad.address is empty")
 	}
 	return problems
+}
+
+// gpuID is a UUID as the driver writes it, or a PCI bus id.
+var gpuID = regexp.MustCompile(`^(?i:GPU-[0-9a-f-]{8,64}|([0-9a-f]{4}|[0-9a-f]{8}):[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])$`)
+
+// maxPeriod is the longest time between two looks at the GPUs, in seconds.
+const maxPeriod = 3600
+
+func (g GPU) check() (problems []error) {
+	if g.Period < 1 || g.Period > maxPeriod {
+		problems = append(problems, fmt.Errorf("period: %d is not between 1 and %d seconds", g.Period, maxPeriod))
+	}
+	if g.OnUnhealthy != Keep && g.OnUnhealthy != Stop {
+		problems = append(problems, fmt.Errorf("onunhealthy: %q is neither %s nor %s", g.OnUnhealthy, Keep, Stop))
+	}
+	for i, id := range g.IgnoredIDs {
+		if !gpuID.MatchString(id) {
+			problems = append(problems, fmt.Errorf("ignoredids[%d]: %q is neither a UUID (GPU-...) nor a PCI bus id (0000:3b:00.0)", i, id))
+		}
+	}
+	return problems
+}
+
+// minPeerSecret is how many characters the secret of gateways has at least: what lies in the cluster's variables lets those who read them try guesses.
+const minPeerSecret = 16
+
+func (s Server) peerSecret() string { return cmp.Or(s.PeerSecret, s.Token) }
+
+// PeerKey is what gateways prove to each other with that they are.
+func (s Server) PeerKey() []byte {
+	sum := sha256.Sum256([]byte("rockpool-peers/" + s.peerSecret()))
+	return sum[:]
 }
 
 // checkAddress looks at an address of a listener for operators. Beyond the machine it answers only to tokens, so there has to be one.

@@ -85,33 +85,76 @@ func TestTheEnvironmentWinsOverTheFile(t *testing.T) {
 }
 
 func TestAllProblemsAreListedTogether(t *testing.T) {
-	_, _, err := load(t, "server:\n  prot: 1\n  port: 70000\nlogger: 3\nnomad:\n  enabled: false\n", "ROCKPOOL_SERVER_CLAIMWAIT=-1", "ROCKPOOL_SERVER_MAXCONNECTIONS=2000000", "POSEIDON_SERVER_TOKN=x")
+	_, _, err := load(t, "server:\n  port: 70000\nlogger: 3\nnomad:\n  enabled: false\n", "ROCKPOOL_SERVER_MAXCONNECTIONS=2000000")
 	if err == nil {
 		t.Fatal("nothing was refused")
 	}
-	for _, want := range []string{"server.prot (line 2)", "server.port (line 3)", "logger (line 4)", "nomad.enabled", "server.maxconnections", "ROCKPOOL_SERVER_CLAIMWAIT", "POSEIDON_SERVER_TOKN"} {
+	for _, want := range []string{"server.port (line 2)", "logger (line 3)", "nomad.enabled", "server.maxconnections"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%s is not named in: %v", want, err)
 		}
 	}
 }
 
+// The contract: unknown keys and variables that cannot be read are ignored. Each is told of.
+func TestWhatIsIgnoredIsToldOf(t *testing.T) {
+	c, notes, err := load(t, "server:\n  prot: 1\n  port: 1\n  entirely: {unknown: 3}\nmetrics:\n  adress: x\nnobody:\n  knows: this\n",
+		"ROCKPOOL_SERVER_CLAIMWAIT=-1", "POSEIDON_SERVER_TOKN=x", "ROCKPOOL_SERVER_PORT=many", "ROCKPOOL_SERVER_INTERACTIVESTDERR=yes", "ROCKPOOL_NOMAD_COLOUR=red")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Server.Port != 1 || c.Server.ClaimWait != 0 || !c.Server.InteractiveStderr || c.Server.Token != "" {
+		t.Errorf("got %+v", c.Server)
+	}
+	want := []string{
+		"POSEIDON_SERVER_TOKN: there is no such key (is server.token meant?)",
+		"ROCKPOOL_NOMAD_COLOUR: there is no such key",
+		`ROCKPOOL_SERVER_CLAIMWAIT: "-1" is not a whole number between 0 and 18446744073709551615`,
+		`ROCKPOOL_SERVER_INTERACTIVESTDERR: "yes" is neither true nor false`,
+		`ROCKPOOL_SERVER_PORT: "many" is not a whole number between 0 and 65535`,
+		"metrics.adress (line 6): there is no such key (is metrics.address meant?)",
+		"nobody (line 7): there is no such key",
+		"server.entirely (line 4): there is no such key",
+		"server.prot (line 2): there is no such key (is server.port meant?)",
+	}
+	if got := strings.Join(notes.Doubts, "\n"); got != strings.Join(want, "\n") {
+		t.Errorf("told:\n%s\nwant:\n%s", got, strings.Join(want, "\n"))
+	}
+}
+
 func TestSeveralGateways(t *testing.T) {
 	const cluster = "nomad:\n  address: 10.0.0.1\n"
+	const secret = "  peersecret: 0123456789abcdef\n"
 	for text, want := range map[string]string{
-		"server:\n  peeraddress: http://10.0.0.5:7200\n" + cluster:                                       "",
-		"server:\n  peeraddress: http://[fd00::5]:7200/\n" + cluster:                                     "",
-		"server:\n  peeraddress: http://10.0.0.5:7200\n":                                                 "set nomad.address",
-		"server:\n  peeraddress: 10.0.0.5:7200\n" + cluster:                                              "it is not what other gateways can reach",
-		"server:\n  peeraddress: http://a:1/path\n" + cluster:                                            "it is not what other gateways can reach",
-		"server:\n  peeraddress: http://user:secret@a:1\n" + cluster:                                     "it is not what other gateways can reach",
-		"server:\n  peeraddress: https://a:1\n" + cluster:                                                "server.tls.active",
-		"server:\n  stoptimeout: 86401\n":                                                                "server.stoptimeout",
-		"server:\n  stoptimeout: 60\n":                                                                   "",
-		"server:\n  tls: {active: true, certfile: c, keyfile: k}\n  peeraddress: http://a:1\n" + cluster: "server.tls.active",
+		"server:\n  peeraddress: http://10.0.0.5:7200\n" + secret + cluster:                                       "",
+		"server:\n  peeraddress: http://[fd00::5]:7200/\n" + secret + cluster:                                     "",
+		"server:\n  peeraddress: http://10.0.0.5:7200\n" + cluster:                                                "openssl rand",
+		"server:\n  token: short\n  peeraddress: http://10.0.0.5:7200\n" + cluster:                                "server.peersecret",
+		"server:\n  token: 0123456789abcdef\n  peeraddress: http://10.0.0.5:7200\n" + cluster:                     "",
+		"server:\n  peeraddress: http://10.0.0.5:7200\n":                                                          "set nomad.address",
+		"server:\n  peeraddress: 10.0.0.5:7200\n" + secret + cluster:                                              "it is not what other gateways can reach",
+		"server:\n  peeraddress: http://a:1/path\n" + secret + cluster:                                            "it is not what other gateways can reach",
+		"server:\n  peeraddress: http://user:secret@a:1\n" + secret + cluster:                                     "it is not what other gateways can reach",
+		"server:\n  peeraddress: https://a:1\n" + secret + cluster:                                                "server.tls.active",
+		"server:\n  stoptimeout: 86401\n":                                                                         "server.stoptimeout",
+		"server:\n  stoptimeout: 60\n":                                                                            "",
+		"server:\n  tls: {active: true, certfile: c, keyfile: k}\n  peeraddress: http://a:1\n" + secret + cluster: "server.tls.active",
 	} {
 		if _, _, err := load(t, text); (err == nil) != (want == "") || (err != nil && !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: got %v, want %q", text, err, want)
+		}
+	}
+}
+
+func TestGPUsOfTheEmbeddedNode(t *testing.T) {
+	c, _, err := load(t, "orchestrator:\n  gpu:\n    enabled: false\n    ignoredids: [GPU-fef8089b-4820-abfc-e83e-94318197576e, \"0000:3b:00.0\"]\n    onunhealthy: stop\n", "ROCKPOOL_ORCHESTRATOR_GPU_PERIOD=5")
+	if want := (config.GPU{IgnoredIDs: []string{"GPU-fef8089b-4820-abfc-e83e-94318197576e", "0000:3b:00.0"}, Period: 5, OnUnhealthy: config.Stop}); err != nil || !reflect.DeepEqual(c.Orchestrator.GPU, want) {
+		t.Errorf("got %+v, %v; want %+v", c.Orchestrator.GPU, err, want)
+	}
+	_, _, err = load(t, "orchestrator:\n  gpu:\n    ignoredids: [\"0\"]\n    period: 0\n    onunhealthy: remove\n")
+	for _, want := range []string{`orchestrator.gpu.ignoredids[0]: "0"`, "orchestrator.gpu.period: 0 is not", `orchestrator.gpu.onunhealthy: "remove" is neither keep nor stop`} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s is not in: %v", want, err)
 		}
 	}
 }

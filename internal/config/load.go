@@ -17,6 +17,7 @@ import (
 type Notes struct {
 	Missing bool     // there is no file
 	Ignored []string // keys of Poseidon that have no meaning here
+	Doubts  []string // what is ignored and may be a mistake: keys that nobody knows, and variables that cannot be read
 }
 
 // Load reads the file, if there is one, and the environment (in the form of os.Environ).
@@ -38,7 +39,7 @@ func Load(path string, environ []string) (Config, Notes, error) {
 			problems = append(problems, notes.file(reflect.ValueOf(&c).Elem(), "", doc.Content[0])...)
 		}
 	}
-	problems = append(problems, notes.environment(&c, environ)...)
+	notes.environment(&c, environ)
 	if c.Tracing, err = c.Tracing.environ(environ); err != nil {
 		problems = append(problems, err)
 	}
@@ -47,6 +48,7 @@ func Load(path string, environ []string) (Config, Notes, error) {
 	}
 	problems = append(problems, c.check()...)
 	slices.Sort(notes.Ignored)
+	slices.Sort(notes.Doubts)
 	return c, notes, errors.Join(problems...)
 }
 
@@ -74,7 +76,7 @@ func (n *Notes) file(v reflect.Value, prefix string, node *yaml.Node) (problems 
 		}
 		f, ok := field(v, key.Value)
 		if !ok {
-			problems = append(problems, fmt.Errorf("%s (line %d): there is no such key", path, key.Line))
+			n.Doubts = append(n.Doubts, fmt.Sprintf("%s (line %d): there is no such key%s", path, key.Line, meant(path)))
 			continue
 		}
 		if f.Kind() == reflect.Struct {
@@ -149,8 +151,8 @@ func set(f reflect.Value, s string) error {
 var prefixes = []string{"POSEIDON_", "ROCKPOOL_"}
 
 // environment fills c from variables. Those that belong to no section of ours are somebody else's, such as the ones a
-// container platform sets for a service of our name.
-func (n *Notes) environment(c *Config, environ []string) (problems []error) {
+// container platform sets for a service of our name. What cannot be read is ignored, as Poseidon does.
+func (n *Notes) environment(c *Config, environ []string) {
 	leaves := map[string]reflect.Value{}
 	walk(reflect.ValueOf(c).Elem(), "", func(path string, f reflect.Value) {
 		leaves[strings.ToUpper(strings.ReplaceAll(path, ".", "_"))] = f
@@ -175,15 +177,53 @@ func (n *Notes) environment(c *Config, environ []string) (problems []error) {
 			f, ok := leaves[key]
 			switch {
 			case !ok && sections[section]:
-				problems = append(problems, fmt.Errorf("%s: there is no such key", name))
+				n.Doubts = append(n.Doubts, name+": there is no such key"+meant(strings.ToLower(strings.ReplaceAll(key, "_", "."))))
 			case ok:
 				if err := set(f, value); err != nil {
-					problems = append(problems, fmt.Errorf("%s: %w", name, err))
+					n.Doubts = append(n.Doubts, fmt.Sprintf("%s: %v", name, err))
 				}
 			}
 		}
 	}
-	return problems
+}
+
+// maxMisspelt is how many letters a key that is taken for another may differ by.
+const maxMisspelt = 2
+
+// meant says which key may be meant by one that nobody knows; "" = none is like it.
+func meant(path string) string {
+	best, least := "", maxMisspelt+1
+	c := Default()
+	walk(reflect.ValueOf(&c).Elem(), "", func(known string, _ reflect.Value) {
+		if d := distance(path, known); d < least || d == least && known < best {
+			best, least = known, d
+		}
+	})
+	if least > maxMisspelt {
+		return ""
+	}
+	return " (is " + best + " meant?)"
+}
+
+// distance is how many letters have to be put in, left out or exchanged to make b of a.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range a {
+		corner := row[0]
+		row[0] = i + 1
+		for j := range b {
+			exchanged := corner
+			if a[i] != b[j] {
+				exchanged++
+			}
+			corner = row[j+1]
+			row[j+1] = min(exchanged, corner+1, row[j]+1)
+		}
+	}
+	return row[len(b)]
 }
 
 // walk visits every key.

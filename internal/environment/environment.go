@@ -25,6 +25,7 @@ type Environment struct {
 	ExposedPorts  []uint16
 	Egress        []string // what runners with network access may reach: prefixes, addresses, names, each with an optional :port; empty = all that is public
 	Runtime       string   // OCI runtime of the nodes; "" = the driver's own
+	Devices       []Device // that each runner is given
 }
 
 // Pin is what an image's reference meant when the environment was put. The zero Pin says that it could not be learned.
@@ -59,7 +60,7 @@ func (e Environment) Validate() error {
 			return fault.New(fault.Invalid, "networkEgress: %q is not a prefix, an address or a name with an optional :port", rule)
 		}
 	}
-	return nil
+	return validateDevices(e.Devices)
 }
 
 // Settings is a fingerprint of everything a runner's job is derived from. Runners whose fingerprint differs from their
@@ -70,7 +71,7 @@ func (e Environment) Settings() string {
 	if !e.NetworkAccess {
 		ports = nil // without network there is nothing to map
 	}
-	return fmt.Sprintf("%d/%d/%t/%v/%v/%s/%s %s", e.CPULimit, e.MemoryLimit, e.NetworkAccess, ports, e.Egress, e.Runtime, e.Image, e.Pin.Digest)
+	return fmt.Sprintf("%d/%d/%t/%v/%v/%s/%v/%s %s", e.CPULimit, e.MemoryLimit, e.NetworkAccess, ports, e.Egress, e.Runtime, e.Devices, e.Image, e.Pin.Digest)
 }
 
 // Equal reports whether two definitions say the same, pool size included.

@@ -26,6 +26,8 @@ type Cluster interface {
 	DeleteTemplate(ctx context.Context, id ID) error
 	// Templates are the definitions of all live template jobs.
 	Templates(ctx context.Context) ([]Environment, error)
+	// Recovered are those that there were when the cluster was listed first, which it waits for.
+	Recovered(ctx context.Context) ([]Environment, error)
 }
 
 // Pools are kept by package runner.
@@ -56,9 +58,9 @@ func NewService(cluster Cluster, pools Pools, pulls bool) *Service {
 	return &Service{cluster: cluster, pools: pools, pulls: pulls, known: map[ID]Environment{}}
 }
 
-// Recover fills the catalogue from the cluster.
+// Recover fills the catalogue from the cluster's first listing.
 func (s *Service) Recover(ctx context.Context) error {
-	found, err := s.cluster.Templates(ctx)
+	found, err := s.cluster.Recovered(ctx)
 	if err != nil {
 		return err
 	}

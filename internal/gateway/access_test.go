@@ -113,6 +113,12 @@ func TestARunnerOfAnotherTokenLooksAsIfItDidNotExist(t *testing.T) {
 		if _, body, _ := h.as("alice", "GET", "/rockpool/runners", ""); !strings.Contains(body, mine) || strings.Contains(body, ofServer) {
 			t.Errorf("alice sees %s", body)
 		}
+		for by, sees := range map[string][2]bool{"alice": {true, false}, "bob": {false, false}, "root": {true, true}, "secret": {true, true}} {
+			_, body, _ := h.as(by, "GET", "/rockpool/pools/10", "")
+			if strings.Contains(body, mine) != sees[0] || strings.Contains(body, ofServer) != sees[1] || !strings.Contains(body, `"state":"idle"`) {
+				t.Errorf("%s sees the pool as %s", by, body)
+			}
+		}
 		if code, body, _ := h.as("alice", "GET", "/runners/"+mine+"/files", ""); code != 200 {
 			t.Errorf("alice's own runner: %d %s", code, body)
 		}

@@ -30,7 +30,7 @@ func read(t *testing.T, path string) string {
 // exposed are the names of all metrics once each has been measured.
 func exposed(t *testing.T) map[string]bool {
 	t.Helper()
-	g := metrics.NewGateway(func() map[int]metrics.PoolState { return map[int]metrics.PoolState{10: {Automatic: true}} })
+	g := metrics.NewGateway(func() map[int]metrics.PoolState { return map[int]metrics.PoolState{10: {Automatic: true, Short: true}} })
 	g.RequestBegun("list")
 	g.RequestEnded("list", 200, 1, 1, 1)
 	g.Claimed(10, "hit", 1)

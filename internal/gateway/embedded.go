@@ -4,21 +4,25 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"errors"
 	"net"
 	"strconv"
 	"time"
 
 	"rockpool/internal/config"
 	"rockpool/internal/logging"
+	"rockpool/internal/nomad"
 	"rockpool/internal/orchestrator"
 	"rockpool/internal/timeline"
 )
 
-// Embedded is an orchestrator in the gateway's own process. The gateway talks to it over HTTP like to any cluster.
+// Embedded is an orchestrator in the gateway's own process. The gateway speaks HTTP with it like with any cluster, but where there is a shorter way.
 type Embedded interface {
 	// URL is where it answers once Run is under way, Token what it asks for.
 	URL() string
 	Token() string
+	// Inside are the ways to it that need no connection; all nil = there are none.
+	Inside() nomad.Inside
 	Ready() <-chan struct{}
 	Run(ctx context.Context) error
 }
@@ -29,6 +33,40 @@ type embedded struct {
 }
 
 func (e embedded) Token() string { return e.token }
+
+func (e embedded) Inside() nomad.Inside {
+	return nomad.Inside{Transport: e.Transport(), Programs: programs{e.Agent}}
+}
+
+// programs starts programs on the embedded orchestrator's own node.
+type programs struct{ agent *orchestrator.Agent }
+
+func (p programs) Start(ctx context.Context, allocID, task string, s nomad.Program) (nomad.Running, error) {
+	e, err := p.agent.Exec(ctx, allocID, task, orchestrator.ExecSpec{
+		ID: s.ID, Argv: s.Argv, Env: s.Env, User: s.User, TTY: s.TTY, SplitStderr: s.SplitStderr, TimeLimit: s.TimeLimit, OutputLimit: s.OutputLimit,
+	})
+	if errors.Is(err, orchestrator.ErrNotHere) {
+		return nil, nomad.ErrElsewhere
+	}
+	if err != nil {
+		return nil, err
+	}
+	return running{e}, nil
+}
+
+type running struct{ *orchestrator.Execution }
+
+// ExitCode is as a shell tells it: that of a program that a signal has ended is 128 and its number.
+func (r running) ExitCode() (int, error) {
+	res, err := r.Result()
+	if err != nil {
+		return 0, err
+	}
+	if res.Signal != 0 && res.ExitCode <= 0 {
+		return 128 + res.Signal, nil
+	}
+	return res.ExitCode, nil
+}
 
 // NewEmbedded prepares the embedded orchestrator. Its token is made anew at each start and known to this process only, so that other users of the
 // machine cannot use its API.
@@ -47,6 +85,9 @@ func NewEmbedded(cfg config.Orchestrator, tracing config.Tracing, namespace stri
 		},
 		Network: orchestrator.NetworkConfig{
 			Range: cfg.Network.Range, DNS: cfg.Network.DNS, CNIConfigs: cfg.Network.CNIConfigs, CNIPlugins: cfg.Network.CNIPlugins,
+		},
+		GPUs: orchestrator.GPUConfig{
+			Off: !cfg.GPU.Enabled, Ignore: cfg.GPU.IgnoredIDs, Period: time.Duration(cfg.GPU.Period) * time.Second, StopAiling: cfg.GPU.OnUnhealthy == config.Stop,
 		},
 		Runtimes: cfg.Runtimes, CDIDirs: cfg.CDIDirs, DockerEngine: cfg.DockerEngine, DockerNetworks: cfg.DockerNetworks, Namespaces: []string{namespace},
 		Tracing: steps(tracing),

@@ -12,6 +12,7 @@ import (
 	"rockpool/internal/config"
 	"rockpool/internal/gateway"
 	"rockpool/internal/logging"
+	"rockpool/internal/nomad"
 	"rockpool/internal/nomad/nomadtest"
 )
 
@@ -23,6 +24,7 @@ type starting struct {
 
 func (s starting) URL() string                   { return s.url }
 func (s starting) Token() string                 { return "" }
+func (s starting) Inside() nomad.Inside          { return nomad.Inside{} }
 func (s starting) Ready() <-chan struct{}        { return s.ready }
 func (s starting) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 

@@ -284,6 +284,20 @@ func TestEachCallThatFailsIsSaid(t *testing.T) {
 	h.want("GET", "/health", "", 204, "")
 }
 
+// Files for which there is no room are refused after the request was read, and nothing of it is done.
+func TestUploadsThatDoNotFitAreRefused(t *testing.T) {
+	h, id := with(t, func(cfg *config.Config) { cfg.Server.Limits.UploadMemory, cfg.Server.Limits.UploadDisk = 1, 1 })
+	large := `{"delete":["./*"],"copy":[{"path":"a","content":"` + strings.Repeat("AAAA", 1<<20) + `"}]}`
+	code, body, header := h.do("PATCH", "/runners/"+id+"/files", large)
+	if code != 503 || header.Get("Retry-After") == "" || !strings.Contains(body, "again in a moment") || !strings.Contains(body, "NOMAD_OVERLOAD") {
+		t.Errorf("got %d %s", code, body)
+	}
+	if n := len(h.cluster.Uploads()); n != 0 {
+		t.Errorf("%d uploads came to the runner", n)
+	}
+	h.want("PATCH", "/runners/"+id+"/files", `{"copy":[{"path":"a","content":"AAAA"}]}`, 204, "")
+}
+
 // What no program can be told is refused before anything is stored.
 func TestACommandThatIsTooLongIsRefused(t *testing.T) {
 	h, id := with(t)

@@ -23,6 +23,7 @@ import (
 	"rockpool/internal/nomad"
 	"rockpool/internal/runner"
 	"rockpool/internal/runner/execution"
+	"rockpool/internal/runner/files"
 	"rockpool/internal/runner/pool"
 	"rockpool/internal/timeline"
 )
@@ -112,6 +113,7 @@ func poolState(r runner.Report, now time.Time) metrics.PoolState {
 	if r.Automatic != nil {
 		s.Automatic, s.Min, s.Max = true, r.Spec.Min, r.Spec.Max
 	}
+	s.Short, s.Possible = r.Short, r.Possible
 	return s
 }
 
@@ -137,13 +139,13 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 			_ = l.Close()
 		}
 	}()
-	address, token := g.cluster(), g.cfg.Nomad.Token
+	options := g.clusterOptions(g.cluster(), g.cfg.Nomad.Token)
 	var services []lifecycle.Service
 	if g.embedded != nil {
-		address, token = g.embedded.URL(), g.embedded.Token()
+		options.Address, options.Token, options.Inside = g.embedded.URL(), g.embedded.Token(), g.embedded.Inside()
 		services = append(services, lifecycle.Service{Name: "orchestrator", Run: g.embedded.Run, Grace: 4 * stopTime})
 	}
-	cluster, err := nomad.New(g.clusterOptions(address, token), g.log)
+	cluster, err := nomad.New(options, g.log)
 	if err != nil {
 		return err
 	}
@@ -170,8 +172,8 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	routes := api.New(api.Options{
 		Tokens: g.tokens, TLS: server.TLS.Active, PublicURL: server.PublicURL, AlertThreshold: alert.PrewarmingPoolThreshold,
 		ForbidSingleQuote: server.ForbidSingleQuote, CopyModificationTime: server.CopyModificationTime, Version: Version(),
-		ReattachBuffer: int64(server.ReattachBuffer) << 20,
-		MaxExecutions:  int(server.Limits.ExecutionsPerRunner), MaxExecutionsInAll: int(server.Limits.Executions),
+		ReattachBuffer: int64(server.ReattachBuffer) << 20, Uploads: files.NewRoom(int64(server.Limits.UploadMemory)<<20, int64(server.Limits.UploadDisk)<<20),
+		MaxExecutions: int(server.Limits.ExecutionsPerRunner), MaxExecutionsInAll: int(server.Limits.Executions),
 		Fits:  cluster.Fits,
 		Watch: g.telemetry, Metrics: g.telemetry.figures.Handler(), Timeline: g.timeline, Gateways: several.gateways(), GatewayTLS: several.tls,
 	}, envs, runners, engine, cluster, ready, g.log)

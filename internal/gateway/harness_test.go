@@ -94,7 +94,11 @@ func start(t *testing.T, c *nomadtest.Cluster, change ...func(*config.Config)) *
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := gateway.New(cfg, nil, log)
+	var embedded gateway.Embedded
+	if within {
+		cfg.Nomad.Address, embedded = "", neighbour{c}
+	}
+	g, err := gateway.New(cfg, embedded, log)
 	if err != nil {
 		t.Fatal(err)
 	}

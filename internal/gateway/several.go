@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"rockpool/internal/api"
 	"rockpool/internal/environment"
 	"rockpool/internal/logging"
@@ -22,6 +24,7 @@ import (
 // several is what connects this gateway with others on the same cluster. Where server.peeraddress is empty there is no group, and nothing is connected.
 type several struct {
 	group *peers.Group
+	keys  *nomad.Keys
 	tls   *tls.Config
 	idle  func() // gives idle connections back
 	log   logging.Logger
@@ -38,7 +41,8 @@ func (g *Gateway) several(cluster *nomad.Client) (*several, error) {
 	}
 	transport := &http.Transport{TLSClientConfig: s.tls, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, ResponseHeaderTimeout: 5 * time.Second}
 	s.idle = transport.CloseIdleConnections
-	s.group = peers.NewGroup(peers.Options{URL: g.cfg.Server.PeerAddress, Client: transport}, nomad.NewLeases(cluster, peers.TTL), g.log)
+	s.keys = nomad.NewKeys(cluster)
+	s.group = peers.NewGroup(peers.Options{URL: g.cfg.Server.PeerAddress, Key: g.cfg.Server.PeerKey(), Client: transport}, nomad.NewLeases(cluster, peers.TTL), g.log)
 	return s, nil
 }
 
@@ -63,7 +67,7 @@ func (s *several) shared(cluster *nomad.Client) *runner.Shared {
 	if s.group == nil {
 		return nil
 	}
-	return &runner.Shared{Others: s.group, Find: cluster.FindRunner, NewExecutionID: s.group.NewExecutionID}
+	return &runner.Shared{Others: s.group, Find: cluster.FindRunner, NewExecutionID: s.group.NewExecutionID, Keys: s.keys}
 }
 
 func (s *several) join(cluster *nomad.Client, envs *environment.Service, runners *runner.Manager) {
@@ -79,7 +83,10 @@ func (s *several) run(ctx context.Context) error {
 		return nil
 	}
 	defer s.idle()
-	return s.group.Run(ctx)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.keys.Run(ctx, s.group.Leading) })
+	g.Go(func() error { return s.group.Run(ctx) })
+	return g.Wait()
 }
 
 // joined is closed once the others know of this gateway.
@@ -101,9 +108,13 @@ func (s *several) gateways() api.Gateways {
 
 type owners struct{ group *peers.Group }
 
-func (o owners) Owner(ctx context.Context, executionID string) (string, bool, error) {
+func (o owners) Owner(ctx context.Context, executionID string) (api.Neighbour, bool, error) {
 	p, ok, err := o.group.Owner(ctx, executionID)
-	return p.URL, ok, err
+	return api.Neighbour{URL: p.URL, Vouch: func(r *http.Request, token string) string { return o.group.Vouch(p, r, token) }}, ok, err
+}
+
+func (o owners) Vouched(r *http.Request, word string) (string, error) {
+	return o.group.Vouched(r, word)
 }
 
 // handler serves clients and other gateways.

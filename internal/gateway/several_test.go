@@ -1,12 +1,19 @@
 package gateway_test
 
 import (
+	"cmp"
 	"crypto/tls"
+	"encoding/json"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,7 +35,8 @@ func among(t *testing.T, c *nomadtest.Cluster, change ...func(*config.Config)) *
 		t.Fatal(err)
 	}
 	return start(t, c, append(change, func(cfg *config.Config) {
-		cfg.Server.Port, cfg.Server.PeerAddress = uint16(port), "http://127.0.0.1:"+strconv.Itoa(port)
+		cfg.Server.Port, cfg.Server.PeerSecret = uint16(port), "what all the gateways have"
+		cfg.Server.PeerAddress = cmp.Or(cfg.Server.PeerAddress, "http://127.0.0.1:"+strconv.Itoa(port))
 		if cfg.Server.TLS.Active {
 			cfg.Server.PeerAddress = strings.Replace(cfg.Server.PeerAddress, "http", "https", 1)
 		}
@@ -176,6 +184,64 @@ func TestARelayedSessionIsOneLikeAnyOther(t *testing.T) {
 	stop.Wait()
 }
 
+// One key is one claim, whichever gateways get it at the same time and however late the events are.
+func TestOneKeyIsOneClaimThroughAllGateways(t *testing.T) {
+	c := nomadtest.New(t)
+	a, b := two(t, c, "8", 8)
+	c.Silence(true)
+	const claim = `{"executionEnvironmentId":10,"inactivityTimeout":60}`
+	all := map[string]bool{}
+	for key := range 4 {
+		var mu sync.Mutex
+		got := map[string]int{}
+		var wg sync.WaitGroup
+		for _, h := range []*harness{a, b, a, b, a, b} {
+			wg.Go(func() {
+				code, body := h.keyed("key "+strconv.Itoa(key), claim)
+				mu.Lock()
+				defer mu.Unlock()
+				if code != 200 {
+					t.Errorf("%d %s", code, body)
+				}
+				got[body]++
+			})
+		}
+		wg.Wait()
+		if len(got) != 1 {
+			t.Errorf("one key gave %v", got)
+		}
+		for body := range got {
+			all[body] = true
+		}
+		if code, body := b.keyed("key "+strconv.Itoa(key), `{"executionEnvironmentId":10,"inactivityTimeout":61}`); code != 400 || !strings.Contains(body, "Idempotency-Key") {
+			t.Errorf("another request under the key: %d %s", code, body)
+		}
+	}
+	used := 0
+	for _, id := range c.Jobs("10-") {
+		if c.Meta(id)["used"] == "true" {
+			used++
+		}
+	}
+	if len(all) != 4 || used != 4 {
+		t.Errorf("4 keys claimed %d runners, and gave %v", used, all)
+	}
+	c.Silence(false)
+	a.pool("10", 8, 4)
+	b.pool("10", 8, 4)
+	// With its runner a key ends, at all gateways.
+	_, first := a.keyed("key 0", claim)
+	var r struct{ RunnerID string }
+	if err := json.Unmarshal([]byte(first), &r); err != nil {
+		t.Fatal(err)
+	}
+	a.want("DELETE", "/runners/"+r.RunnerID, "", 204, "")
+	b.pool("10", 8, 3)
+	if code, body := b.keyed("key 0", claim); code != 200 || body == first {
+		t.Errorf("after its runner's end the key gave %d %s", code, body)
+	}
+}
+
 // An environment that one gateway is told of is everybody's, and so is its end.
 func TestEnvironmentsAreEverybodys(t *testing.T) {
 	c := nomadtest.New(t)
@@ -239,7 +305,134 @@ func TestTheLeadIsHandedOver(t *testing.T) {
 	b.eventually("there are no more runners than these", func() bool { return len(c.Jobs("10-")) == 4 })
 }
 
-// Who does not know the secret of a gateway asks it nothing.
+// plant writes a variable below those of the gateways, with a lock on it as theirs have.
+func plant(t *testing.T, c *nomadtest.Cluster, path string, items map[string]string) {
+	t.Helper()
+	body, err := json.Marshal(map[string]any{"Path": path, "Items": items, "Lock": map[string]string{"TTL": "10m", "LockDelay": "1s"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.NewRequest("PUT", c.URL+"/v1/var/"+path+"?lock-acquire", strings.NewReader(string(body)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultTransport.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+	if err := resp.Body.Close(); err != nil || resp.StatusCode != 200 {
+		t.Fatalf("planting: %d %v", resp.StatusCode, err)
+	}
+}
+
+// Whoever may write the variables of the gateways, and even knows what they wrote themselves, is sent nothing: no token, no session, no question.
+func TestAPlantedGatewayIsSentNothing(t *testing.T) {
+	c := nomadtest.New(t)
+	a, b := two(t, c, "3", 3)
+	var asked atomic.Int64
+	evil := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		t.Errorf("the planted gateway was asked for %s with %v", r.URL, r.Header)
+	}))
+	defer evil.Close()
+	const prefix = "rockpool/gateways/instance/"
+	for path := range c.Variables() {
+		id, ok := strings.CutPrefix(path, prefix)
+		if !ok {
+			continue
+		}
+		// The executions of both gateways would be taken for the planted ones'.
+		for i, items := range []map[string]string{
+			{"url": evil.URL, "secret": "x"},
+			{"url": evil.URL, "proof": c.Variable(path)["proof"]},
+			{"url": evil.URL, "proof": ""},
+		} {
+			plant(t, c, prefix+id[:8]+"-0000-4000-8000-00000000000"+strconv.Itoa(i), items)
+		}
+	}
+	before := c.Calls("GET /v1/var/{path...}")
+	a.eventually("the planted ones were looked at by both", func() bool { return c.Calls("GET /v1/var/{path...}") >= before+24 })
+	for range 10 {
+		r := a.claim("0")
+		a.messages(a.dial(a.via(b.execute(r, `{"command":"echo hi"}`))), `{"type":"start"}`, `{"type":"stdout","data":"hi\n"}`, `{"type":"exit","data":0}`)
+		b.messages(b.dial(b.via(a.execute(r, `{"command":"echo hi"}`))), `{"type":"start"}`, `{"type":"stdout","data":"hi\n"}`, `{"type":"exit","data":0}`)
+		b.want("DELETE", "/runners/"+r, "", 204, "")
+	}
+	if n := asked.Load(); n != 0 {
+		t.Errorf("the planted gateway was asked %d times", n)
+	}
+}
+
+// What one gateway passes on to another has no secret of the client in it, and is of no use for anything else.
+func TestATokenIsNotPassedOn(t *testing.T) {
+	c := nomadtest.New(t)
+	var b *harness
+	var mu sync.Mutex
+	var passed []*http.Request
+	between := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		passed = append(passed, r.Clone(r.Context()))
+		mu.Unlock()
+		target, _ := url.Parse(strings.TrimSuffix(b.url, "/api/v1"))
+		httputil.NewSingleHostReverseProxy(target).ServeHTTP(w, r)
+	}))
+	defer between.Close()
+	a := among(t, c)
+	b = among(t, c, func(cfg *config.Config) { cfg.Server.PeerAddress = between.URL })
+	a.want("PUT", "/execution-environments/10", env("2"), 201, "")
+	b.pool("10", 2, 0)
+	r := a.claim("0")
+	header := http.Header{"Poseidon-Token": {"secret"}, "Authorization": {"Bearer secret"}, "Cookie": {"a=secret"}, "Baggage": {"x=y"}}
+	conn, _, err := websocket.DefaultDialer.Dial(a.via(b.execute(r, `{"command":"echo hi"}`)), header)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	a.messages(conn, `{"type":"start"}`, `{"type":"stdout","data":"hi\n"}`, `{"type":"exit","data":0}`)
+	mu.Lock()
+	defer mu.Unlock()
+	var word string
+	for _, p := range passed {
+		for name, values := range p.Header {
+			if strings.Contains(strings.Join(values, " "), "secret") {
+				t.Errorf("%s carries %s: %q", p.URL, name, values)
+			}
+		}
+		if w := p.Header.Get("Rockpool-Relayed"); w != "" {
+			word = w
+			if p.Header.Get("Baggage") != "x=y" {
+				t.Error("the headers of tracing are lost")
+			}
+		}
+	}
+	if word == "" {
+		t.Fatal("nothing was passed on")
+	}
+	for path, h := range map[string]*harness{
+		"/runners/" + r + "/files": b, // another request
+		"/execution-environments":  b,
+		strings.SplitN(passed[len(passed)-1].URL.RequestURI(), "/api/v1", 2)[1]: a, // another gateway
+	} {
+		for _, forged := range []string{word, "1", "x.y.z", word + "x"} {
+			req, err := http.NewRequest("GET", h.url+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Rockpool-Relayed", forged)
+			resp, err := h.http.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			if err := resp.Body.Close(); err != nil || resp.StatusCode != 401 {
+				t.Errorf("%s with %q: %d %v", path, forged, resp.StatusCode, err)
+			}
+		}
+	}
+}
+
+// Who does not know the secret of the gateways asks them nothing.
 func TestTheWireBetweenGatewaysIsTheirs(t *testing.T) {
 	c := nomadtest.New(t)
 	a, _ := two(t, c, "1", 1)
@@ -268,7 +461,7 @@ func TestAClusterWithoutVariablesIsToldOf(t *testing.T) {
 	c := nomadtest.New(t)
 	c.NoVariables()
 	cfg := config.Default()
-	cfg.Server.Port, cfg.Nomad.Address, cfg.Server.PeerAddress = 0, c.URL, "http://127.0.0.1:1"
+	cfg.Server.Port, cfg.Nomad.Address, cfg.Server.PeerAddress, cfg.Server.PeerSecret = 0, c.URL, "http://127.0.0.1:1", "what all the gateways have"
 	if err := runGateway(t, cfg); err == nil || !strings.Contains(err.Error(), "rockpool/gateways/") {
 		t.Errorf("got %v", err)
 	}

@@ -198,7 +198,7 @@ func TestOneTraceFromTheGatewayToTheSupervisor(t *testing.T) {
 	stopped = true
 
 	// Without any collector a person sees all of it.
-	for _, step := range []string{"execution", "execution.call", "execution.dial", "execution.first_byte", "node.exec", "exec.request", "exec.fork", "exec.program", "exec.end", "execution.close"} {
+	for _, step := range []string{"execution", "execution.call", "node.exec", "exec.request", "exec.fork", "exec.program", "exec.end", "execution.close"} {
 		if !strings.Contains(string(mustJSON(t, shown)), `"step":"`+step+`"`) {
 			t.Errorf("the timeline has no %s: %s", step, mustJSON(t, shown))
 		}
@@ -226,8 +226,8 @@ func TestOneTraceFromTheGatewayToTheSupervisor(t *testing.T) {
 		}
 	}
 	for service, want := range map[string]string{
-		"rockpool-gateway":      "request claim.take claim.mark cluster.call execution execution.call execution.dial execution.exit execution.close",
-		"rockpool-orchestrator": "request log.queue log.append log.apply log.answer node.relay node.exec node.run exec.group exec.streams exec.request exec.fork exec.take_over exec.program exec.end",
+		"rockpool-gateway":      "request claim.take claim.mark cluster.call execution execution.call node.exec exec.group exec.streams exec.request exec.fork exec.take_over exec.program exec.end execution.close",
+		"rockpool-orchestrator": "request log.queue log.append log.apply log.answer",
 	} {
 		for name := range strings.FieldsSeq(want) {
 			if !steps[service][name] {

@@ -2,8 +2,6 @@
 package ident
 
 import (
-	"crypto/rand"
-	"encoding/base64"
 	"regexp"
 
 	"github.com/google/uuid"
@@ -31,10 +29,3 @@ var name = regexp.MustCompile(`^[a-zA-Z0-9-]{1,64}$`)
 
 // ValidName reports whether s may stand in a path: letters, digits and hyphens, 1 to 64 of them.
 func ValidName(s string) bool { return name.MatchString(s) }
-
-// NewSecret is a random text of 256 bits, to be shown as a proof.
-func NewSecret() string {
-	b := make([]byte, 32)
-	_, _ = rand.Read(b) // never fails, by its documentation
-	return base64.RawURLEncoding.EncodeToString(b)
-}

@@ -23,6 +23,16 @@ type PoolState struct {
 	HitRate                      float64       // share of the claims that were served at once, lately
 	Automatic                    bool          // the size follows the claims, between
 	Min, Max                     int
+	Short                        bool // the cluster has no room for more, but for
+	Possible                     int  // runners, used ones included
+}
+
+// room is how many runners there is room for, as far as is known: for those that are wanted where it was not said that there is less.
+func (p PoolState) room() int {
+	if p.Short {
+		return p.Possible
+	}
+	return p.Wanted + p.Used
 }
 
 // add takes another pool into one that stands for several. The hit rate of all of them is not that of any: the worst is kept.
@@ -31,26 +41,32 @@ func (p *PoolState) add(q PoolState) {
 		Wanted: p.Wanted + q.Wanted, Idle: p.Idle + q.Idle, Starting: p.Starting + q.Starting, Used: p.Used + q.Used,
 		FailedStarts: p.FailedStarts + q.FailedStarts, Retry: max(p.Retry, q.Retry), Waiting: p.Waiting + q.Waiting, HitRate: min(p.HitRate, q.HitRate),
 		Automatic: p.Automatic || q.Automatic, Min: p.Min + q.Min, Max: p.Max + q.Max,
+		Short: p.Short || q.Short, Possible: p.room() + q.room(),
 	}
 }
 
-// poolGauges are the figures of each pool. A pool of a fixed size has none of those that are of automatic ones alone.
+// poolGauges are the figures of each pool. Some are told only while they mean something.
 var poolGauges = []struct {
 	name, help string
-	automatic  bool
+	told       func(PoolState) bool // nil = always
 	value      func(PoolState) float64
 }{
-	{"pool_wanted_runners", "Idle runners that a pool shall have.", false, func(p PoolState) float64 { return float64(p.Wanted) }},
-	{"pool_idle_runners", "Idle runners.", false, func(p PoolState) float64 { return float64(p.Idle) }},
-	{"pool_starting_runners", "Runners that are being started.", false, func(p PoolState) float64 { return float64(p.Starting) }},
-	{"pool_used_runners", "Runners that are claimed.", false, func(p PoolState) float64 { return float64(p.Used) }},
-	{"pool_failed_starts", "Starts in a row that failed; 0 once one works.", false, func(p PoolState) float64 { return float64(p.FailedStarts) }},
-	{"pool_retry_seconds", "Time until a start is tried again after failed ones; 0 = none is held back.", false, func(p PoolState) float64 { return p.Retry.Seconds() }},
-	{"pool_waiting_claims", "Claims that wait in the queue.", false, func(p PoolState) float64 { return float64(p.Waiting) }},
-	{"pool_hit_rate", "Share of the claims that were served at once, lately; 1 when there was none.", false, func(p PoolState) float64 { return p.HitRate }},
-	{"pool_min_runners", "Least size of a pool whose size follows the claims.", true, func(p PoolState) float64 { return float64(p.Min) }},
-	{"pool_max_runners", "Largest size of a pool whose size follows the claims.", true, func(p PoolState) float64 { return float64(p.Max) }},
+	{"pool_wanted_runners", "Idle runners that a pool shall have.", nil, func(p PoolState) float64 { return float64(p.Wanted) }},
+	{"pool_idle_runners", "Idle runners.", nil, func(p PoolState) float64 { return float64(p.Idle) }},
+	{"pool_starting_runners", "Runners that are being started.", nil, func(p PoolState) float64 { return float64(p.Starting) }},
+	{"pool_used_runners", "Runners that are claimed.", nil, func(p PoolState) float64 { return float64(p.Used) }},
+	{"pool_failed_starts", "Starts in a row that failed; 0 once one works.", nil, func(p PoolState) float64 { return float64(p.FailedStarts) }},
+	{"pool_retry_seconds", "Time until a start is tried again after failed ones; 0 = none is held back.", nil, func(p PoolState) float64 { return p.Retry.Seconds() }},
+	{"pool_waiting_claims", "Claims that wait in the queue.", nil, func(p PoolState) float64 { return float64(p.Waiting) }},
+	{"pool_hit_rate", "Share of the claims that were served at once, lately; 1 when there was none.", nil, func(p PoolState) float64 { return p.HitRate }},
+	{"pool_min_runners", "Least size of a pool whose size follows the claims.", automatic, func(p PoolState) float64 { return float64(p.Min) }},
+	{"pool_max_runners", "Largest size of a pool whose size follows the claims.", automatic, func(p PoolState) float64 { return float64(p.Max) }},
+	{"pool_possible_runners", "Runners that the cluster has room for, used ones included; told only while there is not enough for those that are wanted.",
+		func(p PoolState) bool { return p.Short }, func(p PoolState) float64 { return float64(p.Possible) }},
 }
+
+// automatic reports whether a pool's size follows the claims.
+func automatic(p PoolState) bool { return p.Automatic }
 
 // Gateway holds the figures of a gateway, for Prometheus. Labels take values of the code, and ids of environments in bounded number; no runner, token or
 // path is one. It is safe for concurrent use.
@@ -114,7 +130,7 @@ func NewGateway(pools func() map[int]PoolState) *Gateway {
 	g.inFlight = gauge("requests_in_flight", "Requests under way; of the route /websocket the open sessions.", "route")
 	g.received = counter("received_bytes_total", "Bytes of request bodies that were read.", "route")
 	g.sent = counter("sent_bytes_total", "Bytes of the bodies of answers.", "route")
-	g.denied = counter("refused_total", "Requests refused by reason: token, scope, rate, quota, executions, connections.", "reason")
+	g.denied = counter("refused_total", "Requests refused by reason: token, scope, rate, quota, executions, uploads, connections.", "reason")
 	g.claims = counter("claims_total", "Claims by outcome: hit (a runner stood ready), waited, repeated (under its key), empty, quota, unknown (environment), failed.", "environment", "outcome")
 	g.claimWait = histogram("claim_duration_seconds", "Time from a claim to the runner that was handed out.", quick, "environment")
 	g.started = counter("executions_started_total", "Executions that were begun.", "environment")
@@ -135,7 +151,7 @@ func NewGateway(pools func() map[int]PoolState) *Gateway {
 	for _, p := range poolGauges {
 		g.poolSeries = append(g.poolSeries, prometheus.NewDesc(space+"_"+p.name, p.help, []string{"environment"}, nil))
 	}
-	for _, reason := range []string{"token", "scope", "rate", "quota", "executions", "connections"} {
+	for _, reason := range []string{"token", "scope", "rate", "quota", "executions", "uploads", "connections"} {
 		g.denied.WithLabelValues(reason)
 	}
 	for _, result := range []string{"written", "dropped", "expired", "refused"} {
@@ -259,7 +275,7 @@ func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
 	other, more := PoolState{HitRate: 1}, false
 	send := func(label string, p PoolState) {
 		for i, gauge := range poolGauges {
-			if p.Automatic || !gauge.automatic {
+			if gauge.told == nil || gauge.told(p) {
 				ch <- prometheus.MustNewConstMetric(c.g.poolSeries[i], prometheus.GaugeValue, gauge.value(p), label)
 			}
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/gorilla/websocket"
 	"github.com/hashicorp/nomad/api"
 
+	"rockpool/internal/environment"
 	"rockpool/internal/fault"
 	"rockpool/internal/logging"
 	"rockpool/internal/timeline"
@@ -42,6 +43,7 @@ type Options struct {
 	ForcePull  bool // pull images anew
 	Observer   Observer
 	Timeline   *timeline.Recorder // nil = nothing is recorded
+	Inside     Inside             // of a cluster in this process
 }
 
 // Network is the configuration of runners with network access.
@@ -73,8 +75,12 @@ type Client struct {
 	gateway  string // written into claims; "" = this gateway is alone
 	lag      lagMeter
 	listed   atomic.Bool // the first listing has been
-	close    sync.Once
-	idle     func()
+
+	first     sync.Once
+	recovered chan struct{}             // closed once found is what the first listing has shown
+	found     []environment.Environment // in no order
+	close     sync.Once
+	idle      func()
 }
 
 const (
@@ -101,14 +107,17 @@ func New(o Options, log logging.Logger) (*Client, error) {
 			return nil, err
 		}
 	}
-	c := &Client{opts: o, log: log, secret: rand.Text(), dialer: dialer(transport), idle: transport.CloseIdleConnections}
+	c := &Client{opts: o, log: log, secret: rand.Text(), recovered: make(chan struct{}), dialer: dialer(transport), idle: transport.CloseIdleConnections}
 	c.evals.init()
 	c.known.init()
 	c.defs.init()
 	var through http.RoundTripper = transport
+	if o.Inside.Transport != nil {
+		through = o.Inside.Transport
+	}
 	if o.Observer != nil {
 		c.lag.told = o.Observer.EventLag
-		through = &timed{next: transport, observer: o.Observer, lag: &c.lag}
+		through = &timed{next: through, observer: o.Observer, lag: &c.lag}
 	}
 	if o.Timeline != nil {
 		through = traced{through}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/url"
@@ -32,6 +33,11 @@ func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Sp
 	if !c.Native() {
 		return c.quoted(ctx, at, spec, stdio)
 	}
+	if c.opts.Inside.Programs != nil {
+		if code, err := c.inside(ctx, at, spec, stdio); !errors.Is(err, ErrElsewhere) {
+			return ended(ctx, code, err)
+		}
+	}
 	params := map[string]string{"rockpool_id": spec.ID, "rockpool_environ": environ(spec.Env), "rockpool_user": userOf(spec.Privileged)}
 	if spec.SplitStderr {
 		params["rockpool_split"] = "true"
@@ -42,22 +48,38 @@ func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Sp
 	if spec.OutputLimit > 0 {
 		params["rockpool_output_limit"] = strconv.FormatInt(spec.OutputLimit, 10)
 	}
-	s, err := c.attach(ctx, at, spec.TTY, []string{"/bin/bash", "-c", spec.Command}, params)
+	s, err := c.attach(ctx, at, spec.TTY, shellCommand(spec.Command), params)
 	if err != nil {
 		return 0, err
 	}
 	code, err := s.run(stdio, nil, nil)
+	return ended(ctx, code, err)
+}
+
+func shellCommand(command string) []string { return []string{"/bin/bash", "-c", command} }
+
+// ended is how an exec came to its end. Where its context has ended, that is the reason.
+func ended(ctx context.Context, code int, err error) (int, error) {
 	if err != nil && ctx.Err() != nil {
 		return 0, fmt.Errorf("execute: %w", context.Cause(ctx))
 	}
 	return code, err
 }
 
+// variables are those of an environment, by name, as NAME=value.
+func variables(env map[string]string) []string {
+	list := make([]string, 0, len(env))
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		list = append(list, name+"="+env[name])
+	}
+	return list
+}
+
 // environ is an environment as bytes: JSON could not hold every value.
 func environ(env map[string]string) string {
 	var b []byte
-	for _, name := range slices.Sorted(maps.Keys(env)) {
-		b = append(append(append(append(b, name...), '='), env[name]...), 0)
+	for _, v := range variables(env) {
+		b = append(append(b, v...), 0)
 	}
 	return base64.RawURLEncoding.EncodeToString(b)
 }

@@ -70,8 +70,12 @@ func decodeTemplate(data []byte) (*api.Job, error) {
 	if err := json.Unmarshal(data, &job); err != nil {
 		return nil, fmt.Errorf("the parsed template job: %w", err)
 	}
-	if group, task := mainOf(&job); group == nil || task == nil || configOf(&job) == nil {
-		return nil, fmt.Errorf("the template job needs a group %q with a task %q, and a group %q", mainGroup, mainTask, configGroup)
+	group, task := mainOf(&job)
+	if group == nil || task == nil || configOf(&job) == nil || len(configOf(&job).Tasks) == 0 {
+		return nil, fmt.Errorf("the template job needs a group %q with a task %q, and a group %q with a task", mainGroup, mainTask, configGroup)
+	}
+	if task.Resources != nil && len(task.Resources.Devices) > 0 {
+		return nil, fmt.Errorf("the template job's task %q must not ask for devices: environments do, by their field devices", mainTask)
 	}
 	return &job, nil
 }
@@ -97,6 +101,15 @@ func configOf(job *api.Job) *api.TaskGroup {
 		}
 	}
 	return nil
+}
+
+// isOurs reports whether a job is certainly an idle runner of an environment: by its name, its groups and task, and the mark that says that nobody uses it.
+func isOurs(job *api.Job, id environment.ID) bool {
+	env, ok := runnerEnvironment(*job.ID)
+	_, task := mainOf(job)
+	config := configOf(job)
+	return ok && env == id && task != nil && config != nil && config.Count != nil && *config.Count == 0 && config.Meta[metaUsed] == "false" &&
+		(job.Type == nil || *job.Type == "batch")
 }
 
 // derive makes a job from the template and an environment's settings.
@@ -127,6 +140,12 @@ func (c *Client) derive(e environment.Environment, id string, pull bool) (*api.J
 	task.Resources.MemoryMaxMB = new(int(e.MemoryLimit))
 	if e.Runtime != "" {
 		task.Config["runtime"] = e.Runtime
+		if !c.Native() && task.Driver == "docker" { // our own nodes see to it themselves
+			task.Constraints = append(task.Constraints, &api.Constraint{LTarget: "${attr.driver.docker.runtimes}", Operand: "set_contains", RTarget: e.Runtime})
+		}
+	}
+	if len(e.Devices) > 0 {
+		askFor(e.Devices, holderOf(job, id))
 	}
 	if len(e.Egress) > 0 {
 		if !c.Native() { // a rule that nobody enforces is worse than none
@@ -188,6 +207,7 @@ func settingsOf(job *api.Job, id environment.ID) environment.Environment {
 			e.MemoryLimit = uint(max(*r.MemoryMaxMB, 0))
 		}
 	}
+	e.Devices = devicesOf(job)
 	e.NetworkAccess = len(group.Networks) > 0
 	for _, n := range group.Networks {
 		for _, p := range n.DynamicPorts {

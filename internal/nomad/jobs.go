@@ -147,7 +147,29 @@ func (c *Client) RunnersOf(ctx context.Context, id environment.ID) ([]string, er
 	return ids, nil
 }
 
-// RegisterTemplate stores an environment's definition and waits until it is known whether it can be placed.
+// Orphans reads each of the jobs, and whether there is a definition. What is not exactly as a gateway makes it is somebody else's, and stays.
+func (c *Client) Orphans(ctx context.Context, id environment.ID, runners []string) ([]string, error) {
+	defined, err := c.present(ctx, templateID(id))
+	if err != nil || defined != nil {
+		return nil, err
+	}
+	found := make([]string, len(runners))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(lookups)
+	for i, name := range runners {
+		g.Go(func() error {
+			job, err := c.present(gctx, name)
+			if job != nil && isOurs(job, id) {
+				found[i] = name
+			}
+			return err
+		})
+	}
+	err = g.Wait()
+	return slices.DeleteFunc(found, func(name string) bool { return name == "" }), err
+}
+
+// RegisterTemplate stores an environment's definition and waits until it is known whether it can be placed. Devices and classes that no node has are Invalid.
 func (c *Client) RegisterTemplate(ctx context.Context, e environment.Environment) error {
 	job, err := c.derive(e, templateID(e.ID), true)
 	if err != nil {
@@ -166,6 +188,11 @@ func (c *Client) RegisterTemplate(ctx context.Context, e environment.Environment
 	before, err := c.job(ctx, *job.ID)
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err
+	}
+	if asksAnew(before, e) {
+		if err := c.possible(ctx, e); err != nil {
+			return err
+		}
 	}
 	// What the feed shows of this registration is our own doing, and what it shows meanwhile waits until it is known which that is.
 	index := uint64(0)
@@ -240,7 +267,7 @@ func (c *Client) placed(ctx context.Context, id string) error {
 		ev = evaluation{ID: id, Status: found.Status, StatusDescription: found.StatusDescription}
 		ev.FailedTGAllocs = map[string]*refusal{}
 		for group, m := range found.FailedTGAllocs {
-			ev.FailedTGAllocs[group] = &refusal{m.NodesEvaluated, m.NodesFiltered, m.NodesExhausted, m.ConstraintFiltered, m.DimensionExhausted}
+			ev.FailedTGAllocs[group] = refusalOf(m)
 		}
 		if found.Status == "pending" || found.Status == "blocked" {
 			return fault.New(fault.Deadline, "the environment could not be placed within %v: the evaluation is %s", placementTime, found.Status)

@@ -1,12 +1,14 @@
 package nomad
 
 import (
+	"cmp"
 	"context"
-	"errors"
+	"slices"
 
 	"github.com/hashicorp/nomad/api"
 	"golang.org/x/sync/errgroup"
 
+	"rockpool/internal/environment"
 	"rockpool/internal/fault"
 	"rockpool/internal/runner"
 	"rockpool/internal/runner/execution"
@@ -48,58 +50,110 @@ func (c *Client) listing(ctx context.Context) (*view, error) {
 	if lines, v.jobsIndex, err = c.listWhole(ctx, ""); err != nil {
 		return nil, err
 	}
-	jobs := make([]*api.Job, len(lines))
+	jobs, err := c.fill(ctx, lines)
+	if err != nil {
+		return nil, err
+	}
 	templates := map[string]*api.Job{}
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(lookups)
+	var runners []*api.Job
 	present := map[string]bool{}
 	for i, s := range lines {
-		if s.Stop && s.Status == "dead" {
+		if jobs[i] == nil { // it is of no interest, or was purged since it was listed
 			continue
 		}
-		if _, ok := templateEnvironment(s.ID); ok && s.Status != "dead" && c.defs.feed != nil {
-			templates[s.ID] = s.Job
-		}
 		if _, ok := runnerEnvironment(s.ID); !ok {
+			templates[s.ID] = jobs[i]
 			continue
 		}
 		present[s.ID] = true
-		if jobs[i] = s.Job; jobs[i] == nil {
-			jobs[i] = c.known.get(s.ID, s.JobModifyIndex)
-		}
-		if jobs[i] != nil {
-			continue
-		}
-		g.Go(func() (err error) {
-			jobs[i], err = c.present(gctx, s.ID)
-			return err
-		})
+		runners = append(runners, jobs[i])
+		v.job(jobs[i])
 	}
-	for id, job := range templates {
-		if job == nil {
-			job, err := c.present(gctx, id)
-			if err != nil {
-				return nil, errors.Join(err, g.Wait())
-			}
-			templates[id] = job
-		}
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	c.known.replace(jobs)
-	for _, job := range jobs {
-		if job != nil {
-			v.job(job)
-		}
-	}
+	c.known.replace(runners)
 	for _, a := range allocs {
 		if present[a.JobID] && v.knows(a.JobID) && a.TaskGroup == mainGroup {
 			v.allocation(a)
 		}
 	}
+	if err := c.waiting(ctx, v); err != nil {
+		return nil, err
+	}
 	c.defs.all(templates, v.jobsIndex)
+	c.first.Do(func() {
+		for name, job := range templates {
+			id, _ := templateEnvironment(name)
+			c.found = append(c.found, settingsOf(job, id))
+		}
+		close(c.recovered)
+	})
 	return v, nil
+}
+
+// waiting finds out of runners that ask for devices and have no place whether there is none for them: no list tells it. A pool has one of them in general.
+func (c *Client) waiting(ctx context.Context, v *view) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(lookups)
+	found := map[string]*[]*evaluation{}
+	for id, t := range v.runners {
+		if t.scarce && t.State == pool.Pending && !t.Placed {
+			found[id] = new([]*evaluation)
+		}
+	}
+	for id, list := range found {
+		g.Go(func() error {
+			_, err := c.api.Raw().Query("/v1/job/"+id+"/evaluations", list, c.query(gctx))
+			if err = classify(err, "list the evaluations of "+id); fault.Is(err, fault.NotFound) {
+				return nil
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, list := range found {
+		slices.SortFunc(*list, func(a, b *evaluation) int { return cmp.Compare(a.ModifyIndex, b.ModifyIndex) })
+		for _, e := range *list {
+			v.refused(e)
+		}
+	}
+	return nil
+}
+
+// fill is the jobs of runners and, where anybody wants to know them, of environments: those that the lines lack are read one by one, some at a time.
+func (c *Client) fill(ctx context.Context, lines []*listed) ([]*api.Job, error) {
+	templates := c.defs.feed != nil || !c.listed.Load()
+	jobs := make([]*api.Job, len(lines))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(lookups)
+	for i, s := range lines {
+		_, isRunner := runnerEnvironment(s.ID)
+		_, isTemplate := templateEnvironment(s.ID)
+		dead := s.Status == "dead"
+		if !isRunner && !(isTemplate && templates && !dead) || s.Stop && dead {
+			continue
+		}
+		if jobs[i] = s.Job; jobs[i] == nil && isRunner {
+			jobs[i] = c.known.get(s.ID, s.JobModifyIndex)
+		}
+		if jobs[i] == nil {
+			g.Go(func() (err error) {
+				jobs[i], err = c.present(gctx, s.ID)
+				return err
+			})
+		}
+	}
+	return jobs, g.Wait()
+}
+
+// Recovered are the definitions that the first listing has shown, which it waits for.
+func (c *Client) Recovered(ctx context.Context) ([]environment.Environment, error) {
+	select {
+	case <-c.recovered:
+		return c.found, nil
+	case <-ctx.Done():
+		return nil, fault.Wrap(fault.Unavailable, context.Cause(ctx), "the cluster was not listed in time")
+	}
 }
 
 // present is a job, or nil when it was purged since it was listed.

@@ -42,7 +42,7 @@ func (t *timed) RoundTrip(r *http.Request) (*http.Response, error) {
 			result = "ok"
 		}
 		// Only changes of jobs come back as events for certain.
-		if result == "ok" && r.Method != http.MethodGet && strings.HasPrefix(r.URL.Path, "/v1/job") && !strings.HasPrefix(r.URL.Path, "/v1/jobs/") {
+		if result == "ok" && r.Method != http.MethodGet && strings.HasPrefix(r.URL.Path, "/v1/job") && !strings.HasPrefix(r.URL.Path, "/v1/jobs/") && !strings.HasSuffix(r.URL.Path, "/plan") {
 			if index, err := strconv.ParseUint(resp.Header.Get("X-Nomad-Index"), 10, 64); err == nil {
 				t.lag.changed(index, begun)
 			}

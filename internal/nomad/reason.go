@@ -35,19 +35,24 @@ func reasonOf(a *allocation, s pool.State) string {
 	return ""
 }
 
-// refused takes in that a runner could not be placed, and reports whether that is news.
+// refused takes in whether a runner could be placed, and reports whether that is news.
 func (v *view) refused(e *evaluation) bool {
 	t := v.runners[e.JobID]
 	if t == nil || t.State != pool.Pending || t.Place.AllocID != "" {
 		return false
 	}
-	why := ""
-	if r := e.FailedTGAllocs[mainGroup]; r != nil {
-		why = "it cannot be placed: " + r.String()
+	why, noRoom := t.Reason, t.NoRoom
+	switch r := e.FailedTGAllocs[mainGroup]; {
+	case r != nil:
+		why, noRoom = "it cannot be placed: "+r.String(), true
+	case e.Status == "blocked":
+		noRoom = true // the one before said why
+	case e.Status == "complete":
+		why, noRoom = "", false
 	}
-	if why == t.Reason {
+	if why == t.Reason && noRoom == t.NoRoom {
 		return false
 	}
-	t.Reason = why
+	t.Reason, t.NoRoom = why, noRoom
 	return true
 }

@@ -39,6 +39,7 @@ type view struct {
 
 type tracked struct {
 	runner.Seen
+	scarce     bool // it asks for devices, so that being placed is news
 	allocIndex uint64
 }
 
@@ -71,7 +72,9 @@ func (v *view) job(job *api.Job) bool {
 		t = &tracked{Seen: runner.Seen{Observed: pool.Observed{ID: *job.ID, Env: env}}}
 		v.runners[*job.ID] = t
 	}
-	settings := settingsOf(job, env).Settings()
+	made := settingsOf(job, env)
+	settings := made.Settings()
+	t.scarce = len(made.Devices) > 0
 	used, mark := claimOf(job)
 	changed := isNew || settings != t.Settings || used != t.Used || mark != t.Mark
 	t.Settings, t.Used, t.Mark, t.Gateway = settings, used, mark, gatewayOf(job)
@@ -87,7 +90,8 @@ func (v *view) allocation(a *allocation) bool {
 	if t.State == pool.Ended || a.CreateIndex < t.allocIndex {
 		return false
 	}
-	before := t.State
+	before, placed := t.State, t.scarce && !t.Placed
+	t.Placed, t.NoRoom = true, false
 	switch {
 	case a.PreviousAllocation != "", t.Place.AllocID != "" && t.Place.AllocID != a.ID:
 		t.State, t.Cause = pool.Ended, execution.ErrGone // rescheduled
@@ -104,7 +108,7 @@ func (v *view) allocation(a *allocation) bool {
 			t.Ports = append(t.Ports, runner.Port{Exposed: uint(p.To), Address: net.JoinHostPort(p.HostIP, strconv.Itoa(p.Value))})
 		}
 	}
-	return t.State != before || t.Reason != told
+	return t.State != before || t.Reason != told || placed
 }
 
 // progress is what a pending runner's driver says that has not been told yet, such as how far the download of its image is; "" = nothing.
@@ -159,6 +163,7 @@ func outOfMemory(task *api.TaskState) bool {
 // evaluation is what is read of one.
 type evaluation struct {
 	ID, JobID, Status, StatusDescription string
+	ModifyIndex                          uint64
 	FailedTGAllocs                       map[string]*refusal
 }
 

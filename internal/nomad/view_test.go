@@ -113,7 +113,7 @@ func TestNamesOfJobs(t *testing.T) {
 
 func TestAnEnvironmentSurvivesItsJob(t *testing.T) {
 	c := &Client{}
-	data := []byte(`{"TaskGroups":[{"Name":"default-group","Tasks":[{"Name":"default-task"}]},{"Name":"config"}]}`)
+	data := []byte(`{"TaskGroups":[{"Name":"default-group","Tasks":[{"Name":"default-task"}]},{"Name":"config","Tasks":[{"Name":"config"}]}]}`)
 	c.template.Store(&data)
 	c.native.Store(true)
 	for _, e := range []environment.Environment{
@@ -121,13 +121,23 @@ func TestAnEnvironmentSurvivesItsJob(t *testing.T) {
 		{ID: 2, CPULimit: 1, NetworkAccess: true, Image: "host"},
 		{ID: 3, NetworkAccess: true, ExposedPorts: []uint16{80, 22}},
 		{ID: 4, NetworkAccess: true, Egress: []string{"pypi.org:443", "198.51.100.0/24"}, Runtime: "runsc"},
+		{ID: 5, Devices: []environment.Device{
+			{Name: "nvidia/gpu", Count: 2, Constraints: []environment.DeviceConstraint{{Attribute: "memory", Operator: ">=", Value: "40 GiB"}, {Attribute: "${device.model}", Operator: "regexp", Value: "A100"}}},
+			{Name: "gpu", Count: 1, Share: environment.Either, Constraints: []environment.DeviceConstraint{{Attribute: "share", Operator: "=", Value: "mig"}}},
+			{Name: "nvidia/gpu/Tesla T4 slot 4 GiB", Count: 1, Share: environment.OnlyPart, Constraints: []environment.DeviceConstraint{{Attribute: "memory", Operator: "is_set"}}},
+		}},
 	} {
-		j, err := c.derive(e, id, true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := settingsOf(j, e.ID).Settings(); got != e.Settings() {
-			t.Errorf("got %s, want %s", got, e.Settings())
+		for _, name := range []string{id, templateID(e.ID)} {
+			j, err := c.derive(e, name, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := settingsOf(j, e.ID).Settings(); got != e.Settings() {
+				t.Errorf("%s: got %s, want %s", name, got, e.Settings())
+			}
+			if _, task := mainOf(j); name != id && task.Resources.Devices != nil {
+				t.Errorf("the container of a template holds devices: %v", task.Resources.Devices)
+			}
 		}
 	}
 }

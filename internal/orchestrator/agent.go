@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"rockpool/internal/certs"
+	"rockpool/internal/endpoint"
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
 	"rockpool/internal/metrics"
@@ -117,8 +118,9 @@ type Agent struct {
 	listener net.Listener
 	scheme   string
 	limiter  *httpapi.Limiter
-	certs    *certs.Store // nil = no TLS
-	server   *Server      // nil = the agent has none
+	certs    *certs.Store     // nil = no TLS
+	server   *Server          // nil = the agent has none
+	direct   *endpoint.Direct // to the API of server, for this process; nil without one
 	edge     *httpapi.Edge
 	node     *node.Agent // nil = the agent has none
 	remote   *node.Remote
@@ -147,8 +149,9 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	if a.unlock, err = consensus.Lock(filepath.Join(cfg.DataDir, "lock")); err != nil {
 		return nil, err
 	}
+	devices, specify := cfg.GPUs.devices(cfg.Log)
 	if cfg.Role != ServerOnly {
-		if a.walls, err = openWalls(cfg); err != nil {
+		if a.walls, err = openWalls(cfg, specify); err != nil {
 			return nil, err
 		}
 		if cfg.MockDriver {
@@ -173,6 +176,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 			return nil, err
 		}
 		a.server.SetProcess(cfg.Process)
+		a.direct = &endpoint.Direct{Handler: a.server.Handler()}
 	}
 	if cfg.Role == ServerOnly {
 		return a, nil
@@ -186,7 +190,11 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	if a.certs != nil {
 		toServers.TLSClientConfig = a.certs.HTTPDialer()
 	}
-	servers, err := node.NewRemote(a.servers(cfg), identity, cmp.Or(cfg.Node.JoinToken, cfg.Token), &http.Client{Transport: toServers})
+	var way http.RoundTripper = toServers
+	if a.server != nil {
+		way = nearby{own: []string{address, strings.TrimPrefix(a.URL(), a.scheme+"://")}, direct: a.direct, network: toServers}
+	}
+	servers, err := node.NewRemote(a.servers(cfg), identity, cmp.Or(cfg.Node.JoinToken, cfg.Token), &http.Client{Transport: way})
 	if err != nil {
 		return nil, err
 	}
@@ -200,7 +208,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		Name: cfg.Name, Datacenter: cfg.Datacenter, NodePool: cfg.Node.Pool, NodeClass: cfg.Node.Class, Meta: cfg.Node.Meta, Volumes: cfg.Node.Volumes,
 		Reserved:  model.NodeResources{CPU: cfg.Node.ReservedCPU, MemoryMB: cfg.Node.ReservedMemory, DiskMB: cfg.Node.ReservedDisk},
 		Resources: cfg.Node.resources(), KeepEnded: cfg.Node.KeepEnded, KeepEndedFor: cfg.Node.KeepEndedFor,
-		Attributes: a.attributes, Devices: cfg.GPUs.devices(cfg.Log), StopAiling: cfg.GPUs.StopAiling, Timeline: a.timeline,
+		Attributes: a.attributes, Devices: devices, StopAiling: cfg.GPUs.StopAiling, Timeline: a.timeline,
 	})
 	if err != nil {
 		return nil, err
@@ -325,15 +333,25 @@ func (a *Agent) serve(ctx context.Context) error {
 		// Streams end with their context; what is left after a moment is cut.
 		quick, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 		defer cancel()
+		if a.direct != nil {
+			a.direct.Cut()
+		}
 		if s.Shutdown(quick) != nil {
 			_ = s.Close()
 		}
 	})
 	defer stopped()
-	if err := s.Serve(a.listener); !errors.Is(err, http.ErrServerClosed) {
-		return err
+	err := s.Serve(a.listener)
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
 	}
-	return nil
+	if a.direct != nil {
+		a.direct.Cut()
+		quick, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+		defer cancel()
+		err = errors.Join(err, a.direct.Wait(quick))
+	}
+	return err
 }
 
 func (a *Agent) close() error {

@@ -13,6 +13,7 @@ import (
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/device"
 	"rockpool/internal/orchestrator/device/nvidia"
+	"rockpool/internal/orchestrator/driver/cdi"
 	"rockpool/internal/orchestrator/httpapi"
 	"rockpool/internal/orchestrator/leader"
 	"rockpool/internal/orchestrator/model"
@@ -64,14 +65,17 @@ type GPUConfig struct {
 	Ignore     []string      // UUIDs or PCI bus ids of those that are not offered
 	Period     time.Duration // between two looks at them; 0 = 30 s
 	StopAiling bool          // allocations fail when a GPU of theirs becomes unhealthy
+	Slots      nvidia.Slots  // that GPUs are shared as
+	Library    string        // path of the driver's library; "" = libnvidia-ml.so.1 where the system's loader finds it
 }
 
-// devices are what the node finds of devices; nil = nothing is looked for.
-func (c GPUConfig) devices(log logging.Logger) *device.Manager {
+// devices are what the node finds of devices, and who makes their specifications where the operator has none; nil = nothing is looked for.
+func (c GPUConfig) devices(log logging.Logger) (*device.Manager, cdi.Maker) {
 	if c.Off {
-		return nil
+		return nil, nil
 	}
-	return device.NewManager(log, nvidia.New(nvidia.Config{Ignore: c.Ignore, Poll: c.Period, Log: log}))
+	gpus := nvidia.New(nvidia.Config{Ignore: c.Ignore, Poll: c.Period, Slots: c.Slots, Library: c.Library, Log: log})
+	return device.NewManager(log, gpus), gpus.Specify
 }
 
 // TLSConfig names the files of mutual TLS between servers, nodes and clients. They are read again by ReloadCertificates.

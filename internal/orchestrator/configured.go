@@ -16,6 +16,7 @@ import (
 	"rockpool/internal/logging"
 	"rockpool/internal/metrics"
 	"rockpool/internal/orchestrator/agentconfig"
+	"rockpool/internal/orchestrator/device/nvidia"
 	"rockpool/internal/orchestrator/httpapi"
 	"rockpool/internal/orchestrator/leader"
 	"rockpool/internal/orchestrator/model"
@@ -72,6 +73,10 @@ func agentConfig(conf agentconfig.Config, token string) (AgentConfig, error) {
 		conf.Name = host
 	}
 	n, s := conf.Client, conf.Server
+	slotMemory, err := n.GPU.SlotMemoryMB()
+	if err != nil {
+		return AgentConfig{}, fmt.Errorf("client.gpu.slot_memory: %w", err)
+	}
 	cfg := AgentConfig{
 		DataDir: conf.DataDir, Address: listening(conf.Addresses.HTTP, conf.BindAddr, conf.Ports.HTTP), Advertise: advertised(conf.Advertise.HTTP, conf.Ports.HTTP),
 		Token: token, Name: conf.Name, Datacenter: conf.Datacenter,
@@ -93,7 +98,10 @@ func agentConfig(conf agentconfig.Config, token string) (AgentConfig, error) {
 			MaxBytes: int64(n.Images.MaxSize) << 30, MaxAge: n.Images.MaxAge,
 		},
 		Network:  NetworkConfig{Range: n.Network.Range, DNS: n.Network.DNS, CNIConfigs: n.CNIConfigDir, CNIPlugins: n.CNIPath},
-		GPUs:     GPUConfig{Off: !n.GPU.Enabled, Ignore: n.GPU.IgnoredGPUIDs, Period: n.GPU.FingerprintPeriod, StopAiling: n.GPU.OnUnhealthy == agentconfig.Stop},
+		GPUs: GPUConfig{
+			Off: !n.GPU.Enabled, Ignore: n.GPU.IgnoredGPUIDs, Period: n.GPU.FingerprintPeriod, StopAiling: n.GPU.OnUnhealthy == agentconfig.Stop,
+			Slots: nvidia.Slots{Count: n.GPU.Slots, MemoryMB: slotMemory, Of: n.GPU.SlottedGPUs},
+		},
 		Runtimes: n.Runtimes, CDIDirs: n.CDIDirs, DockerEngine: n.Docker.Engine, DockerNetworks: n.Docker.Networks,
 	}
 	for name, v := range n.HostVolume {

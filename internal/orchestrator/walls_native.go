@@ -20,8 +20,8 @@ import (
 	"rockpool/internal/sandbox"
 )
 
-// openWalls makes the native sandbox's drivers. Jobs written for Docker run in it too.
-func openWalls(cfg AgentConfig) (_ walls, err error) {
+// openWalls makes the native sandbox's drivers. Jobs written for Docker run in it too. Devices without a specification of the operator's get one by specify; nil = none.
+func openWalls(cfg AgentConfig, specify cdi.Maker) (_ walls, err error) {
 	runtime, err := sandbox.New(sandbox.Config{
 		Dir: filepath.Join(cfg.DataDir, "sandboxes"), CgroupParent: "rockpool", MaxSandboxes: 4096, AllowUnconfined: cfg.AllowUnconfined, Log: cfg.Log,
 	})
@@ -61,7 +61,7 @@ func openWalls(cfg AgentConfig) (_ walls, err error) {
 		return walls{}, errors.Join(err, closeAll())
 	}
 	drivers = append(drivers, sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(runtime), Classes: classes.byName, Images: images,
-		Devices: cdi.New(cfg.Log, cfg.CDIDirs...).Resolve}, names...)...)
+		Devices: cdi.New(cfg.Log, specify, cfg.CDIDirs...).Resolve}, names...)...)
 	logFences(cfg.Log, driver.Fences(slices.Values(drivers), networks))
 	return walls{
 		images:   images,

@@ -2,10 +2,14 @@
 
 package orchestrator
 
-import "errors"
+import (
+	"errors"
+
+	"rockpool/internal/orchestrator/driver/cdi"
+)
 
 // openWalls has no sandbox to offer. Jobs made for Docker run where there is an engine.
-func openWalls(cfg AgentConfig) (walls, error) {
+func openWalls(cfg AgentConfig, _ cdi.Maker) (walls, error) {
 	if cfg.DockerEngine == "" {
 		return walls{}, errors.New("this build has no sandbox, which needs Linux and cgo: build it there with gcc and CGO_ENABLED=1, set orchestrator.dockerengine to a Docker Engine, or point nomad.address at a cluster")
 	}

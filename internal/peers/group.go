@@ -31,23 +31,22 @@ const (
 	leadName   = "lead"                // the lease of who leads
 	memberPath = "instance/"           // and of each gateway
 	urlItem    = "url"                 // where a gateway is reached by others
-	secretItem = "secret"              // what they show there
+	proofItem  = "proof"               // that a gateway wrote it
 	tagLength  = len("01234567")       // of an id, shared by the executions of a gateway
-	header     = "Rockpool-Gateway"    // carries the secret
+	header     = "Rockpool-Gateway"    // carries a gateway's word
 )
 
 // Options of a Group.
 type Options struct {
 	URL    string            // where other gateways reach this one: scheme, host and port
+	Key    []byte            // that all gateways have, and nobody else
 	Client http.RoundTripper // for connections to others
 }
 
-// Peer is another gateway that lives.
+// Peer is another gateway that lives. One that has not proved that it is a gateway has no URL: it is told and sent nothing.
 type Peer struct {
 	ID  string
 	URL string
-
-	secret string
 }
 
 // Group is the gateways that share a cluster, as one of them sees it.
@@ -56,12 +55,12 @@ type Group struct {
 	leases  Leases
 	log     logging.Logger
 	self    string
-	secret  string
 	http    *http.Client
 	joined  chan struct{}
 	changed func()
 
-	member, lead holding // of Run alone
+	member, lead holding   // of Run alone
+	doubted      time.Time // of Run alone: when it was last told of a peer without a proof
 	asked        chan struct{}
 
 	mu      sync.RWMutex
@@ -85,7 +84,7 @@ func NewGroup(o Options, leases Leases, log logging.Logger) *Group {
 		o.Client = http.DefaultTransport
 	}
 	return &Group{
-		opts: o, leases: leases, log: log, self: ident.New(), secret: ident.NewSecret(), http: &http.Client{Transport: o.Client, CheckRedirect: noRedirect},
+		opts: o, leases: leases, log: log, self: ident.New(), http: &http.Client{Transport: o.Client, CheckRedirect: noRedirect},
 		joined: make(chan struct{}), changed: func() {}, asked: make(chan struct{}, 1), peers: map[string]Peer{}, gone: map[string]time.Time{},
 	}
 }
@@ -139,7 +138,7 @@ func (g *Group) tagged(tag string) (Peer, bool) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	for _, p := range g.peers {
-		if strings.EqualFold(p.ID[:tagLength], tag) {
+		if p.URL != "" && strings.EqualFold(p.ID[:tagLength], tag) {
 			return p, true
 		}
 	}
@@ -233,7 +232,7 @@ func (g *Group) leave(ctx context.Context) error {
 // step is one look.
 func (g *Group) step(ctx context.Context) error {
 	led := g.Leading()
-	err := g.hold(ctx, &g.member, memberPath+g.self, map[string]string{urlItem: g.opts.URL, secretItem: g.secret}, true)
+	err := g.hold(ctx, &g.member, memberPath+g.self, map[string]string{urlItem: g.opts.URL, proofItem: g.proof(g.self, g.opts.URL)}, true)
 	g.mu.Lock()
 	waiting := g.waiting
 	g.waiting = nil
@@ -313,6 +312,7 @@ func (g *Group) look(ctx context.Context) (map[string]Entry, error) {
 
 // follow takes in who lives.
 func (g *Group) follow(ctx context.Context, found map[string]Entry) (changed bool, err error) {
+	var errs []error
 	g.mu.RLock()
 	known := maps.Clone(g.peers)
 	g.mu.RUnlock()
@@ -323,15 +323,9 @@ func (g *Group) follow(ctx context.Context, found map[string]Entry) (changed boo
 			continue
 		}
 		p := known[id]
-		if p.secret == "" {
-			// One that cannot be read lives all the same: its runners are not taken from it.
-			p = Peer{ID: id}
-			callCtx, cancel := context.WithTimeout(ctx, callTime)
-			items, readErr := g.leases.Items(callCtx, name)
-			cancel()
-			if err = errors.Join(err, readErr); readErr == nil {
-				p.URL, p.secret = strings.TrimSuffix(items[urlItem], "/"), items[secretItem]
-			}
+		if p.URL == "" {
+			p, err = g.meet(ctx, id, name)
+			errs = append(errs, err)
 		}
 		next[id] = p
 	}
@@ -352,7 +346,27 @@ func (g *Group) follow(ctx context.Context, found map[string]Entry) (changed boo
 		}
 	}
 	g.peers = next
-	return changed, err
+	return changed, errors.Join(errs...)
+}
+
+// meet reads what a gateway wrote of itself. One that cannot be read, or does not prove what it is, lives all the same, so that its runners are not taken from
+// it; but it gets to know nothing.
+func (g *Group) meet(ctx context.Context, id, name string) (Peer, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	items, err := g.leases.Items(ctx, name)
+	if err != nil {
+		return Peer{ID: id}, err
+	}
+	if !g.proves(id, items[urlItem], items[proofItem]) {
+		if now := time.Now(); items != nil && now.Sub(g.doubted) > tellTime {
+			g.doubted = now
+			g.log.WithFields(logging.Fields{"gateway": id, "url": items[urlItem]}).Warn("a gateway's variable does not prove that a gateway wrote it: " +
+				"server.peersecret (or server.token) differs there, or somebody else may write below rockpool/gateways/. Nothing is sent to it")
+		}
+		return Peer{ID: id}, nil
+	}
+	return Peer{ID: id, URL: strings.TrimSuffix(items[urlItem], "/")}, nil
 }
 
 // tidy removes what gateways that died have left.

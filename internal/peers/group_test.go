@@ -137,7 +137,7 @@ type member struct {
 
 func (s *store) join(t *testing.T, url string, rt http.RoundTripper) *member {
 	v := &view{store: s}
-	m := &member{Group: peers.NewGroup(peers.Options{URL: url, Client: rt}, v, logging.Discard()), v: v, done: make(chan error, 1)}
+	m := &member{Group: peers.NewGroup(peers.Options{URL: url, Key: []byte("key"), Client: rt}, v, logging.Discard()), v: v, done: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	m.stop = cancel
 	go func() { m.done <- m.Run(ctx) }()
@@ -357,4 +357,72 @@ func TestABodyIsNotWaitedFor(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The word of a gateway is good for one request to one other, for a short time.
+func TestAWordIsGoodForOneRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		group := func(key string) *peers.Group {
+			return peers.NewGroup(peers.Options{URL: "http://a", Key: []byte(key)}, nil, logging.Discard())
+		}
+		a, b, stranger := group("key"), group("key"), group("other")
+		request := func(method, path string) *http.Request { return httptest.NewRequest(method, "http://b"+path, nil) }
+		to := peers.Peer{ID: b.Self(), URL: "http://b"}
+		word := a.Vouch(to, request("GET", "/x?executionID=1"), "codeocean")
+		if about, err := b.Vouched(request("GET", "/x?executionID=1"), word); err != nil || about != "codeocean" {
+			t.Fatalf("got %q, %v", about, err)
+		}
+		parts := strings.Split(word, ".")
+		other := strings.Split(a.Vouch(to, request("GET", "/x?executionID=1"), "operator"), ".")
+		for name, c := range map[string]struct {
+			at   *peers.Group
+			r    *http.Request
+			word string
+		}{
+			"none":               {b, request("GET", "/x?executionID=1"), ""},
+			"nonsense":           {b, request("GET", "/x?executionID=1"), "a.b.c.d"},
+			"another gateway":    {a, request("GET", "/x?executionID=1"), word},
+			"another path":       {b, request("GET", "/y?executionID=1"), word},
+			"another execution":  {b, request("GET", "/x?executionID=2"), word},
+			"another method":     {b, request("DELETE", "/x?executionID=1"), word},
+			"another token":      {b, request("GET", "/x?executionID=1"), parts[0] + "." + other[1] + "." + parts[2]},
+			"another time":       {b, request("GET", "/x?executionID=1"), "1" + word},
+			"who has no key":     {b, request("GET", "/x?executionID=1"), stranger.Vouch(to, request("GET", "/x?executionID=1"), "codeocean")},
+			"to who has no key":  {stranger, request("GET", "/x?executionID=1"), a.Vouch(peers.Peer{ID: stranger.Self()}, request("GET", "/x?executionID=1"), "codeocean")},
+			"parts moved":        {b, request("GET", "/x?executionID=1"), parts[0] + "." + parts[1] + parts[2] + "."},
+			"without its length": {b, request("GET", "/x?executionID=1"), parts[1] + "." + parts[2]},
+		} {
+			if about, err := c.at.Vouched(c.r, c.word); err == nil {
+				t.Errorf("%s: it was taken, about %q", name, about)
+			}
+		}
+		time.Sleep(3 * time.Minute)
+		if _, err := b.Vouched(request("GET", "/x?executionID=1"), word); err == nil || !strings.Contains(err.Error(), "clocks") {
+			t.Errorf("an old word: %v", err)
+		}
+	})
+}
+
+// One that does not prove to be a gateway lives, so that nothing is taken from it, and is not asked. What it may know keeps runners alive for their time.
+func TestWhoProvesNothingIsNotAsked(t *testing.T) {
+	s := newStore()
+	a := s.join(t, "http://127.0.0.1:1", nil)
+	<-a.Joined()
+	asked := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it was asked") }))
+	defer asked.Close()
+	const id = "0c9f8fd2-c5ff-41f0-8de9-0242ac120002"
+	if _, ok, err := a.v.Acquire(t.Context(), "instance/"+id, map[string]string{"url": asked.URL, "proof": "x", "secret": "x"}); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	if idle, err := a.Idle(t.Context(), "10-x"); err == nil || idle >= 0 || !strings.Contains(err.Error(), "not proved") {
+		t.Errorf("got %v, %v", idle, err)
+	}
+	a.Expire(t.Context(), "10-x")
+	if p, ok, err := a.Owner(t.Context(), id); ok || err != nil {
+		t.Errorf("it owns an execution: %v %v", p, err)
+	}
+	if !a.Alive(id) {
+		t.Error("its runners would be taken from it")
+	}
+	a.leave()
 }

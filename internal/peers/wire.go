@@ -51,10 +51,10 @@ func (g *Group) Handler(runners Runners, log logging.Logger) http.Handler {
 	})
 }
 
-// authenticate knows other gateways by this one's secret, which lies in the cluster.
+// authenticate knows other gateways by their word.
 func (g *Group) authenticate(r *http.Request) (auth.Identity, error) {
-	if !auth.TokenEqual(r.Header.Get(header), g.secret) {
-		return auth.Identity{}, fault.New(fault.Unauthenticated, "this is for gateways of the same cluster")
+	if _, err := g.Vouched(r, r.Header.Get(header)); err != nil {
+		return auth.Identity{}, fault.Wrap(fault.Unauthenticated, err, "%s", err.Error())
 	}
 	return auth.Identity{Name: "gateway", Scopes: map[auth.Scope]bool{auth.Gateway: true}}, nil
 }
@@ -131,13 +131,13 @@ func (g *Group) ask(ctx context.Context, p Peer, runnerID string) (idleness, err
 
 func (g *Group) call(ctx context.Context, p Peer, method, runnerID string) (*http.Response, error) {
 	if p.URL == "" {
-		return nil, fault.New(fault.Unavailable, "where the gateway %s is reached is not known", p.ID)
+		return nil, fault.New(fault.Unavailable, "the gateway %s has not proved where it is reached", p.ID)
 	}
 	r, err := http.NewRequestWithContext(ctx, method, p.URL+Prefix+"runners/"+runnerID, nil)
 	if err != nil {
 		return nil, fmt.Errorf("the gateway %s: %w", p.ID, err)
 	}
-	r.Header.Set(header, p.secret)
+	r.Header.Set(header, g.Vouch(p, r, ""))
 	resp, err := g.http.Do(r)
 	return resp, fault.Wrap(fault.Unavailable, err, "the gateway %s cannot be reached at %s", p.ID, p.URL)
 }

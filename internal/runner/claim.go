@@ -71,7 +71,7 @@ func outcome(by how, err error) string {
 func (m *Manager) Claim(ctx context.Context, c Claim) (*Runner, error) {
 	begun, claim := time.Now(), m.claimOnce
 	if c.Key == "" {
-		claim = func(ctx context.Context, c Claim) (*Runner, how, error) { return m.claim(ctx, c, c.mark()) }
+		claim = func(ctx context.Context, c Claim) (*Runner, how, error) { return m.claim(ctx, c, c.mark(), nil) }
 	}
 	r, by, err := claim(ctx, c)
 	if m.opts.Claimed != nil {
@@ -110,14 +110,20 @@ func (m *Manager) hold(by Holder) (func(), error) {
 	}, nil
 }
 
-func (m *Manager) claim(ctx context.Context, c Claim, mark Mark) (*Runner, how, error) {
+// claim takes a runner and marks it. agree is asked before whether it may be that one; nil = it may. Its errors are those of claim.
+func (m *Manager) claim(ctx context.Context, c Claim, mark Mark, agree func(ctx context.Context, id string) error) (*Runner, how, error) {
 	release, err := m.hold(c.By)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer release()
 	deadline := time.Now().Add(max(m.opts.ClaimWait, min(c.Wait, m.opts.MaxWait)))
-	by := atOnce
+	by, open := atOnce, "" // a runner that was taken, and of which it is not known what became
+	defer func() {
+		if open != "" {
+			m.discard(open)
+		}
+	}()
 	for again := false; ; again = true {
 		_, span := timeline.Start(ctx, timeline.ClaimTake)
 		taken, served, err := m.take(ctx, c.Env, deadline, again)
@@ -125,26 +131,42 @@ func (m *Manager) claim(ctx context.Context, c Claim, mark Mark) (*Runner, how, 
 		if err != nil {
 			return nil, 0, err
 		}
+		open = taken.ID
 		if !served {
 			by = waited
 		}
 		// A client that leaves now must not leave the claim's outcome open.
 		callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
+		if agree != nil {
+			if err = agree(callCtx, taken.ID); err != nil {
+				open = ""
+				m.giveBack(taken.ID)
+				cancel()
+				return nil, 0, err
+			}
+		}
 		err = m.cluster.ClaimRunner(callCtx, taken.ID, mark)
 		cancel()
-		switch {
-		case err == nil:
-			if r := m.claimed(taken, mark); r != nil {
-				return r, by, nil
-			}
-		case errors.Is(err, ErrClaimLost):
+		lost := errors.Is(err, ErrClaimLost)
+		if err != nil && !lost {
+			return nil, 0, err // whether it is marked is not known, so nobody gets it
+		}
+		open = ""
+		if lost {
 			m.lost(taken.ID, absent(err))
-		default:
-			// Whether it is marked is not known, so nobody gets it.
-			m.discard(taken.ID)
-			return nil, 0, err
+		} else if r := m.claimed(taken, mark); r != nil {
+			return r, by, nil
 		}
 	}
+}
+
+// giveBack frees a runner that was taken and not claimed.
+func (m *Manager) giveBack(id string) {
+	m.mu.Lock()
+	m.pools.Return(id, time.Now())
+	m.serveAll()
+	m.mu.Unlock()
+	m.poke()
 }
 
 // lost takes in that a runner is somebody else's, or that there is none.
@@ -210,6 +232,8 @@ func (m *Manager) refuse(id environment.ID, position int, now time.Time) error {
 		text = fmt.Sprintf("%s, and there are as many runners as there may be (%d): one has to end first", text, m.opts.Limits.Runners)
 	case pool.Failing:
 		text = fmt.Sprintf("%s: the last that was started failed (%s)", text, words)
+	case pool.NoRoom:
+		text = fmt.Sprintf("%s, and the cluster has no room for more (%s)", text, words)
 	}
 	return &Busy{
 		error: fault.New(fault.Exhausted, "%s", text), Position: position, Waiting: m.lines[id].Len(), Expected: m.pools.Expected(id, position, now),

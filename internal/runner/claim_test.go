@@ -276,6 +276,53 @@ func TestOneKeyIsOneClaim(t *testing.T) {
 	})
 }
 
+// A claim that breaks down leaves neither its key nor its runner behind, and nobody who waits for it takes that for a success.
+func TestAClaimThatBreaksDownLeavesNothing(t *testing.T) {
+	with(t, 2, runner.Options{MaxWait: time.Minute}, func(t *testing.T, m *runner.Manager, c *cluster) {
+		settle(2 * time.Second)
+		claim := runner.Claim{Env: 1, Key: "k", By: runner.Holder{Owner: "o", Quota: 1}}
+		release := make(chan struct{})
+		c.mu.Lock()
+		c.claim = func(string) error {
+			c.mu.Unlock()
+			<-release
+			c.mu.Lock()
+			panic("broken")
+		}
+		c.mu.Unlock()
+		broken := make(chan any, 1)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			defer func() { broken <- recover() }()
+			_, _ = m.Claim(t.Context(), claim)
+		})
+		settle(0)
+		waits := ask(t.Context(), m, claim)
+		settle(0)
+		close(release)
+		settle(0)
+		if p := <-broken; p != "broken" {
+			t.Fatalf("it ended with %v", p)
+		}
+		if got := <-waits; got.err == nil || got.r != nil {
+			t.Errorf("who waited for it got %+v", got)
+		}
+		c.mu.Lock()
+		taken := c.claims[0]
+		c.claim = nil
+		c.mu.Unlock()
+		settle(5 * time.Second)
+		if c.has(taken) {
+			t.Error("its runner is still there")
+		}
+		r, err := m.Claim(t.Context(), claim)
+		if err != nil || r.ID == taken {
+			t.Errorf("again: %+v, %v", r, err)
+		}
+		wg.Wait()
+	})
+}
+
 func TestAClaimUnderAKeySurvivesWhoBeganIt(t *testing.T) {
 	with(t, 1, runner.Options{MaxWait: time.Minute}, func(t *testing.T, m *runner.Manager, c *cluster) {
 		hold(c, true)

@@ -49,7 +49,7 @@ func (m *Manager) claimOnce(ctx context.Context, c Claim) (*Runner, how, error) 
 		m.mu.Unlock()
 		switch {
 		case asked != "" && asked != request:
-			return nil, 0, fault.New(fault.Invalid, "the Idempotency-Key was used for another request: take a new key, or repeat the request as it was")
+			return nil, 0, errOtherRequest()
 		case r != nil:
 			return r, repeated, nil
 		case !busy:
@@ -67,16 +67,29 @@ func (m *Manager) claimOnce(ctx context.Context, c Claim) (*Runner, how, error) 
 }
 
 func (m *Manager) attempt(ctx context.Context, c Claim, a *attempt, now time.Time) (r *Runner, by how, err error) {
+	a.err = errBroken // for those who wait, should this not come to its end
+	defer func() {
+		m.mu.Lock()
+		delete(m.attempts, c.Key)
+		m.mu.Unlock()
+		close(a.done)
+	}()
 	mark := c.mark()
 	mark.Key, mark.Request, mark.At = c.Key, a.request, now.Truncate(time.Second)
-	a.runner, by, a.err = m.claim(ctx, c, mark)
+	if m.opts.Shared == nil {
+		a.runner, by, a.err = m.claim(ctx, c, mark, nil)
+	} else {
+		a.runner, by, a.err = m.claimAgreed(ctx, c, mark)
+	}
 	a.left = a.err != nil && ctx.Err() != nil
-	m.mu.Lock()
-	delete(m.attempts, c.Key)
-	m.mu.Unlock()
-	close(a.done)
 	return a.runner, by, a.err
 }
+
+func errOtherRequest() error {
+	return fault.New(fault.Invalid, "the Idempotency-Key was used for another request: take a new key, or repeat the request as it was")
+}
+
+var errBroken = fault.New(fault.Internal, "an internal error occurred: repeat the request")
 
 // mark notes how a runner was claimed. The lock is held.
 func (m *Manager) mark(r *Runner, k Mark) {

@@ -67,6 +67,7 @@ type Manager struct {
 	below    map[environment.ID]time.Time // since when a pool is under the threshold
 	relist   context.CancelFunc           // breaks the feed, which begins with a full listing again
 	turn     int                          // of the feed; each begins with a full listing
+	sweeping bool                         // strays are being looked at
 	lead     lead
 	asks     asks
 	ending   chan struct{} // one for each runner about which the other gateways are being asked
@@ -125,6 +126,7 @@ func (m *Manager) poke() {
 func (m *Manager) reconcile(ctx context.Context) error {
 	timer := time.NewTimer(safetyNet)
 	defer timer.Stop()
+	looked := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -136,10 +138,17 @@ func (m *Manager) reconcile(ctx context.Context) error {
 			m.mu.Unlock()
 		}
 		now := time.Now()
+		look := now.Sub(looked) >= safetyNet
+		if look {
+			looked = now
+		}
 		wait := safetyNet
 		m.mu.Lock()
 		if m.live {
 			m.pools.Lead(m.leads())
+			if look {
+				m.sweep(ctx, now)
+			}
 			actions, next := m.pools.Plan(now)
 			if !next.IsZero() {
 				wait = min(wait, max(next.Sub(now), time.Millisecond))
@@ -187,8 +196,12 @@ func (m *Manager) checkShare(now time.Time) time.Duration {
 	for id := range m.envs {
 		s := m.pools.Stats(id)
 		since, short := m.below[id]
+		size := s.Size
+		if s.Short { // a listing finds no room
+			size = min(size, s.Possible-s.Used)
+		}
 		switch {
-		case s.Size == 0 || float64(s.Idle)/float64(s.Size) >= m.opts.ReloadBelow:
+		case size <= 0 || float64(s.Idle)/float64(size) >= m.opts.ReloadBelow:
 			delete(m.below, id)
 		case !short:
 			m.below[id] = now
@@ -251,7 +264,7 @@ func absent(err error) bool { return errors.Is(err, ErrClaimLost) && fault.Is(er
 func (m *Manager) Want(e environment.Environment) {
 	m.mu.Lock()
 	m.envs[e.ID] = e
-	m.pools.Want(e.ID, pool.Spec{Size: int(e.PoolSize), Min: int(e.PoolSizeMin), Max: int(e.PoolSizeMax), Settings: e.Settings()}, time.Now())
+	m.pools.Want(e.ID, pool.Spec{Size: int(e.PoolSize), Min: int(e.PoolSizeMin), Max: int(e.PoolSizeMax), Scarce: len(e.Devices) > 0, Settings: e.Settings()}, time.Now())
 	m.mu.Unlock()
 	m.poke()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -27,7 +28,10 @@ type cluster struct {
 	claim    func(id string) error // nil = it works
 	destroy  func(id string) error
 	create   error
+	defined  bool // there is a definition of every environment
+	asked    int  // for orphans
 	held     bool // nothing new becomes ready
+	room     int  // for so many runners; 0 = for all
 	claims   []string
 	tasks    sync.WaitGroup
 }
@@ -63,7 +67,17 @@ func (c *cluster) CreateRunner(_ context.Context, e environment.Environment, id 
 			c.mu.Unlock()
 			return
 		}
-		s.State = pool.Ready
+		ready := 0
+		for _, o := range c.there {
+			if o.State == pool.Ready {
+				ready++
+			}
+		}
+		if c.room > 0 && ready >= c.room {
+			s.NoRoom, s.Reason = true, "all devices are in use"
+		} else {
+			s.State = pool.Ready
+		}
 		c.there[id] = s
 		c.mu.Unlock()
 		c.feed.Changed(s)
@@ -100,6 +114,16 @@ func (c *cluster) DestroyRunner(_ context.Context, id string) error {
 }
 
 func (c *cluster) RunnersOf(context.Context, environment.ID) ([]string, error) { return nil, nil }
+
+func (c *cluster) Orphans(_ context.Context, _ environment.ID, runners []string) ([]string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked++
+	if c.defined {
+		return nil, nil
+	}
+	return runners, nil
+}
 
 func (c *cluster) has(id string) bool {
 	c.mu.Lock()
@@ -267,6 +291,28 @@ func TestASurplusRunnerThatWasTakenButNotRemovedIsNotLeftBehind(t *testing.T) {
 		c.mu.Unlock()
 		if s := m.Stats(1); left != 0 || s.Used != 0 || s.Idle != 0 || s.Removing != 0 {
 			t.Errorf("%d are left, %+v", left, s)
+		}
+	})
+}
+
+func TestAPoolThatTheClusterHasNoRoomForIsNotListedOverAndOver(t *testing.T) {
+	with(t, 0, runner.Options{ReloadBelow: 0.9, ReloadAfter: time.Minute}, func(t *testing.T, m *runner.Manager, c *cluster) {
+		c.mu.Lock()
+		c.room = 3
+		c.mu.Unlock()
+		m.Want(environment.Environment{ID: 1, PoolSize: 10, Image: "host", Devices: []environment.Device{{Name: "gpu", Count: 1}}})
+		settle(10 * time.Minute)
+		if s := m.Stats(1); s.Idle != 3 || s.Size != 10 || !s.Short || s.Possible != 3 || c.listed() != 1 {
+			t.Errorf("%+v after %d listings", s, c.listed())
+		}
+		for range 3 {
+			if _, err := m.Claim(t.Context(), runner.Claim{Env: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := m.Claim(t.Context(), runner.Claim{Env: 1})
+		if busy, ok := errors.AsType[*runner.Busy](err); !ok || busy.Expected != 0 || !strings.Contains(err.Error(), "the cluster has no room for more (all devices are in use)") {
+			t.Errorf("a claim beyond what there is: %v", err)
 		}
 	})
 }

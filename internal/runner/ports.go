@@ -60,4 +60,7 @@ type Cluster interface {
 	DestroyRunner(ctx context.Context, id string) error
 	// RunnersOf are the ids of all runner jobs of an environment.
 	RunnersOf(ctx context.Context, id environment.ID) ([]string, error)
+	// Orphans are those of an environment's runners that nobody uses and that are certainly a gateway's, if the cluster has no definition of the environment in any
+	// state; otherwise there are none.
+	Orphans(ctx context.Context, id environment.ID, runners []string) ([]string, error)
 }

@@ -21,6 +21,7 @@ type Shared struct {
 	Find func(ctx context.Context, id string) (Seen, bool, error)
 	// NewExecutionID names executions so that the other gateways know where they wait.
 	NewExecutionID func() string
+	Keys           Keys
 }
 
 // Others are the gateways that share the cluster.

@@ -1,9 +1,11 @@
 package runner_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -58,9 +60,14 @@ func (o *others) Expire(_ context.Context, id string) {
 // among runs a manager that shares its cluster, with environment 1 of the given size.
 func among(t *testing.T, size uint, o *others, find func(context.Context, string) (runner.Seen, bool, error),
 	test func(t *testing.T, m *runner.Manager, c *cluster)) {
+	amongWith(t, size, o, find, nil, test)
+}
+
+func amongWith(t *testing.T, size uint, o *others, find func(context.Context, string) (runner.Seen, bool, error), keys runner.Keys,
+	test func(t *testing.T, m *runner.Manager, c *cluster)) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{there: map[string]runner.Seen{}}
-		m := runner.NewManager(c, runner.Options{Limits: pool.DefaultLimits(), Shared: &runner.Shared{Others: o, Find: find}}, logging.Discard())
+		m := runner.NewManager(c, runner.Options{Limits: pool.DefaultLimits(), Shared: &runner.Shared{Others: o, Find: find, Keys: keys}}, logging.Discard())
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() {
@@ -75,6 +82,165 @@ func among(t *testing.T, size uint, o *others, find func(context.Context, string
 		wg.Wait()
 		c.tasks.Wait()
 	})
+}
+
+// agreements are keys as a cluster keeps them. change is called before each write.
+type agreements struct {
+	c      *cluster
+	mu     sync.Mutex
+	index  uint64
+	byKey  map[string]runner.Agreed
+	change func()
+	err    error
+}
+
+func (a *agreements) Agreed(_ context.Context, key string) (runner.Agreed, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.byKey[key], a.err
+}
+
+func (a *agreements) Agree(_ context.Context, key string, v runner.Agreed) (uint64, bool, error) {
+	if f := a.change; f != nil {
+		a.change = nil
+		f()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.err != nil || a.byKey[key].Index != v.Index {
+		return 0, false, a.err
+	}
+	a.put(key, v)
+	return a.index, true, nil
+}
+
+func (a *agreements) put(key string, v runner.Agreed) {
+	a.index++
+	v.Index = a.index
+	a.byKey[key] = v
+}
+
+func (a *agreements) Standing(_ context.Context, id string) (bool, runner.Mark, bool, error) {
+	a.c.mu.Lock()
+	defer a.c.mu.Unlock()
+	s, ok := a.c.there[id]
+	return s.Used, s.Mark, ok, nil
+}
+
+// What another gateway may have made of a key, and what a claim under it then comes to.
+func TestAKeyThatAnotherGatewayHasToo(t *testing.T) {
+	const request = "1/60"
+	for name, c := range map[string]struct {
+		gateway string
+		prepare func(a *agreements, theirs string) // theirs is the id of an idle runner
+		after   func(a *agreements, theirs string) // a second later
+		same    bool                               // theirs is got
+		within  time.Duration
+		text    string // of the error; "" = none
+	}{
+		"nothing": {prepare: func(*agreements, string) {}, within: time.Millisecond},
+		"it was claimed": {same: true, within: time.Millisecond, prepare: func(a *agreements, id string) {
+			a.put("k", runner.Agreed{Runner: id, Request: request, Gateway: "other"})
+			a.c.claimFor(id, runner.Mark{Timeout: time.Minute, Key: "k", Request: request, At: time.Now()})
+		}},
+		"for another request": {text: "Idempotency-Key", prepare: func(a *agreements, id string) {
+			a.put("k", runner.Agreed{Runner: id, Request: "2/60", Gateway: "other"})
+			a.c.claimFor(id, runner.Mark{Timeout: time.Minute, Key: "k", Request: "2/60", At: time.Now()})
+		}},
+		"its runner is no more": {within: time.Millisecond, prepare: func(a *agreements, _ string) {
+			a.put("k", runner.Agreed{Runner: "1-gone", Request: request, Gateway: "other"})
+		}},
+		"its runner is somebody else's": {within: time.Millisecond, prepare: func(a *agreements, id string) {
+			a.put("k", runner.Agreed{Runner: id, Request: request, Gateway: "other"})
+			a.c.claimFor(id, runner.Mark{Timeout: time.Minute})
+		}},
+		"it is claiming": {same: true, within: 2 * time.Second, prepare: func(a *agreements, id string) {
+			a.put("k", runner.Agreed{Runner: id, Request: request, Gateway: "other"})
+		}, after: func(a *agreements, id string) {
+			a.c.claimFor(id, runner.Mark{Timeout: time.Minute, Key: "k", Request: request, At: time.Now()})
+		}},
+		"it does not get on": {within: 13 * time.Second, prepare: func(a *agreements, id string) {
+			a.put("k", runner.Agreed{Runner: id, Request: request, Gateway: "other"})
+		}},
+		"it has died": {within: time.Millisecond, prepare: func(a *agreements, id string) {
+			a.put("k", runner.Agreed{Runner: id, Request: request, Gateway: "dead"})
+		}},
+		"it was faster by a moment": {same: true, within: time.Millisecond, prepare: func(a *agreements, id string) {
+			a.change = func() {
+				a.put("k", runner.Agreed{Runner: id, Request: request, Gateway: "other"})
+				a.c.claimFor(id, runner.Mark{Timeout: time.Minute, Key: "k", Request: request, At: time.Now()})
+			}
+		}},
+		"nobody knows": {text: "cannot be reached", prepare: func(a *agreements, _ string) {
+			a.err = fault.New(fault.Unavailable, "the cluster cannot be reached")
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := &others{idle: -1, leads: true, alive: map[string]bool{"other": true}}
+			var a *agreements
+			find := func(_ context.Context, id string) (runner.Seen, bool, error) {
+				a.c.mu.Lock()
+				defer a.c.mu.Unlock()
+				s, ok := a.c.there[id]
+				return s, ok && s.Used, nil
+			}
+			keys := &agreements{byKey: map[string]runner.Agreed{}}
+			a = keys
+			amongWith(t, 3, o, find, keys, func(t *testing.T, m *runner.Manager, cl *cluster) {
+				a.c = cl
+				settle(2 * time.Second)
+				theirs := cl.lastTaken(t, m)
+				c.prepare(a, theirs)
+				if c.after != nil {
+					time.AfterFunc(time.Second, func() { c.after(a, theirs) })
+				}
+				began := time.Now()
+				r, err := m.Claim(t.Context(), runner.Claim{Env: 1, Timeout: time.Minute, Key: "k"})
+				if c.text != "" {
+					if err == nil || !strings.Contains(err.Error(), c.text) {
+						t.Fatalf("got %v, %v", r, err)
+					}
+					if n := m.Stats(1); n.Idle+n.Used != 3 || n.Removing != 0 {
+						t.Errorf("a refusal has cost a runner: %+v", n)
+					}
+					return
+				}
+				if err != nil || (r.ID == theirs) != c.same || time.Since(began) > c.within {
+					t.Fatalf("got %v, %v after %v; the other's is %s", r, err, time.Since(began), theirs)
+				}
+				if now, _ := a.Agreed(t.Context(), "k"); now.Runner != r.ID {
+					t.Errorf("the key stands for %s", now.Runner)
+				}
+				again, err := m.Claim(t.Context(), runner.Claim{Env: 1, Timeout: time.Minute, Key: "k"})
+				if err != nil || again.ID != r.ID {
+					t.Errorf("again: %v, %v", again, err)
+				}
+				settle(5 * time.Second)
+				if used := m.Stats(1).Used; used != 1 && name != "its runner is somebody else's" {
+					t.Errorf("%d are used", used)
+				}
+			})
+		})
+	}
+}
+
+// claimFor marks a runner as another gateway does, whose event is late.
+func (c *cluster) claimFor(id string, mark runner.Mark) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.there[id]
+	s.Used, s.Mark, s.Gateway = true, mark, "other"
+	c.there[id] = s
+}
+
+// lastTaken is the idle runner that this gateway would claim last.
+func (c *cluster) lastTaken(t *testing.T, m *runner.Manager) string {
+	t.Helper()
+	report, _ := m.Report(1, true)
+	if len(report.Runners) < 2 {
+		t.Fatalf("there are %d runners", len(report.Runners))
+	}
+	return slices.MaxFunc(report.Runners, func(a, b pool.Runner) int { return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.ID, b.ID)) }).ID
 }
 
 // foreign is a runner that another gateway claimed.

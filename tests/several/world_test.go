@@ -212,7 +212,8 @@ func (g *gateway) start() {
 		Binary: filepath.Join(binaries, "gateway"), Dir: g.dir, Port: g.port, Token: token, Log: &g.w.log,
 		Env: append([]string{
 			"ROCKPOOL_NOMAD_ADDRESS=" + g.w.orchestrator, "ROCKPOOL_NOMAD_TOKEN=" + management,
-			"ROCKPOOL_SERVER_PEERADDRESS=http://127.0.0.1:" + strconv.Itoa(g.port), "ROCKPOOL_SERVER_CLAIMWAIT=5",
+			"ROCKPOOL_SERVER_PEERADDRESS=http://127.0.0.1:" + strconv.Itoa(g.port), "ROCKPOOL_SERVER_PEERSECRET=what all the gateways have",
+			"ROCKPOOL_SERVER_CLAIMWAIT=5",
 		}, g.env...),
 	})
 	if err != nil {

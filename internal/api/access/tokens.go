@@ -93,6 +93,22 @@ func (t *Tokens) Find(secret string) *Token {
 	return found
 }
 
+// Named is the token of a name, for what another gateway has authenticated; nil = there is none (any more).
+func (t *Tokens) Named(name string) *Token {
+	if t.Open() {
+		if name == t.all.Name {
+			return t.all
+		}
+		return nil
+	}
+	for _, one := range *t.current.Load() {
+		if one.Name == name {
+			return one
+		}
+	}
+	return nil
+}
+
 // Admit takes one request off a token's rate. Otherwise it says after how long the next one is admitted.
 func (t *Token) Admit(now time.Time) (wait time.Duration, ok bool) {
 	if t.limiter == nil {

@@ -12,6 +12,7 @@ type Environment struct {
 	ExposedPorts       []uint16 `json:"exposedPorts"`
 	NetworkEgress      []string `json:"networkEgress,omitempty"`
 	Runtime            string   `json:"runtime,omitempty"`
+	Devices            []Device `json:"devices,omitempty"`
 	PoolSizeMin        uint     `json:"poolSizeMin,omitempty"`
 	PoolSizeMax        uint     `json:"poolSizeMax,omitempty"`
 }
@@ -26,6 +27,7 @@ type EnvironmentRequest struct {
 	ExposedPorts       []uint16 `json:"exposedPorts"`
 	NetworkEgress      []string `json:"networkEgress,omitempty"`
 	Runtime            string   `json:"runtime,omitempty"`
+	Devices            []Device `json:"devices,omitempty"`
 	PoolSizeMin        *uint    `json:"poolSizeMin,omitempty"` // null in both = as they are, while prewarmingPoolSize stays
 	PoolSizeMax        *uint    `json:"poolSizeMax,omitempty"`
 }
@@ -37,10 +39,12 @@ type Environments struct {
 
 // Statistics is one environment's pool.
 type Statistics struct {
-	ID                 int  `json:"id"`
-	PrewarmingPoolSize uint `json:"prewarmingPoolSize"`
-	IdleRunners        uint `json:"idleRunners"`
-	UsedRunners        uint `json:"usedRunners"`
+	ID                 int      `json:"id"`
+	PrewarmingPoolSize uint     `json:"prewarmingPoolSize"`
+	IdleRunners        uint     `json:"idleRunners"`
+	UsedRunners        uint     `json:"usedRunners"`
+	Devices            []Device `json:"devices,omitempty"`         // that each of them has
+	PossibleRunners    *uint    `json:"possibleRunners,omitempty"` // null = there is room for all that are wanted
 }
 
 // RunnerRequest asks for a runner. WaitTimeout is an extension.

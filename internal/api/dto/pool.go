@@ -19,6 +19,8 @@ type Pool struct {
 	Failed     int            `json:"failed"` // of those starting and removing, how many could not be started
 	Automatic  *PoolAutomatic `json:"automatic,omitempty"`
 	Failures   *PoolFailures  `json:"failures,omitempty"` // until a start has worked
+	Shortage   *PoolShortage  `json:"shortage,omitempty"` // while the cluster has no room for all that are wanted
+	Devices    []Device       `json:"devices,omitempty"`  // that each runner has
 	Claims     PoolClaims     `json:"claims"`
 	Queue      PoolQueue      `json:"queue"`
 	Limits     PoolLimits     `json:"limits"`
@@ -39,6 +41,13 @@ type PoolFailures struct {
 	Last    time.Time  `json:"last"`
 	Reason  string     `json:"reason"`
 	RetryAt *time.Time `json:"retryAt,omitempty"` // missing = at once
+}
+
+// PoolShortage says that the cluster has no room for all runners that are wanted.
+type PoolShortage struct {
+	Possible int       `json:"possible"` // runners that it has room for, used ones included
+	Since    time.Time `json:"since"`
+	Reason   string    `json:"reason"`
 }
 
 // PoolClaims counts the claims that this gateway has had for the pool.

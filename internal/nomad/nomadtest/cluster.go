@@ -37,6 +37,9 @@ type Cluster struct {
 	vars     variables
 	images   map[string]string // digests by reference; nil = they cannot be asked for
 	stopping chan struct{}
+	whole    bool // lists of jobs have the jobs in them
+	silent   bool
+	kept     [][]byte // lines of events, while it is silent
 }
 
 // Alloc is an allocation on the wire.
@@ -99,6 +102,8 @@ func (c *Cluster) routes() http.Handler {
 	handle("GET /v1/jobs", c.list)
 	handle("GET /v1/job/{id}", c.job)
 	handle("DELETE /v1/job/{id}", c.deregister)
+	handle("PUT /v1/job/{id}/plan", c.plan)
+	handle("GET /v1/nodes", func(w http.ResponseWriter, _ *http.Request) { c.answer(w, []api.NodeListStub{}) })
 	handle("GET /v1/allocations", c.allocations)
 	handle("GET /v1/evaluation/{id}", c.evaluation)
 	handle("GET /v1/node/{id}", func(w http.ResponseWriter, _ *http.Request) { c.answer(w, api.Node{ID: "n1", Status: "ready"}) })
@@ -180,6 +185,17 @@ func (c *Cluster) register(w http.ResponseWriter, r *http.Request) {
 	c.answer(w, api.JobRegisterResponse{EvalID: eval.ID, JobModifyIndex: registered})
 }
 
+// plan answers what a registration would come to.
+func (c *Cluster) plan(w http.ResponseWriter, _ *http.Request) {
+	c.mu.Lock()
+	resp := api.JobPlanResponse{}
+	if c.noRoom {
+		resp.FailedTGAllocs = map[string]*api.AllocationMetric{"default-group": {}}
+	}
+	c.mu.Unlock()
+	c.answer(w, resp)
+}
+
 // place starts a job's allocation. The lock is held.
 func (c *Cluster) place(job *api.Job) {
 	c.index++
@@ -219,12 +235,36 @@ func (c *Cluster) publish(topic, kind, key string, payload any) {
 		panic(err)
 	}
 	line = append(line, '\n')
+	if c.silent {
+		c.kept = append(c.kept, line)
+		return
+	}
+	c.send(line)
+}
+
+func (c *Cluster) send(line []byte) {
 	for s := range c.subs {
 		select {
 		case s.lines <- line:
 		default:
 			panic("nomadtest: a subscriber is too slow")
 		}
+	}
+}
+
+// WholeLists has lists of jobs carry the jobs, as Rockpool's orchestrator does where it is asked to.
+func (c *Cluster) WholeLists() { c.mu.Lock(); c.whole = true; c.mu.Unlock() }
+
+// Silence keeps events back until it is lifted, as a cluster does whose events are late.
+func (c *Cluster) Silence(silent bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.silent = silent
+	if !silent {
+		for _, line := range c.kept {
+			c.send(line)
+		}
+		c.kept = nil
 	}
 }
 
@@ -257,15 +297,26 @@ func (c *Cluster) events(w http.ResponseWriter, r *http.Request) {
 
 func (c *Cluster) list(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
-	stubs := []*api.JobListStub{}
+	type line struct {
+		api.JobListStub
+		Job *api.Job `json:",omitempty"`
+	}
+	stubs := []line{}
 	for id, j := range c.jobs {
 		if strings.HasPrefix(id, r.URL.Query().Get("prefix")) {
-			stubs = append(stubs, &api.JobListStub{ID: id, Status: *j.Status, JobModifyIndex: *j.JobModifyIndex, JobSummary: &api.JobSummary{}})
+			stubs = append(stubs, line{JobListStub: api.JobListStub{ID: id, Status: *j.Status, JobModifyIndex: *j.JobModifyIndex, JobSummary: &api.JobSummary{}}})
+			if c.whole && r.URL.Query().Get("rockpool_jobs") == "true" {
+				stubs[len(stubs)-1].Job = j
+			}
 		}
 	}
 	index := c.index
+	data, err := json.Marshal(stubs) // jobs change
 	c.mu.Unlock()
-	answerAt(w, index, stubs)
+	if err != nil {
+		panic(err)
+	}
+	answerAt(w, index, json.RawMessage(data))
 }
 
 func (c *Cluster) job(w http.ResponseWriter, r *http.Request) {

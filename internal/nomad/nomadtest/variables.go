@@ -41,6 +41,16 @@ func (c *Cluster) Variables() map[string]bool {
 	return all
 }
 
+// Variable is what a variable holds; nil = there is none.
+func (c *Cluster) Variable(path string) map[string]string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if v := c.vars.byPath[path]; v != nil {
+		return v.Items
+	}
+	return nil
+}
+
 func (v *variable) locked() *api.VariableLock {
 	if v.Lock == nil || time.Now().After(v.expires) {
 		return nil

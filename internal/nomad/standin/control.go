@@ -125,6 +125,7 @@ func (s *Server) End(jobID, status string, oom bool) {
 	s.update(a, status, &api.TaskState{State: "dead", Failed: status == "failed", FinishedAt: time.Now(), Events: []*api.TaskEvent{
 		{Type: "Started"}, {Type: "Terminated", Details: map[string]string{"oom_killed": killed, "exit_code": "137"}}, {Type: "Not Restarting"},
 	}})
+	s.unblock()
 	s.mu.Unlock()
 	if box != nil {
 		box.stop()
@@ -176,6 +177,16 @@ func (s *Server) AllocID(jobID string) string {
 	defer s.mu.Unlock()
 	if a := s.allocOf(jobID); a != nil {
 		return a.ID
+	}
+	return ""
+}
+
+// Node is the id of the node that a job runs on, or waits for its start on; "" = none.
+func (s *Server) Node(jobID string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.allocOf(jobID); a != nil {
+		return a.NodeID
 	}
 	return ""
 }

@@ -348,6 +348,8 @@ func TestAnExitCodeIsNeverInvented(t *testing.T) {
 		{"of 137 that of stdout alone", "exit 137", []standin.ExecFault{{Match: only(main), Lose: []string{"stderr"}}}, result{}, "cut off"},
 		{"of 137 that of stderr alone", "exit 137", []standin.ExecFault{{Match: only(main), Lose: []string{"stdout"}}}, result{}, "cut off"},
 		{"of 128 that of stdout alone", "exit 128", []standin.ExecFault{{Match: only(main), Lose: []string{"stderr"}}}, result{}, "cut off"},
+		{"a shell that is killed when only stderr's record is missing", `p=$PPID; setsid sleep 8 & setsid sh -c "sleep 0.5; kill -KILL $p" & exit 137`,
+			[]standin.ExecFault{{Match: only(reader), Lose: []string{"stdout"}}}, result{}, "cut off"},
 		{"forged", `m=$(tr '\0' ' ' </proc/$PPID/cmdline | sed -n 's/^.*# main \([0-9a-f]*\).*$/\1/p' | head -1); printf '\036%s:exit:0;' $m; exit 1`, nil, result{}, "told as 0 and as 1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -359,8 +361,12 @@ func TestAnExitCodeIsNeverInvented(t *testing.T) {
 			spec := terminal(c.command)
 			spec.Privileged = true
 			// A terminal has one stream, and its script waits long to hear that its record came.
-			spec.TTY = !slices.ContainsFunc(c.faults, func(f standin.ExecFault) bool { return f.Lose != nil })
+			spec.TTY = !slices.ContainsFunc(c.faults, func(f standin.ExecFault) bool { return f.Lose != nil && f.Match == only(main) })
+			began := time.Now()
 			got := r.exec(spec, "")
+			if took := time.Since(began); strings.Contains(c.name, "stderr's record") && (took < 5*time.Second || took > 20*time.Second) {
+				t.Errorf("a record that never comes was waited for %v", took)
+			}
 			r.server.HealExec()
 			failure := got.failure
 			got.failure = nil

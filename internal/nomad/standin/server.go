@@ -63,7 +63,9 @@ type Server struct {
 	execFaults []*ExecFault
 	calls      map[string]int
 	noRoom     bool
-	deaf       bool // events are lost
+	nodes      []Node
+	blocked    []*api.Evaluation // that wait for room, in the order in which they came
+	deaf       bool              // events are lost
 	stop       chan struct{}
 }
 
@@ -119,7 +121,7 @@ func New(t testing.TB, o Options) *Server {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	s := &Server{
 		opts: o, dir: dir, index: 10, jobs: map[string]*api.Job{}, allocs: map[string]*alloc{}, evals: map[string]*api.Evaluation{},
-		subs: map[*subscriber]bool{}, calls: map[string]int{}, stop: make(chan struct{}),
+		subs: map[*subscriber]bool{}, calls: map[string]int{}, stop: make(chan struct{}), nodes: []Node{plain},
 		taskEnv: []string{
 			"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=ansi", "COLUMNS=10000", "NO_COLOR=true",
 			"NOMAD_ALLOC_ID=1", "NOMAD_META_a-b=not a name of a shell's variable", "NOMAD_TASK_DIR=/local\nNOMAD_FAKE=x",
@@ -221,6 +223,9 @@ func (s *Server) routes() http.Handler {
 		"GET /v1/jobs":                           {read, s.list},
 		"GET /v1/job/{id}":                       {read, s.job},
 		"DELETE /v1/job/{id}":                    {submit, s.deregister},
+		"PUT /v1/job/{id}/plan":                  {submit, s.plan},
+		"GET /v1/job/{id}/evaluations":           {read, s.evaluations},
+		"GET /v1/nodes":                          {readNode, s.listNodes},
 		"GET /v1/allocations":                    {read, s.allocations},
 		"GET /v1/allocation/{id}":                {read, s.allocation},
 		"GET /v1/evaluation/{id}":                {read, s.evaluation},
@@ -377,20 +382,23 @@ func (s *Server) register(w http.ResponseWriter, r *http.Request) {
 
 // place is what follows a registration. The lock is held.
 func (s *Server) place(job *api.Job, eval *api.Evaluation, isNew bool) {
-	eval.Status = "complete"
-	if s.noRoom {
-		eval.FailedTGAllocs = map[string]*api.AllocationMetric{"default-group": {NodesEvaluated: 2, NodesExhausted: 2, DimensionExhausted: map[string]int{"memory": 2}}}
-		s.index++
-		s.publish("EvaluationUpdated", event{"Evaluation", eval.ID, map[string]any{"Evaluation": eval}})
-		return
-	}
 	a := s.allocOf(*job.ID)
+	var node Node
+	var devices []*api.AllocatedDeviceResource
+	if isNew || a == nil || s.noRoom {
+		var why *api.AllocationMetric
+		if node, devices, why = s.fit(job); why != nil {
+			s.block(eval, why)
+			return
+		}
+	}
+	eval.Status = "complete"
 	s.index++
 	job.Status = new("running")
 	if isNew || a == nil {
-		a = &alloc{ID: ident.New(), EvalID: eval.ID, Name: *job.ID + ".default-group[0]", Namespace: "default", NodeID: "11111111-1111-1111-1111-111111111111", NodeName: "n1",
+		a = &alloc{ID: ident.New(), EvalID: eval.ID, Name: *job.ID + ".default-group[0]", Namespace: "default", NodeID: node.ID, NodeName: node.Name,
 			JobID: *job.ID, TaskGroup: "default-group", DesiredStatus: "run", ClientStatus: "pending", CreateIndex: s.index, CreateTime: time.Now().UnixNano(),
-			AllocatedResources: &api.AllocatedResources{}}
+			AllocatedResources: &api.AllocatedResources{Tasks: map[string]*api.AllocatedTaskResources{"default-task": {Devices: devices}}}}
 		for _, n := range job.TaskGroups[0].Networks {
 			for i, p := range n.DynamicPorts {
 				a.AllocatedResources.Shared.Ports = append(a.AllocatedResources.Shared.Ports, api.PortMapping{Label: p.Label, To: p.To, Value: 20000 + i, HostIP: "10.0.0.1"})
@@ -570,6 +578,7 @@ func (s *Server) deregister(w http.ResponseWriter, r *http.Request) {
 		eval.Status = "complete"
 		s.index++
 		s.publish("EvaluationUpdated", event{"Evaluation", eval.ID, map[string]any{"Evaluation": eval}})
+		s.unblock()
 	}
 	s.mu.Unlock()
 	if box != nil {

@@ -173,17 +173,7 @@ func (c *Config) checkClient(refuse refusal) {
 	if p, err := netip.ParsePrefix(n.Network.Range); n.Network.Range != "" && (err != nil || !p.Addr().Is4()) {
 		refuse("client.network.range: %q is not an IPv4 prefix such as %s", n.Network.Range, Default().Client.Network.Range)
 	}
-	if n.GPU.FingerprintPeriod < time.Second {
-		refuse("client.gpu.fingerprint_period: %v is shorter than 1s", n.GPU.FingerprintPeriod)
-	}
-	if o := n.GPU.OnUnhealthy; o != Keep && o != Stop {
-		refuse("client.gpu.on_unhealthy: %q is neither %s nor %s", o, Keep, Stop)
-	}
-	for i, id := range n.GPU.IgnoredGPUIDs {
-		if !gpuID.MatchString(id) {
-			refuse("client.gpu.ignored_gpu_ids[%d]: %q is neither a UUID (GPU-...) nor a PCI bus id (0000:3b:00.0)", i, id)
-		}
-	}
+	n.GPU.check(refuse)
 	for key, list := range map[string][]string{"client.runtimes": n.Runtimes, "client.images.mirrors": n.Images.Mirrors} {
 		for _, pair := range list {
 			if a, b, ok := strings.Cut(pair, "="); !ok || a == "" || b == "" {
@@ -209,6 +199,34 @@ func (c *Config) checkTracing(refuse refusal) {
 		refuse("tracing.headers: %w", err)
 	} else if err := (timeline.Collector{Endpoint: t.Endpoint, Headers: headers}).Check(); err != nil {
 		refuse("tracing.endpoint, tracing.headers: %w", err)
+	}
+}
+
+func (g GPU) check(refuse refusal) {
+	if g.FingerprintPeriod < time.Second {
+		refuse("client.gpu.fingerprint_period: %v is shorter than 1s", g.FingerprintPeriod)
+	}
+	if o := g.OnUnhealthy; o != Keep && o != Stop {
+		refuse("client.gpu.on_unhealthy: %q is neither %s nor %s", o, Keep, Stop)
+	}
+	for i, id := range g.IgnoredGPUIDs {
+		if !gpuID.MatchString(id) {
+			refuse("client.gpu.ignored_gpu_ids[%d]: %q is neither a UUID (GPU-...) nor a PCI bus id (0000:3b:00.0)", i, id)
+		}
+	}
+	if g.Slots != 0 && (g.Slots < minSlots || g.Slots > maxSlots) {
+		refuse("client.gpu.slots: %d is not from %d to %d; 0 offers whole GPUs", g.Slots, minSlots, maxSlots)
+	}
+	if _, err := g.SlotMemoryMB(); err != nil {
+		refuse("client.gpu.slot_memory: %w", err)
+	}
+	if g.Slots == 0 && (g.SlotMemory != "" || len(g.SlottedGPUs) > 0) {
+		refuse("client.gpu.slots: it is 0, so that slot_memory and slotted_gpus say nothing: set it to how many slots a GPU has")
+	}
+	for i, s := range g.SlottedGPUs {
+		if strings.TrimSpace(s) == "" || strings.HasPrefix(s, "GPU-") && !gpuID.MatchString(s) {
+			refuse("client.gpu.slotted_gpus[%d]: %q is neither a UUID (GPU-...), nor a PCI bus id (0000:3b:00.0), nor the name of a model", i, s)
+		}
 	}
 }
 

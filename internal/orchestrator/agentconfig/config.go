@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/timeline"
 )
 
@@ -121,6 +122,27 @@ type GPU struct {
 	IgnoredGPUIDs     []string      `key:"ignored_gpu_ids"` // UUIDs or PCI bus ids
 	FingerprintPeriod time.Duration `key:"fingerprint_period"`
 	OnUnhealthy       string        `key:"on_unhealthy"`
+	Slots             int           `key:"slots"`        // of each GPU that is shared; 0 = none is
+	SlotMemory        string        `key:"slot_memory"`  // such as "8 GiB"; "" = an equal part
+	SlottedGPUs       []string      `key:"slotted_gpus"` // UUIDs, PCI bus ids or models; empty = all
+}
+
+// Bounds of client.gpu.slots.
+const (
+	minSlots = 2
+	maxSlots = 64
+)
+
+// SlotMemoryMB is client.gpu.slot_memory in MiB; 0 = an equal part.
+func (g GPU) SlotMemoryMB() (int, error) {
+	if g.SlotMemory == "" {
+		return 0, nil
+	}
+	n, ok := model.ParseAttribute(g.SlotMemory).In("MiB")
+	if !ok || n < 1 || n > 1<<30 {
+		return 0, fmt.Errorf("%q is no amount of memory such as \"8 GiB\"", g.SlotMemory)
+	}
+	return int(n), nil
 }
 
 // Values of client.gpu.on_unhealthy. Keep is the other one.

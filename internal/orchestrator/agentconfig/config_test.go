@@ -223,6 +223,13 @@ func TestValuesThatCannotBe(t *testing.T) {
 		"min_heartbeat_ttl: it must":      func(c *agentconfig.Config) { c.Server.MinHeartbeatTTL = 0 },
 		"is shorter than 1s":              func(c *agentconfig.Config) { c.Client.GPU.FingerprintPeriod = time.Millisecond },
 		"neither keep nor stop":           func(c *agentconfig.Config) { c.Client.GPU.OnUnhealthy = "remove" },
+		"slots: 1 is not from 2 to 64":    func(c *agentconfig.Config) { c.Client.GPU.Slots = 1 },
+		"slots: 65 is not":                func(c *agentconfig.Config) { c.Client.GPU.Slots = 65 },
+		"slot_memory: \"8 gib\" is no":    func(c *agentconfig.Config) { c.Client.GPU.Slots, c.Client.GPU.SlotMemory = 2, "8 gib" },
+		"slot_memory: \"8\" is no":        func(c *agentconfig.Config) { c.Client.GPU.Slots, c.Client.GPU.SlotMemory = 2, "8" },
+		"slot_memory: \"-1 GiB\" is no":   func(c *agentconfig.Config) { c.Client.GPU.Slots, c.Client.GPU.SlotMemory = 2, "-1 GiB" },
+		"slots: it is 0, so that":         func(c *agentconfig.Config) { c.Client.GPU.SlotMemory = "8 GiB" },
+		"slotted_gpus[0]: \"GPU-x\" is":   func(c *agentconfig.Config) { c.Client.GPU.Slots, c.Client.GPU.SlottedGPUs = 2, []string{"GPU-x"} },
 		"ignored_gpu_ids[1]: \"0\" is":    func(c *agentconfig.Config) { c.Client.GPU.IgnoredGPUIDs = []string{"0000:3B:00.0", "0"} },
 	} {
 		c := good()

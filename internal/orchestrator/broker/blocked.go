@@ -11,10 +11,10 @@ import (
 )
 
 // Room is what a node has left, or what the smallest of the allocations that wait needs.
-type Room struct{ CPU, MemoryMB, DiskMB int }
+type Room struct{ CPU, MemoryMB, DiskMB, Devices int }
 
 func (r Room) holds(n Room) bool {
-	return n.CPU <= r.CPU && n.MemoryMB <= r.MemoryMB && n.DiskMB <= r.DiskMB
+	return n.CPU <= r.CPU && n.MemoryMB <= r.MemoryMB && n.DiskMB <= r.DiskMB && n.Devices <= r.Devices
 }
 
 // Offer is room that came free at an index of the state.
@@ -141,6 +141,7 @@ func (b *backlog) wake(o *Offer, width int) (woken []*waiter) {
 			left.CPU -= q.shape.need.CPU
 			left.MemoryMB -= q.shape.need.MemoryMB
 			left.DiskMB -= q.shape.need.DiskMB
+			left.Devices -= q.shape.need.Devices
 			width--
 		}
 		if q.waiting.Len() > 0 {

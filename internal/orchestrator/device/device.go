@@ -17,6 +17,9 @@ type Plugin interface {
 	// Reserve says what a task has to have in its environment to use these instances. It reserves nothing by itself, and waits for no hardware. An instance that the
 	// newest report does not have is an error of kind fault.NotFound, one that is unhealthy of kind fault.Unavailable with the reason.
 	Reserve(ids []string) (map[string]string, error)
+	// Residue says what is left on an instance whose task has ended, as the end of a sentence: processes, or memory that nobody holds; "" = it was looked at, and nothing
+	// is left. What cannot be found out is an error. Of an instance that shares a GPU only what belongs to no other one counts.
+	Residue(ctx context.Context, id string) (string, error)
 	// Stats are figures of the instances that answer, in the order of their ids.
 	Stats(ctx context.Context) ([]Sample, error)
 }

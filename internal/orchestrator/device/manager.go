@@ -28,9 +28,13 @@ type Manager struct {
 	log     logging.Logger
 	known   chan struct{} // closed once each plugin has reported
 
-	mu      sync.Mutex
-	reports map[string]Report // by plugin
-	holders map[string]string // owner by id of an instance
+	released chan struct{} // level trigger: an instance is to be verified
+
+	mu         sync.Mutex
+	reports    map[string]Report   // by plugin
+	holders    map[string]string   // owner by id of an instance
+	unverified map[string]*remains // by id of an instance that nobody holds
+	settled    chan struct{}       // closed, and replaced, when an instance is verified or has become unhealthy
 }
 
 // NewManager starts nothing. Instances of two plugins have different ids.
@@ -38,7 +42,8 @@ func NewManager(log logging.Logger, plugins ...Plugin) *Manager {
 	if log == nil {
 		log = logging.Discard()
 	}
-	m := &Manager{plugins: plugins, log: log, known: make(chan struct{}), reports: map[string]Report{}, holders: map[string]string{}}
+	m := &Manager{plugins: plugins, log: log, known: make(chan struct{}), released: make(chan struct{}, 1), reports: map[string]Report{}, holders: map[string]string{},
+		unverified: map[string]*remains{}, settled: make(chan struct{})}
 	if len(plugins) == 0 {
 		close(m.known)
 	}
@@ -51,6 +56,10 @@ func (m *Manager) Known() <-chan struct{} { return m.known }
 // Run watches all devices until ctx ends, and calls changed after each change. Calls may overlap.
 func (m *Manager) Run(ctx context.Context, changed func()) error {
 	var g errgroup.Group
+	g.Go(func() error {
+		m.verify(ctx, changed)
+		return nil
+	})
 	for _, p := range m.plugins {
 		g.Go(func() error {
 			for ctx.Err() == nil {
@@ -121,7 +130,7 @@ func (m *Manager) Devices() []model.NodeDevice {
 	defer m.mu.Unlock()
 	var all []model.NodeDevice
 	for _, p := range m.plugins {
-		all = append(all, m.reports[p.Name()].Groups...)
+		all = append(all, m.stained(m.reports[p.Name()].Groups)...)
 	}
 	slices.SortStableFunc(all, func(a, b model.NodeDevice) int {
 		return cmp.Or(strings.Compare(a.Vendor, b.Vendor), strings.Compare(a.Type, b.Type), strings.Compare(a.Name, b.Name))
@@ -144,42 +153,84 @@ func (m *Manager) Attributes() map[string]string {
 }
 
 // Reserve gives instances to an owner, all or none, and says what it has to have in its environment. Who holds them already gets them again. An instance that
-// another one holds is an error of kind fault.Conflict, which says who.
+// another one holds is an error of kind fault.Conflict, which says who; one that is not verified yet is an error of kind fault.Unavailable: see Await.
 func (m *Manager) Reserve(owner string, held []model.AllocatedDevice) (map[string]string, error) {
 	env := map[string]string{}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if id, r := m.doubted(owner, held); r != nil {
+		return nil, fault.New(fault.Unavailable, "device %s: %s", id, r)
+	}
+	byPlugin := map[Plugin][]string{}
 	var taken []string
 	for _, d := range held {
-		byPlugin := map[Plugin][]string{}
 		for _, id := range d.DeviceIDs {
-			if h := m.holders[id]; h != "" && h != owner {
-				return nil, fault.New(fault.Conflict, "device %s/%s/%s: instance %s is still held by task %s", d.Vendor, d.Type, d.Name, id, h)
+			if other, h := m.conflict(owner, id); h != "" {
+				return nil, fault.New(fault.Conflict, "device %s/%s/%s: instance %s is still held by task %s", d.Vendor, d.Type, d.Name, other, h)
 			}
 			p := m.pluginOf(id)
 			if p == nil {
 				return nil, fault.New(fault.Unavailable, "device %s/%s/%s: this node has no instance %s any more", d.Vendor, d.Type, d.Name, id)
 			}
 			byPlugin[p] = append(byPlugin[p], id)
+			taken = append(taken, id)
 		}
-		for p, ids := range byPlugin {
-			vars, err := p.Reserve(ids)
-			if err != nil {
-				return nil, err
+	}
+	for _, p := range m.plugins {
+		if len(byPlugin[p]) == 0 {
+			continue
+		}
+		vars, err := p.Reserve(byPlugin[p])
+		if err != nil {
+			return nil, err
+		}
+		for k, v := range vars { // a task may hold devices of several plugins
+			if env[k] != "" {
+				v = env[k] + "," + v
 			}
-			for k, v := range vars { // a task may hold devices of several models
-				if env[k] != "" {
-					v = env[k] + "," + v
-				}
-				env[k] = v
-			}
-			taken = append(taken, ids...)
+			env[k] = v
 		}
 	}
 	for _, id := range taken {
 		m.holders[id] = owner
 	}
 	return env, nil
+}
+
+// conflict is who else holds an instance, or what it is a part of, or a part of it. The caller holds mu.
+func (m *Manager) conflict(owner, id string) (other, holder string) {
+	held := func(id string) bool {
+		h := m.holders[id]
+		if h != "" && h != owner {
+			other, holder = id, h
+		}
+		return holder != ""
+	}
+	if held(id) {
+		return other, holder
+	}
+	whole, slot := model.SlotParent(id)
+	for _, r := range m.reports {
+		if _, in := r.Instance(id); in != nil && !slot {
+			whole = in.Parent
+		}
+		for i := range r.Groups { // the parts that are there now
+			for k := range r.Groups[i].Instances {
+				if in := &r.Groups[i].Instances[k]; in.Parent == id && held(in.ID) {
+					return other, holder
+				}
+			}
+		}
+	}
+	if whole != "" && held(whole) {
+		return other, holder
+	}
+	for part := range m.holders { // and slots of before
+		if of, is := model.SlotParent(part); is && of == id && held(part) {
+			return other, holder
+		}
+	}
+	return "", ""
 }
 
 // pluginOf is the plugin whose newest report has an instance. The caller holds mu.
@@ -200,21 +251,30 @@ func (m *Manager) Retake(owner string, held []model.AllocatedDevice) error {
 	var errs []error
 	for _, d := range held {
 		for _, id := range d.DeviceIDs {
-			if h := m.holders[id]; h != "" && h != owner {
-				errs = append(errs, fault.New(fault.Conflict, "device %s/%s/%s: instance %s is held by tasks %s and %s", d.Vendor, d.Type, d.Name, id, h, owner))
-				continue
+			if other, h := m.conflict(owner, id); h != "" {
+				errs = append(errs, fault.New(fault.Conflict, "device %s/%s/%s: instance %s is held by tasks %s and %s", d.Vendor, d.Type, d.Name, other, h, owner))
+				if other == id {
+					continue
+				}
 			}
 			m.holders[id] = owner
+			delete(m.unverified, id)
 		}
 	}
+	m.settle()
 	return errors.Join(errs...)
 }
 
-// Release takes everything back from an owner.
+// Release takes everything back from an owner of which nothing runs any more. Nobody gets it before it is verified that nothing is left on it.
 func (m *Manager) Release(owner string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	maps.DeleteFunc(m.holders, func(_, h string) bool { return h == owner })
+	for _, id := range slices.Sorted(maps.Keys(m.holders)) {
+		if m.holders[id] == owner {
+			delete(m.holders, id)
+			m.suspect(id, owner)
+		}
+	}
 }
 
 // Ailing is what is wrong with instances that somebody holds, by their ids: they are unhealthy, or gone.

@@ -62,6 +62,7 @@ func TestAnInstanceHasOneHolder(t *testing.T) {
 			t.Errorf("who has it does not get it again: %v", err)
 		}
 		m.Release("a")
+		synctest.Wait() // until it is verified
 		if _, err := m.Reserve("b", held("gpu-1")); err != nil {
 			t.Errorf("what was released is not free: %v", err)
 		}
@@ -177,6 +178,9 @@ func TestReservationsAgainstAModel(t *testing.T) {
 			for _, id := range ids {
 				free = free && (has[id] == "" || has[id] == owner)
 			}
+			if err := m.Await(ctx, owner, held(ids...), func(string) {}); err != nil {
+				t.Fatal(err)
+			}
 			_, err := m.Reserve(owner, held(ids...))
 			if (err == nil) != free {
 				t.Fatalf("%s asks for %v while %v: %v", owner, ids, has, err)
@@ -186,6 +190,42 @@ func TestReservationsAgainstAModel(t *testing.T) {
 					has[id] = owner
 				}
 			}
+		}
+	})
+}
+
+func TestAGPUAndItsSlotsHaveNoTwoHolders(t *testing.T) {
+	managed(t, func(t *testing.T, p *fake.Plugin, m *device.Manager, _ *int) {
+		if _, err := m.Reserve("whole", held("gpu-0")); err != nil {
+			t.Fatal(err)
+		}
+		p.Set(fake.Sliced(4, 2)) // while somebody has one of them
+		synctest.Wait()
+		if _, err := m.Reserve("a", held("gpu-0::1")); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "instance gpu-0 is still held by task whole") {
+			t.Errorf("a slot of a GPU that is held as a whole is reserved with %v", err)
+		}
+		env, err := m.Reserve("a", held("gpu-1::0", "gpu-1::1", "gpu-2::0"))
+		if err != nil || env["FAKE_VISIBLE_DEVICES"] != "gpu-1,gpu-2" {
+			t.Errorf("the environment is %v, %v", env, err)
+		}
+		if _, err := m.Reserve("b", held("gpu-2::1")); err != nil {
+			t.Errorf("another slot of a GPU is reserved with %v", err)
+		}
+		if m.Held() != 5 {
+			t.Errorf("%d are held", m.Held())
+		}
+		p.Set(fake.Report(4))
+		synctest.Wait()
+		if _, err := m.Reserve("c", held("gpu-2")); !fault.Is(err, fault.Conflict) {
+			t.Errorf("a GPU with slots that are held is reserved with %v", err)
+		}
+		if err := m.Retake("d", held("gpu-1")); !fault.Is(err, fault.Conflict) {
+			t.Errorf("and taken back with %v", err)
+		}
+		m.Release("a")
+		m.Release("b")
+		if _, err := m.Reserve("c", held("gpu-2")); err != nil {
+			t.Errorf("a GPU without holders is reserved with %v", err)
 		}
 	})
 }

@@ -277,7 +277,7 @@ func harmless(r *http.Request) bool {
 // settled refuses what would be decided on a state that is behind. After a start the log is applied anew: until then what exists looks as if it did
 // not, and a client that believed it would give up what it has. As in Nomad a client may ask for a stale answer. A leader asks the others whether it still
 // leads before it answers a read, for there may be a newer one.
-func (a *API) settled(r *http.Request, route endpoint.Route) (context.Context, error) {
+func (a *API) settled(r *http.Request, route endpoint.Route, _ auth.Identity) (context.Context, error) {
 	p := route.Policy
 	if p.Scope == auth.NodeSelf {
 		r = r.WithContext(withToken(r))

@@ -6,8 +6,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-
-	"golang.org/x/net/http/httpguts"
 )
 
 // Limits bounds what one client address may hold at a time.
@@ -121,10 +119,11 @@ func (l *Limiter) Context(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, addressKey{}, address)
 }
 
-// long reports whether a request's answer goes on until somebody ends it.
+// long reports whether a request's answer goes on until somebody ends it. Only its path says that: a header would let any request count as it likes.
 func long(r *http.Request) bool {
 	p := r.URL.Path
-	return httpguts.HeaderValuesContainsToken(r.Header["Connection"], "Upgrade") || p == "/v1/event/stream" || strings.HasPrefix(p, "/v1/agent/monitor") ||
+	exec := strings.HasPrefix(p, "/v1/client/allocation/") && strings.HasSuffix(p, "/exec")
+	return exec || p == "/v1/event/stream" || strings.HasPrefix(p, "/v1/agent/monitor") ||
 		strings.HasPrefix(p, "/v1/internal/") || strings.HasPrefix(p, "/v1/client/fs/logs/") || strings.HasPrefix(p, "/v1/client/fs/stream/")
 }
 

@@ -102,3 +102,49 @@ func TestConnectionsBeyondTheLimitAreToldSo(t *testing.T) {
 		t.Errorf("after the first has ended the second got %d", status)
 	}
 }
+
+// A header that anybody can send does not have a request counted as a stream, which there may be more of.
+func TestAnUpgradeThatNobodyTakesCountsAsARequest(t *testing.T) {
+	l := httpapi.NewLimiter(httpapi.Limits{Conns: 1, Streams: 100}, nil)
+	entered, end := make(chan struct{}, 1), make(chan struct{})
+	s := limitedServer(t, l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("wait") {
+			entered <- struct{}{}
+			<-end
+		}
+		_, _ = io.WriteString(w, "ok")
+	}))
+	ask := func(path string) int {
+		r, err := http.NewRequest(http.MethodGet, s.URL+path, nil)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		r.Header.Set("Connection", "Upgrade")
+		r.Header.Set("Upgrade", "websocket")
+		resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(r)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode
+	}
+	var first sync.WaitGroup
+	first.Go(func() {
+		if status := ask("/v1/jobs?index=7&wait=10m"); status != 200 {
+			t.Errorf("the first got %d", status)
+		}
+	})
+	<-entered
+	for _, path := range []string{"/v1/jobs", "/v1/allocations", "/v1/client/allocation/x/stats", "/v1/var/exec"} {
+		if status := ask(path); status != 429 {
+			t.Errorf("%s beside another request got %d", path, status)
+		}
+	}
+	if status := ask("/v1/client/allocation/x/exec"); status != 200 {
+		t.Errorf("an execution beside a request got %d", status)
+	}
+	close(end)
+	first.Wait()
+}

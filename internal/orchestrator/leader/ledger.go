@@ -1,6 +1,7 @@
 package leader
 
 import (
+	"reflect"
 	"slices"
 	"sync"
 
@@ -114,6 +115,9 @@ func cmpOr(a, b any) any {
 // alike reports whether two states of a node offer the same.
 func alike(a, b *model.Node) bool {
 	if a.ComputedClass == "" || a.ComputedClass != b.ComputedClass {
+		return false
+	}
+	if !reflect.DeepEqual(a.Resources.Devices, b.Resources.Devices) { // one of them may be well again
 		return false
 	}
 	acpu, amem, adisk := sched.Available(a)

@@ -94,6 +94,7 @@ type AllocatedTask struct {
 type AllocatedDevice struct {
 	Vendor, Type, Name string
 	DeviceIDs          []string
+	MemoryMB           int `codec:",omitempty"` // MiB that each instance was promised; 0 = not known
 }
 
 // AllocatedPort maps a port of the node to one of the group's network.

@@ -91,6 +91,19 @@ func ParseAttribute(s string) Attribute {
 	return TextOf(s)
 }
 
+// In is a number in another unit that measures the same; false = it is no number or measures something else.
+func (a Attribute) In(unit string) (n float64, ok bool) {
+	n, ok = a.number()
+	from, to := units[a.Unit], units[unit]
+	if !ok || from.base == "" || from.base != to.base {
+		return 0, false
+	}
+	return n * from.factor / to.factor, true
+}
+
+// KnownUnit reports whether a unit may follow a number.
+func KnownUnit(unit string) bool { _, known := units[unit]; return known }
+
 // Compare orders two attributes, numbers by their units. They cannot be compared when they are of different kinds or measure different things; a number without a
 // unit compares with those without one alone.
 func (a Attribute) Compare(b Attribute) (order int, ok bool) {

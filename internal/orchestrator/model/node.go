@@ -114,6 +114,7 @@ type DeviceInstance struct {
 	NUMANode          *int     `codec:",omitempty"` // nil = not known
 	Peers             []string `codec:",omitempty"` // ids of the instances of this node that a fast link leads to, such as NVLink; sorted
 	Parent            string   `codec:",omitempty"` // id of the whole device that this is a part of
+	ParentMemoryMB    int      `codec:",omitempty"` // MiB that the whole device has, which bound what its slots are promised together; 0 = it is no slot
 }
 
 // DriverInfo is what a node says about one of its drivers.

@@ -3,6 +3,7 @@ package model
 import (
 	"iter"
 	"slices"
+	"strings"
 )
 
 // Usage is what allocations hold. It is a sum: what was added can be taken away again, and ports and instances that are held twice are counted twice.
@@ -13,6 +14,13 @@ type Usage struct {
 	ports                              []int    // sorted
 	devices                            []string // ids of instances, sorted
 	kinds                              []string // vendor/type/name of each instance, sorted
+	shared                             []shared // devices of which slots are held, sorted
+}
+
+// shared is what is held of the slots of one device.
+type shared struct {
+	device          string
+	slots, memoryMB int
 }
 
 // Add takes what an allocation holds.
@@ -22,8 +30,7 @@ func (u *Usage) Add(r *AllocatedResources) {
 		insert(&u.ports, p.Value)
 	}
 	for d, id := range r.Instances {
-		insert(&u.devices, id)
-		insert(&u.kinds, d.Vendor+"/"+d.Type+"/"+d.Name)
+		u.Hold(d, id)
 	}
 }
 
@@ -36,7 +43,49 @@ func (u *Usage) Sub(r *AllocatedResources) {
 	for d, id := range r.Instances {
 		remove(&u.devices, id)
 		remove(&u.kinds, d.Vendor+"/"+d.Type+"/"+d.Name)
+		u.share(id, -1, -d.MemoryMB)
 	}
+}
+
+// Hold takes one instance of a device.
+func (u *Usage) Hold(d *AllocatedDevice, id string) {
+	insert(&u.devices, id)
+	insert(&u.kinds, d.Vendor+"/"+d.Type+"/"+d.Name)
+	u.share(id, 1, d.MemoryMB)
+}
+
+// share counts an instance that is a slot for its device. It never writes to memory that a copy of u can see.
+func (u *Usage) share(id string, slots, memoryMB int) {
+	device, is := SlotParent(id)
+	if !is {
+		return
+	}
+	i, held := u.findShared(device)
+	next := shared{device, slots, memoryMB}
+	if held {
+		next.slots, next.memoryMB = next.slots+u.shared[i].slots, next.memoryMB+u.shared[i].memoryMB
+	}
+	rest := u.shared[i:]
+	if held {
+		rest = rest[1:]
+	}
+	if next == (shared{device: device}) {
+		u.shared = slices.Concat(u.shared[:i], rest)
+	} else {
+		u.shared = slices.Concat(u.shared[:i], []shared{next}, rest)
+	}
+}
+
+func (u *Usage) findShared(device string) (int, bool) {
+	return slices.BinarySearchFunc(u.shared, device, func(s shared, d string) int { return strings.Compare(s.device, d) })
+}
+
+// Slots is how many slots of a device are held, and how many MiB they were promised.
+func (u *Usage) Slots(device string) (n, memoryMB int) {
+	if i, held := u.findShared(device); held {
+		return u.shared[i].slots, u.shared[i].memoryMB
+	}
+	return 0, 0
 }
 
 func (u *Usage) sum(r *AllocatedResources, sign int) {
@@ -79,6 +128,9 @@ func (u *Usage) Merge(o *Usage) {
 	u.ports = merged(u.ports, o.ports)
 	u.devices = merged(u.devices, o.devices)
 	u.kinds = merged(u.kinds, o.kinds)
+	for _, s := range o.shared {
+		u.share(SlotID(s.device, 0), s.slots, s.memoryMB)
+	}
 }
 
 func merged[T int | string](a, b []T) []T {

@@ -261,8 +261,8 @@ func (a *Agent) restore(ctx, life context.Context) error {
 		for _, t := range r.tasks {
 			if t.record.Started {
 				keep = append(keep, t.id())
-				a.retakeDevices(t, s.alloc)
 			}
+			a.retakeDevices(t, s.alloc)
 		}
 		a.generation = max(a.generation, s.alloc.CreateIndex, s.alloc.ModifyIndex)
 	}

@@ -91,6 +91,15 @@ func (t *taskRunner) devices() (ids []string) {
 	return ids
 }
 
+// awaitDevices returns when nothing is left on the task's instances of who held them before.
+func (t *taskRunner) awaitDevices(ctx context.Context, cfg *driver.TaskConfig) error {
+	m := t.alloc.agent.cfg.Devices
+	if m == nil || len(cfg.Resources.Devices) == 0 {
+		return nil
+	}
+	return m.Await(ctx, cfg.ID, cfg.Resources.Devices, t.setup)
+}
+
 // reserveDevices takes the task's instances for its incarnation, and adds to its environment what it needs to use them.
 func (t *taskRunner) reserveDevices(cfg *driver.TaskConfig) error {
 	m := t.alloc.agent.cfg.Devices
@@ -104,14 +113,20 @@ func (t *taskRunner) reserveDevices(cfg *driver.TaskConfig) error {
 	maps.Copy(cfg.Env, env)
 	for _, d := range cfg.Resources.Devices {
 		for _, id := range d.DeviceIDs {
-			cfg.Devices = append(cfg.Devices, specified(d, id))
+			if name := specified(d, id); !slices.Contains(cfg.Devices, name) {
+				cfg.Devices = append(cfg.Devices, name)
+			}
 		}
 	}
 	return nil
 }
 
-// specified is an instance's name in the Container Device Interface, whose vendors are domains: nvidia/gpu is nvidia.com/gpu there.
+// specified is an instance's name in the Container Device Interface, whose vendors are domains: nvidia/gpu is nvidia.com/gpu there. Slots are not known to it: a task
+// on one is given the device.
 func specified(d model.AllocatedDevice, id string) string {
+	if whole, slot := model.SlotParent(id); slot {
+		id = whole
+	}
 	vendor := d.Vendor
 	if !strings.Contains(vendor, ".") {
 		vendor += ".com"
@@ -119,10 +134,17 @@ func specified(d model.AllocatedDevice, id string) string {
 	return vendor + "/" + d.Type + "=" + id
 }
 
-// retakeDevices notes what a task has held since before this process, before anybody else can ask for it.
+// retakeDevices notes what a task has held since before this process, before anybody else can ask for it. What one held that runs no more, or may have, is verified:
+// the process before may have ended before it was.
 func (a *Agent) retakeDevices(t *taskRunner, alloc *model.Allocation) {
 	held := alloc.Resources.Tasks[t.name]
 	if a.cfg.Devices == nil || held == nil || len(held.Devices) == 0 {
+		return
+	}
+	if !t.record.Started {
+		if t.record.Incarnation > 0 {
+			a.cfg.Devices.Suspect(t.id(), held.Devices)
+		}
 		return
 	}
 	if err := a.cfg.Devices.Retake(t.id(), held.Devices); err != nil {

@@ -144,6 +144,30 @@ func TestTheDriverIsGivenTheInstancesByTheirSpecifiedNames(t *testing.T) {
 	})
 }
 
+func TestTheDriverIsGivenTheGPUsOfSlotsOnce(t *testing.T) {
+	withGPUs(t, func(t *testing.T, m *machine) {
+		m.devices.Set(fake.Sliced(4, 4))
+		after(time.Second)
+		var got []string
+		m.facade = seeing{m.driver, &got}
+		m.restart()
+		m.server.place(holding("one", config{}, "gpu-1::3", "gpu-3::0", "gpu-1::0"))
+		m.expect("one", model.ClientRunning)
+		if want := []string{"nvidia.com/gpu=gpu-1", "nvidia.com/gpu=gpu-3"}; !slices.Equal(got, want) {
+			t.Errorf("got %q", got)
+		}
+		m.server.place(holding("two", config{}, "gpu-1::1"))
+		m.expect("two", model.ClientRunning)
+		m.devices.Ail("gpu-1", "XID 48")
+		after(time.Second)
+		for _, id := range []string{"one", "two"} {
+			if !mention(m.events(id), "is unhealthy: XID 48") {
+				t.Errorf("%s is told %q", id, m.events(id))
+			}
+		}
+	})
+}
+
 func TestTasksAreToldOfTheirDevices(t *testing.T) {
 	withGPUs(t, func(t *testing.T, m *machine) {
 		m.server.place(holding("hit", config{}, "gpu-0"))
@@ -221,4 +245,52 @@ func (m *machine) figure(name string) float64 {
 		}
 	})
 	return v
+}
+
+func TestATaskWaitsUntilNothingIsLeftOnItsDevice(t *testing.T) {
+	withGPUs(t, func(t *testing.T, m *machine) {
+		m.devices.Leave("gpu-0", "512 MiB of its memory are in use that no process holds", nil, 6)
+		m.server.place(holding("first", config{"run_for": "1s"}, "gpu-0"))
+		after(1100 * time.Millisecond)
+		m.expect("first", model.ClientComplete)
+		m.server.place(holding("second", config{}, "gpu-0"))
+		after(100 * time.Millisecond)
+		if got := m.server.status("second"); got == model.ClientRunning {
+			t.Fatal("it runs on a device that is not free")
+		}
+		after(3 * time.Second)
+		m.expect("second", model.ClientRunning)
+		if all := m.events("second"); !mention(all, "Waiting for device gpu-0: task first.a.1 has ended and 512 MiB") {
+			t.Errorf("its events are %q", all)
+		}
+		if n, _ := m.registered(); !n.Resources.Devices[0].Instances[0].Healthy {
+			t.Error("the servers were told that the device is unhealthy")
+		}
+	})
+}
+
+func TestADeviceThatIsNotFreedIsUnhealthyAlsoAfterARestart(t *testing.T) {
+	withGPUs(t, func(t *testing.T, m *machine) {
+		m.devices.Leave("gpu-0", "1 process is still on it: 4711", nil, -1)
+		m.server.place(holding("first", config{"run_for": "1s"}, "gpu-0"))
+		after(2 * time.Second)
+		m.restart() // nothing of the first wait is known any more
+		m.server.place(holding("second", config{}, "gpu-0"))
+		after(time.Second)
+		if got := m.server.status("second"); got == model.ClientRunning {
+			t.Fatal("it runs on a device that is not free")
+		}
+		after(40 * time.Second)
+		if n, _ := m.registered(); n.Resources.Devices[0].Instances[0].Healthy || !strings.Contains(n.Resources.Devices[0].Instances[0].HealthDescription, "process is still on it: 4711") {
+			t.Errorf("the servers were told of %+v", n.Resources.Devices[0].Instances[0])
+		}
+		if all := m.events("second"); m.server.status("second") == model.ClientRunning || !mention(all, "device gpu-0 is unhealthy: task first.a.1 has ended and 1 process is still on it") {
+			t.Errorf("it is %s, its events are %q", m.server.status("second"), all)
+		}
+		m.devices.Leave("gpu-0", "", nil, 0)
+		after(time.Minute)
+		if n, _ := m.registered(); !n.Resources.Devices[0].Instances[0].Healthy {
+			t.Errorf("the servers were told of %+v", n.Resources.Devices[0].Instances[0])
+		}
+	})
 }

@@ -183,6 +183,9 @@ func (t *taskRunner) tryStart(ctx context.Context) (_ driver.Task, err error) {
 	if err := t.turn(ctx); err != nil {
 		return nil, err
 	}
+	if err := t.awaitDevices(ctx, &cfg); err != nil {
+		return nil, err
+	}
 	select {
 	case t.alloc.agent.slots <- struct{}{}:
 		defer func() { <-t.alloc.agent.slots }()

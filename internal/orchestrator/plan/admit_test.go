@@ -155,3 +155,75 @@ func TestWhatIsAcceptedFits(t *testing.T) {
 		}
 	})
 }
+
+// gpuNode has one GPU of 40 GiB: whole, or as so many slots.
+func gpuNode(slots int) *model.Node {
+	d := model.NodeDevice{Vendor: "nvidia", Type: "gpu", Name: "A100"}
+	if slots == 0 {
+		d.Instances = []model.DeviceInstance{{ID: "g", Healthy: true}}
+	}
+	for i := range slots {
+		d.Instances = append(d.Instances, model.DeviceInstance{ID: model.SlotID("g", i), Healthy: true, Parent: "g", ParentMemoryMB: 40960})
+	}
+	return &model.Node{ID: "n1", Status: model.NodeReady, Resources: model.NodeResources{CPU: 100, MemoryMB: 100, DiskMB: 100, Devices: []model.NodeDevice{d}}}
+}
+
+func withDevices(id string, memoryMB int, instances ...string) *model.Allocation {
+	a := placed("j", id, "n1", 1)
+	a.Resources.Tasks["t"].Devices = []model.AllocatedDevice{{Vendor: "nvidia", Type: "gpu", Name: "A100", DeviceIDs: instances, MemoryMB: memoryMB}}
+	return a
+}
+
+func TestDevicesAreGivenOnce(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		was, now     int // slots
+		held         *model.Allocation
+		first, other *model.Allocation
+		want         int // of first and other
+	}{
+		{"one GPU to two plans", 0, 0, nil, withDevices("a", 40960, "g"), withDevices("b", 40960, "g"), 1},
+		{"one instance twice to one", 4, 4, nil, withDevices("a", 10240, "g::0", "g::0"), withDevices("b", 10240, "g::0"), 1},
+		{"two slots to two plans", 4, 4, nil, withDevices("a", 10240, "g::0"), withDevices("b", 10240, "g::1"), 2},
+		{"more memory than there is", 4, 4, nil, withDevices("a", 10240, "g::0"), withDevices("b", 40000, "g::1"), 1},
+		{"a slot of a GPU that is held as a whole", 0, 4, withDevices("h", 40960, "g"), withDevices("a", 10240, "g::0"), withDevices("b", 10240, "g::1"), 0},
+		{"a GPU of which a slot is held", 4, 0, withDevices("h", 10240, "g::3"), withDevices("a", 40960, "g"), withDevices("b", 40960, "g"), 0},
+		{"one that is not there any more", 0, 2, nil, withDevices("a", 40960, "g"), withDevices("b", 20480, "g::1"), 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := world(t)
+			register := func(index uint64, slots int) {
+				if err := s.Update(index, 0, "", func(tx *state.Tx) error { tx.RegisterNode(gpuNode(slots)); return nil }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			register(2, c.was)
+			if c.held != nil {
+				apply(t, s, 3, &state.Placement{JobID: "j", Place: []*model.Allocation{c.held}})
+			}
+			register(4, c.now)
+			check, accepted := newCheck(s.Snapshot()), 0
+			for _, a := range []*model.Allocation{c.first, c.other} {
+				p := &state.Placement{Namespace: "default", JobID: "j", Place: []*model.Allocation{a}}
+				check.admit(p, false)
+				accepted += len(p.Place)
+			}
+			if accepted != c.want {
+				t.Errorf("%d are accepted, not %d", accepted, c.want)
+			}
+		})
+	}
+}
+
+func TestADeviceThatHasFailedSinceIsNotGiven(t *testing.T) {
+	s := world(t)
+	n := gpuNode(0)
+	n.Resources.Devices[0].Instances[0].Healthy = false
+	if err := s.Update(2, 0, "", func(tx *state.Tx) error { tx.RegisterNode(n); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	p := &state.Placement{Namespace: "default", JobID: "j", Place: []*model.Allocation{withDevices("a", 40960, "g")}}
+	if !newCheck(s.Snapshot()).admit(p, false) || len(p.Place) != 0 {
+		t.Error("a GPU that is unhealthy is given")
+	}
+}

@@ -173,7 +173,13 @@ func (p *Proposer) propose(ctx context.Context, batch []*proposal) {
 	// The end of ctx does not end an append under way: its outcome would be unknown, although Raft still runs and will tell.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), applyBound)
 	defer cancel()
-	if len(there) == 1 || p.share != nil && !p.share() {
+	if len(there) == 1 { // without a goroutine of its own: whoever waits is woken last, and so is the next to run
+		p.count(1)
+		result, index, err := p.log.Apply(timeline.With(ctx, there[0].span), there[0].data)
+		there[0].answer <- answer{result, index, err}
+		return
+	}
+	if p.share != nil && !p.share() {
 		var wg sync.WaitGroup
 		for _, w := range there {
 			p.count(1)

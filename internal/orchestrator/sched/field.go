@@ -1,6 +1,7 @@
 package sched
 
 import (
+	"cmp"
 	"iter"
 	"maps"
 	"math"
@@ -41,10 +42,9 @@ type field struct {
 	m          *metric
 	available  map[string]int // ready nodes by datacenter
 	inPool     int
-	lists      [][]int32
-	start      int
-	looked     int
-	limit      int // candidates that are enough
+	tiers      [2]tier // those that are looked at first, and the others
+	tier       int     // that is looked at now
+	limit      int     // candidates that are enough
 	hopeless   bool
 	constraint [][]model.Constraint
 	verdicts   map[string]string // of classes: why not, "" = it may run there
@@ -63,7 +63,16 @@ type field struct {
 	avoided    string
 	full       []*Seat // where only room is missing; for preemption
 	placed     []*model.Allocation
-	parts      float64 // of a score
+	parts      float64           // of a score
+	short      map[int]*scarcity // of devices, by the wish that is not met
+}
+
+// tier is a part of the nodes, in the order in which they are looked at. Nodes with devices and without are two: who asks for devices looks at those that have
+// some first, and everybody else at the others.
+type tier struct {
+	lists         [][]int32
+	total, looked int
+	start         int
 }
 
 // candidate is a node that the group fits on.
@@ -72,12 +81,23 @@ type candidate struct {
 	order  int
 	fixed  float64 // parts of the score that stay
 	base   float64 // parts of the score but for the spread
+	suited *suited // of a group that asks for devices
 	bucket *bucket
 	pos    int
 }
 
 func (c *candidate) before(d *candidate) bool {
-	return c.base > d.base || c.base == d.base && c.order < d.order
+	return c.base > d.base || c.base == d.base && c.tighter(d)
+}
+
+// tighter is the order of candidates with equal scores.
+func (c *candidate) tighter(d *candidate) bool {
+	if c.suited != nil {
+		if by := cmp.Or(c.suited.packed.compare(d.suited.packed), cmp.Compare(d.suited.rest, c.suited.rest)); by != 0 {
+			return by < 0
+		}
+	}
+	return c.order < d.order
 }
 func (c *candidate) at(i int) { c.pos = i }
 
@@ -88,21 +108,24 @@ func (p *pass) field(job *model.Job, g *model.TaskGroup) *field {
 	}
 	f.constraint = p.conditions(job, g)
 	places := slices.SortedFunc(maps.Keys(p.fleet.ready), func(a, b place) int {
-		return strings.Compare(a.pool+"\x00"+a.datacenter, b.pool+"\x00"+b.datacenter)
+		return cmp.Or(strings.Compare(a.pool, b.pool), strings.Compare(a.datacenter, b.datacenter), cmp.Compare(boolInt(a.devices), boolInt(b.devices)))
 	})
 	for _, at := range places {
 		if list := p.fleet.ready[at]; len(list) > 0 && ofPool(job, at.pool) {
 			f.inPool += len(list)
 			if inDatacenter(job, at.datacenter) {
-				f.lists = append(f.lists, list)
+				t := &f.tiers[boolInt(at.devices != (len(f.ask.wishes) > 0))]
+				t.lists = append(t.lists, list)
+				t.total += len(list)
 				f.available[at.datacenter] += len(list)
-				f.start += len(list)
 			}
 		}
 	}
-	if total := f.start; total > 0 {
-		_, seed := p.newID(g.Name)
-		f.start = int(seed % uint64(total))
+	_, seed := p.newID(g.Name)
+	for i := range f.tiers {
+		if t := &f.tiers[i]; t.total > 0 {
+			t.start = int(seed % uint64(t.total))
+		}
 	}
 	f.affinities = slices.Concat(job.Affinities, g.Affinities)
 	for _, t := range g.Tasks {
@@ -110,6 +133,9 @@ func (p *pass) field(job *model.Job, g *model.TaskGroup) *field {
 	}
 	for _, a := range f.affinities {
 		f.weights += math.Abs(float64(a.Weight))
+	}
+	if f.ask.weights > 0 {
+		f.parts++
 	}
 	if f.weights > 0 {
 		f.parts++
@@ -166,7 +192,7 @@ func (f *field) bound(count int) {
 	switch {
 	case f.opts.NodeLimit > 0:
 		f.limit = f.opts.NodeLimit
-	case len(f.spreads) > 0 || f.weights > 0:
+	case len(f.spreads) > 0 || f.weights > 0 || len(f.ask.wishes) > 0: // nodes with devices are few, and the fullest of them is looked for
 		f.limit = math.MaxInt
 	case f.job.Type == model.JobTypeService:
 		f.limit = max(enough, count)
@@ -175,24 +201,26 @@ func (f *field) bound(count int) {
 	}
 }
 
-// nodes yields the ready nodes of the job's datacenters and pool that have not been looked at.
+// nodes yields the ready nodes of the job's datacenters and pool that have not been looked at. Who asks for devices and has found some does not go on to nodes
+// without.
 func (f *field) nodes() iter.Seq[*Seat] {
 	return func(yield func(*Seat) bool) {
-		total := 0
-		for _, l := range f.lists {
-			total += len(l)
-		}
-		for f.looked < total {
-			i := (f.start + f.looked) % total
-			f.looked++
-			for _, l := range f.lists {
-				if i < len(l) {
-					if s := f.fleet.at(l[i]); s != nil && s.Node != nil && !yield(s) {
-						return
+		for ; f.tier < len(f.tiers); f.tier++ {
+			if f.tier > 0 && len(f.ask.wishes) > 0 && f.live > 0 {
+				return
+			}
+			for t := &f.tiers[f.tier]; t.looked < t.total; {
+				i := (t.start + t.looked) % t.total
+				t.looked++
+				for _, l := range t.lists {
+					if i < len(l) {
+						if s := f.fleet.at(l[i]); s != nil && s.Node != nil && !yield(s) {
+							return
+						}
+						break
 					}
-					break
+					i -= len(l)
 				}
-				i -= len(l)
 			}
 		}
 	}
@@ -222,6 +250,9 @@ func (f *field) draw() {
 func (f *field) look(s *Seat, m *model.AllocMetric) *candidate {
 	f.m.NodesEvaluated++
 	why := f.infeasible(s)
+	for i := 0; why == "" && i < len(f.ask.wishes); i++ {
+		why = f.ask.wishes[i].lacks(s.Node)
+	}
 	if why == "" {
 		why = f.clash(s)
 	}
@@ -237,6 +268,10 @@ func (f *field) look(s *Seat, m *model.AllocMetric) *candidate {
 	} else {
 		why = room(s.Node, s.cpu, s.mem, s.disk, f.usage(s), f.ask.size)
 	}
+	c := &candidate{seat: s, order: f.m.NodesEvaluated}
+	if why == "" && len(f.ask.wishes) > 0 {
+		why = f.pack(c)
+	}
 	if why != "" {
 		f.exhausted(s, why)
 		if m != nil {
@@ -244,10 +279,7 @@ func (f *field) look(s *Seat, m *model.AllocMetric) *candidate {
 		}
 		return nil
 	}
-	c := &candidate{seat: s, order: f.m.NodesEvaluated}
-	if len(s.Node.Resources.Devices) > 0 && !f.ask.devices {
-		c.fixed-- // who needs no device keeps off the nodes that have one
-	}
+	c.fixed = -f.wasteful(s)
 	if f.weights > 0 {
 		c.fixed += f.affinity(s)
 	}
@@ -257,6 +289,9 @@ func (f *field) look(s *Seat, m *model.AllocMetric) *candidate {
 
 func (f *field) exhausted(s *Seat, why string) {
 	f.m.exhaust(why, s.Node.NodeClass)
+	if why == dimDevices {
+		f.shortOf(s)
+	}
 	if len(f.full) < mostPreemptable {
 		f.full = append(f.full, s)
 	}
@@ -284,6 +319,7 @@ func (f *field) explainFailure(m *model.AllocMetric) {
 	quota := m.QuotaExhausted
 	*m = model.AllocMetric(*f.m)
 	m.ConstraintFiltered, m.ClassFiltered, m.DimensionExhausted = maps.Clone(m.ConstraintFiltered), maps.Clone(m.ClassFiltered), maps.Clone(m.DimensionExhausted)
+	f.explainDevices(m.DimensionExhausted)
 	m.NodesAvailable, m.NodesInPool, m.QuotaExhausted = f.available, f.inPool, quota
 	f.eligibility()
 }

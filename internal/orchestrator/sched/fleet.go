@@ -39,9 +39,15 @@ type Seat struct {
 	owner uint64
 }
 
-type place struct{ pool, datacenter string }
+// place is what nodes have in common that are looked for together.
+type place struct {
+	pool, datacenter string
+	devices          bool // they have some
+}
 
-func placeOf(n *model.Node) place { return place{poolOf(n), n.Datacenter} }
+func placeOf(n *model.Node) place {
+	return place{poolOf(n), n.Datacenter, len(n.Resources.Devices) > 0}
+}
 
 func poolOf(n *model.Node) string { return cmp.Or(n.NodePool, defaultPool) }
 
@@ -112,7 +118,7 @@ func (s *Seat) Class() string { return s.class }
 
 // Left is what the node has left.
 func (s *Seat) Left() Size {
-	return Size{s.cpu - s.Used.CPU, s.mem - s.Used.MemoryMB, s.disk - s.Used.DiskMB}
+	return Size{s.cpu - s.Used.CPU, s.mem - s.Used.MemoryMB, s.disk - s.Used.DiskMB, freeInstances(s.Node, &s.Used)}
 }
 
 // Ready counts the nodes that take new allocations, by pool and datacenter.
@@ -120,7 +126,7 @@ func (f *Fleet) Ready() map[[2]string]int {
 	out := map[[2]string]int{}
 	for p, list := range f.ready {
 		if len(list) > 0 {
-			out[[2]string{p.pool, p.datacenter}] = len(list)
+			out[[2]string{p.pool, p.datacenter}] += len(list)
 		}
 	}
 	return out

@@ -459,3 +459,23 @@ func TestPoolsVolumesAndVersions(t *testing.T) {
 		}
 	}
 }
+
+func TestNamesStayUniqueWhenAnUpdateAlsoAdds(t *testing.T) {
+	for _, kind := range []string{model.JobTypeBatch, model.JobTypeService} {
+		w := &world{job: job(1), nodes: []*model.Node{node("n1", 10_000, 10_000)}}
+		w.job.Type = kind
+		w.schedule(1)
+		next := job(3)
+		next.Type, next.Version, next.JobModifyIndex = kind, 1, 9
+		next.TaskGroups[0].Tasks[0].Env = map[string]string{"CHANGED": "1"}
+		w.job = next
+		w.schedule(2)
+		names := map[string]int{}
+		for _, a := range w.living() {
+			names[a.Name]++
+		}
+		if want := map[string]int{"j.g[0]": 1, "j.g[1]": 1, "j.g[2]": 1}; !maps.Equal(names, want) {
+			t.Errorf("the names of a %s are %v", kind, names)
+		}
+	}
+}

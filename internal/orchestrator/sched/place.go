@@ -76,13 +76,16 @@ func (p *pass) countPlaced(w missing, a *model.Allocation) {
 
 // needs notes what must come free to be of use. Where others can be made to go, anything may be.
 func (f *field) needs() {
-	n := Size{f.ask.size.CPU, f.ask.size.MemoryMB, f.ask.size.DiskMB}
+	n := Size{f.ask.size.CPU, f.ask.size.MemoryMB, f.ask.size.DiskMB, 0}
+	for _, w := range f.ask.wishes {
+		n.Devices += w.count
+	}
 	if f.opts.Preempt.of(f.job.Type) {
 		n = Size{}
 	}
 	if f.wanting {
 		o := f.out.Need
-		n = Size{min(n.CPU, o.CPU), min(n.MemoryMB, o.MemoryMB), min(n.DiskMB, o.DiskMB)}
+		n = Size{min(n.CPU, o.CPU), min(n.MemoryMB, o.MemoryMB), min(n.DiskMB, o.DiskMB), min(n.Devices, o.Devices)}
 	}
 	f.out.Need, f.wanting = n, true
 }

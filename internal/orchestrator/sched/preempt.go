@@ -68,9 +68,11 @@ func (f *field) victims(s *Seat, seed uint64) *victims {
 			may = append(may, a)
 		}
 	}
-	// Lowest priority first; of equal ones the largest, so that few have to go.
+	// Lowest priority first; of equal ones those that hold most of what is asked for, so that few have to go.
+	useful := f.useful(s.Node, may)
 	slices.SortFunc(may, func(a, b *model.Allocation) int {
-		return cmp.Or(cmp.Compare(f.sparing(a), f.sparing(b)), cmp.Compare(a.Job.Priority, b.Job.Priority), cmp.Compare(memoryOf(b), memoryOf(a)), cmp.Compare(a.ID, b.ID))
+		return cmp.Or(cmp.Compare(f.sparing(a), f.sparing(b)), cmp.Compare(a.Job.Priority, b.Job.Priority), cmp.Compare(useful[b], useful[a]),
+			cmp.Compare(memoryOf(b), memoryOf(a)), cmp.Compare(a.ID, b.ID))
 	})
 	v := &victims{seat: s, left: *f.usage(s)}
 	fits := func(u *Usage) bool {
@@ -103,6 +105,23 @@ func (f *field) victims(s *Seat, seed uint64) *victims {
 		v.spared += f.sparing(a)
 	}
 	return v
+}
+
+// useful counts the instances that allocations of a node hold of what the group asks for.
+func (f *field) useful(n *model.Node, allocs []*model.Allocation) map[*model.Allocation]int {
+	if len(f.ask.wishes) == 0 {
+		return nil
+	}
+	out := map[*model.Allocation]int{}
+	for _, a := range allocs {
+		for d, id := range a.Resources.Instances {
+			at, _ := findInstance(n, d, id)
+			if at != nil && slices.ContainsFunc(f.ask.wishes, func(w wish) bool { return w.means(at) && chosen(w.q.Constraints, id) }) {
+				out[a]++
+			}
+		}
+	}
+	return out
 }
 
 // sparing is 1 for an allocation whose group has lost as many to this evaluation as its migrate policy lets go at once.

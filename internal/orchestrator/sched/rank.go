@@ -240,7 +240,7 @@ func (f *field) best() *candidate {
 			if sp := f.last(); sp != nil {
 				score += spreadFactor * (fixed + sp.weight*sp.boost(l.rank.want, l.rank.count)) / (weights + sp.weight)
 			}
-			if found == nil || score > top || score == top && c.order < found.order {
+			if found == nil || score > top || score == top && c.tighter(found) {
 				found, top = c, score
 			}
 		}
@@ -251,12 +251,52 @@ func (f *field) best() *candidate {
 // spreadFactor makes a spread, which somebody asked for, count more than what nobody did.
 const spreadFactor = 2
 
-// rate sums up the parts of a candidate's score but for the spread.
+// What a node with devices counts less for a group that asks for none. Fit and anti-affinity cannot make up for it. A group with affinities says itself where it
+// likes to be.
+const (
+	keepOff      = 2
+	keepOffLiked = 0.5
+)
+
+// wasteful is what a node with devices counts less for a group that needs none.
+func (f *field) wasteful(s *Seat) float64 {
+	switch {
+	case len(f.ask.wishes) > 0 || len(s.Node.Resources.Devices) == 0:
+		return 0
+	case f.weights > 0:
+		return keepOffLiked
+	}
+	return keepOff
+}
+
+// rate sums up the parts of a candidate's score but for the spread. Who asks for devices is packed by these: fit and anti-affinity only decide where that is equal.
 func (f *field) rate(c *candidate) {
-	c.base = c.fixed + f.fit(c.seat) + f.antiAffinity(c.seat)
+	if len(f.ask.wishes) == 0 {
+		c.base = c.fixed + f.fit(c.seat) + f.antiAffinity(c.seat)
+	} else {
+		f.pack(c) // when nothing is left, taking it tells
+		c.base = c.fixed + c.suited.liked
+		c.suited.rest = f.fit(c.seat) + f.antiAffinity(c.seat)
+	}
 	if c.seat.Node.ID == f.avoided {
 		c.base--
 	}
+}
+
+// pack finds out how well the devices of a candidate's node suit the group, or which dimension does not suffice.
+func (f *field) pack(c *candidate) string {
+	p := picker{node: c.seat.Node, used: *f.usage(c.seat), wishes: f.ask.wishes}
+	if why := p.pick(); why != "" {
+		return why
+	}
+	c.suited = &suited{packed: p.packed}
+	if f.opts.Spread {
+		c.suited.packed.free = -p.packed.free
+	}
+	if f.ask.weights > 0 {
+		c.suited.liked = p.liked / f.ask.weights
+	}
+	return ""
 }
 
 // antiAffinity keeps the allocations of a group apart: those of a service from the first on, those of batch work only where they are few.
@@ -360,8 +400,15 @@ func (f *field) score(c *candidate) model.NodeScore {
 	if c.seat.Node.ID == f.avoided {
 		s.Scores["node-reschedule-penalty"] = -1
 	}
-	if len(c.seat.Node.Resources.Devices) > 0 && !f.ask.devices {
-		s.Scores["devices"] = -1
+	if v := f.wasteful(c.seat); v > 0 {
+		s.Scores["devices"] = -v
+	}
+	if len(f.ask.wishes) > 0 {
+		s.Scores["device-fit"] = c.suited.packed.score()
+		sum += c.suited.packed.score() + c.suited.rest
+	}
+	if f.ask.weights > 0 {
+		s.Scores["devices"] = c.suited.liked
 	}
 	if f.weights > 0 {
 		s.Scores["node-affinity"] = f.affinity(c.seat)

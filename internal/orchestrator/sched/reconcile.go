@@ -185,8 +185,8 @@ func (p *pass) inPlace(a *model.Allocation) bool {
 	return old != nil && InPlace(a.Job, old, p.job, p.job.Group(a.TaskGroup))
 }
 
-// fill adds names that are free, lowest first, until there are so many to be placed; what is beyond is left out.
-func (s *slotting) fill(total int) {
+// fill adds names that are free, lowest first, until there are so many to be placed beside those that are replaced; what is beyond is left out.
+func (s *slotting) fill(total int, replaced []missing) {
 	if len(s.want) > total {
 		s.want = s.want[:max(total, 0)]
 		return
@@ -195,7 +195,7 @@ func (s *slotting) fill(total int) {
 	for _, a := range s.keep {
 		taken[a.Name] = true
 	}
-	for _, m := range s.want {
+	for _, m := range slices.Concat(s.want, replaced) {
 		taken[m.name] = true
 	}
 	for i := 0; len(s.want) < total; i++ {

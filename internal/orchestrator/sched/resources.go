@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 
 	"rockpool/internal/orchestrator/model"
 )
@@ -52,12 +51,7 @@ func Fits(n *model.Node, used *Usage, r *model.AllocatedResources) string {
 			return fmt.Sprintf("network: port %d is taken", p.Value)
 		}
 	}
-	for _, id := range r.Instances {
-		if used.Device(id) {
-			return "devices: " + id + " is taken"
-		}
-	}
-	return ""
+	return roomForDevices(n, used, r)
 }
 
 // room is Fits for the dimensions that are sums.
@@ -80,10 +74,11 @@ func room(n *model.Node, cpu, mem, disk int, used *Usage, ask Usage) string {
 type share struct {
 	tasks   map[string]*model.AllocatedTask // shared by all of the group that hold no devices
 	size    Usage
-	hardest int // MiB, the highest limit of a task
-	devices bool
+	hardest int    // MiB, the highest limit of a task
+	wishes  []wish // its requests for devices
 	ports   int
 	wanted  map[string]int // devices asked for, by name
+	weights float64        // of all affinities for devices
 }
 
 func shareOf(g *model.TaskGroup, oversubscribe bool) share {
@@ -94,11 +89,14 @@ func shareOf(g *model.TaskGroup, oversubscribe bool) share {
 			at.MemoryMaxMB = t.Resources.MemoryMaxMB
 		}
 		s.hardest = max(s.hardest, at.MemoryMaxMB)
-		for _, d := range t.Resources.Devices {
+		for i := range t.Resources.Devices {
 			if s.wanted == nil {
-				s.devices, s.wanted = true, map[string]int{}
+				s.wanted = map[string]int{}
 			}
-			s.wanted[d.Name] += int(max(d.Count, 1))
+			w := newWish(t.Name, &t.Resources.Devices[i])
+			s.wishes = append(s.wishes, w)
+			s.wanted[w.q.Name] += w.count
+			s.weights += w.weights
 		}
 		s.tasks[t.Name] = at
 	}
@@ -120,19 +118,17 @@ func allocate(s *Seat, used *Usage, g *model.TaskGroup, ask *share, seed uint64)
 	if why := room(n, s.cpu, s.mem, s.disk, used, ask.size); why != "" {
 		return r, why
 	}
-	if ask.devices {
+	if len(ask.wishes) > 0 {
+		p := picker{node: n, used: *used, wishes: ask.wishes}
+		if why := p.pick(); why != "" {
+			return r, why
+		}
 		r.Tasks = make(map[string]*model.AllocatedTask, len(g.Tasks))
-		taken := map[string]bool{}
-		for _, t := range g.Tasks {
-			at := *ask.tasks[t.Name]
-			for i := range t.Resources.Devices {
-				d, why := pickDevices(n, used, taken, &t.Resources.Devices[i])
-				if why != "" {
-					return r, why
-				}
-				at.Devices = append(at.Devices, d)
-			}
-			r.Tasks[t.Name] = &at
+		for name, at := range ask.tasks {
+			r.Tasks[name] = new(*at)
+		}
+		for i, w := range ask.wishes {
+			r.Tasks[w.task].Devices = append(r.Tasks[w.task].Devices, p.got[i])
 		}
 	}
 	if ask.ports == 0 {
@@ -171,100 +167,4 @@ func allocate(s *Seat, used *Usage, g *model.TaskGroup, ask *share, seed uint64)
 		}
 	}
 	return r, ""
-}
-
-// pickDevices takes the first free, healthy instances of a device that meets the request.
-func pickDevices(n *model.Node, used *Usage, taken map[string]bool, q *model.DeviceRequest) (model.AllocatedDevice, string) {
-	want := int(max(q.Count, 1))
-	reason := "missing devices"
-	for i := range n.Resources.Devices {
-		d := &n.Resources.Devices[i]
-		if !named(d, q.Name) || !deviceMeets(d, q.Constraints) {
-			continue
-		}
-		reason = "devices: not enough free " + q.Name
-		var ids []string
-		for _, in := range d.Instances {
-			if in.Healthy && !used.Device(in.ID) && !taken[in.ID] && len(ids) < want {
-				ids = append(ids, in.ID)
-			}
-		}
-		if len(ids) == want {
-			for _, id := range ids {
-				taken[id] = true
-			}
-			return model.AllocatedDevice{Vendor: d.Vendor, Type: d.Type, Name: d.Name, DeviceIDs: ids}, ""
-		}
-	}
-	return model.AllocatedDevice{}, reason
-}
-
-// named reports whether a request (type, vendor/type or vendor/type/name) means the device.
-func named(d *model.NodeDevice, request string) bool {
-	return meansDevice(request, d.Vendor+"/"+d.Type+"/"+d.Name)
-}
-
-func meansDevice(request, full string) bool {
-	switch strings.Count(request, "/") {
-	case 0:
-		_, rest, _ := strings.Cut(full, "/")
-		kind, _, _ := strings.Cut(rest, "/")
-		return request == kind
-	case 1:
-		return strings.HasPrefix(full, request+"/")
-	}
-	return request == full
-}
-
-func deviceMeets(d *model.NodeDevice, cs []model.Constraint) bool {
-	value := func(target string) (string, bool) {
-		switch target {
-		case "${device.vendor}":
-			return d.Vendor, true
-		case "${device.type}":
-			return d.Type, true
-		case "${device.model}":
-			return d.Name, true
-		case "${device.ids}":
-			var ids []string
-			for _, in := range d.Instances {
-				ids = append(ids, in.ID)
-			}
-			return strings.Join(ids, ","), true
-		}
-		if k, ok := strings.CutPrefix(target, "${device.attr."); ok {
-			v, ok := d.Attributes[strings.TrimSuffix(k, "}")]
-			return v.String(), ok
-		}
-		return target, true
-	}
-	return !slices.ContainsFunc(cs, func(c model.Constraint) bool {
-		l, lok := value(c.LTarget)
-		r, rok := value(c.RTarget)
-		return !compareAttributes(l, lok, c.Operand, r, rok)
-	})
-}
-
-// compareAttributes is compare for values that may have units: 40960 MiB is 40 GiB. A text is never ordered beside a number.
-func compareAttributes(l string, lok bool, operand, r string, rok bool) bool {
-	a, b := model.ParseAttribute(l), model.ParseAttribute(r)
-	if !lok || !rok || a.Unit == "" && b.Unit == "" {
-		return compare(l, lok, operand, r, rok)
-	}
-	order, comparable := a.Compare(b)
-	switch operand {
-	case "!=", "not":
-		return !comparable || order != 0
-	case "", "=", "==", "is":
-		return comparable && order == 0
-	case "<":
-		return comparable && order < 0
-	case "<=":
-		return comparable && order <= 0
-	case ">":
-		return comparable && order > 0
-	case ">=":
-		return comparable && order >= 0
-	}
-	return compare(l, lok, operand, r, rok)
 }

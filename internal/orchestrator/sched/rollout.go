@@ -122,7 +122,7 @@ func (s *slotting) roll(destructive []*model.Allocation) {
 		room = min(room, len(s.want))
 		s.out.Queued[s.g.Name] += max(s.g.Count-len(s.keep)-s.later-len(replaced)-room, 0)
 	}
-	s.fill(room)
+	s.fill(room, replaced)
 	if canarying || frozen {
 		s.keepVersion(destructive)
 	}

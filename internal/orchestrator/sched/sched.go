@@ -75,8 +75,8 @@ type Decision struct {
 	Need    Size            // at least so much must come free on one node to be of use
 }
 
-// Size is what an allocation needs of a node, as far as it can be added up.
-type Size struct{ CPU, MemoryMB, DiskMB int }
+// Size is what an allocation needs of a node, as far as it can be added up. Devices are instances of any kind.
+type Size struct{ CPU, MemoryMB, DiskMB, Devices int }
 
 // Stop ends an allocation, or with Unknown notes that nobody knows what becomes of it.
 type Stop struct {

@@ -14,7 +14,7 @@ func (f *Fleet) Held() map[string][]string {
 			}
 		}
 		n.mu.Unlock()
-		out[n.description.ID] = ids
+		out[n.id] = ids
 	}
 	return out
 }

@@ -70,7 +70,7 @@ func NewFleet(cfg FleetConfig) (*Fleet, error) {
 			cfg.Describe(i, n)
 		}
 		f.nodes = append(f.nodes, &simNode{
-			fleet: f, conn: conn, description: n, rnd: r, allocs: map[string]*simAlloc{}, wake: make(chan struct{}, 1),
+			fleet: f, conn: conn, id: n.ID, description: n, rnd: r, allocs: map[string]*simAlloc{}, wake: make(chan struct{}, 1), changed: make(chan struct{}, 1),
 		})
 	}
 	if cfg.Count == 0 {
@@ -83,6 +83,20 @@ func NewFleet(cfg FleetConfig) (*Fleet, error) {
 func uuid(r *rand.Rand) string {
 	a, b := r.Uint64(), r.Uint64()
 	return fmt.Sprintf("%08x-%04x-4%03x-%04x-%012x", uint32(a>>32), uint16(a>>16), a&0xfff, 0x8000|b>>48&0x3fff, b&0xffffffffffff)
+}
+
+// Change has the i-th node describe itself anew. change gets a copy, whose maps and lists it must replace and not write to.
+func (f *Fleet) Change(i int, change func(n *model.Node)) {
+	n := f.nodes[i]
+	n.mu.Lock()
+	c := *n.description
+	change(&c)
+	n.description = &c
+	n.mu.Unlock()
+	select {
+	case n.changed <- struct{}{}:
+	default:
+	}
 }
 
 // Joined is closed when every node has registered once.
@@ -100,17 +114,19 @@ func (f *Fleet) Run(ctx context.Context) error {
 
 // simNode is one node. It does what a node agent does with a driver whose tasks take no time beyond what the configuration says.
 type simNode struct {
-	fleet       *Fleet
-	conn        node.ServerConn
-	description *model.Node
-	registered  sync.Once
-	wake        chan struct{} // of 1
+	fleet      *Fleet
+	conn       node.ServerConn
+	id         string
+	registered sync.Once
+	wake       chan struct{} // of 1
+	changed    chan struct{} // of 1; the description is another one
 
-	mu         sync.Mutex
-	rnd        *rand.Rand                   // guarded by mu
-	generation uint64                       // guarded by mu; of the newest message seen
-	allocs     map[string]*simAlloc         // guarded by mu
-	dirty      map[string]model.AllocUpdate // guarded by mu; what is to be reported, the newest of each allocation
+	mu          sync.Mutex
+	description *model.Node                  // guarded by mu; replaced, never changed
+	rnd         *rand.Rand                   // guarded by mu
+	generation  uint64                       // guarded by mu; of the newest message seen
+	allocs      map[string]*simAlloc         // guarded by mu
+	dirty       map[string]model.AllocUpdate // guarded by mu; what is to be reported, the newest of each allocation
 }
 
 type simAlloc struct {
@@ -149,7 +165,10 @@ func (n *simNode) register(ctx context.Context) (model.NodeLease, error) {
 		return model.NodeLease{}, ctx.Err()
 	}
 	defer func() { <-f.joining }()
-	lease, err := n.conn.Register(ctx, n.description)
+	n.mu.Lock()
+	description := n.description
+	n.mu.Unlock()
+	lease, err := n.conn.Register(ctx, description)
 	if err != nil {
 		return lease, err
 	}
@@ -197,6 +216,16 @@ func (n *simNode) report(ctx context.Context, lease model.NodeLease) error {
 				beat.Reset(max(lease.HeartbeatTTL/3, 10*time.Millisecond))
 			} else {
 				beat.Reset(retryAfter)
+			}
+		case <-n.changed:
+			if lease, err = n.register(ctx); err != nil {
+				select { // once more, after a while
+				case n.changed <- struct{}{}:
+				default:
+				}
+				if !fault.Is(err, fault.NotFound) && !pause(ctx, retryAfter) {
+					return ctx.Err()
+				}
 			}
 		case <-n.wake:
 			n.mu.Lock()

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"rockpool/internal/endpoint"
 	"rockpool/internal/ident"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator"
@@ -46,7 +47,7 @@ func begin(tb testing.TB, server orchestrator.ServerConfig, fleet sim.FleetConfi
 	if err != nil {
 		tb.Fatal(err)
 	}
-	network := &sim.Direct{Handler: s.Handler()}
+	network := &endpoint.Direct{Handler: s.Handler()}
 	w := &world{tb: tb, client: &http.Client{Transport: network}}
 	fleet.Connect = func(id node.Identity) (node.ServerConn, error) {
 		return node.NewRemote([]string{address}, id, server.Token, w.client)

@@ -206,9 +206,7 @@ func (p *Problems) task(group string, t *api.Task) {
 			p.err("%s: MemoryMaxMB value (%d) should be larger than MemoryMB value (%d)", where, hi, lo)
 		}
 		for _, d := range r.Devices {
-			if d == nil || d.Name == "" || val(d.Count) == 0 {
-				p.err("%s: a device needs a name and a count of at least 1", where)
-			}
+			p.device(where, d)
 		}
 		p.networks(where, r.Networks)
 	}

@@ -63,8 +63,16 @@ var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 // maxArgument is the longest argument, and the longest variable with its name, that Linux hands to a program: in bytes, without the NUL that ends it.
 const maxArgument = 128<<10 - 1
 
+// maxArguments is how much the command and all variables may take together, each with its NUL and its pointer, in bytes. Linux hands over 2 MiB: the other half is
+// for what the image sets.
+const maxArguments = 1 << 20
+
+// perArgument is what an argument takes beside its text: the NUL that ends it and a pointer.
+const perArgument = 1 + 8
+
 // Validate refuses what no program can be told: names that no environment can hold, and what is too long.
 func (r Request) Validate() error {
+	all := len(r.Command) + perArgument
 	if n := len(r.Command); n > maxArgument {
 		return fault.New(fault.Invalid, "the command takes %d bytes, at most %d can be passed on: put it into a file", n, maxArgument)
 	}
@@ -74,7 +82,12 @@ func (r Request) Validate() error {
 		}
 		if n := len(name) + len("=") + len(value); n > maxArgument {
 			return fault.New(fault.Invalid, "the environment variable %.64s takes %d bytes, at most %d can be passed on: put it into a file", name, n, maxArgument)
+		} else {
+			all += n + perArgument
 		}
+	}
+	if all > maxArguments {
+		return fault.New(fault.Invalid, "the command and its %d environment variables take %d bytes together, at most %d can be passed on: put them into files", len(r.Env), all, maxArguments)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package execution_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -37,6 +38,13 @@ func TestWhatWaitsIsBounded(t *testing.T) {
 
 func TestWhatNoProgramCanBeToldIsRefused(t *testing.T) {
 	longest := strings.Repeat("x", 128<<10-1)
+	many, few := map[string]string{}, map[string]string{}
+	for i := range 100_000 {
+		many[fmt.Sprint("V", i)] = "" // 1,588,895 bytes as Linux counts them
+	}
+	for i := range 7 {
+		few[fmt.Sprint("V", i)] = longest[:len(longest)-3]
+	}
 	for name, c := range map[string]struct {
 		r    execution.Request
 		want string
@@ -44,6 +52,9 @@ func TestWhatNoProgramCanBeToldIsRefused(t *testing.T) {
 		"the longest":         {execution.Request{Command: longest, Env: map[string]string{"A": longest[2:]}}, ""},
 		"a longer command":    {execution.Request{Command: longest + "x"}, "the command takes 131072 bytes, at most 131071"},
 		"a longer variable":   {execution.Request{Env: map[string]string{"A": longest[1:]}}, "A takes 131072 bytes, at most 131071"},
+		"many variables":      {execution.Request{Env: many}, "its 100000 environment variables take"},
+		"nearly all":          {execution.Request{Command: longest[:len(longest)-80], Env: few}, ""},
+		"all and one more":    {execution.Request{Command: longest, Env: few}, "at most 1048576"},
 		"a variable's number": {execution.Request{Env: map[string]string{"1": ""}}, "must match"},
 	} {
 		err := c.r.Validate()

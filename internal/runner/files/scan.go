@@ -22,9 +22,16 @@ const maxValue = 16 << 20
 const maxDepth = 10_000
 
 // scanner reads JSON as it arrives. encoding/json would hold each file's content whole, several times over.
-type scanner struct{ r *bufio.Reader }
+type scanner struct {
+	r    *bufio.Reader
+	room *Room // for values that are kept whole
+	held int64 // of it, by the value that is being read
+}
 
-func newScanner(r io.Reader) *scanner { return &scanner{bufio.NewReaderSize(r, 32<<10)} }
+func newScanner(r io.Reader) *scanner { return &scanner{r: bufio.NewReaderSize(r, 32<<10)} }
+
+// valueStep is in what steps room is taken for a value, in bytes. The first is not reckoned.
+const valueStep = 64 << 10
 
 // next is the first byte that is no white space. It is not consumed. The end of the input is io.EOF.
 func (s *scanner) next() (byte, error) {
@@ -123,7 +130,11 @@ func (s *scanner) decode(into any) error {
 		return err
 	}
 	raw, depth := []byte(nil), 0
+	defer s.release()
 	for {
+		if err := s.hold(len(raw)); err != nil {
+			return err
+		}
 		b, err := s.r.ReadByte()
 		if err != nil && (depth > 0 || !errors.Is(err, io.EOF) || len(raw) == 0) {
 			return cut(err)
@@ -187,7 +198,28 @@ func (s *scanner) quoted(raw []byte) ([]byte, error) {
 		if len(raw) > maxValue {
 			return raw, fault.New(fault.Invalid, "a value other than a file's content is larger than %d bytes", maxValue)
 		}
+		if err := s.hold(len(raw)); err != nil {
+			return raw, err
+		}
 	}
+}
+
+// hold takes room for a value of which n bytes are kept.
+func (s *scanner) hold(n int) error {
+	more := int64(n) - s.held
+	if more <= valueStep {
+		return nil
+	}
+	if err := s.room.take(more, 0); err != nil {
+		return err
+	}
+	s.held += more
+	return nil
+}
+
+func (s *scanner) release() {
+	s.room.give(s.held, 0)
+	s.held = 0
 }
 
 // escaped reports whether the quote at the end is a part of the string.

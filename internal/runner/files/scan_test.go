@@ -41,7 +41,7 @@ func FuzzUpdatesAreReadAsEncodingJSONDoes(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body string) {
 		var want model
 		wantErr := json.NewDecoder(strings.NewReader(body)).Decode(&want)
-		u, err := files.Read(iotest.OneByteReader(strings.NewReader(body)), time.Unix(0, 0))
+		u, err := files.Read(iotest.OneByteReader(strings.NewReader(body)), time.Unix(0, 0), nil)
 		if err != nil && !fault.Is(err, fault.Invalid) {
 			t.Fatalf("%q: %v", body, err)
 		}
@@ -128,7 +128,7 @@ func TestALargeFileCostsNoMemory(t *testing.T) {
 			return r.Read(p)
 		}
 	}(repeated(`{"copy":[{"path":"big","content":"`, piece, pieces, `"}]}`)))
-	u, err := files.Read(body, time.Unix(0, 0))
+	u, err := files.Read(body, time.Unix(0, 0), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func TestValuesThatMustBeKeptAreBounded(t *testing.T) {
 		"a number":           repeated(`{"x":`, strings.Repeat("1", 1<<20), 20, `}`),
 		"a backslash's rest": repeated(`{"x":"`, strings.Repeat(`\"`, 1<<19), 20, `"}`),
 	} {
-		u, err := files.Read(body, time.Unix(0, 0))
+		u, err := files.Read(body, time.Unix(0, 0), nil)
 		if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "larger than 16777216") && !strings.Contains(err.Error(), "deeper than 10000") {
 			t.Errorf("%s: got %v", name, err)
 		}
@@ -170,7 +170,7 @@ func TestValuesThatMustBeKeptAreBounded(t *testing.T) {
 
 func TestAnErrorOfTheBodyIsNotTakenForItsEnd(t *testing.T) {
 	for _, body := range []string{``, `{"copy":[`, `{"copy":[{"content":"aG`, `{"x":1`, `{} `} {
-		_, err := files.Read(io.MultiReader(strings.NewReader(body), iotest.ErrReader(io.ErrNoProgress)), time.Unix(0, 0))
+		_, err := files.Read(io.MultiReader(strings.NewReader(body), iotest.ErrReader(io.ErrNoProgress)), time.Unix(0, 0), nil)
 		if !errors.Is(err, io.ErrNoProgress) || !fault.Is(err, fault.Invalid) {
 			t.Errorf("%q: got %v", body, err)
 		}

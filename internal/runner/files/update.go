@@ -23,12 +23,16 @@ const keepInMemory = 1 << 20
 type Update struct {
 	Deletes []string
 	spool
+	names int64 // bytes that Deletes are reckoned to take
 }
 
+// perName is what a path takes besides its bytes, in a list.
+const perName = 16
+
 // Read decodes a request. Contents are decoded as they arrive, so that memory does not grow with them; nothing is written anywhere in the runner before the
-// whole request has turned out to be well formed. modified is the time the files get.
-func Read(body io.Reader, modified time.Time) (u *Update, err error) {
-	u = &Update{}
+// whole request has turned out to be well formed. modified is the time the files get. What does not fit into room, nil = everything does, is of the kind Exhausted.
+func Read(body io.Reader, modified time.Time, room *Room) (u *Update, err error) {
+	u = &Update{spool: spool{room: room}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, u.Close())
@@ -36,11 +40,15 @@ func Read(body io.Reader, modified time.Time) (u *Update, err error) {
 	}()
 	tw := tar.NewWriter(u)
 	s := newScanner(body)
+	s.room = room
 	err = s.object(func(key string) error {
 		switch {
 		case strings.EqualFold(key, "delete"):
 			u.Deletes = nil // of a key that comes twice the last counts
-			return s.decode(&u.Deletes)
+			if err := s.decode(&u.Deletes); err != nil {
+				return err
+			}
+			return u.holdNames()
 		case strings.EqualFold(key, "copy"):
 			if err := u.reset(); err != nil {
 				return err
@@ -65,6 +73,28 @@ func Read(body io.Reader, modified time.Time) (u *Update, err error) {
 	return u, fault.Wrap(fault.Invalid, err, "%s", err.Error())
 }
 
+// holdNames takes room for the list of what is deleted.
+func (u *Update) holdNames() error {
+	u.room.give(u.names, 0)
+	u.names = 0
+	n := int64(0)
+	for _, name := range u.Deletes {
+		n += int64(len(name)) + perName
+	}
+	if err := u.room.take(n, 0); err != nil {
+		return err
+	}
+	u.names = n
+	return nil
+}
+
+// Close gives everything back that the request took.
+func (u *Update) Close() error {
+	u.room.give(u.names, 0)
+	u.names = 0
+	return u.spool.Close()
+}
+
 // kept reports whether a path names a directory by a dot, or nothing at all: rm refuses these, and so the directory that programs work in stays.
 func kept(name string) bool {
 	base := path.Base(path.Clean(name))
@@ -74,7 +104,7 @@ func kept(name string) bool {
 // copy takes one file in.
 func (u *Update) copy(s *scanner, tw *tar.Writer, modified time.Time) error {
 	var name string
-	var content spool
+	content := spool{room: u.room}
 	defer content.Close()
 	err := s.object(func(key string) error {
 		switch {
@@ -97,7 +127,7 @@ func (u *Update) copy(s *scanner, tw *tar.Writer, modified time.Time) error {
 		h.Name = strings.TrimSuffix(h.Name, "/") + "/"
 	}
 	if err := tw.WriteHeader(h); err != nil {
-		if errors.As(err, new(*spoolError)) {
+		if _, ours := errors.AsType[*fault.Error](err); ours || errors.As(err, new(*spoolError)) {
 			return err
 		}
 		return fault.Wrap(fault.Invalid, err, "the path %q cannot be written", name)
@@ -112,8 +142,9 @@ func (u *Update) copy(s *scanner, tw *tar.Writer, modified time.Time) error {
 	return err
 }
 
-// spool keeps what is written in memory and, when it grows, in a file without a name.
+// spool keeps what is written in memory and, when it grows or memory is short, in a file without a name.
 type spool struct {
+	room   *Room
 	memory bytes.Buffer
 	file   *os.File
 	size   int64
@@ -128,36 +159,54 @@ func (e *spoolError) Unwrap() error { return e.error }
 func (s *spool) Size() int64 { return s.size }
 
 func (s *spool) Write(p []byte) (n int, err error) {
-	defer func() {
-		s.size += int64(n)
-		if err != nil {
-			err = &spoolError{fmt.Errorf("keep an upload in a temporary file: %w", err)}
-		}
-	}()
-	if s.file == nil && s.memory.Len()+len(p) > keepInMemory {
-		f, err := os.CreateTemp("", "rockpool-files-")
-		if err != nil {
-			return 0, err
-		}
-		s.file = f
-		_ = os.Remove(f.Name())
-		if _, err := f.Write(s.memory.Bytes()); err != nil {
-			return 0, err
-		}
-		s.memory = bytes.Buffer{}
+	more := int64(len(p))
+	if s.file == nil && s.size+more <= keepInMemory && s.room.take(more, 0) == nil {
+		s.size += more
+		return s.memory.Write(p)
 	}
+	if err := s.toFile(); err != nil {
+		return 0, err
+	}
+	if err := s.room.take(0, more); err != nil {
+		return 0, err
+	}
+	s.size += more // also of what cannot be written: it was taken
+	if n, err = s.file.Write(p); err != nil {
+		err = broken(err)
+	}
+	return n, err
+}
+
+// toFile moves what is in memory.
+func (s *spool) toFile() error {
 	if s.file != nil {
-		return s.file.Write(p)
+		return nil
 	}
-	return s.memory.Write(p)
+	if err := s.room.take(0, s.size); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp("", "rockpool-files-")
+	if err == nil {
+		_ = os.Remove(f.Name())
+		if _, err = f.Write(s.memory.Bytes()); err != nil {
+			_ = f.Close()
+		}
+	}
+	if err != nil {
+		s.room.give(0, s.size)
+		return broken(err)
+	}
+	s.room.give(s.size, 0)
+	s.file, s.memory = f, bytes.Buffer{}
+	return nil
+}
+
+func broken(err error) error {
+	return &spoolError{fmt.Errorf("keep an upload in a temporary file: %w", err)}
 }
 
 // reset forgets what was written.
-func (s *spool) reset() error {
-	err := s.Close()
-	*s = spool{}
-	return err
-}
+func (s *spool) reset() error { return s.Close() }
 
 // Archive is what was written, from its beginning.
 func (s *spool) Archive() (io.Reader, error) {
@@ -167,10 +216,14 @@ func (s *spool) Archive() (io.Reader, error) {
 	return io.NewSectionReader(s.file, 0, s.size), nil
 }
 
-// Close gives the temporary file back.
-func (s *spool) Close() error {
+// Close gives memory and the temporary file back. The spool is empty then.
+func (s *spool) Close() (err error) {
 	if s.file == nil {
-		return nil
+		s.room.give(s.size, 0)
+	} else {
+		s.room.give(0, s.size)
+		err = s.file.Close()
 	}
-	return s.file.Close()
+	*s = spool{room: s.room}
+	return err
 }

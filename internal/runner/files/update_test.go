@@ -14,7 +14,7 @@ import (
 
 func TestABodyThatIsTooLargeKeepsItsReason(t *testing.T) {
 	body := http.MaxBytesReader(nil, io.NopCloser(strings.NewReader(`{"copy":[{"path":"a","content":"aaaa"}]}`)), 20)
-	_, err := files.Read(body, time.Time{})
+	_, err := files.Read(body, time.Time{}, nil)
 	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); !ok || tooLarge.Limit != 20 || !fault.Is(err, fault.Invalid) {
 		t.Errorf("got %v", err)
 	}

@@ -30,7 +30,7 @@ func (p *Pools) Check() error {
 	}
 	for id, e := range p.envs {
 		var count [2][phases]int
-		failed := 0
+		failed, blocked, unplaced := 0, 0, [2]int{}
 		for _, r := range e.runners {
 			if fresh := !r.rolled && r.settings == e.spec.Settings; fresh != r.fresh {
 				return fmt.Errorf("%s is counted as fresh=%t", r.id, r.fresh)
@@ -39,9 +39,24 @@ func (p *Pools) Check() error {
 			if r.failed && (r.phase < Idle || r.phase == Dying) {
 				failed++
 			}
+			if r.phase < Idle && !r.placed {
+				unplaced[kindOf(r.fresh)]++
+			}
+			if r.phase == Starting && r.fresh && !r.noRoom.IsZero() {
+				blocked++
+			}
+			if r.placed && !r.noRoom.IsZero() {
+				return fmt.Errorf("%s has a place, and there is no room for it", r.id)
+			}
 		}
 		if count != e.count || failed != e.failed {
 			return fmt.Errorf("environment %d: counts %v %d, want %v %d", id, e.count, e.failed, count, failed)
+		}
+		if blocked != e.blocked || unplaced != e.unplaced || len(e.waitingForRoom()) != blocked {
+			return fmt.Errorf("environment %d: %d wait for room and %v for a place, want %d and %v", id, e.blocked, e.unplaced, blocked, unplaced)
+		}
+		if e.wanted && e.spec.Scarce && !p.follow && (blocked > 1 || blocked > 0 && len(e.creates.list) > 0) {
+			return fmt.Errorf("environment %d: %d wait for room, and %d are to come", id, blocked, len(e.creates.list))
 		}
 		for name, q := range map[string]struct {
 			got  *queue

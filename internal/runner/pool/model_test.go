@@ -242,6 +242,7 @@ func poolsHoldTheirPromises(t *rapid.T) {
 	envs := rapid.SampledFrom([]environment.ID{1, 2, 3})
 	alive := func(j *pool.Observed) bool { return j.State != pool.Ended }
 	unused := func(j *pool.Observed) bool { return !j.Used && j.State != pool.Ended }
+	waits := func(j *pool.Observed) bool { return j.State == pool.Pending && !j.Placed }
 	then := func(f func(*rapid.T)) func(*rapid.T) { return func(t *rapid.T) { f(t); m.plan(t) } }
 	t.Repeat(map[string]func(*rapid.T){
 		"want": then(func(t *rapid.T) {
@@ -249,6 +250,7 @@ func poolsHoldTheirPromises(t *rapid.T) {
 			if rapid.Bool().Draw(t, "automatic") {
 				s.Min, s.Max = s.Size/2, s.Size+2
 			}
+			s.Scarce = rapid.Bool().Draw(t, "scarce")
 			id := envs.Draw(t, "env")
 			m.spec[id] = s
 			m.pools.Want(id, s, m.now)
@@ -314,7 +316,16 @@ func poolsHoldTheirPromises(t *rapid.T) {
 			}
 			m.list()
 		}),
-		"a runner is able": then(func(t *rapid.T) { m.with(t, unused, func(j *pool.Observed) { j.State = pool.Ready; m.tell(j, false) }) }),
+		"a runner is able": then(func(t *rapid.T) {
+			m.with(t, unused, func(j *pool.Observed) {
+				j.State, j.Placed, j.NoRoom = pool.Ready, true, false
+				m.tell(j, false)
+			})
+		}),
+		"a place is found": then(func(t *rapid.T) {
+			m.with(t, waits, func(j *pool.Observed) { j.Placed, j.NoRoom = true, false; m.tell(j, false) })
+		}),
+		"there is no room": then(func(t *rapid.T) { m.with(t, waits, func(j *pool.Observed) { j.NoRoom = true; m.tell(j, false) }) }),
 		"a runner ends":    then(func(t *rapid.T) { m.with(t, alive, m.end) }),
 		"a node is lost": then(func(t *rapid.T) {
 			for i, id := range m.ids(alive) {
@@ -405,7 +416,7 @@ func (m *model) quiet(t *rapid.T) {
 		}
 		for _, j := range m.jobs {
 			if j.State == pool.Pending {
-				j.State = pool.Ready
+				j.State, j.Placed, j.NoRoom = pool.Ready, true, false
 			}
 		}
 		m.now = m.now.Add(2 * time.Minute)
@@ -425,7 +436,7 @@ func (m *model) quiet(t *rapid.T) {
 			m.answer(t, a, "ok")
 		}
 		for _, j := range m.jobs {
-			j.State = pool.Ready
+			j.State, j.Placed, j.NoRoom = pool.Ready, true, false
 		}
 		m.now = m.now.Add(2 * time.Minute)
 		m.list()

@@ -122,7 +122,7 @@ func (e *env) size(now time.Time) int {
 
 // grow adds what is missing. The entries wait for their turn as Creating.
 func (p *Pools) grow(e *env, now time.Time) {
-	for missing := e.size(now) - e.warm(); missing > 0; missing-- {
+	for missing := e.fitting(e.size(now) - e.warm()); missing > 0; missing-- {
 		r := &entry{id: p.newID(e.id), env: e, settings: e.spec.Settings, phase: Creating, since: now, born: now}
 		p.link(r)
 	}
@@ -139,6 +139,7 @@ func (p *Pools) shrink(e *env, now time.Time) {
 			p.letGo(r, now)
 		}
 	}
+	p.withdraw(e, now)
 	stale, idle := len(e.stale.list), len(e.ready.list)
 	tooMany := min(stale, max(0, idle+stale-size))
 	if tooMany == 0 && stale > 0 && len(e.starting.list) > 0 {
@@ -149,8 +150,8 @@ func (p *Pools) shrink(e *env, now time.Time) {
 	}
 }
 
-// leastUseful are the runners that are up to date and that nobody uses: what has not been registered first, then what is still starting,
-// then by id, so that several gateways choose alike.
+// leastUseful are the runners that are up to date and that nobody uses: what has not been registered first, then what is still starting, first of all that for
+// which there is no room, then by id, so that several gateways choose alike.
 func (e *env) leastUseful() []*entry {
 	var list []*entry
 	for _, r := range e.runners {
@@ -158,12 +159,18 @@ func (e *env) leastUseful() []*entry {
 			list = append(list, r)
 		}
 	}
-	slices.SortFunc(list, func(a, b *entry) int { return cmp.Or(cmp.Compare(a.phase, b.phase), -cmp.Compare(a.id, b.id)) })
+	slices.SortFunc(list, func(a, b *entry) int {
+		return cmp.Or(cmp.Compare(a.phase, b.phase), -cmp.Compare(kindOf(!a.noRoom.IsZero()), kindOf(!b.noRoom.IsZero())), -cmp.Compare(a.id, b.id))
+	})
 	return list
 }
 
 // makeRoom is how many stale runners leave because their replacement does not start.
 func (e *env) makeRoom(patience time.Duration, now time.Time) int {
+	if e.grant() {
+		e.nextRoom = now.Add(patience)
+		return 1
+	}
 	at := later(e.starting.first().since.Add(patience), e.nextRoom)
 	if now.Before(at) {
 		e.wake = earlier(e.wake, at)
@@ -172,6 +179,29 @@ func (e *env) makeRoom(patience time.Duration, now time.Time) int {
 	e.nextRoom = now.Add(patience)
 	e.wake = earlier(e.wake, e.nextRoom)
 	return 1
+}
+
+// Strays are the runners that nobody uses and nobody wants, because their environment is not known, and that have been so for a while.
+func (p *Pools) Strays(age time.Duration, now time.Time) map[environment.ID][]string {
+	strays := map[environment.ID][]string{}
+	for _, e := range p.envs {
+		if e.wanted {
+			continue
+		}
+		for _, r := range e.runners {
+			if (r.phase == Starting || r.phase == Idle) && now.Sub(r.since) >= age {
+				strays[e.id] = append(strays[e.id], r.id)
+			}
+		}
+	}
+	return strays
+}
+
+// Reap lets a stray go, if it still is one.
+func (p *Pools) Reap(id string, now time.Time) {
+	if r := p.runners[id]; r != nil && !r.env.wanted && (r.phase == Starting || r.phase == Idle) {
+		p.letGo(r, now)
+	}
 }
 
 func (p *Pools) letGo(r *entry, now time.Time) {

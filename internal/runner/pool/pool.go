@@ -46,13 +46,16 @@ type Observed struct {
 	Settings string
 	State    State
 	Used     bool
+	Placed   bool   // the cluster has a place for it
+	NoRoom   bool   // the cluster has looked, and has none
 	Reason   string // why it is not ready (yet), in the cluster's words; may be empty
 }
 
 // Spec is what an environment's pool shall be.
 type Spec struct {
-	Size     int // runners that stand ready
-	Min, Max int // bounds of an automatic size, which begins with Size; Max 0 = Size is fixed
+	Size     int  // runners that stand ready
+	Min, Max int  // bounds of an automatic size, which begins with Size; Max 0 = Size is fixed
+	Scarce   bool // runners need what there is little of, such as devices: see room.go
 	Settings string
 }
 
@@ -114,6 +117,8 @@ type entry struct {
 	attempts int
 	next     time.Time // no call before
 	guard    bool      // take it by compare-and-set before it is removed
+	placed   bool      // the cluster has a place for it
+	noRoom   time.Time // since when the cluster says that it has none; zero = it does not
 	reason   string
 	places   [lanes]place
 }
@@ -127,6 +132,11 @@ type env struct {
 	count   [2][phases]int // of stale and of fresh runners
 	failed  int            // of those on their way in or out, how many could not be started
 	lead    lead
+
+	unplaced [2]int // of stale and of fresh runners that are not ready, those without a place
+	blocked  int    // of the fresh ones, those that the cluster has no room for
+	window   int    // how many fresh ones may be without a place; see room.go
+	granted  bool   // a stale runner left for their sake, and none has been placed since
 
 	ready    queue // idle and up to date, in the order in which they are taken
 	stale    queue // idle and out of date, in the same order
@@ -219,6 +229,7 @@ func (p *Pools) unlink(r *entry) {
 		return
 	}
 	r.env.count[kindOf(r.fresh)][r.phase]--
+	r.env.seat(r, -1)
 	r.leave(byUse)
 	r.leave(byCall)
 	delete(r.env.runners, r.id)
@@ -261,6 +272,7 @@ func (p *Pools) link(r *entry) {
 	e.runners[r.id] = r
 	r.fresh = !r.rolled && r.settings == e.spec.Settings
 	e.count[kindOf(r.fresh)][r.phase]++
+	e.seat(r, 1)
 	switch {
 	case r.phase == Idle && r.fresh:
 		e.ready.add(r)
@@ -327,6 +339,7 @@ func (p *Pools) Want(id environment.ID, s Spec, now time.Time) {
 	}
 	if changed {
 		e.recover() // what failed was another definition
+		e.window, e.granted = 0, false
 		p.refresh(e, func(*entry) {})
 	}
 	p.touch(e)
@@ -531,6 +544,7 @@ func (p *Pools) Observe(o Observed, now time.Time) {
 		if o.Reason != "" || o.State == Ready {
 			r.reason = bounded(o.Reason)
 		}
+		r.room(o, !found, now)
 		switch {
 		case late:
 			r.enter(Dying, now)

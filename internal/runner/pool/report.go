@@ -14,8 +14,10 @@ type Stats struct {
 	Idle     int
 	Starting int // on their way, or to be created
 	Used     int
-	Removing int // on their way out
-	Failed   int // of those on their way in or out, how many could not be started
+	Removing int  // on their way out
+	Failed   int  // of those on their way in or out, how many could not be started
+	Short    bool // the cluster has no room for all of them
+	Possible int  // while it has not: runners that it has room for, used ones included
 }
 
 // Stats of an environment; zero when it is not known.
@@ -31,6 +33,9 @@ func (p *Pools) Stats(id environment.ID) Stats {
 	if e.demand != nil {
 		s.Size = e.demand.size
 	}
+	if e.blocked > 0 {
+		s.Short, s.Possible = true, e.seated()
+	}
 	return s
 }
 
@@ -40,6 +45,7 @@ type Report struct {
 	Spec      Spec
 	Automatic *Automatic // nil = the size is fixed
 	Failures  Failures
+	Shortage  *Shortage // nil = the cluster has room for all that are wanted, as far as it has said
 	Hits      Hits
 	Runners   []Runner // that are not dead, by phase and age
 	Held      int      // runners of all environments that count against the limit
@@ -49,6 +55,13 @@ type Report struct {
 type Automatic struct {
 	Need int           // the size that enough of the claims needed
 	Lead time.Duration // that a start is reckoned to take
+}
+
+// Shortage says that the cluster has no room for more runners.
+type Shortage struct {
+	Possible int       // as in Stats
+	Since    time.Time // of the runner that waits longest for a place
+	Reason   string    // in the cluster's words
 }
 
 // Failures are starts that failed and have not been followed by one that worked.
@@ -95,6 +108,7 @@ func (p *Pools) Report(id environment.ID, runners bool, now time.Time) (Report, 
 	if d := e.demand; d != nil {
 		r.Automatic = &Automatic{Need: d.need(now), Lead: e.lead.time()}
 	}
+	r.Shortage = e.shortage()
 	if !runners {
 		return r, true
 	}
@@ -123,6 +137,8 @@ func (p *Pools) reason(r *entry, now time.Time) string {
 		return "the limit of all runners is reached"
 	case r.phase == Creating:
 		return "it waits for its turn to be registered"
+	case r.phase == Starting && !r.noRoom.IsZero():
+		return "the cluster has no room for it"
 	case r.phase == Starting:
 		return "the cluster has not said that it runs"
 	case r.phase == Idle && !r.fresh:
@@ -157,15 +173,18 @@ const (
 	UsedLimit          // as many of the environment's runners are used as may be
 	TotalLimit         // there are as many runners as may be
 	Failing            // runners could not be started lately
+	NoRoom             // the cluster has no room for more
 )
 
-// Why says why a claim is refused, and for failing starts the cluster's words.
+// Why says why a claim is refused, and for failing starts and want of room the cluster's words.
 func (p *Pools) Why(id environment.ID) (Refusal, string) {
 	e, ok := p.envs[id]
 	switch {
 	case !ok:
 	case p.full(e):
 		return UsedLimit, ""
+	case e.blocked > 0:
+		return NoRoom, e.shortage().Reason
 	case e.failures > 0:
 		return Failing, e.why
 	case !p.room() && e.warm() > 0:
@@ -181,7 +200,7 @@ func (p *Pools) Expected(id environment.ID, position int, now time.Time) time.Du
 		return 0
 	}
 	lead := e.lead.time()
-	coming := e.count[1][Starting] + e.count[1][Creating]
+	coming := e.count[1][Starting] + e.count[1][Creating] - e.blocked
 	if coming == 0 {
 		return 0
 	}

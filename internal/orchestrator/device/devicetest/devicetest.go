@@ -9,6 +9,7 @@ import (
 	"rockpool/internal/fault"
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/orchestrator/device"
+	"rockpool/internal/orchestrator/model"
 )
 
 // World is a plugin that nobody watches yet, with two instances.
@@ -16,6 +17,7 @@ type World struct {
 	Plugin          device.Plugin
 	Healthy, Ailing string // ids of two instances, both healthy at first
 	Ail, Heal       func() // make the second one unhealthy, and healthy again
+	Stain, Clean    func() // leave something on the first one, and take it away
 }
 
 // patience is for what takes milliseconds on a machine that does nothing else.
@@ -70,6 +72,31 @@ func Run(t *testing.T, newWorld func() World) {
 				t.Errorf("an instance that is not there is reserved with %v", err)
 			}
 		},
+		"what is left on an instance is told until it is gone; of one that is not there nothing is known": func(t *testing.T, w World, reports <-chan device.Report) {
+			until(t, reports, func(r device.Report) bool { return healthy(r, w.Healthy) && healthy(r, w.Ailing) })
+			clean := func() {
+				for _, id := range []string{w.Healthy, w.Ailing} {
+					if left, err := w.Plugin.Residue(t.Context(), id); left != "" || err != nil {
+						t.Errorf("on %s is left %q, %v", id, left, err)
+					}
+				}
+			}
+			clean()
+			w.Stain()
+			for range 2 {
+				if left, err := w.Plugin.Residue(t.Context(), w.Healthy); left == "" || err != nil {
+					t.Errorf("what is left is %q, %v", left, err)
+				}
+			}
+			if left, err := w.Plugin.Residue(t.Context(), w.Ailing); left != "" || err != nil {
+				t.Errorf("on the other one is left %q, %v", left, err)
+			}
+			w.Clean()
+			clean()
+			if _, err := w.Plugin.Residue(t.Context(), "no-such-instance"); !fault.Is(err, fault.NotFound) {
+				t.Errorf("what is left on an instance that is not there: %v", err)
+			}
+		},
 		"figures have values of measures in their order": func(t *testing.T, w World, reports <-chan device.Report) {
 			until(t, reports, func(r device.Report) bool { return healthy(r, w.Healthy) && healthy(r, w.Ailing) })
 			all, err := w.Plugin.Stats(t.Context())
@@ -91,26 +118,32 @@ func Run(t *testing.T, newWorld func() World) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld()
 			w.Heal()
-			reports := make(chan device.Report, 1)
-			ctx, cancel := context.WithCancel(t.Context())
-			var running lifecycle.Tasks
-			running.Go(func() {
-				_ = w.Plugin.Watch(ctx, func(r device.Report) { // the error is that of ctx
-					select { // only the newest counts
-					case <-reports:
-					default:
-					}
-					reports <- r
-				})
-			})
-			rule(t, w, reports)
-			cancel()
-			bounded, stop := context.WithTimeout(context.Background(), patience)
-			defer stop()
-			if err := running.Wait(bounded); err != nil {
-				t.Errorf("Watch does not end with its context: %v", err)
-			}
+			watched(t, w.Plugin, func(reports <-chan device.Report) { rule(t, w, reports) })
 		})
+	}
+}
+
+// watched runs a rule on what a plugin reports.
+func watched(t *testing.T, p device.Plugin, rule func(reports <-chan device.Report)) {
+	t.Helper()
+	reports := make(chan device.Report, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	var running lifecycle.Tasks
+	running.Go(func() {
+		_ = p.Watch(ctx, func(r device.Report) { // the error is that of ctx
+			select { // only the newest counts
+			case <-reports:
+			default:
+			}
+			reports <- r
+		})
+	})
+	rule(reports)
+	cancel()
+	bounded, stop := context.WithTimeout(context.Background(), patience)
+	defer stop()
+	if err := running.Wait(bounded); err != nil {
+		t.Errorf("Watch does not end with its context: %v", err)
 	}
 }
 
@@ -131,5 +164,94 @@ func until(t *testing.T, reports <-chan device.Report, is func(device.Report) bo
 		case <-deadline:
 			t.Fatal("no report says so")
 		}
+	}
+}
+
+// Sliced is a plugin that nobody watches yet, whose GPUs are offered as slots.
+type Sliced struct {
+	Plugin    device.Plugin
+	GPUs      []string // ids of two GPUs of one model, both healthy at first
+	Slots     int      // of each
+	Variable  string   // that tells tasks of their GPUs
+	Ail, Heal func()   // make the second GPU unhealthy, and healthy again
+}
+
+// RunSlots tests what newWorld makes, once for each rule of slots.
+func RunSlots(t *testing.T, newWorld func() Sliced) {
+	all := func(w Sliced) func(device.Report) bool {
+		return func(r device.Report) bool {
+			for _, gpu := range w.GPUs {
+				for i := range w.Slots {
+					if !healthy(r, model.SlotID(gpu, i)) {
+						return false
+					}
+				}
+			}
+			return true
+		}
+	}
+	for name, rule := range map[string]func(*testing.T, Sliced, <-chan device.Report){
+		"each slot is an instance of its GPU, which is not offered, and all together have no more memory than it": func(t *testing.T, w Sliced, reports <-chan device.Report) {
+			r := until(t, reports, all(w))
+			for _, gpu := range w.GPUs {
+				if _, whole := r.Instance(gpu); whole != nil {
+					t.Errorf("%s is offered as a whole too", gpu)
+				}
+				for i := range w.Slots {
+					g, in := r.Instance(model.SlotID(gpu, i))
+					if in.Parent != gpu || len(in.Peers) != 0 || g.Share() != model.ShareSlot || g.MemoryMB() == 0 || in.ParentMemoryMB < g.MemoryMB()*w.Slots {
+						t.Errorf("a slot is %+v of %q with %v", in, g.Name, g.Attributes)
+					}
+				}
+				if g, in := r.Instance(model.SlotID(gpu, w.Slots)); in != nil {
+					t.Errorf("there is one more of %q", g.Name)
+				}
+			}
+		},
+		"a GPU that ails takes its slots with it, and no others": func(t *testing.T, w Sliced, reports <-chan device.Report) {
+			until(t, reports, all(w))
+			w.Ail()
+			until(t, reports, func(r device.Report) bool {
+				for i := range w.Slots {
+					if _, in := r.Instance(model.SlotID(w.GPUs[1], i)); in == nil || in.Healthy || in.HealthDescription == "" || !healthy(r, model.SlotID(w.GPUs[0], i)) {
+						return false
+					}
+				}
+				return true
+			})
+			if _, err := w.Plugin.Reserve([]string{model.SlotID(w.GPUs[1], 0)}); !fault.Is(err, fault.Unavailable) {
+				t.Errorf("a slot of it is reserved with %v", err)
+			}
+			w.Heal()
+			until(t, reports, all(w))
+		},
+		"a task on slots is told of their GPUs, each once": func(t *testing.T, w Sliced, reports <-chan device.Report) {
+			until(t, reports, all(w))
+			env, err := w.Plugin.Reserve([]string{model.SlotID(w.GPUs[0], 1), model.SlotID(w.GPUs[1], 0), model.SlotID(w.GPUs[0], 0)})
+			if want := w.GPUs[0] + "," + w.GPUs[1]; err != nil || env[w.Variable] != want {
+				t.Errorf("%s is %q, not %q; %v", w.Variable, env[w.Variable], want, err)
+			}
+			if _, err := w.Plugin.Reserve([]string{w.GPUs[0]}); !fault.Is(err, fault.NotFound) {
+				t.Errorf("a GPU that is offered as slots is reserved as a whole with %v", err)
+			}
+		},
+		"each slot has figures": func(t *testing.T, w Sliced, reports <-chan device.Report) {
+			until(t, reports, all(w))
+			figures, err := w.Plugin.Stats(t.Context())
+			if err != nil || len(figures) != len(w.GPUs)*w.Slots {
+				t.Fatalf("%d figures, %v", len(figures), err)
+			}
+			for i, s := range figures {
+				if _, slot := model.SlotParent(s.ID); !slot || len(s.Values) == 0 || s.At.IsZero() || i > 0 && figures[i-1].ID >= s.ID {
+					t.Errorf("a sample is %+v", s)
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			w.Heal()
+			watched(t, w.Plugin, func(reports <-chan device.Report) { rule(t, w, reports) })
+		})
 	}
 }

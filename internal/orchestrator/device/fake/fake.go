@@ -20,11 +20,19 @@ type Plugin struct {
 
 	mu     sync.Mutex
 	report device.Report
+	left   map[string]residue // by id
+}
+
+// residue is what a task is to leave on an instance.
+type residue struct {
+	what  string
+	err   error
+	calls int // that find it; < 0 = all
 }
 
 // New is a plugin of n GPUs of one model, "gpu-0" and so on.
 func New(n int) *Plugin {
-	p := &Plugin{changed: make(chan struct{}, 1)}
+	p := &Plugin{changed: make(chan struct{}, 1), left: map[string]residue{}}
 	p.Set(Report(n))
 	return p
 }
@@ -38,6 +46,22 @@ func Report(n int) device.Report {
 	return device.Report{Detected: true, Healthy: true, Description: "devices of a test", Groups: []model.NodeDevice{g}}
 }
 
+// Sliced is the report of n healthy GPUs that are offered as slots.
+func Sliced(n, slots int) device.Report {
+	r := Report(n)
+	whole := r.Groups[0]
+	each := whole.MemoryMB() / slots
+	g := model.NodeDevice{Vendor: whole.Vendor, Type: whole.Type, Name: "Fake slot " + strconv.Itoa(each) + "mb", Attributes: map[string]model.Attribute{
+		model.AttrMemory: model.IntOf(int64(each), "MiB"), model.AttrShare: model.TextOf(model.ShareSlot)}}
+	for _, in := range whole.Instances {
+		for i := range slots {
+			g.Instances = append(g.Instances, model.DeviceInstance{ID: model.SlotID(in.ID, i), Healthy: true, Parent: in.ID, ParentMemoryMB: whole.MemoryMB()})
+		}
+	}
+	r.Groups[0] = g
+	return r
+}
+
 // Set replaces what there is.
 func (p *Plugin) Set(r device.Report) {
 	p.mu.Lock()
@@ -49,7 +73,7 @@ func (p *Plugin) Set(r device.Report) {
 	}
 }
 
-// Ail makes one instance unhealthy for a reason, or with "" healthy again.
+// Ail makes one instance and its parts unhealthy for a reason, or with "" healthy again.
 func (p *Plugin) Ail(id, why string) {
 	p.mu.Lock()
 	r := p.report
@@ -57,9 +81,11 @@ func (p *Plugin) Ail(id, why string) {
 	r.Groups = slices.Clone(r.Groups)
 	for i := range r.Groups {
 		r.Groups[i].Instances = slices.Clone(r.Groups[i].Instances)
-	}
-	if _, in := r.Instance(id); in != nil {
-		in.Healthy, in.HealthDescription = why == "", why
+		for k := range r.Groups[i].Instances {
+			if in := &r.Groups[i].Instances[k]; in.ID == id || in.Parent == id {
+				in.Healthy, in.HealthDescription = why == "", why
+			}
+		}
 	}
 	p.Set(r)
 }
@@ -85,7 +111,7 @@ func (p *Plugin) Watch(ctx context.Context, publish func(device.Report)) error {
 	}
 }
 
-// Reserve names the instances in FAKE_VISIBLE_DEVICES.
+// Reserve names the instances in FAKE_VISIBLE_DEVICES, slots by their GPUs.
 func (p *Plugin) Reserve(ids []string) (map[string]string, error) {
 	r := p.newest()
 	for _, id := range ids {
@@ -96,7 +122,39 @@ func (p *Plugin) Reserve(ids []string) (map[string]string, error) {
 			return nil, fault.New(fault.Unavailable, "device %s is unhealthy: %s", id, in.HealthDescription)
 		}
 	}
-	return map[string]string{"FAKE_VISIBLE_DEVICES": strings.Join(ids, ",")}, nil
+	var visible []string
+	for _, id := range ids {
+		if whole, slot := model.SlotParent(id); slot {
+			id = whole
+		}
+		if !slices.Contains(visible, id) {
+			visible = append(visible, id)
+		}
+	}
+	return map[string]string{"FAKE_VISIBLE_DEVICES": strings.Join(visible, ",")}, nil
+}
+
+// Leave has the next looks at an instance find something, or fail; calls < 0 = all of them, 0 = none.
+func (p *Plugin) Leave(id, what string, err error, calls int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left[id] = residue{what, err, calls}
+}
+
+// Residue is what Leave was told.
+func (p *Plugin) Residue(_ context.Context, id string) (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, in := p.report.Instance(id); in == nil {
+		return "", fault.New(fault.NotFound, "device %s is not there", id)
+	}
+	r := p.left[id]
+	if r.calls == 0 {
+		return "", nil
+	}
+	r.calls--
+	p.left[id] = r
+	return r.what, r.err
 }
 
 // Stats say that half of the memory is used, and 40 % of the time.

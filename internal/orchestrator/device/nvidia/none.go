@@ -33,5 +33,15 @@ func (p *Plugin) Reserve(ids []string) (map[string]string, error) {
 	return nil, fault.New(fault.NotFound, "GPU %s is not there: this program cannot call NVIDIA's driver", ids[0])
 }
 
+// Specify knows no instance.
+func (p *Plugin) Specify(context.Context, []string) ([]byte, error) {
+	return nil, fault.New(fault.Unsupported, "this program cannot call NVIDIA's driver")
+}
+
+// Residue knows no instance.
+func (p *Plugin) Residue(_ context.Context, id string) (string, error) {
+	return "", fault.New(fault.NotFound, "GPU %s is not there: this program cannot call NVIDIA's driver", id)
+}
+
 // Stats are none.
 func (p *Plugin) Stats(context.Context) ([]device.Sample, error) { return nil, nil }

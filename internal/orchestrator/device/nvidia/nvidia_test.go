@@ -75,7 +75,7 @@ func TestPartsAreDevicesOfTheirOwn(t *testing.T) {
 		t.Errorf("the part is %+v of %q", in, g.Name)
 	}
 	for k, v := range map[string]model.Attribute{
-		"memory": model.IntOf(19968, "MiB"), "mig_profile": model.TextOf("3g.20gb"), "mig_parent": model.TextOf("NVIDIA A100-SXM4-40GB"), "mig_mode": model.TextOf("Enabled"),
+		"memory": model.IntOf(19968, "MiB"), "mig_profile": model.TextOf("3g.20gb"), "mig_parent": model.TextOf("NVIDIA A100-SXM4-40GB"), "share": model.TextOf("mig"), "mig_mode": model.TextOf("Enabled"),
 	} {
 		if g.Attributes[k] != v {
 			t.Errorf("%s of the part is %v, not %v", k, g.Attributes[k], v)
@@ -334,8 +334,89 @@ func TestThePluginIsAPlugin(t *testing.T) {
 	}
 	w.gpus(2)
 	devicetest.Run(t, func() devicetest.World {
-		return devicetest.World{Plugin: nvidia.New(w.config()), Healthy: uuid(0), Ailing: uuid(1), Ail: func() { w.say("gpu 1 ecc", "1") }, Heal: func() { w.say("gpu 1 ecc", "0") }}
+		return devicetest.World{Plugin: nvidia.New(w.config()), Healthy: uuid(0), Ailing: uuid(1), Ail: func() { w.say("gpu 1 ecc", "1") }, Heal: func() { w.say("gpu 1 ecc", "0") },
+			Stain: func() { w.say("gpu 0 processes", "4711") }, Clean: func() { w.say("gpu 0 processes", "") }}
 	})
+}
+
+func TestThePluginHasSlots(t *testing.T) {
+	w, child := inChild(t)
+	if !child {
+		return
+	}
+	w.gpus(2)
+	devicetest.RunSlots(t, func() devicetest.Sliced {
+		cfg := w.config()
+		cfg.Slots = nvidia.Slots{Count: 3}
+		return devicetest.Sliced{Plugin: nvidia.New(cfg), GPUs: []string{uuid(0), uuid(1)}, Slots: 3, Variable: nvidia.VisibleDevices,
+			Ail: func() { w.say("gpu 1 ecc", "1") }, Heal: func() { w.say("gpu 1 ecc", "0") }}
+	})
+}
+
+func TestWhichGPUsAreSliced(t *testing.T) {
+	w, child := inChild(t)
+	if !child {
+		return
+	}
+	w.gpus(4)
+	w.say("gpu 1 name", "Tesla T4", "gpu 1 memory", "15360", "gpu 2 mig", "1")
+	w.part(2, 0, "MIG-a", "1g.5gb", "4864")
+	for _, c := range []struct {
+		name  string
+		slots nvidia.Slots
+		want  map[string]int // instances by group
+		ill   map[string]string
+	}{
+		{"all but those in MIG mode", nvidia.Slots{Count: 4}, map[string]int{"NVIDIA A100-SXM4-40GB slot 10gb": 8, "Tesla T4 slot 3840mb": 4, "NVIDIA A100-SXM4-40GB MIG 1g.5gb": 1}, nil},
+		{"a model", nvidia.Slots{Count: 2, MemoryMB: 4096, Of: []string{"Tesla T4"}},
+			map[string]int{"NVIDIA A100-SXM4-40GB": 2, "Tesla T4 slot 4gb": 2, "NVIDIA A100-SXM4-40GB MIG 1g.5gb": 1}, nil},
+		{"one by its bus id", nvidia.Slots{Count: 2, Of: []string{kernelBus(3)}},
+			map[string]int{"NVIDIA A100-SXM4-40GB": 1, "NVIDIA A100-SXM4-40GB slot 20gb": 2, "Tesla T4": 1, "NVIDIA A100-SXM4-40GB MIG 1g.5gb": 1}, nil},
+		{"more memory than one has", nvidia.Slots{Count: 4, MemoryMB: 8192}, map[string]int{"NVIDIA A100-SXM4-40GB slot 8gb": 8, "Tesla T4": 1, "NVIDIA A100-SXM4-40GB MIG 1g.5gb": 1},
+			map[string]string{uuid(1): "it has 15360 MiB of memory, less than 4 slots of 8192 MiB"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := w.config()
+			cfg.Slots = c.slots
+			n := 0
+			for _, k := range c.want {
+				n += k
+			}
+			p := w.watch(cfg)
+			r := p.until("all are there", found(n))
+			got := map[string]int{}
+			for _, g := range r.Groups {
+				got[g.Name] = len(g.Instances)
+				for _, in := range g.Instances {
+					if in.HealthDescription != c.ill[in.ID] || in.Healthy != (c.ill[in.ID] == "") {
+						t.Errorf("%s is %+v", in.ID, in)
+					}
+				}
+			}
+			if d := cmp.Diff(c.want, got); d != "" {
+				t.Errorf("groups (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+func TestTasksAreToldOfTheirPartOfTheMemory(t *testing.T) {
+	w, child := inChild(t)
+	if !child {
+		return
+	}
+	w.gpus(2)
+	cfg := w.config()
+	cfg.Slots = nvidia.Slots{Count: 4}
+	p := w.watch(cfg)
+	p.until("there are slots", found(8))
+	env, err := p.plugin.Reserve([]string{uuid(1) + "::3", uuid(0) + "::0"})
+	want := map[string]string{"NVIDIA_VISIBLE_DEVICES": uuid(0) + "," + uuid(1), "ROCKPOOL_GPU_MEMORY_MIB": uuid(0) + "=10240," + uuid(1) + "=10240"}
+	if d := cmp.Diff(want, env); d != "" || err != nil {
+		t.Errorf("the environment (-want +got): %v\n%s", err, d)
+	}
+	w.say("xid 1", "1 48 -1")
+	p.until("its slots are ill", func(r device.Report) bool { _, in := r.Instance(uuid(1) + "::2"); return !in.Healthy })
 }
 
 func TestWatchEndsWithItsContext(t *testing.T) {

@@ -3,10 +3,10 @@
 package nvidia
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -18,6 +18,7 @@ import (
 
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/device"
+	"rockpool/internal/orchestrator/model"
 )
 
 // closeWithin bounds how long the end of a session is waited for.
@@ -38,7 +39,9 @@ type Plugin struct {
 
 	mu      sync.Mutex
 	report  device.Report
-	targets []target // instances of the session, for their figures
+	targets []target          // instances of the session, for their figures
+	rest    map[string]uint64 // bytes of memory that an instance uses while nothing computes on it, by its id
+	doubted map[string]bool   // ids of instances that had an end of a task and were not seen without anything since
 }
 
 // New prepares a plugin. It loads nothing.
@@ -48,7 +51,7 @@ func New(cfg Config) *Plugin {
 }
 
 func newPlugin(cfg Config, l *library) *Plugin {
-	return &Plugin{cfg: cfg, library: l, sick: map[string]string{}, strained: map[string]int{}, seen: map[string]*gpu{}}
+	return &Plugin{cfg: cfg, library: l, sick: map[string]string{}, strained: map[string]int{}, seen: map[string]*gpu{}, rest: map[string]uint64{}, doubted: map[string]bool{}}
 }
 
 // Name is "nvidia".
@@ -86,6 +89,9 @@ func (p *Plugin) Watch(ctx context.Context, publish func(device.Report)) error {
 		if !errors.Is(err, errHangs) {
 			clear(p.sick) // the driver starts over, and its GPUs with it
 			clear(p.strained)
+			p.mu.Lock()
+			clear(p.rest)
+			p.mu.Unlock()
 		}
 		wait(ctx, p.cfg.Poll)
 	}
@@ -165,8 +171,14 @@ func (p *Plugin) session(ctx context.Context, tell func(device.Report)) (err err
 				return err
 			}
 		}
+		p.restful(ctx, found.targets)
 		p.mu.Lock()
 		p.targets = found.targets
+		there := func(id string) bool {
+			return slices.ContainsFunc(found.targets, func(t target) bool { return t.sample.ID == id })
+		}
+		maps.DeleteFunc(p.rest, func(id string, _ uint64) bool { return !there(id) })
+		maps.DeleteFunc(p.doubted, func(id string, _ bool) bool { return !there(id) })
 		p.mu.Unlock()
 		tell(found.report)
 		for again := false; !again; {
@@ -249,25 +261,38 @@ func (p *Plugin) heed(x xid, found survey) bool {
 	return true
 }
 
-// Reserve says how a task is told of its instances.
+// Reserve says how a task is told of its instances. A slot is told of as its GPU, and how much memory of it is the task's.
 func (p *Plugin) Reserve(ids []string) (map[string]string, error) {
 	p.mu.Lock()
 	r := p.report
 	p.mu.Unlock()
+	visible, shares := map[string]bool{}, map[string]int{}
 	for _, id := range ids {
-		switch _, in := r.Instance(id); {
+		d, in := r.Instance(id)
+		switch {
 		case in == nil:
 			return nil, fault.New(fault.NotFound, "GPU %s is not there", id)
 		case !in.Healthy:
 			return nil, fault.New(fault.Unavailable, "GPU %s is unhealthy: %s", id, in.HealthDescription)
 		}
+		if whole, slot := model.SlotParent(id); slot {
+			shares[whole] += d.MemoryMB()
+			id = whole
+		}
+		visible[id] = true
 	}
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	ids = slices.Clone(ids)
-	slices.SortFunc(ids, cmp.Compare[string])
-	return map[string]string{VisibleDevices: strings.Join(ids, ",")}, nil
+	env := map[string]string{VisibleDevices: strings.Join(slices.Sorted(maps.Keys(visible)), ",")}
+	if len(shares) > 0 {
+		var list []string
+		for _, whole := range slices.Sorted(maps.Keys(shares)) {
+			list = append(list, fmt.Sprintf("%s=%d", whole, shares[whole]))
+		}
+		env[MemoryShare] = strings.Join(list, ",")
+	}
+	return env, nil
 }
 
 func wait(ctx context.Context, d time.Duration) {

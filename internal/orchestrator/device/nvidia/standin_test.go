@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,13 +17,13 @@ import (
 
 	"rockpool/internal/orchestrator/device"
 	"rockpool/internal/orchestrator/device/nvidia"
+	"rockpool/internal/orchestrator/device/nvidia/standin"
 	"rockpool/internal/orchestrator/model"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
-	scenarioFile = "NVML_SCENARIO"
 	childTimeout = 90 * time.Second
 	patience     = 20 * time.Second // for something that takes milliseconds on a machine that does nothing else
 	poll         = 30 * time.Millisecond
@@ -33,7 +32,7 @@ const (
 // world is the stand-in library's: what it says, and what the kernel would say.
 type world struct {
 	t     *testing.T
-	lines map[string]string
+	lines standin.Scenario
 	proc  string
 	sys   string
 }
@@ -41,17 +40,17 @@ type world struct {
 // inChild reports whether the test runs in a process whose loader finds the stand-in library. Where it does not, it runs the test in such a process.
 func inChild(t *testing.T, flags ...string) (*world, bool) {
 	t.Helper()
-	if file := os.Getenv(scenarioFile); file != "" {
-		w := &world{t: t, lines: map[string]string{"driver": "550.54.15", "cuda": "12040"}, proc: t.TempDir(), sys: t.TempDir()}
-		w.save()
+	if os.Getenv(standin.Variable) != "" {
+		w := &world{t: t, lines: standin.GPUs(0), proc: t.TempDir(), sys: t.TempDir()}
+		w.say()
 		return w, true
 	}
 	dir := t.TempDir()
-	build(t, filepath.Join(dir, "libnvidia-ml.so.1"), flags...)
+	standin.Build(t, dir, flags...)
 	ctx, cancel := context.WithTimeout(t.Context(), childTimeout)
 	defer cancel()
 	child := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.count=1")
-	child.Env = append(os.Environ(), "LD_LIBRARY_PATH="+dir, scenarioFile+"="+filepath.Join(dir, "scenario"))
+	child.Env = append(os.Environ(), "LD_LIBRARY_PATH="+dir, standin.Variable+"="+filepath.Join(dir, "scenario"))
 	out, err := child.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
 		t.Errorf("with the stand-in library: %v\n%s", err, out)
@@ -59,71 +58,27 @@ func inChild(t *testing.T, flags ...string) (*world, bool) {
 	return nil, false
 }
 
-func build(t *testing.T, out string, flags ...string) {
-	t.Helper()
-	gcc, err := exec.LookPath("gcc")
-	if err != nil {
-		t.Skip("there is no gcc to build the stand-in for the driver's library with")
-	}
-	module, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/NVIDIA/go-nvml").Output()
-	if err != nil {
-		t.Skip("the go command cannot say where the header of the driver's library is: " + err.Error())
-	}
-	args := append([]string{
-		"-shared", "-fPIC", "-Wall", "-O1", "-DNVML_NO_UNVERSIONED_FUNC_DEFS=1", "-I", filepath.Join(strings.TrimSpace(string(module)), "pkg/nvml"), "-o", out,
-	}, flags...)
-	if text, err := exec.CommandContext(t.Context(), gcc, append(args, "testdata/standin.c")...).CombinedOutput(); err != nil {
-		t.Fatalf("build the stand-in library: %v\n%s", err, text)
-	}
-}
-
 // say changes the scenario: pairs of key and value. An empty value removes a line.
 func (w *world) say(pairs ...string) {
-	for i := 0; i < len(pairs); i += 2 {
-		if w.lines[pairs[i]] = pairs[i+1]; pairs[i+1] == "" {
-			delete(w.lines, pairs[i])
-		}
-	}
-	w.save()
-}
-
-func (w *world) save() {
 	w.t.Helper()
-	var b strings.Builder
-	for _, k := range slices.Sorted(maps.Keys(w.lines)) {
-		fmt.Fprintln(&b, k, w.lines[k])
-	}
-	file := os.Getenv(scenarioFile)
-	if err := os.WriteFile(file+".new", []byte(b.String()), 0o600); err != nil {
-		w.t.Fatal(err)
-	}
-	if err := os.Rename(file+".new", file); err != nil {
-		w.t.Fatal(err)
-	}
+	w.lines.Say(pairs...)
+	w.lines.Write(w.t, os.Getenv(standin.Variable))
 }
 
-func bus(i int) string { return fmt.Sprintf("00000000:%02X:00.0", 0x3b+i) }
+func bus(i int) string { return standin.Bus(i) }
 
 func kernelBus(i int) string { return fmt.Sprintf("0000:%02x:00.0", 0x3b+i) }
 
-func uuid(i int) string { return fmt.Sprintf("GPU-0000-%d", i) }
+func uuid(i int) string { return standin.UUID(i) }
 
 // gpus makes n equal ones.
 func (w *world) gpus(n int) {
 	w.t.Helper()
-	var all []string
+	maps.Copy(w.lines, standin.GPUs(n))
 	for i := range n {
-		all = append(all, fmt.Sprint(i))
-		for k, v := range map[string]string{
-			"uuid": uuid(i), "bus": bus(i), "name": "NVIDIA A100-SXM4-40GB", "memory": "40960", "used": "1024", "bar1": "65536", "power_limit": "400000", "power": "61500",
-			"temperature": "41", "cores_clock": "1410", "memory_clock": "1215", "pcie_generation": "4", "pcie_width": "16", "display": "0", "persistence": "1",
-			"capability": "8.0", "utilization": "37", "ecc": "0", "mig": "0", "reasons": "0", "retiring": "0",
-		} {
-			w.lines[fmt.Sprintf("gpu %d %s", i, k)] = v
-		}
 		w.plug(i)
 	}
-	w.say("gpus", strings.Join(all, " "))
+	w.say()
 }
 
 // plug has the kernel know a GPU.

@@ -10,26 +10,31 @@ import (
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 
 	"rockpool/internal/orchestrator/device"
+	"rockpool/internal/orchestrator/model"
 )
 
-// Stats asks every instance for its figures. Of a part only the memory is its own; temperature and power are of the whole GPU.
+// Stats asks every instance for its figures. Of a part only the memory is its own; temperature and power are of the whole GPU. A slot has those of its GPU, which
+// is asked once: whose they are among its slots the driver does not tell.
 func (p *Plugin) Stats(ctx context.Context) (all []device.Sample, err error) {
 	p.mu.Lock()
 	targets := p.targets
 	p.mu.Unlock()
 	r := reader{ctx: ctx, library: p.library}
+	asked := "" // the GPU whose slot was the last one
 	for _, t := range targets {
 		r.lost = nil
 		s := t.sample
-		s.At = time.Now()
-		own := t.gpu
-		if t.part != nil {
-			own = t.part
+		whole, slot := model.SlotParent(s.ID)
+		if slot && whole == asked {
+			s.At, s.Values = all[len(all)-1].At, all[len(all)-1].Values
+			all = append(all, s)
+			continue
 		}
+		s.At = time.Now()
 		add := func(m device.Measure, n, of float64) {
 			s.Values = append(s.Values, device.Value{Measure: m, N: n, Of: of})
 		}
-		if m, ok := get(&r, own.GetMemoryInfo, "nvmlDeviceGetMemoryInfo"); ok {
+		if m, ok := get(&r, t.own().GetMemoryInfo, "nvmlDeviceGetMemoryInfo"); ok {
 			add(device.Memory, float64(m.Used>>20), float64(m.Total>>20))
 		}
 		if c, ok := get(&r, func() (uint32, nvml.Return) { return t.gpu.GetTemperature(nvml.TEMPERATURE_GPU) }, "nvmlDeviceGetTemperature"); ok {
@@ -49,7 +54,7 @@ func (p *Plugin) Stats(ctx context.Context) (all []device.Sample, err error) {
 			continue
 		}
 		slices.SortFunc(s.Values, func(a, b device.Value) int { return int(a.Measure) - int(b.Measure) })
-		all = append(all, s)
+		all, asked = append(all, s), whole
 	}
 	return all, nil
 }

@@ -3,7 +3,6 @@
 package nvidia
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -38,6 +37,7 @@ type unit struct {
 	handle     nvml.Device // nil = it does not answer
 	instance   *uint32     // id of the GPU instance, of a part
 	memory     uint64      // bytes
+	slots      int         // that it is offered as; 0 = it is offered itself
 }
 
 // target is an instance whose figures can be asked for.
@@ -45,6 +45,7 @@ type target struct {
 	sample device.Sample // without figures
 	gpu    nvml.Device
 	part   nvml.Device // nil = the instance is a whole GPU
+	shared bool        // others use the GPU at the same time
 }
 
 // survey is all that one look has found.
@@ -99,11 +100,17 @@ func (p *Plugin) survey(ctx context.Context) (survey, error) {
 			if u.handle == nil || g.handle == nil {
 				continue
 			}
-			t := target{sample: device.Sample{Vendor: Vendor, Type: Type, Name: u.name, ID: u.id}, gpu: g.handle}
+			t := target{sample: device.Sample{Vendor: Vendor, Type: Type, Name: modelName(u.name), ID: u.id}, gpu: g.handle, shared: u.slots > 0}
 			if u.instance != nil {
 				t.part = u.handle
 			}
-			s.targets = append(s.targets, t)
+			if u.slots == 0 {
+				s.targets = append(s.targets, t)
+			}
+			for i := range u.slots {
+				t.sample.ID = model.SlotID(u.id, i)
+				s.targets = append(s.targets, t)
+			}
 		}
 	}
 	slices.SortFunc(s.targets, func(a, b target) int { return strings.Compare(a.sample.ID, b.sample.ID) })
@@ -148,8 +155,7 @@ func (p *Plugin) look(r *reader, index int) (*gpu, error) {
 	g := &gpu{uuid: uuid, handle: h}
 	g.name, _ = get(r, h.GetName, "nvmlDeviceGetName")
 	if pci, ok := get(r, h.GetPciInfo, "nvmlDeviceGetPciInfo_v3", "nvmlDeviceGetPciInfo_v2", "nvmlDeviceGetPciInfo"); ok {
-		end := bytes.IndexByte(pci.BusId[:], 0)
-		g.bus = string(pci.BusId[:max(end, 0)])
+		g.bus = busText(pci.BusId[:])
 		g.numa = p.numa(g.bus)
 	}
 	attributes, memory := r.attributes(h)
@@ -162,7 +168,7 @@ func (p *Plugin) look(r *reader, index int) (*gpu, error) {
 	if divided {
 		g.units = r.parts(g, attributes)
 	} else {
-		g.units = []unit{{id: g.uuid, name: g.name, attributes: attributes, handle: h, memory: memory}}
+		g.units = []unit{p.share(g, unit{id: g.uuid, name: g.name, attributes: attributes, handle: h, memory: memory})}
 	}
 	if r.lost != nil { // half of a description is worse than the old one
 		if old := p.seen[uuid]; old != nil {
@@ -174,7 +180,7 @@ func (p *Plugin) look(r *reader, index int) (*gpu, error) {
 	}
 	for i := range g.units {
 		u := &g.units[i]
-		u.ill = cmp.Or(ill, p.sick[u.id], p.sick[g.uuid])
+		u.ill = cmp.Or(ill, p.sick[u.id], p.sick[g.uuid], u.ill)
 	}
 	return g, nil
 }
@@ -240,6 +246,38 @@ func enabled(b bool) string {
 	return "Disabled"
 }
 
+// share makes slots of a whole GPU, if that is asked for. One that has not the memory for them is not offered at all: neither is what was asked for.
+func (p *Plugin) share(g *gpu, u unit) unit {
+	want := p.cfg.Slots
+	if want.Count < 2 || len(want.Of) > 0 && !slices.ContainsFunc(want.Of, func(s string) bool { return s == g.name || modelName(g.name) == s || g.is(s) }) {
+		return u
+	}
+	there := int(u.memory >> 20)
+	each := cmp.Or(want.MemoryMB, there/want.Count)
+	switch {
+	case there == 0:
+		u.ill = "its memory is not known, so that it cannot be shared as slots"
+		return u
+	case each*want.Count > there || each == 0:
+		u.ill = fmt.Sprintf("it has %d MiB of memory, less than %d slots of %d MiB", there, want.Count, each)
+		return u
+	}
+	u.slots, u.name = want.Count, fmt.Sprintf("%s slot %s", g.name, size(each))
+	u.attributes = maps.Clone(u.attributes)
+	delete(u.attributes, "bar1")
+	u.attributes[model.AttrMemory] = model.IntOf(int64(each), "MiB")
+	u.attributes[model.AttrShare] = model.TextOf(model.ShareSlot)
+	return u
+}
+
+// size is memory as the profiles of parts have it: 5gb.
+func size(mib int) string {
+	if mib%1024 == 0 {
+		return strconv.Itoa(mib/1024) + "gb"
+	}
+	return strconv.Itoa(mib) + "mb"
+}
+
 // maxParts bounds how many parts a GPU may say that it has.
 const maxParts = 64
 
@@ -261,6 +299,7 @@ func (r *reader) parts(g *gpu, whole map[string]model.Attribute) (units []unit) 
 				u.attributes[k] = v
 			}
 		}
+		u.attributes[model.AttrShare] = model.TextOf(model.ShareMIG)
 		u.attributes["mig_parent"] = model.TextOf(g.name)
 		if n, ok := get(r, h.GetGpuInstanceId, "nvmlDeviceGetGpuInstanceId"); ok {
 			*u.instance = uint32(n)
@@ -302,6 +341,18 @@ func (p *Plugin) numa(bus string) *int {
 	return &n
 }
 
+// busText is a text of C up to its end.
+func busText(text []int8) string {
+	var b strings.Builder
+	for _, c := range text {
+		if c == 0 {
+			break
+		}
+		b.WriteByte(byte(c))
+	}
+	return b.String()
+}
+
 // kernelBus is a PCI bus id as the kernel writes it: 0000:3b:00.0 for 00000000:3B:00.0.
 func kernelBus(bus string) string {
 	domain, rest, _ := strings.Cut(strings.ToLower(bus), ":")
@@ -340,7 +391,7 @@ func link(r *reader, gpus []*gpu) {
 			if !ok {
 				continue
 			}
-			if other := byBus[kernelBus(string(pci.BusId[:max(bytes.IndexByte(pci.BusId[:], 0), 0)]))]; other != nil {
+			if other := byBus[kernelBus(busText(pci.BusId[:]))]; other != nil {
 				peers[g][other.uuid] = true
 			} else {
 				onSwitch = true
@@ -388,10 +439,11 @@ func (p *Plugin) fallen(found []*gpu, counted bool) (all []*gpu) {
 	return all
 }
 
-func (p *Plugin) ignored(g *gpu) bool {
-	return slices.ContainsFunc(p.cfg.Ignore, func(s string) bool {
-		return strings.EqualFold(s, g.uuid) || g.bus != "" && kernelBus(s) == kernelBus(g.bus)
-	})
+func (p *Plugin) ignored(g *gpu) bool { return slices.ContainsFunc(p.cfg.Ignore, g.is) }
+
+// is reports whether s is the GPU's UUID or PCI bus id.
+func (g *gpu) is(s string) bool {
+	return strings.EqualFold(s, g.uuid) || g.bus != "" && kernelBus(s) == kernelBus(g.bus)
 }
 
 // remember keeps what was found for the next look, and forgets what was wrong with those that are gone.
@@ -417,7 +469,7 @@ func (p *Plugin) group(gpus []*gpu, common map[string]model.Attribute) []model.N
 	groups := map[key]*model.NodeDevice{}
 	for _, g := range gpus {
 		for _, u := range g.units {
-			k := key{u.name, u.memory >> 20}
+			k := key{u.name, u.memory >> 20} // slots of GPUs with different memory are told apart as well
 			if groups[k] == nil {
 				groups[k] = &model.NodeDevice{Vendor: Vendor, Type: Type, Name: modelName(u.name), Attributes: maps.Clone(u.attributes)}
 			}
@@ -426,7 +478,14 @@ func (p *Plugin) group(gpus []*gpu, common map[string]model.Attribute) []model.N
 			if u.instance != nil {
 				in.Parent, in.Peers = g.uuid, nil // parts have no links
 			}
-			groups[k].Instances = append(groups[k].Instances, in)
+			if u.slots == 0 {
+				groups[k].Instances = append(groups[k].Instances, in)
+			}
+			for i := range u.slots {
+				slot := in
+				slot.ID, slot.Parent, slot.ParentMemoryMB, slot.Peers = model.SlotID(g.uuid, i), g.uuid, int(u.memory>>20), nil
+				groups[k].Instances = append(groups[k].Instances, slot)
+			}
 		}
 	}
 	out := make([]model.NodeDevice, 0, len(groups))

@@ -4,6 +4,7 @@
 package cdi
 
 import (
+	"context"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -35,27 +36,34 @@ const libraryDir = "/run/rockpool/devices/lib"
 const (
 	nvidiaVendor  = "nvidia.com"
 	nvidiaVisible = "NVIDIA_VISIBLE_DEVICES"
+	nvidiaNone    = "void" // is not even "none", which brings the driver's files
+	cudaOrder     = "CUDA_DEVICE_ORDER"
 	libraryPath   = "LD_LIBRARY_PATH"
 )
 
 // Registry finds devices in specifications. Its methods may be called concurrently.
 type Registry struct {
-	dirs []string
-	log  logging.Logger
+	dirs  []string
+	maker Maker
+	log   logging.Logger
 
 	mu   sync.Mutex
 	told map[string]bool // what has been logged, so that it is once
 }
 
-// New makes a registry of the given directories; none = [Dirs]. Nothing is read yet: specifications may come and change while the node runs.
-func New(log logging.Logger, dirs ...string) *Registry {
+// Maker makes a specification, as a file would have it, of the vendor's GPUs with these ids.
+type Maker func(ctx context.Context, ids []string) ([]byte, error)
+
+// New makes a registry of the given directories; none = [Dirs]. Nothing is read yet: specifications may come and change while the node runs. Where no file there is about
+// NVIDIA's GPUs, maker is asked; nil = nobody is.
+func New(log logging.Logger, maker Maker, dirs ...string) *Registry {
 	if len(dirs) == 0 {
 		dirs = Dirs
 	}
 	if log == nil {
 		log = logging.Discard()
 	}
-	return &Registry{dirs: dirs, log: log, told: map[string]bool{}}
+	return &Registry{dirs: dirs, maker: maker, log: log, told: map[string]bool{}}
 }
 
 // Grant is what a sandbox gets with its devices.
@@ -86,8 +94,32 @@ func (g Grant) Apply(spec *sandbox.Spec) {
 	spec.Root.Env = env
 }
 
+// Withhold has what runs in a sandbox without devices ask a vendor's runtime for none, whatever its image says: images made for CUDA ask for all.
+func Withhold(spec *sandbox.Spec) {
+	at := slices.IndexFunc(spec.Root.Env, func(e string) bool { return strings.HasPrefix(e, nvidiaVisible+"=") })
+	if at >= 0 {
+		spec.Root.Env = slices.Clone(spec.Root.Env)
+		spec.Root.Env[at] = nvidiaVisible + "=" + nvidiaNone
+	}
+}
+
+// Visible is the variable by which NVIDIA's runtime is told of the given devices, by their names in the interface. Where it is the engine's, it would take
+// that variable from the image or the job for a request otherwise.
+func Visible(names []string) (key, value string) {
+	var ids []string
+	for _, name := range names {
+		if id, ok := strings.CutPrefix(name, theirs); ok {
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) == 0 {
+		return nvidiaVisible, nvidiaNone
+	}
+	return nvidiaVisible, strings.Join(ids, ",")
+}
+
 // Resolve looks up devices by their names, such as nvidia.com/gpu=GPU-8f2a. A name that no specification has is an error that says what is known.
-func (r *Registry) Resolve(names []string) (Grant, error) {
+func (r *Registry) Resolve(ctx context.Context, names []string) (Grant, error) {
 	if len(names) == 0 {
 		return Grant{}, nil
 	}
@@ -97,6 +129,10 @@ func (r *Registry) Resolve(names []string) (Grant, error) {
 	}
 	b := builder{visible: map[string][]string{}}
 	common := map[string]bool{}
+	made, err := r.made(ctx, cache, names)
+	if err != nil {
+		return Grant{}, err
+	}
 	for i, name := range names {
 		if slices.Contains(names[:i], name) {
 			continue
@@ -106,6 +142,13 @@ func (r *Registry) Resolve(names []string) (Grant, error) {
 			return Grant{}, fault.Wrap(fault.Invalid, err, "device %q: a name such as nvidia.com/gpu=0 is wanted", name)
 		}
 		found := cache.GetDevice(name)
+		if found == nil && made != nil {
+			if err := b.of(made, name, device, common); err != nil {
+				return Grant{}, err
+			}
+			b.visible[vendor] = append(b.visible[vendor], device)
+			continue
+		}
 		if found == nil {
 			return Grant{}, r.unknown(cache, name)
 		}
@@ -128,6 +171,61 @@ func (r *Registry) Resolve(names []string) (Grant, error) {
 	return grant, nil
 }
 
+// theirs begins the names of the devices that a maker knows.
+const theirs = nvidiaVendor + "/gpu="
+
+// madeSource is where a part comes from that a maker has made.
+const madeSource = "the specification that was made of the driver"
+
+// made is what the maker says of devices, if no file is about any of their kind; else nil. A file that cannot be used counts as one: it may be about them.
+func (r *Registry) made(ctx context.Context, cache *cdi.Cache, names []string) (*specs.Spec, error) {
+	var ids []string
+	for _, name := range names {
+		if id, ok := strings.CutPrefix(name, theirs); ok && !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	about := slices.ContainsFunc(cache.ListDevices(), func(name string) bool { return strings.HasPrefix(name, theirs) })
+	if r.maker == nil || len(ids) == 0 || about || len(cache.GetErrors()) > 0 {
+		return nil, nil
+	}
+	text, err := r.maker(ctx, ids)
+	if err == nil {
+		var spec *specs.Spec
+		if spec, err = cdi.ParseSpec(text); err == nil && spec.Kind != strings.TrimSuffix(theirs, "=") {
+			err = fmt.Errorf("it is about %q", spec.Kind)
+		}
+		if err == nil {
+			return spec, nil
+		}
+	}
+	return nil, fault.Wrap(fault.Unsupported, err, "device %q: no specification in %s has it (write one with: %s), and none could be made: %s",
+		theirs+ids[0], strings.Join(r.dirs, ", "), r.command(), err)
+}
+
+// command writes a specification where it is found.
+func (r *Registry) command() string {
+	return "nvidia-ctk cdi generate --output=" + filepath.Join(r.dirs[0], "nvidia.yaml")
+}
+
+// of adds a device of a specification that was made, and what all devices of it share.
+func (b *builder) of(made *specs.Spec, name, device string, common map[string]bool) error {
+	at := slices.IndexFunc(made.Devices, func(d specs.Device) bool { return d.Name == device })
+	if at < 0 {
+		return fault.New(fault.Unsupported, "device %q: %s does not have it", name, madeSource)
+	}
+	if !common[madeSource] {
+		common[madeSource] = true
+		if err := b.add(madeSource, &made.ContainerEdits); err != nil {
+			return fault.Wrap(fault.Unsupported, err, "device %q: %s", name, err)
+		}
+	}
+	if err := b.add(name, &made.Devices[at].ContainerEdits); err != nil {
+		return fault.Wrap(fault.Unsupported, err, "device %q: %s", name, err)
+	}
+	return nil
+}
+
 // unknown says why there is no such device, and what to do.
 func (r *Registry) unknown(cache *cdi.Cache, name string) error {
 	var problems []string
@@ -142,7 +240,7 @@ func (r *Registry) unknown(cache *cdi.Cache, name string) error {
 	}
 	hint := "install one there"
 	if strings.HasPrefix(name, nvidiaVendor+"/") {
-		hint = "write one with: nvidia-ctk cdi generate --output=" + filepath.Join(r.dirs[0], "nvidia.yaml")
+		hint = "write one with: " + r.command()
 	}
 	known := "there is none"
 	if all := cache.ListDevices(); len(all) > 0 {
@@ -329,6 +427,9 @@ func (b *builder) finish() Grant {
 	}
 	if names := b.visible[nvidiaVendor]; len(names) > 0 {
 		b.set(nvidiaVisible + "=" + strings.Join(names, ","))
+		if !slices.ContainsFunc(b.grant.Env, func(e string) bool { return strings.HasPrefix(e, cudaOrder+"=") }) {
+			b.set(cudaOrder + "=PCI_BUS_ID") // as nvidia-smi counts them; CUDA itself begins with the fastest
+		}
 	}
 	return b.grant
 }

@@ -1,6 +1,8 @@
 package cdi_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -56,8 +58,8 @@ func TestADeviceIsWhatItsSpecificationSays(t *testing.T) {
 	shared := fmt.Sprintf(`"env": ["NVIDIA_VISIBLE_DEVICES=void", "A=b=c"], "deviceNodes": [{"path": "/dev/nvidiactl", "hostPath": "/dev/null", "type": "c", "major": 1, "minor": 3}],
 		"mounts": [{"hostPath": %q, "containerPath": "/usr/lib/gpu/libgpu.so.570.1", "options": ["rw", "suid", "dev"]}],
 		"hooks": [{"hookName": "createContainer", "path": "/usr/bin/nvidia-cdi-hook", "args": ["nvidia-cdi-hook", "update-ldcache"]}], "additionalGids": [44]`, lib)
-	r := cdi.New(nil, write(t, shared, one, two))
-	g, err := r.Resolve([]string{"nvidia.com/gpu=GPU-1"})
+	r := cdi.New(nil, nil, write(t, shared, one, two))
+	g, err := r.Resolve(t.Context(), []string{"nvidia.com/gpu=GPU-1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,21 +82,21 @@ func TestADeviceIsWhatItsSpecificationSays(t *testing.T) {
 	spec := sandbox.Spec{Root: sandbox.Root{Env: []string{"LD_LIBRARY_PATH=/opt/image", "PATH=/bin", "NVIDIA_VISIBLE_DEVICES=all"}}}
 	before := spec
 	g.Apply(&spec)
-	if want := []string{"LD_LIBRARY_PATH=" + g.Binds[1].Target + ":/opt/image", "PATH=/bin", "NVIDIA_VISIBLE_DEVICES=GPU-1", "A=b=c", "MODEL=one"}; !slices.Equal(spec.Root.Env, want) {
+	if want := []string{"LD_LIBRARY_PATH=" + g.Binds[1].Target + ":/opt/image", "PATH=/bin", "NVIDIA_VISIBLE_DEVICES=GPU-1", "A=b=c", "MODEL=one", "CUDA_DEVICE_ORDER=PCI_BUS_ID"}; !slices.Equal(spec.Root.Env, want) {
 		t.Errorf("environment %q, want %q", spec.Root.Env, want)
 	}
 	if before.Root.Env[2] != "NVIDIA_VISIBLE_DEVICES=all" {
 		t.Error("the image's own environment was changed")
 	}
 
-	g, err = r.Resolve([]string{"nvidia.com/gpu=GPU-2", "nvidia.com/gpu=GPU-1", "nvidia.com/gpu=GPU-2"})
+	g, err = r.Resolve(t.Context(), []string{"nvidia.com/gpu=GPU-2", "nvidia.com/gpu=GPU-1", "nvidia.com/gpu=GPU-2"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Equal(g.Devices, []sandbox.Device{control, second, first}) || !slices.Contains(g.Env, "NVIDIA_VISIBLE_DEVICES=GPU-2,GPU-1") || !slices.Contains(g.Env, "MODEL=one") {
 		t.Errorf("two devices: %+v", g)
 	}
-	if g, err := r.Resolve(nil); err != nil || len(g.Devices)+len(g.Binds)+len(g.Env) > 0 {
+	if g, err := r.Resolve(t.Context(), nil); err != nil || len(g.Devices)+len(g.Binds)+len(g.Env) > 0 {
 		t.Errorf("none: %+v, %v", g, err)
 	}
 }
@@ -116,13 +118,13 @@ func TestAWrongSpecificationIsRefused(t *testing.T) {
 		"a file that is gone":  {`"mounts": [{"hostPath": "/no/such.so", "containerPath": "/opt/x"}]`, one, "another version"},
 		"two files at a place": {`"mounts": [{"hostPath": "/etc/passwd", "containerPath": "/opt/x"}, {"hostPath": "/etc/group", "containerPath": "/opt/x"}]`, one, "one place"},
 	} {
-		g, err := cdi.New(nil, write(t, c.shared, c.first, two)).Resolve([]string{"nvidia.com/gpu=GPU-1"})
+		g, err := cdi.New(nil, nil, write(t, c.shared, c.first, two)).Resolve(t.Context(), []string{"nvidia.com/gpu=GPU-1"})
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q (%+v)", name, err, c.want, g)
 		}
 	}
-	r := cdi.New(nil, write(t, `"mounts": [{"hostPath": "/dev/null", "containerPath": "/run/service"}, {"hostPath": "tmpfs", "containerPath": "/x", "type": "tmpfs"}]`, one, two))
-	if g, err := r.Resolve([]string{"nvidia.com/gpu=GPU-1"}); err != nil || len(g.Binds) > 0 || len(g.Ignored) != 2 {
+	r := cdi.New(nil, nil, write(t, `"mounts": [{"hostPath": "/dev/null", "containerPath": "/run/service"}, {"hostPath": "tmpfs", "containerPath": "/x", "type": "tmpfs"}]`, one, two))
+	if g, err := r.Resolve(t.Context(), []string{"nvidia.com/gpu=GPU-1"}); err != nil || len(g.Binds) > 0 || len(g.Ignored) != 2 {
 		t.Errorf("what is no file: %+v, %v", g, err)
 	}
 }
@@ -142,7 +144,7 @@ func TestUnknownDevicesSayWhatThereIs(t *testing.T) {
 		"no directory":  {filepath.Join(empty, "none"), "nvidia.com/gpu=0", []string{"nvidia-ctk"}},
 		"not even YAML": {broken(t), "nvidia.com/gpu=0", []string{"broken.yaml"}},
 	} {
-		_, err := cdi.New(nil, c.dir).Resolve([]string{c.device})
+		_, err := cdi.New(nil, nil, c.dir).Resolve(t.Context(), []string{c.device})
 		for _, want := range c.want {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v, want %q", name, err, want)
@@ -163,7 +165,7 @@ func broken(t *testing.T) string {
 // Whoever can write a specification can have any device: it must be the operator's.
 func TestASpecificationOfOthersIsNotBelieved(t *testing.T) {
 	resolve := func(dir string) error {
-		_, err := cdi.New(nil, dir).Resolve([]string{"nvidia.com/gpu=GPU-1"})
+		_, err := cdi.New(nil, nil, dir).Resolve(t.Context(), []string{"nvidia.com/gpu=GPU-1"})
 		return err
 	}
 	for name, change := range map[string]func(dir string) error{
@@ -184,6 +186,77 @@ func TestASpecificationOfOthersIsNotBelieved(t *testing.T) {
 		}
 		if err := resolve(dir); err == nil || !strings.Contains(err.Error(), dir) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A specification is made only where no file says anything about the devices: the operator's word is the last one.
+func TestASpecificationIsMadeWhereThereIsNone(t *testing.T) {
+	const text = `{"cdiVersion": "0.7.0", "kind": "nvidia.com/gpu", "containerEdits": {"env": ["DRIVER=1"],
+			"hooks": [{"hookName": "createContainer", "path": "/usr/bin/hook"}], "deviceNodes": [{"path": "/dev/nvidiactl", "hostPath": "/dev/null"}]},
+		"devices": [{"name": "GPU-1", "containerEdits": {"deviceNodes": [{"path": "/dev/nvidia0", "hostPath": "/dev/zero"}]}},
+			{"name": "GPU-2", "containerEdits": {"deviceNodes": [{"path": "/dev/nvidia1", "hostPath": "/dev/full"}]}}]}`
+	var asked [][]string
+	answer, failure := text, error(nil)
+	maker := func(_ context.Context, ids []string) ([]byte, error) {
+		asked = append(asked, ids)
+		return []byte(answer), failure
+	}
+	names := []string{"nvidia.com/gpu=GPU-2", "nvidia.com/gpu=GPU-1", "nvidia.com/gpu=GPU-2"}
+	empty := t.TempDir()
+	g, err := cdi.New(nil, maker, empty).Resolve(t.Context(), names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(asked) != 1 || !slices.Equal(asked[0], []string{"GPU-2", "GPU-1"}) {
+		t.Errorf("it was asked for %q", asked)
+	}
+	if len(g.Devices) != 3 || g.Devices[0].Path != "/dev/nvidiactl" || g.Devices[1].Path != "/dev/nvidia1" || g.Devices[2].Path != "/dev/nvidia0" ||
+		!slices.Contains(g.Env, "NVIDIA_VISIBLE_DEVICES=GPU-2,GPU-1") || !slices.Contains(g.Env, "DRIVER=1") || len(g.Ignored) != 1 || !strings.Contains(g.Ignored[0], "hooks are never run") {
+		t.Errorf("it is %+v", g)
+	}
+	asked = nil
+	for name, dir := range map[string]string{"one that has it": write(t, ``, one, two), "one that has others": write(t, ``, one, two), "one that cannot be read": broken(t)} {
+		ask := map[bool]string{true: "nvidia.com/gpu=GPU-1", false: "nvidia.com/gpu=GPU-9"}[name == "one that has it"]
+		if _, err := cdi.New(nil, maker, dir).Resolve(t.Context(), []string{ask}); (err == nil) != (name == "one that has it") || asked != nil {
+			t.Errorf("with %s: %v, made for %q", name, err, asked)
+		}
+	}
+	if _, err := cdi.New(nil, maker, empty).Resolve(t.Context(), []string{"other.test/gpu=GPU-1"}); err == nil || asked != nil {
+		t.Errorf("of another vendor: %v, made for %q", err, asked)
+	}
+	for want, c := range map[string]struct {
+		text string
+		err  error
+	}{
+		"the driver sleeps":   {text, errors.New("the driver sleeps")},
+		"does not have it":    {strings.ReplaceAll(text, "GPU-2", "GPU-3"), nil},
+		`is about "a.test/b"`: {strings.ReplaceAll(text, "nvidia.com/gpu", "a.test/b"), nil},
+		"none could be made":  {"a: ]", nil},
+		"no device node":      {strings.ReplaceAll(text, "/dev/full", "/etc/passwd"), nil},
+	} {
+		answer, failure = c.text, c.err
+		if g, err := cdi.New(nil, maker, empty).Resolve(t.Context(), names); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v (%+v)", want, err, g)
+		}
+	}
+}
+
+func TestWhoWasGivenNothingAsksForNothing(t *testing.T) {
+	image := []string{"PATH=/bin", "NVIDIA_VISIBLE_DEVICES=all"}
+	spec := sandbox.Spec{Root: sandbox.Root{Env: image}}
+	cdi.Withhold(&spec)
+	if !slices.Equal(spec.Root.Env, []string{"PATH=/bin", "NVIDIA_VISIBLE_DEVICES=void"}) || image[1] != "NVIDIA_VISIBLE_DEVICES=all" {
+		t.Errorf("the environment is %q, that of the image %q", spec.Root.Env, image)
+	}
+	plain := sandbox.Spec{Root: sandbox.Root{Env: []string{"PATH=/bin"}}}
+	cdi.Withhold(&plain)
+	if !slices.Equal(plain.Root.Env, []string{"PATH=/bin"}) {
+		t.Errorf("the environment is %q", plain.Root.Env)
+	}
+	for want, names := range map[string][]string{"void": {"amd.com/gpu=0"}, "GPU-1,GPU-2": {"nvidia.com/gpu=GPU-1", "amd.com/gpu=0", "nvidia.com/gpu=GPU-2"}} {
+		if key, got := cdi.Visible(names); key != "NVIDIA_VISIBLE_DEVICES" || got != want {
+			t.Errorf("%q make %s=%s, want %s", names, key, got, want)
 		}
 	}
 }

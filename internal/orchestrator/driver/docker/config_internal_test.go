@@ -2,6 +2,7 @@ package docker
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -136,13 +137,18 @@ func TestDevicesAreRequestedByTheirNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, given := range [][]string{nil, names} {
-		o, err := d.container(c, driver.TaskConfig{ID: "x", Task: &model.Task{}, Devices: given}, &engine{})
+		o, err := d.container(c, driver.TaskConfig{ID: "x", Task: &model.Task{}, Devices: given,
+			Env: map[string]string{"NVIDIA_VISIBLE_DEVICES": "all"}}, &engine{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		h := o.HostConfig
 		if len(h.Devices) > 0 || h.Privileged || (len(given) == 0) != (len(h.DeviceRequests) == 0) {
 			t.Errorf("%v: %+v", given, h)
+		}
+		want := map[bool]string{true: "NVIDIA_VISIBLE_DEVICES=void", false: "NVIDIA_VISIBLE_DEVICES=GPU-1,GPU-2"}[given == nil]
+		if !slices.Equal(o.Config.Env, []string{want}) { // NVIDIA's runtime would take what the job says for a request
+			t.Errorf("%v: the environment is %q", given, o.Config.Env)
 		}
 		if len(given) > 0 && (h.DeviceRequests[0].Driver != "cdi" || strings.Join(h.DeviceRequests[0].DeviceIDs, " ") != strings.Join(names, " ") || len(h.DeviceRequests[0].Capabilities) > 0) {
 			t.Errorf("%+v", h.DeviceRequests)

@@ -15,6 +15,7 @@ import (
 
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/driver/cdi"
 	"rockpool/internal/orchestrator/model"
 )
 
@@ -51,12 +52,18 @@ func (d *Driver) container(c *config, cfg driver.TaskConfig, e *engine) (client.
 	cpu := int64(cmp.Or(cfg.Resources.CPU, cfg.Task.Resources.CPU))
 	labels := maps.Clone(c.labels)
 	labels[labelNode], labels[labelTask], labels[labelAlloc] = d.cfg.Node, cfg.ID, cfg.AllocID
+	env := maps.Clone(cfg.Env)
+	if env == nil {
+		env = map[string]string{}
+	}
+	key, visible := cdi.Visible(cfg.Devices)
+	env[key] = visible
 	init := new(bool)
 	if *init = true; d.hasNoInit() {
 		init = nil
 	}
 	inside := &container.Config{
-		Image: c.image, Entrypoint: c.entrypoint, Cmd: command(c), WorkingDir: c.workDir, User: cfg.Task.User, Env: environ(cfg.Env),
+		Image: c.image, Entrypoint: c.entrypoint, Cmd: command(c), WorkingDir: c.workDir, User: cfg.Task.User, Env: environ(env),
 		Hostname: c.hostname, Labels: labels, Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
 	}
 	host := &container.HostConfig{

@@ -118,7 +118,7 @@ func TestATaskHasItsDevicesAndNoOthers(t *testing.T) {
 			}
 		}
 	})
-	d := sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(r), Images: images, Devices: cdi.New(nil, dir).Resolve}, sandboxed.NameDocker)[0]
+	d := sandboxed.New(sandboxed.Config{Runtime: sandboxed.Native(r), Images: images, Devices: cdi.New(nil, nil, dir).Resolve}, sandboxed.NameDocker)[0]
 	defer func() { _ = d.(driver.Detacher).Detach(context.Background()) }()
 	start := func(devices ...string) (driver.Task, error) {
 		cfg := driver.TaskConfig{ID: ident.New() + ".task.1", StateDir: t.TempDir(), DiskMB: 32, Emit: func(string) {}, Devices: devices, Task: &model.Task{Name: "task",

@@ -38,8 +38,8 @@ type Config struct {
 	Runtime Runtime          // the native one, for tasks that ask for no other
 	Classes map[string]Class // OCI runtimes by the name that a task's configuration asks for; a stronger class of wall
 	Images  Images
-	Devices func(names []string) (cdi.Grant, error) // what devices are made of; nil = none are given
-	CoreMHz int                                     // clock of one core, to turn a task's CPU share into a hard limit; 0 = 1000
+	Devices func(ctx context.Context, names []string) (cdi.Grant, error) // what devices are made of; nil = none are given
+	CoreMHz int                                                          // clock of one core, to turn a task's CPU share into a hard limit; 0 = 1000
 }
 
 // Class is a runtime that tasks can ask for by name.
@@ -218,7 +218,7 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (_ driver.Tas
 	if n := cfg.Network; n != nil {
 		spec.NetNS, spec.Hostname = n.NetNS, n.Hostname
 	}
-	if err := d.give(&spec, cfg); err != nil {
+	if err := d.give(ctx, &spec, cfg); err != nil {
 		return nil, err
 	}
 	if c.runtime != "" {
@@ -269,11 +269,12 @@ func (d *Driver) offered(cfg driver.TaskConfig) error {
 }
 
 // give adds the devices of the allocation to what a sandbox is made of.
-func (d *Driver) give(spec *sandbox.Spec, cfg driver.TaskConfig) error {
+func (d *Driver) give(ctx context.Context, spec *sandbox.Spec, cfg driver.TaskConfig) error {
 	if len(cfg.Devices) == 0 {
+		cdi.Withhold(spec)
 		return nil
 	}
-	grant, err := d.core.cfg.Devices(cfg.Devices)
+	grant, err := d.core.cfg.Devices(ctx, cfg.Devices)
 	if err != nil {
 		return fmt.Errorf("give devices: %w", err)
 	}

@@ -87,11 +87,6 @@ func (r execRequest) environ() ([]string, error) {
 			list = append(list, v)
 		}
 	}
-	for _, v := range list {
-		if i := strings.IndexByte(v, '='); i <= 0 || strings.IndexByte(v, 0) >= 0 {
-			return nil, fault.New(fault.Invalid, "a variable of the environment needs a name, and holds no NUL")
-		}
-	}
 	return list, nil
 }
 
@@ -127,7 +122,7 @@ func (h *Handler) exec(w http.ResponseWriter, r *http.Request, _ auth.Identity, 
 	}
 	h.execs.Add(1)
 	defer h.execs.Add(-1)
-	s := &execSession{conn: conn, run: run, out: make(chan []byte), beat: execHeartbeat, alone: func() bool { return h.execs.Load() <= 1 }}
+	s := &execSession{conn: conn, run: run, out: make(chan []byte), beat: execHeartbeat, alone: h.alone}
 	if req.ExecID != "" {
 		s.beat = execOwnBeat
 	}
@@ -136,6 +131,9 @@ func (h *Handler) exec(w http.ResponseWriter, r *http.Request, _ auth.Identity, 
 	s.serve(ctx)
 	return nil
 }
+
+// alone reports whether at most one execution is carried.
+func (h *Handler) alone() bool { return h.execs.Load() <= 1 }
 
 // execBuffers are the write buffers of connections that are writing, execChunks what is read into while there is much to read. An execution that waits holds
 // none of them.
@@ -183,11 +181,21 @@ func (h *Handler) startExec(ctx context.Context, req execRequest) (driver.Execut
 			return nil, err
 		}
 	}
-	run, err := h.node.Exec(ctx, req.ID, req.Task, spec)
+	return h.start(ctx, req.ID, req.Task, spec)
+}
+
+// start starts what was asked for, on whatever way.
+func (h *Handler) start(ctx context.Context, allocID, task string, spec driver.ExecSpec) (driver.Execution, error) {
+	for _, v := range spec.Env {
+		if i := strings.IndexByte(v, '='); i <= 0 || strings.IndexByte(v, 0) >= 0 {
+			return nil, fault.New(fault.Invalid, "a variable of the environment needs a name, and holds no NUL")
+		}
+	}
+	run, err := h.node.Exec(ctx, allocID, task, spec)
 	if errors.Is(err, driver.ErrNoCommand) {
 		return nil, fault.Wrap(fault.Internal, err, "command not found: %s", spec.Argv[0])
 	}
-	return run, taskError(err, req.Task)
+	return run, taskError(err, task)
 }
 
 // Refuse ends the WebSocket of an execution that was not started, or of which no more is known.
@@ -328,12 +336,13 @@ func (s *execSession) pump(ctx context.Context, stream string, r io.Reader) {
 			execChunks.Put(large)
 		}
 	}()
+	from := &paced{from: r, pace: &s.pace, alone: s.alone, gone: ctx.Done()}
 	for {
 		buf := small[:]
 		if large != nil {
 			buf = large[:]
 		}
-		n, err := r.Read(buf)
+		n, err := from.Read(buf)
 		if n > 0 {
 			frame := make([]byte, 0, n*4/3+40)
 			frame = append(append(append(frame, `{"`...), stream...), `":{"data":"`...)
@@ -346,25 +355,11 @@ func (s *execSession) pump(ctx context.Context, stream string, r io.Reader) {
 				execChunks.Put(large)
 				large = nil
 			}
-			s.rest(ctx, s.pace.hold(n, s.alone(), time.Now()))
 		}
 		if err != nil {
 			s.send(ctx, []byte(`{"`+stream+`":{"close":true}}`))
 			return
 		}
-	}
-}
-
-// rest waits, unless there is nobody to wait for.
-func (s *execSession) rest(ctx context.Context, d time.Duration) {
-	if d == 0 {
-		return
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
 	}
 }
 

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"io"
 	"sync"
 	"time"
 )
@@ -34,4 +35,30 @@ func (p *pace) hold(n int, alone bool, now time.Time) time.Duration {
 		return d
 	}
 	return 0
+}
+
+// paced is output that is read no faster than its pace.
+type paced struct {
+	from  io.Reader
+	pace  *pace
+	alone func() bool
+	gone  <-chan struct{} // closed when there is nobody to wait for
+	rest  time.Duration   // before the next read
+}
+
+func (p *paced) Read(b []byte) (int, error) {
+	if p.rest > 0 {
+		t := time.NewTimer(p.rest)
+		select {
+		case <-t.C:
+		case <-p.gone:
+			t.Stop()
+		}
+		p.rest = 0
+	}
+	n, err := p.from.Read(b)
+	if n > 0 {
+		p.rest = p.pace.hold(n, p.alone(), time.Now())
+	}
+	return n, err
 }

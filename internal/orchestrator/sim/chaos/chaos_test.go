@@ -82,6 +82,29 @@ func TestWhatMustNotBeIsFound(t *testing.T) {
 	}
 }
 
+// TestDevices runs nodes of all kinds, with GPUs that fail, vanish and are divided while jobs come and go.
+func TestDevices(t *testing.T) {
+	end := time.Now().Add(time.Duration(number("MINUTES", 1000)) * time.Minute)
+	first := number("FIRST", 1)
+	for seed := first; seed < first+number("SEEDS", 2); seed++ {
+		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
+			t.Parallel()
+			if time.Now().After(end) {
+				t.Skip("the time is over")
+			}
+			cfg := chaos.Config{Seed: seed, Devices: true, Nodes: 6, Clients: 4, Jobs: 24, Length: 10 * time.Second, Every: 400 * time.Millisecond}
+			if os.Getenv("SEEDS") != "" {
+				cfg = chaos.Config{Seed: seed, Devices: true, Jobs: 48, Clients: 6, Length: 30 * time.Second, Every: 500 * time.Millisecond}
+			}
+			r := simulate(t, cfg)
+			t.Logf("%d allocations had devices, %d times there was no room", r.Holders, r.Waited)
+			if r.Holders < 10 || r.Waited == 0 {
+				t.Error("that is too few to show anything")
+			}
+		})
+	}
+}
+
 // TestFlaps changes leaders FLAPS times while clients write.
 func TestFlaps(t *testing.T) {
 	t.Parallel()

@@ -29,7 +29,9 @@ func PlacedOnce(s *state.Snapshot, namespace, job string) error {
 		}
 		k := slot{namespace, job, a.Job.CreateIndex, a.Name}
 		if other := seen[k]; other != "" {
-			errs = append(errs, fmt.Errorf("placed twice at index %d: %s is both %s and %s", s.Index(), a.Name, other, a.ID))
+			o := s.Alloc(nil, other)
+			errs = append(errs, fmt.Errorf("placed twice at index %d: %s is both %s (%s on %s since %d) and %s (%s on %s since %d)", s.Index(), a.Name, other, o.ClientStatus, o.NodeID, o.CreateIndex,
+				a.ID, a.ClientStatus, a.NodeID, a.CreateIndex))
 		}
 		seen[k] = a.ID
 	}
@@ -63,7 +65,11 @@ func Placed(s *state.Snapshot) error {
 					n++
 				}
 			}
-			if n != g.Count {
+			if n < g.Count && len(g.Tasks[0].Resources.Devices) > 0 {
+				if node := roomFor(s, g); node != "" {
+					errs = append(errs, fmt.Errorf("job %s has %d allocations of group %s at work, not %d, and there are devices for it on node %s", j.ID, n, g.Name, g.Count, node))
+				}
+			} else if n != g.Count {
 				errs = append(errs, fmt.Errorf("job %s has %d allocations of group %s at work, not %d", j.ID, n, g.Name, g.Count))
 			}
 		}
@@ -129,6 +135,8 @@ type Monitor struct {
 	digests map[uint64]digest // guarded by mu; by index
 	err     error             // guarded by mu
 	updates int               // guarded by mu
+	holders map[string]bool   // guarded by mu; allocations with devices
+	waited  map[string]bool   // guarded by mu; evaluations that found no room
 }
 
 type digest struct {
@@ -138,18 +146,28 @@ type digest struct {
 }
 
 // NewMonitor makes one.
-func NewMonitor() *Monitor { return &Monitor{digests: map[uint64]digest{}} }
+func NewMonitor() *Monitor { return &Monitor{digests: map[uint64]digest{}, holders: map[string]bool{}, waited: map[string]bool{}} }
 
 // Watch looks at a server's updates from now on. An update that the server makes once more after a restart is compared with its first time.
 func (m *Monitor) Watch(server string, store *state.Store) (end func()) {
 	return store.Observe(func(c state.Commit) {
 		m.update(server, c)
 		snap := store.Snapshot()
-		jobs := map[[2]string]bool{}
+		jobs, nodes := map[[2]string]bool{}, map[string]bool{}
 		for _, ch := range c.Changes {
+			if e, ok := ch.After.(*model.Evaluation); ok && e.Status == model.EvalBlocked {
+				m.blocked(e.ID)
+			}
 			if a, ok := ch.After.(*model.Allocation); ok {
 				jobs[[2]string{a.Namespace, a.JobID}] = true
+				if len(a.Resources.Tasks["t"].Devices) > 0 {
+					nodes[a.NodeID] = true
+					m.equipped(a.ID)
+				}
 			}
+		}
+		for id := range nodes {
+			m.note(server, OwnedOnce(snap, id))
 		}
 		for k := range jobs {
 			m.note(server, PlacedOnce(snap, k[0], k[1]))
@@ -204,6 +222,32 @@ func (m *Monitor) note(server string, err error) {
 	if err != nil && m.err == nil {
 		m.err = fmt.Errorf("on %s: %w", server, err)
 	}
+}
+
+func (m *Monitor) equipped(alloc string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.holders[alloc] = true
+}
+
+func (m *Monitor) blocked(eval string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.waited[eval] = true
+}
+
+// Waited is how many evaluations have found no room.
+func (m *Monitor) Waited() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.waited)
+}
+
+// Holders is how many allocations have had devices.
+func (m *Monitor) Holders() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.holders)
 }
 
 // Err is the first thing that must not be.

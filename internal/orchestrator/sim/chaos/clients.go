@@ -25,6 +25,7 @@ type workload struct {
 	slots   int      // jobs in use at a time
 	perJob  int      // operations on one job
 	stale   bool
+	devices bool // jobs ask for some, and those that are given up are purged, so that others get theirs
 
 	mu   sync.Mutex
 	jobs []*jobInUse     // guarded by mu; one for each slot
@@ -86,7 +87,9 @@ func (c *client) once(ctx context.Context) {
 	c.mu.Lock()
 	slot := c.rnd.IntN(c.slots)
 	j := c.jobs[slot]
+	left := ""
 	if j.ops++; j.ops > c.perJob {
+		left = j.id
 		var generation int
 		_, _ = fmt.Sscanf(j.id, fmt.Sprintf("job-%d-%%d", slot), &generation)
 		c.next(slot, generation+1)
@@ -94,6 +97,9 @@ func (c *client) once(ctx context.Context) {
 	}
 	index := j.index
 	c.mu.Unlock()
+	if c.devices && left != "" {
+		c.purge(ctx, left)
+	}
 	switch p := c.rnd.IntN(100); {
 	case p < 25, c.stale && p < 60:
 		c.learn(j, c.read(ctx, j.id))
@@ -127,7 +133,7 @@ func (c *client) put(ctx context.Context, id string, expect uint64) linear.Resul
 	if c.rnd.IntN(6) == 0 {
 		replace = value // the allocations have to be replaced
 	}
-	body := map[string]any{"Job": jobSpec(id, value, replace), "EnforceIndex": true, "JobModifyIndex": expect}
+	body := map[string]any{"Job": jobSpec(id, value, replace, c.devices), "EnforceIndex": true, "JobModifyIndex": expect}
 	return c.do(linear.Op{Kind: linear.CAS, Job: id, Expect: expect, Value: value}, func() (linear.Result, error) {
 		var out struct{ JobModifyIndex uint64 }
 		err := c.call(ctx, http.MethodPut, "/v1/jobs", body, &out)
@@ -236,8 +242,12 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 }
 
 // jobSpec is a runner's job: a group that runs and one of count 0 that keeps the value. A change of replace has the running group replaced.
-func jobSpec(id, value, replace string) map[string]any {
+func jobSpec(id, value, replace string, devices bool) map[string]any {
 	kind := "batch"
+	resources := map[string]any{"CPU": 20, "MemoryMB": 20}
+	if devices {
+		resources["Devices"] = request(id)
+	}
 	if strings.HasSuffix(id, "1") || strings.HasSuffix(id, "5") {
 		kind = "service"
 	}
@@ -248,7 +258,7 @@ func jobSpec(id, value, replace string) map[string]any {
 				"Name": "run", "Count": 1 + len(id)%2,
 				"Tasks": []any{map[string]any{
 					"Name": "t", "Driver": "mock", "Config": map[string]any{}, "Env": map[string]string{"REPLACE": replace},
-					"Resources": map[string]any{"CPU": 20, "MemoryMB": 20},
+					"Resources": resources,
 				}},
 			},
 			map[string]any{

@@ -18,6 +18,7 @@ import (
 	"rockpool/internal/orchestrator"
 	"rockpool/internal/orchestrator/consensus"
 	"rockpool/internal/orchestrator/leader"
+	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/node"
 	"rockpool/internal/orchestrator/sim"
 	"rockpool/internal/orchestrator/sim/fabric"
@@ -263,6 +264,8 @@ type fleet struct {
 	*sim.Fleet
 	host      string
 	transport *http.Transport
+	devices   [][]model.NodeDevice // of each node, when all is well
+	said      string               // the faults of devices that the nodes were told of last; one goroutine's
 
 	mu   sync.Mutex
 	stop func() // guarded by mu; nil = they do not run
@@ -288,6 +291,12 @@ func (c *cluster) newFleet(host string, seed uint64, count int) (*fleet, error) 
 	var err error
 	f.Fleet, err = sim.NewFleet(sim.FleetConfig{
 		Count: count, Seed: c.cfg.Seed<<8 + seed,
+		Describe: func(i int, n *model.Node) {
+			if c.cfg.Devices {
+				n.Resources.Devices = equip(int(seed)*count+i, n.ID)
+			}
+			f.devices = append(f.devices, n.Resources.Devices)
+		},
 		Connect: func(id node.Identity) (node.ServerConn, error) {
 			i++
 			turned := append(slices.Clone(urls[i%len(urls):]), urls[:i%len(urls)]...)
@@ -295,6 +304,24 @@ func (c *cluster) newFleet(host string, seed uint64, count int) (*fleet, error) 
 		},
 	})
 	return f, err
+}
+
+// afflict has the nodes say what the faults make of their devices.
+func (f *fleet) afflict(now []active) {
+	var faults []Fault
+	for _, a := range now {
+		if a.Target == f.host && slices.Contains([]Kind{GPUFailure, GPUGone, GPUDivided}, a.Kind) {
+			faults = append(faults, a.Fault)
+		}
+	}
+	if s := fmt.Sprint(faults); s == f.said || f.said == "" && len(faults) == 0 {
+		return
+	} else {
+		f.said = s
+	}
+	for i, groups := range f.devices {
+		f.Change(i, func(n *model.Node) { n.Resources.Devices = afflicted(groups, faults) })
+	}
 }
 
 func (f *fleet) start() {

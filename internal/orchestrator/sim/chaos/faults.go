@@ -119,7 +119,7 @@ func (c *cluster) adjust(now []active) error {
 				continue
 			}
 			switch toPeer := a.Peer == other || a.Peer == Everybody; {
-			case a.Kind == Isolate:
+			case a.Kind == Isolate || a.Kind == NodeLoss:
 				c.net.Cut(a.Target, other)
 				c.net.Cut(other, a.Target)
 			case a.Kind == Deaf:
@@ -149,6 +149,7 @@ func (c *cluster) adjust(now []active) error {
 		}
 	}
 	for _, f := range c.fleets {
+		f.afflict(now)
 		if _, down := has(f.host, AgentStart); down {
 			f.end()
 		} else {

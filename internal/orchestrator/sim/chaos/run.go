@@ -27,6 +27,7 @@ type Config struct {
 	Only      []Kind        // nil = all
 	Schedule  Schedule      // nil = that of the seed
 	Keep      uint64        // entries that make a snapshot; default 150, so few that servers that were away are sent one
+	Devices   bool          // nodes have GPUs, jobs ask for them, and they fail
 	Stale     bool          // clients read what may be old, which the check of their history must find
 	Log       logging.Logger
 }
@@ -62,6 +63,8 @@ type Report struct {
 	Operations int            // of clients
 	Outcomes   map[string]int // of them
 	Updates    int            // that were looked at, on all servers
+	Holders    int            // allocations that had devices
+	Waited     int            // evaluations that found no room
 	Term       int            // of Raft, at the end
 	Snapshots  int            // on all servers
 	Story      string         // what went wrong, when
@@ -86,7 +89,7 @@ func Run(cfg Config) (*Result, error) {
 	err = errors.Join(err, c.shutDown(), c.err())
 	time.Sleep(lingering)
 	r.Report.Story = c.told()
-	r.Report.Updates = c.monitor.Updates()
+	r.Report.Updates, r.Report.Holders, r.Report.Waited = c.monitor.Updates(), c.monitor.Holders(), c.monitor.Waited()
 	return r, r.explain(err)
 }
 
@@ -109,6 +112,7 @@ func (r *Result) explain(err error) error {
 func (c *cluster) run() (*Result, error) {
 	cfg := c.cfg
 	w := newWorkload(c.addresses(), cfg.Jobs, 25, cfg.Stale)
+	w.devices = cfg.Devices
 	r := &Result{Report: Report{Seed: cfg.Seed}, work: w}
 	if err := c.adjust(nil); err != nil {
 		return r, err
@@ -127,7 +131,7 @@ func (c *cluster) run() (*Result, error) {
 	c.mu.Unlock()
 	plan := cfg.Schedule
 	if plan == nil {
-		plan = Plan(cfg.Seed, Shape{Servers: c.names(), Nodes: c.nodeHosts(), Clients: clientHosts, Length: cfg.Length, Every: cfg.Every, Only: cfg.Only})
+		plan = Plan(cfg.Seed, Shape{Servers: c.names(), Nodes: c.nodeHosts(), Clients: clientHosts, Length: cfg.Length, Every: cfg.Every, Only: cfg.Only, Devices: cfg.Devices})
 	}
 	clients, stop := context.WithCancel(context.Background())
 	defer stop()

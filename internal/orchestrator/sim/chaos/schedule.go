@@ -25,6 +25,11 @@ const (
 	ClockJump  Kind = "clock jump"  // Target's wall clock is off by By
 	Transfer   Kind = "transfer"    // Target hands leadership on; it has no duration
 	AgentStart Kind = "agent start" // the node agents on Target end, and come back with what they run
+	// What follows happens to GPUs of the nodes on Target, in runs with devices only.
+	NodeLoss   Kind = "node loss"   // Target is cut off for longer than its nodes may be silent
+	GPUFailure Kind = "gpu failure" // one of each node is unhealthy
+	GPUGone    Kind = "gpu gone"    // one of each node is not found
+	GPUDivided Kind = "gpu divided" // those of each node that were offered whole become slots, whoever holds them
 	// Amnesia is a crash after which the disk lacks what it had taken last. No cluster can live with that: it is there to show that the checks find it, and
 	// in no schedule that a seed makes.
 	Amnesia Kind = "amnesia"
@@ -78,6 +83,7 @@ type Shape struct {
 	Length  time.Duration // by its end everything is well again
 	Every   time.Duration // between the beginnings of two faults, on average
 	Only    []Kind        // nil = all kinds
+	Devices bool          // also those that are about devices
 }
 
 // weights say how often a kind is chosen. Crashes and cuts of servers are what a cluster is for.
@@ -88,11 +94,24 @@ var weights = []struct {
 	{Crash, 4}, {PowerLoss, 3}, {Cut, 5}, {Isolate, 5}, {Deaf, 3}, {SlowLink, 3}, {SlowDisk, 3}, {FullDisk, 2}, {ClockJump, 2}, {Transfer, 4}, {AgentStart, 2},
 }
 
+// ofDevices are the weights of the kinds that are about devices.
+var ofDevices = []struct {
+	kind Kind
+	n    int
+}{{NodeLoss, 6}, {GPUFailure, 12}, {GPUGone, 8}, {GPUDivided, 8}}
+
+// lost is how long a node is silent at least until it is given up.
+const lost = 6 * time.Second
+
 // Plan makes the schedule of a seed. Equal seeds and shapes give equal schedules.
 func Plan(seed uint64, s Shape) Schedule {
 	r := rand.New(rand.NewPCG(seed, 0x706c616e))
 	var kinds []Kind
-	for _, w := range weights {
+	all := weights
+	if s.Devices {
+		all = slices.Concat(weights, ofDevices)
+	}
+	for _, w := range all {
 		if s.Only == nil || slices.Contains(s.Only, w.kind) {
 			for range w.n {
 				kinds = append(kinds, w.kind)
@@ -134,7 +153,9 @@ func Plan(seed uint64, s Shape) Schedule {
 			}
 		case Transfer:
 			f.Target, f.For = Leader, 0
-		case AgentStart:
+		case NodeLoss:
+			f.Target, f.For = pick(r, s.Nodes), lost+f.For
+		case AgentStart, GPUFailure, GPUGone, GPUDivided:
 			f.Target = pick(r, s.Nodes)
 		}
 		f.For = min(f.For, s.Length-f.At).Truncate(time.Millisecond)

@@ -3,6 +3,8 @@
 //   driver 550.54.15          cuda 12040             gpus 0 1         (those that are there, by number)
 //   gpu 0 uuid GPU-…          gpu 0 name …           gpu 0 memory MiB ...      gpu 0 lost 1
 //   part 0 1 uuid MIG-…       (the second part of the first GPU)
+//   gpu 0 processes 17 18     (those that compute on it; of a part likewise)
+//   gpu 0 lingering 3 512 17  (the first 3 questions for its processes after this line has come find these too, and its memory has 512 MiB more)
 //   fail <function> <from> <to> <code>               (calls from..to of it answer code; to 0 = all later ones)
 //   hang <function> 1                                (its calls return when the line is gone)
 //   xid <n> <gpu> <code> <instance>                  (the n-th event, from 1; instance -1 = the whole GPU)
@@ -23,6 +25,7 @@ struct nvmlEventSet_st { int seen; };
 static struct nvmlDevice_st devices[GPUS][PARTS + 1];
 static struct nvmlEventSet_st events;
 static int present[GPUS], count, ready;
+static struct { char line[128]; int left; } lingering[GPUS][PARTS + 1];
 static struct { const char *name; int calls; } calls[NAMES];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -98,18 +101,37 @@ static nvmlReturn_t device(const char *name, nvmlDevice_t d) {
 #define DEVICE(d) do { nvmlReturn_t r_ = device(__func__, d); if (r_ != NVML_SUCCESS) return r_; } while (0)
 #define NUMBER(d, field, into) do { unsigned long long n_; DEVICE(d); if (!number(d, field, &n_)) return NVML_ERROR_NOT_SUPPORTED; into = n_; return NVML_SUCCESS; } while (0)
 
+// linger is what the line says that is left of a task, as long as it is: its memory in MiB, and its processes after what is in pids already.
+static unsigned long long linger(nvmlDevice_t d, int asked, char *pids, size_t size) {
+    char line[128] = "";
+    int n = 0, at = 0;
+    unsigned long long memory = 0;
+    text(d, "lingering", line, sizeof line);
+    pthread_mutex_lock(&lock);
+    if (strcmp(lingering[d.handle->gpu][d.handle->part + 1].line, line)) {
+        strcpy(lingering[d.handle->gpu][d.handle->part + 1].line, line);
+        lingering[d.handle->gpu][d.handle->part + 1].left = atoi(line);
+    }
+    if (lingering[d.handle->gpu][d.handle->part + 1].left > 0 && sscanf(line, "%d %llu%n", &n, &memory, &at) == 2) {
+        snprintf(pids + strlen(pids), size - strlen(pids), " %s", line + at);
+        lingering[d.handle->gpu][d.handle->part + 1].left -= asked;
+    }
+    pthread_mutex_unlock(&lock);
+    return memory;
+}
+
 nvmlReturn_t nvmlInit_v2(void) {
     int i, j;
     ENTER();
+    if (ready++) return NVML_SUCCESS;
     for (i = count = 0; i < GPUS; i++) {
         if (there(i)) present[count++] = i;
         for (j = 0; j <= PARTS; j++) devices[i][j].gpu = i, devices[i][j].part = j - 1;
     }
-    ready = 1;
     return NVML_SUCCESS;
 }
 
-nvmlReturn_t nvmlShutdown(void) { READY(); ready = 0; return NVML_SUCCESS; }
+nvmlReturn_t nvmlShutdown(void) { READY(); ready--; return NVML_SUCCESS; }
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *n) { READY(); *n = count; return NVML_SUCCESS; }
 
 nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int i, nvmlDevice_t *d) {
@@ -132,6 +154,21 @@ nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *v) {
 nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t d, char *v, unsigned int size) { DEVICE(d); return text(d, "uuid", v, size) ? NVML_SUCCESS : NVML_ERROR_UNKNOWN; }
 nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t d, char *v, unsigned int size) { DEVICE(d); return text(d, "name", v, size) ? NVML_SUCCESS : NVML_ERROR_UNKNOWN; }
 
+nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *d) {
+    char value[128];
+    int i, j;
+    READY();
+    for (i = 0; i < count; i++)
+        for (j = 0; j <= PARTS; j++) {
+            d->handle = &devices[present[i]][j];
+            if (text(*d, "uuid", value, sizeof value) && !strcmp(value, uuid)) return NVML_SUCCESS;
+        }
+    return NVML_ERROR_NOT_FOUND;
+}
+
+nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t d, unsigned int *n) { DEVICE(d); *n = d.handle->gpu; return NVML_SUCCESS; }
+nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t d, unsigned int *n) { unsigned int i; DEVICE(d); for (i = 0; present[i] != d.handle->gpu; i++) {} *n = i; return NVML_SUCCESS; }
+
 nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t d, nvmlPciInfo_t *p) {
     DEVICE(d);
     memset(p, 0, sizeof *p);
@@ -140,9 +177,11 @@ nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t d, nvmlPciInfo_t *p) {
 
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t d, nvmlMemory_t *m) {
     unsigned long long total, used = 0;
+    char none[64] = "";
     DEVICE(d);
     if (!number(d, "memory", &total)) return NVML_ERROR_NOT_SUPPORTED;
     number(d, "used", &used);
+    used += linger(d, 0, none, sizeof none);
     m->total = total << 20, m->used = used << 20, m->free = (total - used) << 20;
     return NVML_SUCCESS;
 }
@@ -182,7 +221,38 @@ nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t d, nvmlUtilization_t *u)
 nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t d, nvmlMemoryErrorType_t t, nvmlEccCounterType_t c, unsigned long long *v) { (void)t, (void)c; NUMBER(d, "ecc", *v); }
 nvmlReturn_t nvmlDeviceGetRetiredPagesPendingStatus(nvmlDevice_t d, nvmlEnableState_t *v) { NUMBER(d, "retiring", *v); }
 
-#ifndef OLD
+// list fills in the processes that compute on a device.
+#define LIST(d, count, infos) do { \
+    char pids_[512] = "", *p_, *rest_; \
+    unsigned int n_ = 0; \
+    DEVICE(d); \
+    if (text(d, "unlisted", pids_, sizeof pids_)) return NVML_ERROR_NOT_SUPPORTED; \
+    text(d, "processes", pids_, sizeof pids_); \
+    linger(d, 1, pids_, sizeof pids_); \
+    for (p_ = strtok_r(pids_, " ", &rest_); p_; p_ = strtok_r(NULL, " ", &rest_), n_++) \
+        if (n_ < *count) memset(&infos[n_], 0, sizeof infos[n_]), infos[n_].pid = atoi(p_); \
+    if (n_ > *count) { *count = n_; return NVML_ERROR_INSUFFICIENT_SIZE; } \
+    *count = n_; \
+    return NVML_SUCCESS; \
+} while (0)
+
+#ifdef OLD
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t d, unsigned int *count, nvmlProcessInfo_v1_t *infos) { LIST(d, count, infos); }
+#else
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t d, unsigned int *count, nvmlProcessInfo_t *infos) { LIST(d, count, infos); }
+
+nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t d, nvmlMemory_v2_t *m) {
+    unsigned long long total, used = 0;
+    char none[64] = "";
+    DEVICE(d);
+    if (m->version != nvmlMemory_v2) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    if (!number(d, "memory", &total)) return NVML_ERROR_NOT_SUPPORTED;
+    number(d, "used", &used);
+    used += linger(d, 0, none, sizeof none);
+    m->total = total << 20, m->reserved = 0, m->used = used << 20, m->free = (total - used) << 20;
+    return NVML_SUCCESS;
+}
+
 nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t d, unsigned int *corrected, unsigned int *uncorrected, unsigned int *pending, unsigned int *failed) {
     unsigned long long p = 0, f = 0;
     DEVICE(d);
@@ -211,6 +281,9 @@ nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t d, unsigned int i,
     return text(*part, "uuid", value, sizeof value) ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
 }
 
+nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t d, unsigned int *is) { DEVICE(d); *is = d.handle->part >= 0; return NVML_SUCCESS; }
+nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t d, nvmlDevice_t *whole) { DEVICE(d); whole->handle = &devices[d.handle->gpu][0]; return NVML_SUCCESS; }
+nvmlReturn_t nvmlDeviceGetComputeInstanceId(nvmlDevice_t d, unsigned int *id) { DEVICE(d); *id = 0; return NVML_SUCCESS; }
 nvmlReturn_t nvmlDeviceGetGpuInstanceId(nvmlDevice_t d, unsigned int *id) { NUMBER(d, "instance", *id); }
 
 nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t d, unsigned int link, nvmlEnableState_t *v) {

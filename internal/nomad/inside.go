@@ -1,0 +1,189 @@
+package nomad
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/lifecycle"
+	"rockpool/internal/runner/execution"
+	"rockpool/internal/timeline"
+)
+
+// Inside are ways to a cluster in this very process that need no connection. Whatever is nil goes over the cluster's address, as everything does with any other
+// cluster.
+type Inside struct {
+	Transport http.RoundTripper // of requests whose answer is no WebSocket
+	Programs  Programs
+}
+
+// Programs starts programs in runners.
+type Programs interface {
+	// Start returns once the program runs. ErrElsewhere says that only the API can tell.
+	Start(ctx context.Context, allocID, task string, p Program) (Running, error)
+}
+
+// ErrElsewhere says that an allocation is not in this process.
+var ErrElsewhere = errors.New("the allocation is not in this process")
+
+// Program is one to start. Nothing of it is quoted.
+type Program struct {
+	ID          string
+	Argv        []string
+	Env         []string
+	User        string // "" = the task's own
+	TTY         bool
+	SplitStderr bool
+	TimeLimit   time.Duration // 0 = none
+	OutputLimit int64         // bytes; 0 = none
+}
+
+// Running is a program. Its output is read to the end, and Close comes last.
+type Running interface {
+	Stdin() io.WriteCloser
+	Stdout() io.Reader
+	Stderr() io.Reader // nil = it is part of Stdout
+	Resize(width, height uint16) error
+	Kill() error
+	Done() <-chan struct{}
+	// ExitCode is valid after Done. An error means that it is not known.
+	ExitCode() (int, error)
+	Close()
+}
+
+// inside runs a command of a runner in this process; ErrElsewhere where it is not there.
+func (c *Client) inside(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (int, error) {
+	call := timeline.From(ctx).Child(timeline.ExecCall)
+	defer call.End()
+	start := call.Child(timeline.NodeExec)
+	p, err := c.opts.Inside.Programs.Start(timeline.With(ctx, start), at.AllocID, mainTask, Program{
+		ID: spec.ID, Argv: shellCommand(spec.Command), Env: variables(spec.Env), User: userOf(spec.Privileged), TTY: spec.TTY, SplitStderr: spec.SplitStderr,
+		TimeLimit: spec.TimeLimit, OutputLimit: spec.OutputLimit,
+	})
+	start.Fail(err)
+	start.End()
+	switch {
+	case errors.Is(err, ErrElsewhere):
+		return 0, err
+	case err != nil && strings.Contains(fault.Public(err), "Unknown allocation"):
+		return 0, gone(err)
+	case err != nil:
+		return 0, unknownOutcome(err)
+	}
+	defer p.Close()
+	unhook := context.AfterFunc(ctx, func() { _ = p.Kill() })
+	code, err := carry(p, stdio)
+	if !unhook() && err == nil { // it was killed, and what it ended with is not its own
+		err = unknownOutcome(context.Cause(ctx))
+	}
+	return code, err
+}
+
+func unknownOutcome(err error) error {
+	return fault.Wrap(fault.Unavailable, fmt.Errorf("%w: %w", errNoExitCode, err), "the program's outcome is lost")
+}
+
+// carry connects stdio until the program has ended.
+func carry(p Running, stdio execution.Stdio) (int, error) {
+	var input, output sync.WaitGroup
+	defer input.Wait()
+	defer func() {
+		if c, ok := stdio.Stdin.(io.Closer); ok {
+			_ = c.Close()
+		}
+	}()
+	if stdio.Stdin != nil {
+		input.Go(func() {
+			typed := p.Stdin()
+			_ = pour(typed, stdio.Stdin) // a program that takes no more tells its end by its exit
+			_ = typed.Close()
+		})
+	}
+	var broken [2]error
+	for i, s := range []struct {
+		to   io.Writer
+		from io.Reader
+	}{{stdio.Stdout, p.Stdout()}, {stdio.Stderr, p.Stderr()}} {
+		if s.from == nil {
+			continue
+		}
+		output.Go(func() {
+			if broken[i] = lifecycle.Guard(func() error { return pour(s.to, s.from) }); broken[i] != nil {
+				_ = p.Kill()
+				_, _ = io.Copy(io.Discard, s.from) // or it would not end
+			}
+		})
+	}
+	for sizes := stdio.Resize; ; {
+		select {
+		case <-p.Done():
+			output.Wait()
+			if err := errors.Join(broken[:]...); err != nil {
+				return 0, fmt.Errorf("hand on output: %w", err)
+			}
+			code, err := p.ExitCode()
+			if err != nil {
+				return 0, unknownOutcome(err)
+			}
+			return code, nil
+		case size, ok := <-sizes:
+			if !ok {
+				sizes = nil
+				continue
+			}
+			_ = p.Resize(size.Width, size.Height)
+		}
+	}
+}
+
+const (
+	pourSmall = 512      // bytes that are moved at a time while there are few
+	pourLarge = 32 << 10 // and while there are many
+)
+
+// larges are what is read into while there is much to read. A stream that waits holds none.
+var larges = sync.Pool{New: func() any { return new([pourLarge]byte) }}
+
+// pour copies until the end of from.
+func pour(to io.Writer, from io.Reader) error {
+	var (
+		small [pourSmall]byte
+		large *[pourLarge]byte
+	)
+	defer func() {
+		if large != nil {
+			larges.Put(large)
+		}
+	}()
+	for {
+		buf := small[:]
+		if large != nil {
+			buf = large[:]
+		}
+		n, err := from.Read(buf)
+		if n > 0 {
+			if _, err := to.Write(buf[:n]); err != nil {
+				return err
+			}
+			switch {
+			case large == nil && n == pourSmall:
+				large = larges.Get().(*[pourLarge]byte)
+			case large != nil && n < pourSmall:
+				larges.Put(large)
+				large = nil
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
