@@ -201,6 +201,22 @@ telemetry {
   prometheus_metrics = true
 }
 
+tracing {
+  # Record where the time of requests goes, for callers who ask with a Traceparent that says so, and tell them in the answer. Off, it costs nothing.
+  enabled = false
+  # Of how many jobs the starts of their tasks are recorded, from 0 to 1. Give gateways and agents the same.
+  ratio = 1
+  # A collector of OpenTelemetry that takes OTLP over HTTP, such as "http://127.0.0.1:4318". Empty: none.
+  # OTEL_EXPORTER_OTLP_ENDPOINT, _HEADERS, _CERTIFICATE and _TIMEOUT stand in for what is not set here.
+  endpoint = ""
+  # Headers of each request to it, such as "Authorization=Bearer xyz".
+  headers = []
+  # Whom to trust besides the system's certificate authorities.
+  ca_file = ""
+  # Of one request to it, a minute at most.
+  timeout = "10s"
+}
+
 limits {
   # Connections that one client address may have, and of those the ones that carry a long answer (event streams, logs, executions) beyond that.
   # 0 = unlimited.

@@ -89,7 +89,7 @@ func serve(ctx context.Context, file string) error {
 	}
 	var embedded gateway.Embedded
 	if cfg.Nomad.Address == "" {
-		if embedded, err = gateway.NewEmbedded(cfg.Orchestrator, cfg.Nomad.Namespace, log); err != nil {
+		if embedded, err = gateway.NewEmbedded(cfg.Orchestrator, cfg.Tracing, cfg.Nomad.Namespace, log); err != nil {
 			return err
 		}
 	}

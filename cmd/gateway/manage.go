@@ -14,7 +14,7 @@ import (
 
 // manageCommands are those for people who operate a gateway by its API.
 func manageCommands() []*cobra.Command {
-	return []*cobra.Command{envCommand(), poolCommand(), runnersCommand(), tokenCommand()}
+	return []*cobra.Command{envCommand(), poolCommand(), runnersCommand(), timelineCommand(), tokenCommand()}
 }
 
 // target adds the flags that say which gateway is meant.

@@ -26,6 +26,7 @@ import (
 	"rockpool/internal/runner"
 	"rockpool/internal/runner/execution"
 	"rockpool/internal/runner/files"
+	"rockpool/internal/timeline"
 )
 
 // Options of the API.
@@ -47,6 +48,7 @@ type Options struct {
 	Metrics              http.Handler // figures for Prometheus
 	Gateways             Gateways     // nil = this one is alone
 	GatewayTLS           *tls.Config
+	Timeline             *timeline.Recorder // nil = nothing is recorded
 }
 
 // Watch is told what happens. Its methods must not block.
@@ -94,6 +96,7 @@ func New(o Options, envs *environment.Service, runners *runner.Manager, engine *
 	a.sessions.Budget = o.ReattachBuffer
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
 		Auth: auth.Func(a.authenticate), Error: writeError, Lookup: a.lookup, Target: target, Begin: o.Watch.Begin, Observe: o.Watch.Observe, Log: log,
+		Trace: a.trace,
 	})
 	return a
 }
@@ -142,6 +145,7 @@ func (a *API) table() endpoint.Table {
 		endpoint.Stream(websocketRoute, "GET", rid+"/websocket", stream, a.websocket),
 		endpoint.Call("runners", "GET", own+"/runners", call, a.listRunners),
 		endpoint.Stream("metrics", "GET", own+"/metrics", operate, a.metrics),
+		endpoint.Call("timelines", "GET", own+"/timelines", operate, a.listTimelines),
 		endpoint.Call("/pools", "GET", own+"/pools", call, a.listPools),
 		endpoint.Call("/pool", "GET", own+"/pools/{id:[0-9]+}", call, a.getPool),
 		endpoint.Call("/ready", "GET", own+"/ready", open, a.takes),
@@ -173,12 +177,20 @@ func target(r *http.Request, _ endpoint.Route) string {
 	return auth.Everywhere
 }
 
+// operates refuses a caller who may not operate all environments.
+func (a *API) operates(caller auth.Identity) error {
+	if tokenOf(caller).MayEverywhere(auth.GatewayOperate) {
+		return nil
+	}
+	a.opts.Watch.Refused("scope")
+	err := fault.New(fault.Forbidden, "the token does not have the scope %s for all execution environments", auth.GatewayOperate)
+	return &answered{error: err, status: http.StatusForbidden}
+}
+
 // metrics tells of all environments.
 func (a *API) metrics(w http.ResponseWriter, r *http.Request, caller auth.Identity, _ endpoint.None) error {
-	if !tokenOf(caller).MayEverywhere(auth.GatewayOperate) {
-		a.opts.Watch.Refused("scope")
-		err := fault.New(fault.Forbidden, "the token does not have the scope %s for all execution environments", auth.GatewayOperate)
-		return &answered{error: err, status: http.StatusForbidden}
+	if err := a.operates(caller); err != nil {
+		return err
 	}
 	a.opts.Metrics.ServeHTTP(w, r)
 	return nil
@@ -353,6 +365,9 @@ func (a *API) lookup(r *http.Request, route endpoint.Route, caller auth.Identity
 func noteRunner(ctx context.Context, r *runner.Runner) {
 	endpoint.Note(ctx, "runner_id", r.ID)
 	endpoint.Note(ctx, "environment_id", strconv.Itoa(int(r.Env)))
+	span := timeline.From(ctx)
+	span.About(r.ID)
+	span.Number(timeline.Environment, int64(r.Env))
 }
 
 // runnerOf is the runner that lookup found.

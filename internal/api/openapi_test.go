@@ -68,6 +68,7 @@ var documented = map[string]reflect.Type{
 	"PoolFailures": reflect.TypeFor[dto.PoolFailures](), "PoolShortage": reflect.TypeFor[dto.PoolShortage](), "PoolClaims": reflect.TypeFor[dto.PoolClaims](), "PoolQueue": reflect.TypeFor[dto.PoolQueue](),
 	"PoolLimits": reflect.TypeFor[dto.PoolLimits](), "PoolRunner": reflect.TypeFor[dto.PoolRunner](),
 	"ClaimedRunners": reflect.TypeFor[dto.ClaimedRunners](), "ClaimedRunner": reflect.TypeFor[dto.ClaimedRunner](),
+	"Timelines": reflect.TypeFor[dto.Timelines](), "Timeline": reflect.TypeFor[dto.Timeline](), "Step": reflect.TypeFor[dto.Step](),
 }
 
 // written are schemas of bodies that are streamed, or that narrow another one; the checks of all answers hold them to the code.

@@ -23,6 +23,7 @@ import (
 	"rockpool/internal/logging"
 	"rockpool/internal/runner"
 	"rockpool/internal/runner/execution"
+	"rockpool/internal/timeline"
 )
 
 type claimRequest struct {
@@ -147,10 +148,12 @@ func (a *API) execute(ctx context.Context, _ auth.Identity, r executeRequest) (d
 	if err := a.room(run, run.Executions.Waiting()+int(run.Executions.Running.Load())+1, int(a.running.Load())+1); err != nil {
 		return dto.Execution{}, err
 	}
+	req.Span = timeline.From(ctx)
 	id, err := run.Executions.Put(req)
 	if err != nil {
 		return dto.Execution{}, err
 	}
+	req.Span.Text(timeline.ExecutionID, id)
 	a.opts.Watch.ExecutionStored(int(run.Env), run.ID, id)
 	host, _ := ctx.Value(hostKey{}).(string)
 	return dto.Execution{WebSocketURL: a.webSocketURL(host, run.ID, id)}, nil
@@ -282,6 +285,17 @@ func (a *API) serve(ctx context.Context, conn *session.Conn, run *runner.Runner,
 	run.Touch()
 	var stdout, stderr atomic.Int64
 	out := execution.Outcome{Kind: execution.Failed} // also after a panic
+	span := req.Span.Child(timeline.ExecutionRun)
+	ctx = timeline.With(ctx, span)
+	var judged time.Time // zero = it has no outcome
+	defer func() {
+		if span != nil && !judged.IsZero() {
+			span.Past(timeline.ExecClose, judged, time.Now())
+		}
+		span.Text(timeline.Outcome, out.Kind.String())
+		span.Fail(out.Err)
+		span.End()
+	}()
 	told := a.opts.Watch.ExecutionBegun(int(run.Env), run.ID, id)
 	tell := sync.OnceFunc(func() { told(out.Kind.String(), stdout.Load(), stderr.Load()) })
 	defer tell()
@@ -290,6 +304,7 @@ func (a *API) serve(ctx context.Context, conn *session.Conn, run *runner.Runner,
 		Run: func(ctx context.Context, c execution.Client) execution.Outcome {
 			c.Stdout, c.Stderr = meter{c.Stdout, &stdout}, meter{c.Stderr, &stderr}
 			out = a.engine.Run(ctx, run.Place(), id, req, c, func(err error) { a.runners.Discard(run, err) })
+			judged = time.Now()
 			tell() // the time that the client takes to read the end, or to come for it, is not the execution's
 			return out
 		},

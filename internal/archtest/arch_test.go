@@ -73,7 +73,7 @@ func below(pkg string, dirs ...string) bool {
 }
 
 var leaves = []string{
-	"internal/auth", "internal/fault", "internal/lifecycle", "internal/logging", "internal/config", "internal/ident", "internal/metrics", "internal/certs", "pkg",
+	"internal/auth", "internal/fault", "internal/lifecycle", "internal/logging", "internal/config", "internal/ident", "internal/metrics", "internal/certs", "internal/timeline", "pkg",
 }
 
 var gatewaySide = []string{"internal/api", "internal/environment", "internal/runner", "internal/nomad", "internal/peers", "internal/gateway", "internal/client"}
@@ -99,9 +99,10 @@ var rules = []struct {
 
 // allowedLeaves are leaves that another leaf may stand on.
 var allowedLeaves = map[string][]string{
-	"internal/auth":    {"internal/fault"},
-	"internal/config":  {"internal/logging", "internal/fault"},
-	"internal/metrics": {"internal/logging", "internal/lifecycle"},
+	"internal/auth":     {"internal/fault"},
+	"internal/config":   {"internal/logging", "internal/fault", "internal/timeline"},
+	"internal/metrics":  {"internal/logging", "internal/lifecycle"},
+	"internal/timeline": {"internal/logging"},
 }
 
 func TestImportDirections(t *testing.T) {
@@ -169,6 +170,7 @@ var homes = map[string][]string{
 	"github.com/anishathalye/porcupine":           {"internal/orchestrator/sim"},
 	"github.com/containerd/errdefs":               {"internal/orchestrator/driver/docker"},
 	"github.com/santhosh-tekuri/jsonschema/v6":    {"tests/contract"},
+	"go.opentelemetry.io":                         {"internal/timeline"},
 }
 
 func TestEachLibraryHasOneHome(t *testing.T) {

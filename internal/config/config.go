@@ -7,14 +7,18 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/url"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"rockpool/internal/logging"
+	"rockpool/internal/timeline"
 )
 
 // Config is everything that can be configured.
@@ -27,6 +31,7 @@ type Config struct {
 	Metrics      Metrics      `yaml:"metrics"`
 	Profiling    Profiling    `yaml:"profiling"`
 	InfluxDB     InfluxDB     `yaml:"influxdb"`
+	Tracing      Tracing      `yaml:"tracing"`
 }
 
 // Server is the API's listener and behaviour.
@@ -198,6 +203,64 @@ type InfluxDB struct {
 	Stage        string `yaml:"stage"`
 }
 
+// Tracing is what is recorded of where time goes. Without timelines and endpoint nothing is.
+type Tracing struct {
+	Timelines uint     `yaml:"timelines"` // that are kept to be looked at
+	Ratio     float64  `yaml:"ratio"`     // of runners and requests that are recorded
+	Endpoint  string   `yaml:"endpoint"`  // of a collector that takes OTLP over HTTP; "" = none
+	Headers   []string `yaml:"headers"`   // name=value
+	CAFile    string   `yaml:"cafile"`
+	Timeout   uint     `yaml:"timeout"` // seconds
+}
+
+// Options are what a recorder is made of. The headers have been checked.
+func (t Tracing) Options() timeline.Options {
+	headers, _ := timeline.Headers(t.Headers)
+	return timeline.Options{Ratio: t.Ratio, Keep: int(t.Timelines), Collector: timeline.Collector{
+		Endpoint: t.Endpoint, Headers: headers, CAFile: t.CAFile, Timeout: time.Duration(t.Timeout) * time.Second,
+	}}
+}
+
+// environ takes in the standard variables of OpenTelemetry, where anything is recorded then.
+func (t Tracing) environ(environ []string) (Tracing, error) {
+	o := t.Options()
+	if t.Timeout == Default().Tracing.Timeout {
+		o.Timeout = 0 // nobody asked for it
+	}
+	o, err := o.Environ(environ)
+	if o.Endpoint == "" && t.Timelines == 0 {
+		return t, nil
+	}
+	t.Ratio, t.Endpoint, t.CAFile = o.Ratio, o.Endpoint, o.CAFile
+	if o.Timeout > 0 {
+		t.Timeout = uint((o.Timeout + time.Second - 1) / time.Second)
+	}
+	t.Headers = nil
+	for _, name := range slices.Sorted(maps.Keys(o.Headers)) {
+		t.Headers = append(t.Headers, name+"="+o.Headers[name])
+	}
+	return t, err
+}
+
+// check finds what is wrong. Its errors name no value of a header.
+func (t Tracing) check(refuse func(format string, args ...any)) {
+	if t.Timelines > timeline.MaxKeep {
+		refuse("tracing.timelines: %d is more than %d", t.Timelines, timeline.MaxKeep)
+	}
+	if !timeline.ValidRatio(t.Ratio) {
+		refuse("tracing.ratio: %v is not between 0 and 1", t.Ratio)
+	}
+	if t.Timeout < 1 || t.Timeout > 60 {
+		refuse("tracing.timeout: %d is not between 1 and 60 seconds", t.Timeout)
+		return
+	}
+	if _, err := timeline.Headers(t.Headers); err != nil {
+		refuse("tracing.headers: %w", err)
+	} else if err := t.Options().Check(); err != nil {
+		refuse("tracing.endpoint, tracing.headers: %w", err)
+	}
+}
+
 // Default is the configuration of a gateway that was told nothing.
 func Default() Config {
 	filter := make([]byte, 32)
@@ -218,6 +281,7 @@ func Default() Config {
 		},
 		Logger:    Logger{Level: "INFO", Formatter: "TextFormatter"},
 		Profiling: Profiling{MemoryThreshold: 1000},
+		Tracing:   Tracing{Ratio: 1, Timeout: 10},
 	}
 }
 
@@ -329,6 +393,7 @@ func (c Config) check() (problems []error) {
 			refuse("influxdb.organization, influxdb.bucket: needed while influxdb.url is set")
 		}
 	}
+	c.Tracing.check(refuse)
 	for _, d := range c.Orchestrator.CDIDirs {
 		if !filepath.IsAbs(d) {
 			refuse("orchestrator.cdidirs: %q is not an absolute path", d)

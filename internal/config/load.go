@@ -40,6 +40,9 @@ func Load(path string, environ []string) (Config, Notes, error) {
 		}
 	}
 	notes.environment(&c, environ)
+	if c.Tracing, err = c.Tracing.environ(environ); err != nil {
+		problems = append(problems, err)
+	}
 	if c.Server.LoggingFilterToken == "" {
 		c.Server.LoggingFilterToken = Default().Server.LoggingFilterToken
 	}

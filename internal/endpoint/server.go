@@ -26,6 +26,7 @@ import (
 	"rockpool/internal/fault"
 	"rockpool/internal/ident"
 	"rockpool/internal/logging"
+	"rockpool/internal/timeline"
 )
 
 // Observation is what is known of a request after its answer.
@@ -85,7 +86,11 @@ type Options struct {
 	ContentType string
 	// CompressAbove is the size in bytes above which an answer of a Call row is compressed for a client that asks. 0 = never.
 	CompressAbove int
-	Log           logging.Logger
+	// Trace begins the span of a request, unless its context carries one already; nil, also of a request, = none is recorded. That of a caller who was not let in is forgotten.
+	Trace func(r *http.Request, route Route) *timeline.Span
+	// TellSteps has answers say what steps they took, to callers whose requests are recorded.
+	TellSteps bool
+	Log       logging.Logger
 }
 
 // Server is an http.Handler over a table.
@@ -165,8 +170,16 @@ func (s *Server) pipeline(route Route) http.Handler {
 			body.ReadCloser, r.Body = r.Body, body
 		}
 		log := s.opts.Log.WithField("request_id", id)
-		r = r.WithContext(context.WithValue(logging.With(r.Context(), log), notesKey{}, notes))
+		ctx := context.WithValue(logging.With(r.Context(), log), notesKey{}, notes)
 		var caller auth.Identity
+		if span := s.span(r, route); span != nil {
+			ctx = timeline.With(ctx, span)
+			if s.opts.TellSteps {
+				rec.steps = span
+			}
+			defer func() { finish(span, route, rec, caller) }()
+		}
+		r = r.WithContext(ctx)
 		if s.opts.Begin != nil {
 			s.opts.Begin(route.Name)
 		}
@@ -197,6 +210,29 @@ func (s *Server) pipeline(route Route) http.Handler {
 			panic(http.ErrAbortHandler)
 		}
 	})
+}
+
+// span begins the span of a request; nil = none is recorded.
+func (s *Server) span(r *http.Request, route Route) *timeline.Span {
+	if s.opts.Trace == nil {
+		return nil
+	}
+	span := timeline.From(r.Context()).Child(timeline.Request) // passed on within this process
+	if span == nil {
+		span = s.opts.Trace(r, route)
+	}
+	span.Text(timeline.Route, route.Name)
+	return span
+}
+
+// finish ends the span of a request.
+func finish(span *timeline.Span, route Route, rec *recorder, caller auth.Identity) {
+	if route.Policy.Scope != auth.Public && caller.Name == "" && !caller.Management {
+		span.Discard() // whoever is not known shall not fill what is kept
+		return
+	}
+	span.Number(timeline.Status, int64(rec.status))
+	span.End()
 }
 
 // counted counts what is read of a body. A handler that proxies it reads in a goroutine of its own.
@@ -358,6 +394,7 @@ type recorder struct {
 	status   int
 	hijacked bool
 	sent     int64
+	steps    *timeline.Span // that the answer tells; nil = nothing
 }
 
 // length is what the header says of the answer's size; -1 = nothing.
@@ -370,16 +407,23 @@ func (w *recorder) length() int64 {
 }
 
 func (w *recorder) WriteHeader(status int) {
-	if w.status == 0 {
-		w.status = status
-	}
+	w.tell(status)
 	w.ResponseWriter.WriteHeader(status)
 }
 
-func (w *recorder) Write(p []byte) (int, error) {
-	if w.status == 0 {
-		w.status = http.StatusOK
+// tell notes the status, and puts the steps so far into the header.
+func (w *recorder) tell(status int) {
+	if w.status != 0 {
+		return
 	}
+	w.status = status
+	if steps := w.steps.Steps(); steps != "" {
+		w.Header().Set(timeline.HeaderSteps, steps)
+	}
+}
+
+func (w *recorder) Write(p []byte) (int, error) {
+	w.tell(http.StatusOK)
 	n, err := w.ResponseWriter.Write(p)
 	w.sent += int64(n)
 	return n, err

@@ -148,6 +148,7 @@ func TestTokensMayWhatTheirScopesSay(t *testing.T) {
 	}{
 		{"nobody", "GET", "/execution-environments", "", 401, ""},
 		{"", "GET", "/rockpool/metrics", "", 401, ""},
+		{"", "GET", "/rockpool/timelines", "", 401, ""},
 		{"reader", "POST", "/runners", `{"executionEnvironmentId":10}`, 403, `{"message":"the token does not have the scope run"}`},
 		{"reader", "PUT", "/execution-environments/12", env("1"), 403, "the scope environments for execution environment 12"},
 		{"reader", "DELETE", "/execution-environments/10", "", 403, "the scope environments"},
@@ -159,6 +160,9 @@ func TestTokensMayWhatTheirScopesSay(t *testing.T) {
 		{"alice", "GET", "/execution-environments/011", "", 403, "execution environment 011"},
 		{"reader", "GET", "/execution-environments/11", "", 200, `"id":11`},
 		{"local", "GET", "/rockpool/metrics", "", 403, "the scope operate for all execution environments"},
+		{"reader", "GET", "/rockpool/timelines", "", 403, "the scope operate"},
+		{"local", "GET", "/rockpool/timelines", "", 403, "the scope operate for all execution environments"},
+		{"root", "GET", "/rockpool/timelines", "", 404, "tracing.timelines"},
 		{"root", "GET", "/rockpool/metrics", "", 200, "rockpool_gateway_pool_idle_runners"},
 		{"secret", "GET", "/rockpool/metrics", "", 200, "go_goroutines"},
 	} {
@@ -181,7 +185,7 @@ func TestEveryRouteHoldsScopesAndRates(t *testing.T) {
 	h.as("spent", "GET", "/execution-environments", "")
 	for _, r := range routes(id) {
 		by := "operator" // has no scope but that one
-		if r[1] == "/rockpool/metrics" {
+		if r[1] == "/rockpool/metrics" || r[1] == "/rockpool/timelines" {
 			by = "reader"
 		}
 		if code, body, _ := h.as(by, r[0], r[1], strings.Repeat(" ", 100_000)); code != 403 || !strings.Contains(body, "the token does not have the scope") {

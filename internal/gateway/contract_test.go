@@ -148,6 +148,7 @@ func routes(id string) [][2]string {
 		{"DELETE", "/execution-environments/10"}, {"POST", "/runners"}, {"GET", "/rockpool/pools"}, {"GET", "/rockpool/pools/10"},
 		{"DELETE", run}, {"GET", run + "/files"}, {"PATCH", run + "/files"}, {"GET", run + "/files/raw"},
 		{"POST", run + "/execute"}, {"GET", run + "/websocket"}, {"GET", "/rockpool/runners"}, {"GET", "/rockpool/metrics"},
+		{"GET", "/rockpool/timelines"},
 	}
 }
 

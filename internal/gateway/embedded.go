@@ -13,6 +13,7 @@ import (
 	"rockpool/internal/logging"
 	"rockpool/internal/nomad"
 	"rockpool/internal/orchestrator"
+	"rockpool/internal/timeline"
 )
 
 // Embedded is an orchestrator in the gateway's own process. The gateway speaks HTTP with it like with any cluster, but where there is a shorter way.
@@ -70,7 +71,8 @@ func (r running) ExitCode() (int, error) {
 // NewEmbedded prepares the embedded orchestrator. Its token is made anew at each start and known to this process only, so that other users of the
 // machine cannot use its API.
 // The namespace, which the gateway's jobs are in, is made where it is missing.
-func NewEmbedded(cfg config.Orchestrator, namespace string, log logging.Logger) (Embedded, error) {
+// What is recorded of the gateway's requests is recorded here too.
+func NewEmbedded(cfg config.Orchestrator, tracing config.Tracing, namespace string, log logging.Logger) (Embedded, error) {
 	secret := make([]byte, 32)
 	_, _ = rand.Read(secret) // never fails, by its documentation
 	token := base64.RawURLEncoding.EncodeToString(secret)
@@ -90,9 +92,17 @@ func NewEmbedded(cfg config.Orchestrator, namespace string, log logging.Logger) 
 		},
 		GPUs:     gpus,
 		Runtimes: cfg.Runtimes, CDIDirs: cfg.CDIDirs, DockerEngine: cfg.DockerEngine, DockerNetworks: cfg.DockerNetworks, Namespaces: []string{namespace},
+		Tracing: steps(tracing),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return embedded{agent, token}, nil
+}
+
+// steps is what the orchestrator records: its part of what the gateway does, which the gateway keeps.
+func steps(t config.Tracing) timeline.Options {
+	o := t.Options()
+	o.Tell, o.Keep = o.Keep > 0, 0
+	return o
 }

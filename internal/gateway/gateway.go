@@ -25,6 +25,7 @@ import (
 	"rockpool/internal/runner/execution"
 	"rockpool/internal/runner/files"
 	"rockpool/internal/runner/pool"
+	"rockpool/internal/timeline"
 )
 
 // Gateway is the whole program.
@@ -38,6 +39,7 @@ type Gateway struct {
 	tokens      *access.Tokens
 	certificate *certificate // nil without TLS
 	telemetry   *telemetry
+	timeline    *timeline.Recorder // nil = nothing is recorded
 	operations  *operations
 	stats       atomic.Pointer[runner.Manager] // whose pools the figures tell, once there is one
 }
@@ -67,6 +69,11 @@ func New(cfg config.Config, embedded Embedded, log logging.Logger) (*Gateway, er
 		return nil, err
 	}
 	g.telemetry = newTelemetry(g.pools, g.agent(), log)
+	o := cfg.Tracing.Options()
+	o.Service, o.Version, o.Namespace, o.Count, o.Log = "rockpool-gateway", Version(), cfg.Nomad.Namespace, g.telemetry.figures.Spans, log
+	if g.timeline, err = timeline.New(o); err != nil {
+		return nil, fmt.Errorf("tracing: %w", err)
+	}
 	if i := cfg.InfluxDB; i.URL != "" {
 		g.telemetry.points = influx.New(influx.Options{
 			URL: i.URL, Token: i.Token, Organization: i.Organization, Bucket: i.Bucket, Stage: i.Stage, Count: g.telemetry.figures.Points, Log: log,
@@ -169,9 +176,12 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		MaxExecutions: int(server.Limits.ExecutionsPerRunner), MaxExecutionsInAll: int(server.Limits.Executions),
 		Fits:  cluster.Fits,
 		Warms: cluster.Native,
-		Watch: g.telemetry, Metrics: g.telemetry.figures.Handler(), Gateways: several.gateways(), GatewayTLS: several.tls,
+		Watch: g.telemetry, Metrics: g.telemetry.figures.Handler(), Timeline: g.timeline, Gateways: several.gateways(), GatewayTLS: several.tls,
 	}, envs, runners, engine, cluster, ready, g.log)
 
+	if g.timeline != nil {
+		services = append(services, lifecycle.Service{Name: "tracing", Run: g.timeline.Run, Grace: 2 * stopTime}) // ends after what it records
+	}
 	if g.telemetry.points != nil {
 		services = append(services,
 			lifecycle.Service{Name: "influxdb", Run: g.telemetry.points.Run}, // ends last of what has something to tell
@@ -228,7 +238,7 @@ func (g *Gateway) clusterOptions(address, token string) nomad.Options {
 	n := g.cfg.Nomad
 	o := nomad.Options{
 		Address: address, Token: token, Namespace: n.Namespace, Region: n.Region, Template: g.template, ForcePull: !n.DisableForcePull,
-		Observer: g.telemetry, SplitStderr: g.cfg.Server.InteractiveStderr,
+		Observer: g.telemetry, Timeline: g.timeline, SplitStderr: g.cfg.Server.InteractiveStderr,
 		Network: nomad.Network{
 			Mode: n.Network.Mode, Hostname: n.Network.Hostname,
 			Servers: n.Network.DNS.Servers, Searches: n.Network.DNS.Searches, Options: n.Network.DNS.Options,

@@ -94,6 +94,7 @@ type Gateway struct {
 	gaps       prometheus.Counter
 	lag        prometheus.Histogram
 	points     *prometheus.CounterVec
+	spans      *prometheus.CounterVec
 	reloads    *prometheus.CounterVec
 	pools      func() map[int]PoolState
 	poolSeries []*prometheus.Desc // of poolGauges
@@ -145,6 +146,7 @@ func NewGateway(pools func() map[int]PoolState) *Gateway {
 	g.lag = lag.WithLabelValues().(prometheus.Histogram)
 	g.gaps = counter("cluster_event_gaps_total", "Times that the event stream broke and everything was listed again.").WithLabelValues()
 	g.points = counter("influxdb_points_total", "Points for InfluxDB by result: written, dropped (no room), expired, refused.", "result")
+	g.spans = counter("tracing_spans_total", "Spans by result: sent, dropped (no room), refused (by the collector).", "result")
 	g.reloads = counter("reloads_total", "Reloads of certificates and tokens by result: ok, failed.", "result")
 	for _, p := range poolGauges {
 		g.poolSeries = append(g.poolSeries, prometheus.NewDesc(space+"_"+p.name, p.help, []string{"environment"}, nil))
@@ -154,6 +156,9 @@ func NewGateway(pools func() map[int]PoolState) *Gateway {
 	}
 	for _, result := range []string{"written", "dropped", "expired", "refused"} {
 		g.points.WithLabelValues(result)
+	}
+	for _, result := range []string{"sent", "dropped", "refused"} {
+		g.spans.WithLabelValues(result)
 	}
 	for _, result := range []string{"ok", "failed"} {
 		g.reloads.WithLabelValues(result)
@@ -263,6 +268,9 @@ func (g *Gateway) EventLag(d time.Duration) { g.lag.Observe(max(d, 0).Seconds())
 
 // Points counts points for InfluxDB by what became of them.
 func (g *Gateway) Points(result string, n int) { g.points.WithLabelValues(result).Add(float64(n)) }
+
+// Spans counts spans of timelines by what became of them.
+func (g *Gateway) Spans(result string, n int) { g.spans.WithLabelValues(result).Add(float64(n)) }
 
 // Reloaded counts a reload.
 func (g *Gateway) Reloaded(err error) {

@@ -24,6 +24,7 @@ import (
 	"rockpool/internal/environment"
 	"rockpool/internal/fault"
 	"rockpool/internal/logging"
+	"rockpool/internal/timeline"
 )
 
 // Options say where the cluster is and how runners are derived.
@@ -43,7 +44,8 @@ type Options struct {
 	// SplitStderr says what executions are like that say nothing else: warm-ups are made for these.
 	SplitStderr bool
 	Observer    Observer
-	Inside      Inside // of a cluster in this process
+	Timeline    *timeline.Recorder // nil = nothing is recorded
+	Inside      Inside             // of a cluster in this process
 }
 
 // Network is the configuration of runners with network access.
@@ -118,6 +120,9 @@ func New(o Options, log logging.Logger) (*Client, error) {
 	if o.Observer != nil {
 		c.lag.told = o.Observer.EventLag
 		through = &timed{next: through, observer: o.Observer, lag: &c.lag}
+	}
+	if o.Timeline != nil {
+		through = traced{through}
 	}
 	var err error
 	c.api, err = api.NewClient(&api.Config{

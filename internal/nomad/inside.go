@@ -13,6 +13,7 @@ import (
 	"rockpool/internal/fault"
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/runner/execution"
+	"rockpool/internal/timeline"
 )
 
 // Inside are ways to a cluster in this very process that need no connection. Whatever is nil goes over the cluster's address, as everything does with any other
@@ -58,10 +59,15 @@ type Running interface {
 
 // inside runs a command of a runner in this process; ErrElsewhere where it is not there.
 func (c *Client) inside(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (int, error) {
-	p, err := c.opts.Inside.Programs.Start(ctx, at.AllocID, mainTask, Program{
+	call := timeline.From(ctx).Child(timeline.ExecCall)
+	defer call.End()
+	start := call.Child(timeline.NodeExec)
+	p, err := c.opts.Inside.Programs.Start(timeline.With(ctx, start), at.AllocID, mainTask, Program{
 		ID: spec.ID, Argv: shellCommand(spec.Command), Env: variables(spec.Env), User: userOf(spec.Privileged), TTY: spec.TTY, SplitStderr: spec.SplitStderr,
 		TimeLimit: spec.TimeLimit, OutputLimit: spec.OutputLimit,
 	})
+	start.Fail(err)
+	start.End()
 	switch {
 	case errors.Is(err, ErrElsewhere):
 		return 0, err

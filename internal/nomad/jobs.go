@@ -20,6 +20,7 @@ import (
 	"rockpool/internal/fault"
 	"rockpool/internal/logging"
 	"rockpool/internal/runner"
+	"rockpool/internal/timeline"
 )
 
 // placementTime is how long the registration of a template waits for its evaluation.
@@ -45,7 +46,13 @@ func (c *Client) CreateRunner(ctx context.Context, e environment.Environment, id
 		return 0, err
 	}
 	configOf(job).Meta = describe(e)
-	resp, err := c.register(ctx, job, true, 0)
+	// The start of a runner is a trace of its own, whoever had it started.
+	span := c.opts.Timeline.Start(id)
+	span.Number(timeline.Environment, int64(e.ID))
+	call := span.Child(timeline.RunnerRegister)
+	resp, err := c.register(timeline.With(ctx, call), job, true, 0)
+	call.Fail(err)
+	call.End()
 	if fault.Is(err, fault.Conflict) {
 		return 0, nil
 	}
@@ -57,7 +64,15 @@ func (c *Client) CreateRunner(ctx context.Context, e environment.Environment, id
 
 // ClaimRunner marks a runner as used by compare-and-set. What the feed has shown of its job saves a question; if that is out of date, the comparison fails
 // and the job is read.
-func (c *Client) ClaimRunner(ctx context.Context, id string, m runner.Mark) error {
+func (c *Client) ClaimRunner(ctx context.Context, id string, m runner.Mark) (err error) {
+	ctx, span := timeline.Start(ctx, timeline.ClaimMark)
+	defer func() {
+		span.Fail(err)
+		span.End()
+		if err == nil {
+			c.opts.Timeline.Runner(id).After(timeline.RunnerIdle)
+		}
+	}()
 	if job := c.known.take(id); job != nil {
 		if err := c.mark(ctx, job, m); !errors.Is(err, runner.ErrClaimLost) {
 			return err

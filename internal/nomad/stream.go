@@ -19,6 +19,7 @@ import (
 
 	"rockpool/internal/fault"
 	"rockpool/internal/runner/execution"
+	"rockpool/internal/timeline"
 )
 
 const (
@@ -37,12 +38,14 @@ type session struct {
 	free func() bool
 	late atomic.Bool // it went on after its end was told
 
-	first *api.ExecStreamingOutput // read ahead of run
-	mu    sync.Mutex               // of writing
+	call   *timeline.Span           // nil = nothing is recorded
+	dialed time.Time                // when the cluster had taken the exec
+	first  *api.ExecStreamingOutput // read ahead of run
+	mu     sync.Mutex               // of writing
 }
 
 // attach opens an exec that ends with ctx. What fails here has started nothing.
-func (c *Client) attach(ctx context.Context, at execution.Place, tty bool, argv []string, params map[string]string) (*session, error) {
+func (c *Client) attach(ctx context.Context, at execution.Place, tty bool, argv []string, params map[string]string) (_ *session, err error) {
 	command, err := json.Marshal(argv)
 	if err != nil {
 		return nil, fmt.Errorf("encode a command: %w", err)
@@ -52,11 +55,25 @@ func (c *Client) attach(ctx context.Context, at execution.Place, tty bool, argv 
 		q.Set(k, v)
 	}
 	address := "ws" + strings.TrimPrefix(c.address, "http") + "/v1/client/allocation/" + url.PathEscape(at.AllocID) + "/exec?" + q.Encode()
+	call := timeline.From(ctx).Child(timeline.ExecCall)
+	header := c.header()
+	if call != nil {
+		header.Set(timeline.Header, call.Traceparent())
+	}
+	defer func() {
+		if call != nil && err != nil {
+			call.Fail(err)
+			call.End()
+		}
+	}()
 	for try := 1; ; try++ {
-		conn, resp, err := c.dialer.DialContext(ctx, address, c.header())
+		dial := call.Child(timeline.ExecDial)
+		conn, resp, err := c.dialer.DialContext(ctx, address, header)
+		dial.Fail(err)
+		dial.End()
 		if err == nil {
 			conn.SetReadLimit(maxFrame)
-			s := &session{conn: conn}
+			s := &session{conn: conn, call: call, dialed: time.Now()}
 			s.free = context.AfterFunc(ctx, func() { _ = conn.Close() })
 			return s, nil
 		}
@@ -118,9 +135,15 @@ func (s *session) next() (api.ExecStreamingOutput, error) {
 		s.first = nil
 		return *f, nil
 	}
-	var frame api.ExecStreamingOutput
+	var frame struct {
+		api.ExecStreamingOutput
+		Steps string `json:"rockpool_timeline"` // beside the exit code, of a cluster of ours
+	}
 	err := s.conn.ReadJSON(&frame)
-	return frame, err
+	if err == nil && frame.Exited {
+		s.call.Import(frame.Steps, s.dialed)
+	}
+	return frame.ExecStreamingOutput, err
 }
 
 // close drops the connection. What runs in the container is not ended by that.
@@ -171,7 +194,9 @@ func (s *session) run(stdio execution.Stdio, eof []byte, begun <-chan struct{}) 
 		})
 	}
 	wg.Go(func() { s.beat(stdio.Resize, done) })
-	for {
+	defer s.call.End()
+	heard := s.dialed // what was heard last that is a step
+	for first := true; ; {
 		frame, err := s.next()
 		if err != nil {
 			if s.late.Load() {
@@ -184,6 +209,11 @@ func (s *session) run(stdio execution.Stdio, eof []byte, begun <-chan struct{}) 
 			to io.Writer
 		}{{frame.Stdout, stdio.Stdout}, {frame.Stderr, stdio.Stderr}} {
 			if out.op != nil && len(out.op.Data) > 0 {
+				if first && s.call != nil {
+					now := time.Now()
+					s.call.Past(timeline.ExecByte, heard, now)
+					first, heard = false, now
+				}
 				if _, err := out.to.Write(out.op.Data); err != nil {
 					return 0, fmt.Errorf("hand on output: %w", err)
 				}
@@ -192,6 +222,9 @@ func (s *session) run(stdio execution.Stdio, eof []byte, begun <-chan struct{}) 
 		if frame.Exited {
 			if frame.Result == nil {
 				return 0, fault.Wrap(fault.Unavailable, errNoExitCode, "the program's outcome is lost")
+			}
+			if s.call != nil {
+				s.call.Past(timeline.ExecExit, heard, time.Now())
 			}
 			return frame.Result.ExitCode, nil
 		}

@@ -27,6 +27,7 @@ type allocation struct {
 	TaskStates                   map[string]*api.TaskState
 	AllocatedResources           *api.AllocatedResources
 	CreateIndex                  uint64
+	CreateTime, ModifyTime       int64 // nanoseconds of Unix
 }
 
 // view is what is known of the runners in the course of one connection of the feed.

@@ -13,6 +13,7 @@ import (
 	"rockpool/internal/fault"
 	"rockpool/internal/logging"
 	"rockpool/internal/runner"
+	"rockpool/internal/runner/pool"
 )
 
 const (
@@ -189,6 +190,9 @@ func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind,
 			c.log.WithFields(logging.Fields{"runner_id": id, "environment_id": v.seen(id).Env, "progress": text}).Info("a runner is being made ready")
 		}
 		if v.allocation(p.Allocation) {
+			if v.seen(id).State == pool.Ready {
+				c.ready(id, p.Allocation)
+			}
 			f.Changed(v.seen(id))
 		}
 	}

@@ -29,6 +29,7 @@ import (
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/node"
 	"rockpool/internal/orchestrator/node/serve"
+	"rockpool/internal/timeline"
 )
 
 // release is set when a release is linked.
@@ -69,12 +70,13 @@ type AgentConfig struct {
 	Images          ImageConfig
 	Network         NetworkConfig
 	GPUs            GPUConfig
-	Runtimes        []string // OCI runtimes by name: name=path
-	CDIDirs         []string // where specifications of devices are; empty = the usual directories
-	DockerEngine    string   // endpoint of an engine that runs the jobs made for Docker; "" = the native sandbox does
-	DockerNetworks  []string // of that engine, that jobs may have; empty = none
-	MockDriver      bool     // offer the driver mock, whose tasks are entries in memory: for measurements and rehearsals
-	Namespaces      []string // made when they are missing
+	Runtimes        []string         // OCI runtimes by name: name=path
+	CDIDirs         []string         // where specifications of devices are; empty = the usual directories
+	DockerEngine    string           // endpoint of an engine that runs the jobs made for Docker; "" = the native sandbox does
+	DockerNetworks  []string         // of that engine, that jobs may have; empty = none
+	MockDriver      bool             // offer the driver mock, whose tasks are entries in memory: for measurements and rehearsals
+	Namespaces      []string         // made when they are missing
+	Tracing         timeline.Options // what is recorded of where time goes; the zero value is nothing
 	Log             logging.Logger
 }
 
@@ -124,6 +126,7 @@ type Agent struct {
 	remote   *node.Remote
 	answers  *serve.Handler // what the node answers
 	walls    walls
+	timeline *timeline.Recorder // nil = nothing is recorded
 	unlock   func() error
 }
 
@@ -158,6 +161,9 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	if cfg.Process.Metrics == nil {
 		cfg.Process.Metrics = metrics.New(nil)
 	}
+	if a.timeline, err = cfg.recorder(); err != nil {
+		return nil, err
+	}
 	if err := a.listen(cfg); err != nil {
 		return nil, err
 	}
@@ -166,7 +172,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	cfg.Process.Metrics.Read(func(set func(string, float64)) { set("nomad.nomad.agent.http.connections", float64(a.limiter.Open())) })
 	if cfg.Role != NodeOnly {
 		cfg.Server.Cluster.Certs, cfg.Server.Cluster.HTTPS = a.certs, a.certs != nil && cfg.TLS.HTTP
-		if a.server, err = NewServer(cfg.serverConfig(address)); err != nil {
+		if a.server, err = NewServer(cfg.serverConfig(address, a.timeline)); err != nil {
 			return nil, err
 		}
 		a.server.SetProcess(cfg.Process)
@@ -202,7 +208,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 		Name: cfg.Name, Datacenter: cfg.Datacenter, NodePool: cfg.Node.Pool, NodeClass: cfg.Node.Class, Meta: cfg.Node.Meta, Volumes: cfg.Node.Volumes,
 		Reserved:  model.NodeResources{CPU: cfg.Node.ReservedCPU, MemoryMB: cfg.Node.ReservedMemory, DiskMB: cfg.Node.ReservedDisk},
 		Resources: cfg.Node.resources(), KeepEnded: cfg.Node.KeepEnded, KeepEndedFor: cfg.Node.KeepEndedFor,
-		Attributes: a.attributes, Devices: devices, StopAiling: cfg.GPUs.StopAiling,
+		Attributes: a.attributes, Devices: devices, StopAiling: cfg.GPUs.StopAiling, Timeline: a.timeline,
 	})
 	if err != nil {
 		return nil, err
@@ -210,6 +216,7 @@ func NewAgent(cfg AgentConfig) (_ *Agent, err error) {
 	cfg.Process.Metrics.Read(a.node.Figures)
 	a.answers, a.remote = serve.New(a.node, a.walls.images,
 		inspect.Process{Name: cfg.Name, Log: cfg.Process.Log, Profiles: cfg.Process.Profiles}, cfg.Log), servers
+	a.answers.Record(a.timeline)
 	if a.server == nil {
 		a.edge, err = httpapi.NewEdge(httpapi.EdgeConfig{
 			Servers: a.servers(cfg), Transport: toServers, Known: func() []string { known, _ := servers.Servers(); return known }, NodeID: identity.ID, Name: cfg.Name, Version: Version(), Process: cfg.Process, Log: cfg.Log,
@@ -267,6 +274,9 @@ const stopGrace = 30 * time.Second
 func (a *Agent) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, a.close()) }()
 	services := a.walls.services
+	if a.timeline != nil {
+		services = append(services, lifecycle.Service{Name: "tracing", Run: a.timeline.Run, Grace: stopGrace}) // ends after what it records
+	}
 	if a.server != nil {
 		services = append(services, lifecycle.Service{Name: "server", Run: a.server.Run, Grace: stopGrace})
 	}

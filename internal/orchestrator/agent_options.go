@@ -17,6 +17,7 @@ import (
 	"rockpool/internal/orchestrator/httpapi"
 	"rockpool/internal/orchestrator/leader"
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/timeline"
 )
 
 // Role is which parts an agent has.
@@ -99,14 +100,26 @@ func (o NodeOptions) resources() func(*model.NodeResources) {
 }
 
 // serverConfig is what the agent's server is made of. address is what clients are told.
-func (cfg *AgentConfig) serverConfig(address string) ServerConfig {
+func (cfg *AgentConfig) serverConfig(address string, steps *timeline.Recorder) ServerConfig {
 	o := cfg.Server
 	return ServerConfig{
 		DataDir: filepath.Join(cfg.DataDir, "server"), Name: cmp.Or(cfg.Name, "server"), Datacenter: cfg.Datacenter, Address: address, Version: Version(),
 		Token: cfg.Token, JoinToken: cmp.Or(o.JoinToken, cfg.Token), Log: cfg.Log, Cluster: o.Cluster,
 		HeartbeatTTL: o.HeartbeatTTL, HeartbeatGrace: o.HeartbeatGrace, Keep: o.Keep, LogSegment: o.LogSegment, Metrics: cfg.Process.Metrics,
-		Namespaces: cfg.Namespaces, ACL: o.ACL, KeyFile: o.KeyFile, AuditFile: o.AuditFile,
+		Namespaces: cfg.Namespaces, Timeline: steps, ACL: o.ACL, KeyFile: o.KeyFile, AuditFile: o.AuditFile,
 	}
+}
+
+// recorder is what the agent records with; nil = nothing is.
+func (cfg *AgentConfig) recorder() (*timeline.Recorder, error) {
+	o := cfg.Tracing
+	o.Service, o.Version, o.Log = cmp.Or(o.Service, "rockpool-orchestrator"), Version(), cfg.Log
+	o.Count = func(result string, n int) { cfg.Process.Metrics.Count("nomad.nomad.tracing.spans_"+result, float64(n)) }
+	r, err := timeline.New(o)
+	if err != nil {
+		return nil, fmt.Errorf("tracing: %w", err)
+	}
+	return r, nil
 }
 
 // listen opens the listener of the HTTP API, with the limits and the certificates that it shall have.

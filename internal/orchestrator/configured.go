@@ -49,6 +49,9 @@ func NewConfigured(paths []string, out io.Writer, token string) (*Configured, er
 		return nil, err
 	}
 	cfg.Log = c.log
+	if cfg.Tracing, err = conf.Tracing.Options(os.Environ()); err != nil {
+		return nil, fmt.Errorf("tracing: %w", err)
+	}
 	cfg.Process = httpapi.Process{
 		Metrics: metrics.New(nil), NoPrometheus: !conf.Telemetry.PrometheusMetrics, Log: c.feed, Config: conf.Public, Reload: c.Reload,
 		Profiles: conf.EnableDebug || conf.ACL.Enabled,

@@ -31,6 +31,7 @@ import (
 	"rockpool/internal/orchestrator/membership"
 	"rockpool/internal/orchestrator/propose"
 	"rockpool/internal/orchestrator/state"
+	"rockpool/internal/timeline"
 )
 
 // ServerConfig is what a server needs to know.
@@ -54,7 +55,9 @@ type ServerConfig struct {
 	AuditFile string
 	// Namespaces are made when they are missing and this server leads.
 	Namespaces []string
-	Log        logrus.FieldLogger
+	// Timeline records where the time of requests goes. nil = nothing is recorded.
+	Timeline *timeline.Recorder
+	Log      logrus.FieldLogger
 
 	HeartbeatTTL   time.Duration // default 10 s
 	HeartbeatGrace time.Duration // default 10 s
@@ -196,7 +199,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		Store: s.store, Log: log, Leader: s.leader, Events: s.events, Logger: cfg.Log, Name: cfg.Name, Token: cfg.Token,
 		JoinToken: cfg.JoinToken, Datacenter: cfg.Datacenter, Address: cfg.Address,
 		Version: cmp.Or(cfg.Version, "0.0.0"), Region: cfg.Cluster.Region, Cluster: s.cluster, StrictIntroduction: cfg.Cluster.StrictIntroduction,
-		ACL: cfg.ACL, ACLResetFile: resetFile, KEK: kek, Audit: auditor, Nodes: s.nodes, Servers: s.ServerURLs,
+		ACL: cfg.ACL, ACLResetFile: resetFile, KEK: kek, Audit: auditor, Nodes: s.nodes, Servers: s.ServerURLs, Timeline: cfg.Timeline,
 	})
 	cfg.Metrics.Read(s.api.Figures)
 	s.api.SetProcess(httpapi.Process{Metrics: cfg.Metrics})

@@ -11,6 +11,7 @@ import (
 	"rockpool/internal/logging"
 	"rockpool/internal/runner/execution"
 	"rockpool/internal/runner/pool"
+	"rockpool/internal/timeline"
 )
 
 // Claim is a request for a runner.
@@ -124,7 +125,9 @@ func (m *Manager) claim(ctx context.Context, c Claim, mark Mark, agree func(ctx 
 		}
 	}()
 	for again := false; ; again = true {
+		_, span := timeline.Start(ctx, timeline.ClaimTake)
 		taken, served, err := m.take(ctx, c.Env, deadline, again)
+		span.End()
 		if err != nil {
 			return nil, 0, err
 		}

@@ -42,9 +42,17 @@ static void need(int ok, const char *step) {
 	if (!ok) refuse(step);
 }
 
+// since is the microseconds from the arrival of the request; 0 where the clock was set meanwhile.
+static uint32_t since(void) {
+	struct timespec now;
+	if (clock_gettime(CLOCK_REALTIME, &now) < 0) return 0;
+	int64_t micros = ((int64_t)now.tv_sec - asked.tv_sec) * 1000000 + (now.tv_nsec - asked.tv_nsec) / 1000;
+	return micros > 0 && micros < UINT32_MAX ? (uint32_t)micros : 0;
+}
+
 // announce hands the node a descriptor of this process, and the master of its terminal.
-static void announce(int connection, int master) {
-	struct event e = {.magic = FRAME_MAGIC, .kind = KIND_STARTING, .value = getpid()};
+static void announce(int connection, int master, uint32_t micros) {
+	struct event e = {.magic = FRAME_MAGIC, .kind = KIND_STARTING, .value = getpid(), .micros = micros};
 	union {
 		struct cmsghdr align;
 		char space[CMSG_SPACE(sizeof(int) * 2)];
@@ -201,7 +209,7 @@ void run_request(int connection, const struct header *h, int *fds, int pts) {
 	become(uid, gid, groups, count);
 	umask(022);
 	enter(dir);
-	announce(connection, master);
+	announce(connection, master, flags & FLAG_TIMED ? since() : 0);
 	if (h->kind == KIND_HOLD) hold(connection);
 
 	// All descriptors move out of the way first: each of the low numbers may still be in use.

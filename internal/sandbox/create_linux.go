@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rockpool/internal/timeline"
 )
 
 const (
@@ -111,6 +113,7 @@ func checkedSpec(spec Spec) (Spec, error) {
 
 // start does the work between the reservation and the answer. What it leaves behind on an error, wipe removes.
 func (r *Runtime) start(ctx context.Context, spec Spec, slot int) (_ *Sandbox, err error) {
+	lap := timeline.From(ctx).Laps()
 	if err := r.writeState(spec.ID, state{Spec: spec, Slot: slot, BootID: r.bootID}); err != nil {
 		return nil, err
 	}
@@ -140,6 +143,7 @@ func (r *Runtime) start(ctx context.Context, spec Spec, slot int) (_ *Sandbox, e
 	if err != nil {
 		return nil, err
 	}
+	lap.Done(timeline.SandboxGroup)
 	join = slices.Concat(join, blockIO, allowed)
 	blockIO, allowed = nil, nil
 	trees, err := mountSources(spec.Root)
@@ -174,15 +178,18 @@ func (r *Runtime) start(ctx context.Context, spec Spec, slot int) (_ *Sandbox, e
 		return nil, err
 	}
 	defer func() { _ = control.Close() }()
+	lap.Done(timeline.SandboxSources)
 	err = s.launch(append([]*os.File{theirs, listener}, inherited...))
 	_ = theirs.Close()
 	if err != nil {
 		return nil, err
 	}
+	lap.Done(timeline.SandboxLaunch)
 	if err := s.converse(ctx, control, r.setupMessage(spec, slot, len(join))); err != nil {
 		s.abandon()
 		return nil, err
 	}
+	lap.Done(timeline.SandboxSetup)
 	return s, nil
 }
 

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rockpool/internal/timeline"
 )
 
 // Exec starts a program. When it returns without an error the program is running: what cannot be executed is an error here
@@ -71,10 +73,15 @@ func (s *Sandbox) exec(ctx context.Context, spec ExecSpec, kind uint32) (*Execut
 		sandbox: s, id: spec.ID, group: s.group.child(prefix + spec.ID), bounds: boundsOf(spec), meter: newMeter(spec.OutputLimit), kept: spec.Keep,
 		over: make(chan struct{}), done: make(chan struct{}), started: time.Now(),
 	}
+	span := timeline.From(ctx)
+	if kind == kindExec { // one that is kept may run for as long as its task
+		e.call = span.Above()
+	}
 	if err := s.enrol(e); err != nil {
 		return nil, err
 	}
 	s.discard() // no program runs beside an interpreter that waits
+	e.lap = span.Laps()
 	if err := e.group.make(); err != nil {
 		s.dismiss(e)
 		if errors.Is(err, os.ErrExist) {
@@ -82,6 +89,7 @@ func (s *Sandbox) exec(ctx context.Context, spec ExecSpec, kind uint32) (*Execut
 		}
 		return nil, fmt.Errorf("start execution: %w", err)
 	}
+	e.lap.Done(timeline.ExecGroup)
 	if err := e.start(ctx, spec, user, kind); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
@@ -170,6 +178,7 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kin
 		given = slices.Insert(slices.Clone(theirs), 1, out, stderr)
 	}
 
+	e.lap.Done(timeline.ExecStreams)
 	if e.connection, err = s.dial(ctx); err != nil {
 		return err
 	}
@@ -185,10 +194,11 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kin
 	if err != nil {
 		return err
 	}
-	message := execMessage(spec, user, withDefaultsFrom(spec.Env, s.spec.Root.Env))
+	message := execMessage(spec, user, withDefaultsFrom(spec.Env, s.spec.Root.Env), e.call != nil)
 	if len(message) > maxRequest {
 		return fmt.Errorf("%w command: arguments and environment exceed %d bytes", ErrInvalid, maxRequest)
 	}
+	asked := time.Now()
 	sendErr := e.connection.request(kind, message, numbers)
 	closeAll(theirs) // the program's ends are the program's alone from here on
 	theirs = nil
@@ -198,6 +208,7 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kin
 	if sendErr != nil {
 		return cause(ctx, sendErr)
 	}
+	request := e.lap.Done(timeline.ExecRequest)
 	began, fds, err := e.connection.receive()
 	if err != nil {
 		return cause(ctx, err)
@@ -207,6 +218,8 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kin
 		return fmt.Errorf("%w: supervisor sent %d descriptors", ErrLost, len(fds))
 	}
 	e.pidfd = os.NewFile(uintptr(fds[0]), "process of "+e.id)
+	// What comes from inside is only a length, and lies within the request whatever it is.
+	request.Past(timeline.ExecFork, asked, asked.Add(time.Duration(began.micros)*time.Microsecond))
 	if spec.TTY {
 		if err := unix.SetNonblock(fds[1], true); err != nil {
 			closeNumbers(fds[1:])
@@ -223,6 +236,8 @@ func (e *Execution) start(ctx context.Context, spec ExecSpec, user identity, kin
 		return context.Cause(ctx)
 	}
 	_ = e.connection.SetDeadline(time.Time{})
+	e.lap.Done(timeline.ExecStream)
+	e.lap = e.call.Laps()
 	if len(spec.extra) > 0 { // nothing of a client's runs yet
 		return nil
 	}
@@ -295,7 +310,7 @@ func launched(status *os.File) error {
 	return step
 }
 
-func execMessage(spec ExecSpec, user identity, env []string) []byte {
+func execMessage(spec ExecSpec, user identity, env []string, timed bool) []byte {
 	var b body
 	b.u32(user.uid)
 	b.u32(user.gid)
@@ -312,6 +327,9 @@ func execMessage(spec ExecSpec, user identity, env []string) []byte {
 	}
 	if len(spec.extra) > 0 {
 		flags |= flagExtra
+	}
+	if timed {
+		flags |= flagTimed
 	}
 	b.u32(flags)
 	b.u32(uint32(spec.Width))

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rockpool/internal/timeline"
 )
 
 // Execution is one running program of a sandbox.
@@ -39,6 +41,9 @@ type Execution struct {
 	started    time.Time
 	abandoned  atomic.Bool             // the runtime is closing: the execution goes on without us
 	cause      atomic.Pointer[Verdict] // why the node wanted its end; nil while it does not
+
+	call *timeline.Span // that asked for it; nil = it is not recorded
+	lap  timeline.Laps  // of call, from the program's execution on
 
 	over chan struct{} // closed when the main process has ended, or nobody knows any more
 
@@ -144,6 +149,7 @@ func (e *Execution) follow() error {
 func (e *Execution) await() {
 	last, fds, err := e.connection.receive()
 	wall := time.Since(e.started)
+	e.lap.Done(timeline.ExecProgram)
 	close(e.over)
 	closeNumbers(fds)
 	e.connection.close()
@@ -182,6 +188,7 @@ func (e *Execution) await() {
 	} else if removeErr := e.group.remove(ctx); removeErr != nil {
 		log.WithError(removeErr).Warn("control group of an execution is left")
 	}
+	e.lap.Done(timeline.ExecEnd)
 	e.end(result, err)
 }
 

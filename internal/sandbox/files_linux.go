@@ -127,7 +127,7 @@ func (s *Sandbox) hold(ctx context.Context, id identity) (pid int, release func(
 	if err != nil {
 		return 0, nil, errors.Join(err, theirs.Close())
 	}
-	err = c.request(kindHold, execMessage(ExecSpec{Dir: s.spec.Root.WorkDir}, id, nil), []int{int(theirs.Fd())})
+	err = c.request(kindHold, execMessage(ExecSpec{Dir: s.spec.Root.WorkDir}, id, nil, false), []int{int(theirs.Fd())})
 	_ = theirs.Close()
 	_ = status.SetDeadline(time.Now().Add(requestTimeout))
 	if err == nil {

@@ -28,6 +28,7 @@ const (
 
 	flagTTY   = 1
 	flagMerge = 2
+	flagTimed = 4 // the answer says how long it took
 	flagExtra = 8
 
 	featureIDMap    = 1
@@ -68,15 +69,16 @@ func header(kind uint32, length, fds int) []byte {
 
 // event is what the supervisor says on a connection.
 type event struct {
-	kind  uint32
-	value int32
+	kind   uint32
+	value  int32
+	micros uint32 // from the request's arrival, where it was asked for; 0 = it was not
 }
 
 func parseEvent(b []byte) (event, error) {
 	if len(b) != eventSize || native.Uint32(b) != frameMagic {
 		return event{}, fmt.Errorf("%w: unreadable event of %d bytes", ErrLost, len(b))
 	}
-	return event{native.Uint32(b[4:]), int32(native.Uint32(b[8:]))}, nil
+	return event{native.Uint32(b[4:]), int32(native.Uint32(b[8:])), native.Uint32(b[12:])}, nil
 }
 
 // parseVerdict gives the features of a set-up that succeeded, or the step that failed.

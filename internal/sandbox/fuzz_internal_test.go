@@ -35,7 +35,7 @@ func anExec(kind uint32, edit ...func(*ExecSpec)) []byte {
 	for _, e := range edit {
 		e(&spec)
 	}
-	message := execMessage(spec, identity{groups: []uint32{1, 2}}, []string{"A=b", "PATH=/bin"})
+	message := execMessage(spec, identity{groups: []uint32{1, 2}}, []string{"A=b", "PATH=/bin"}, true)
 	return append(header(kind, len(message), 3), message...)
 }
 

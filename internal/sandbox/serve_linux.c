@@ -131,6 +131,9 @@ static void tell(int connection, uint32_t kind, int32_t value, const int *fds, i
 	if (sendmsg(connection, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) return;
 }
 
+// Children live in another time namespace than process 1: they have only this clock in common.
+struct timespec asked;
+
 static void say(int connection, uint32_t kind, int32_t value) { tell(connection, kind, value, NULL, 0); }
 
 // keep takes the streams of the kept program out of a request; they stay open when the rest of its descriptors is closed.
@@ -188,6 +191,7 @@ void serve(struct setup *s) {
 		if (!watched[1].revents) continue;
 		int connection = accept4(LISTEN_FD, NULL, NULL, SOCK_CLOEXEC);
 		if (connection < 0) continue;
+		clock_gettime(CLOCK_REALTIME, &asked);
 		struct header h = {0};
 		int fds[MAX_FDS], given = 0;
 		if (receive_header(connection, &h, fds, &given) < 0) {

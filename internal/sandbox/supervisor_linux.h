@@ -12,6 +12,7 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/types.h>
+#include <time.h>
 
 #define SUPERVISOR_NAME "rockpool-supervisor"
 #define STEP_MAPPED_OVERLAY "mount the overlay on mapped layers"
@@ -25,7 +26,7 @@ enum { CONTROL_FD = 3, LISTEN_FD = 4, FIRST_FD = 5 };
 enum { KIND_PING = 1, KIND_EXEC = 2, KIND_HOLD = 3, KIND_PROBE = 4, KIND_KEEP = 5, KIND_RESUME = 6 };
 enum { KIND_STARTING = 16, KIND_EXITED = 17, KIND_PONG = 18, KIND_NONE = 19 };
 enum { KEPT_STREAMS = 2 }; // stdout and stderr of a kept program
-enum { FLAG_TTY = 1, FLAG_MERGE = 2, FLAG_EXTRA = 8 };
+enum { FLAG_TTY = 1, FLAG_MERGE = 2, FLAG_TIMED = 4, FLAG_EXTRA = 8 };
 enum { EXTRA_STREAMS = 2 }; // what an interpreter that waits finds open from EXTRA_FD on: see warm_linux.go
 enum { FEATURE_IDMAP = 1, FEATURE_TIME = 2, FEATURE_LANDLOCK = 4 };
 
@@ -38,7 +39,7 @@ struct header {
 struct event {
 	uint32_t magic, kind;
 	int32_t value; // wait status, or the pid inside
-	uint32_t unused;
+	uint32_t micros; // of a start that was asked for with FLAG_TIMED: since the request came
 };
 
 // verdict ends the set-up, and reports a program that could not be started.
@@ -98,6 +99,8 @@ struct setup {
 void set_step(const char *step);
 void fail(void) __attribute__((noreturn));
 void check(int ok, const char *step);
+
+extern struct timespec asked; // when the request that is served came
 
 void build_root(struct setup *s);
 void drop_power(struct setup *s);

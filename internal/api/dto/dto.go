@@ -80,6 +80,33 @@ type ClaimedRunner struct {
 	Waiting           int    `json:"executionsWaiting"` // whose WebSocket was not connected yet
 }
 
+// Timelines is what was recorded lately, newest first.
+type Timelines struct {
+	Timelines []Timeline `json:"timelines"`
+}
+
+// Timeline is one trace: of a request, of an execution, or of the start of a runner.
+type Timeline struct {
+	TraceID     string `json:"traceId"`
+	RunnerID    string `json:"runnerId,omitempty"`
+	ExecutionID string `json:"executionId,omitempty"`
+	Begun       string `json:"begun"` // RFC 3339
+	Steps       []Step `json:"steps"`
+	Dropped     int    `json:"dropped"` // steps that there was no room for
+}
+
+// Step is one of a timeline's. Times are microseconds.
+type Step struct {
+	Step       string            `json:"step"`
+	Depth      int               `json:"depth"`
+	Start      float64           `json:"startUs"` // after the timeline's beginning
+	Duration   float64           `json:"durationUs"`
+	Open       bool              `json:"open,omitempty"`      // it goes on
+	Elsewhere  bool              `json:"elsewhere,omitempty"` // told by the cluster
+	Failed     bool              `json:"failed,omitempty"`
+	Attributes map[string]string `json:"attributes,omitempty"`
+}
+
 // MappedPort is where an exposed port can be reached.
 type MappedPort struct {
 	ExposedPort uint   `json:"exposedPort"`

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"rockpool/internal/timeline"
 )
 
 var logLevels = []string{"ERROR", "WARN", "INFO", "DEBUG", "TRACE"}
@@ -70,6 +72,7 @@ func (c *Config) Check() (problems []error) {
 	c.checkServer(refuse)
 	c.checkClient(refuse)
 	c.checkTLS(refuse)
+	c.checkTracing(refuse)
 	for key, n := range map[string]int{
 		"limits.http_max_conns_per_client": c.Limits.HTTPMaxConnsPerClient, "limits.http_max_streams_per_client": c.Limits.HTTPMaxStreamsPerClient,
 	} {
@@ -177,6 +180,25 @@ func (c *Config) checkClient(refuse refusal) {
 				refuse("%s: %q is not of the form name=value", key, pair)
 			}
 		}
+	}
+}
+
+func (c *Config) checkTracing(refuse refusal) {
+	t := c.Tracing
+	if !timeline.ValidRatio(t.Ratio) {
+		refuse("tracing.ratio: %v is not between 0 and 1", t.Ratio)
+	}
+	if t.Timeout < time.Second || t.Timeout > time.Minute {
+		refuse("tracing.timeout: %v is not between 1s and 1m", t.Timeout)
+	}
+	if t.Endpoint != "" && !t.Enabled {
+		refuse("tracing.endpoint: nothing is sent to it unless tracing.enabled is set")
+	}
+	headers, err := timeline.Headers(t.Headers)
+	if err != nil {
+		refuse("tracing.headers: %w", err)
+	} else if err := (timeline.Collector{Endpoint: t.Endpoint, Headers: headers}).Check(); err != nil {
+		refuse("tracing.endpoint, tracing.headers: %w", err)
 	}
 }
 

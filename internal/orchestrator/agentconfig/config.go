@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/timeline"
 )
 
 // Config is everything that can be configured. A list in a later file replaces that of an earlier one; maps and blocks are merged key by key.
@@ -23,6 +24,7 @@ type Config struct {
 	Audit      Audit     `key:"audit"`
 	TLS        TLS       `key:"tls"`
 	Telemetry  Telemetry `key:"telemetry"`
+	Tracing    Tracing   `key:"tracing"`
 	Limits     Limits    `key:"limits"`
 
 	LogLevel    string `key:"log_level"`
@@ -207,6 +209,35 @@ type Telemetry struct {
 	PrometheusMetrics bool `key:"prometheus_metrics"`
 }
 
+// Tracing is what the agent records of where time goes. The block is ours.
+type Tracing struct {
+	Enabled  bool          `key:"enabled"`  // record for callers who ask, and tell them
+	Ratio    float64       `key:"ratio"`    // of the starts of tasks that are recorded; the callers decide about their requests
+	Endpoint string        `key:"endpoint"` // of a collector that takes OTLP over HTTP; empty = none
+	Headers  []string      `key:"headers"`  // name=value
+	CAFile   string        `key:"ca_file"`
+	Timeout  time.Duration `key:"timeout"`
+}
+
+// Options are what a recorder is made of, with the standard variables of OpenTelemetry taken in, in the form of os.Environ. Nothing is recorded unless it is enabled.
+func (t Tracing) Options(environ []string) (timeline.Options, error) {
+	if !t.Enabled {
+		return timeline.Options{}, nil
+	}
+	headers, err := timeline.Headers(t.Headers)
+	if err != nil {
+		return timeline.Options{}, fmt.Errorf("tracing.headers: %w", err)
+	}
+	o := timeline.Options{Ratio: t.Ratio, Tell: true, Collector: timeline.Collector{Endpoint: t.Endpoint, Headers: headers, CAFile: t.CAFile}}
+	if t.Timeout != timeline.DefaultTimeout {
+		o.Timeout = t.Timeout
+	}
+	if o, err = o.Environ(environ); err != nil {
+		return o, err
+	}
+	return o, o.Check()
+}
+
 // Limits on clients of the HTTP API.
 type Limits struct {
 	HTTPMaxConnsPerClient   int `key:"http_max_conns_per_client"`   // 0 = unlimited
@@ -237,6 +268,7 @@ func Default() Config {
 			GPU:     GPU{Enabled: true, FingerprintPeriod: 30 * time.Second, OnUnhealthy: Keep},
 		},
 		Telemetry: Telemetry{PrometheusMetrics: true},
+		Tracing:   Tracing{Ratio: 1, Timeout: timeline.DefaultTimeout},
 		Limits:    Limits{HTTPMaxConnsPerClient: 1000, HTTPMaxStreamsPerClient: 10_000},
 		LogLevel:  "INFO",
 	}

@@ -77,6 +77,8 @@ func disturb(v reflect.Value, on bool) {
 			f.SetBool(on)
 		case reflect.Int, reflect.Int64:
 			f.SetInt(123456789)
+		case reflect.Float64:
+			f.SetFloat(0.123)
 		case reflect.Slice:
 			f.Set(reflect.ValueOf([]string{"odd"}))
 		}

@@ -161,6 +161,13 @@ func assign(f reflect.Value, v any) error {
 			return errors.New("this is not a whole number that fits")
 		}
 		f.SetInt(i)
+	case f.CanFloat():
+		n, ok := v.(*big.Float)
+		if !ok {
+			return errors.New("a number is needed here")
+		}
+		x, _ := n.Float64()
+		f.SetFloat(x)
 	case f.Kind() == reflect.Slice:
 		list, ok := v.([]any)
 		if !ok {
@@ -222,13 +229,16 @@ func (c Config) Keys() map[string]any {
 }
 
 // secrets are the keys that nobody is shown.
-var secrets = []string{"server.encrypt", "server.join_token", "client.join_token"}
+var secrets = []string{"server.encrypt", "server.join_token", "client.join_token", "tracing.headers"}
+
+// empty reports whether there is nothing in a text or a list.
+func empty(v any) bool { return reflect.ValueOf(v).Len() == 0 }
 
 // Public is the configuration as clients may see it: a tree of keys, with secrets hidden.
 func (c Config) Public() map[string]any {
 	tree := map[string]any{}
 	for path, v := range c.Keys() {
-		if slices.Contains(secrets, path) && v != "" {
+		if slices.Contains(secrets, path) && !empty(v) {
 			v = "[redacted]"
 		}
 		if t, ok := v.(time.Duration); ok {

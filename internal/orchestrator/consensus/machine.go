@@ -16,7 +16,8 @@ type machine struct {
 	fatal   chan<- error
 	full    chan struct{} // of 1: there are enough bytes for a snapshot
 	bound   int64
-	stopped error // once set, nothing is applied any more
+	stopped error         // once set, nothing is applied any more
+	timed   *atomic.Int32 // calls under way that want to know when their entry was applied
 	ending  atomic.Bool
 
 	entries, bytes atomic.Int64
@@ -25,8 +26,8 @@ type machine struct {
 
 var _ raft.BatchingFSM = (*machine)(nil)
 
-func newMachine(cfg Config, fatal chan<- error) *machine {
-	return &machine{Machine: cfg.Machine, fatal: fatal, full: make(chan struct{}, 1), bound: cfg.SnapshotBytes}
+func newMachine(cfg Config, fatal chan<- error, timed *atomic.Int32) *machine {
+	return &machine{Machine: cfg.Machine, fatal: fatal, full: make(chan struct{}, 1), bound: cfg.SnapshotBytes, timed: timed}
 }
 
 func (m *machine) Apply(l *raft.Log) any { return m.apply(l) }
@@ -47,6 +48,10 @@ func (m *machine) apply(l *raft.Log) any {
 	if m.stopped != nil {
 		return m.stopped
 	}
+	begun := time.Time{}
+	if m.timed.Load() > 0 {
+		begun = time.Now() // for whoever asked alone; the state does not see it
+	}
 	result, err := m.Machine.Apply(l.Index, l.Data)
 	if err != nil {
 		m.stopped = fmt.Errorf("apply entry %d: %w", l.Index, err)
@@ -57,7 +62,16 @@ func (m *machine) apply(l *raft.Log) any {
 		return m.stopped
 	}
 	m.count(int64(len(l.Data)))
+	if !begun.IsZero() {
+		return applied{result, l.AppendedAt, begun, time.Now()}
+	}
 	return result
+}
+
+// applied is a result with the times of its entry on this server.
+type applied struct {
+	result                 any
+	appended, begun, ended time.Time // appended is zero where another server led
 }
 
 func (m *machine) count(bytes int64) {

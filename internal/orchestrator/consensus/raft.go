@@ -15,6 +15,7 @@ import (
 	"rockpool/internal/lifecycle"
 	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/peer"
+	"rockpool/internal/timeline"
 )
 
 // Machine is the state machine. Its methods are called from one goroutine, but for the function that Snapshot returns.
@@ -85,6 +86,7 @@ type Raft struct {
 	rounds  rounds
 	caught  atomic.Bool // the state is no longer that of before the start
 	snaps   atomic.Pointer[raft.SnapshotStore]
+	timed   atomic.Int32 // calls of Apply that are recorded
 }
 
 // New makes a server's part. It does nothing before Run.
@@ -102,7 +104,7 @@ func (r *Raft) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, stores.close()) }()
 
 	conf, trans := r.config(), r.transport()
-	m := newMachine(r.cfg, r.fatal)
+	m := newMachine(r.cfg, r.fatal, &r.timed)
 	if err := r.prepare(conf, m, stores, trans); err != nil {
 		return errors.Join(err, closeTransport(trans))
 	}
@@ -254,6 +256,12 @@ func (r *Raft) Apply(ctx context.Context, entry []byte) (result any, index uint6
 	if err != nil {
 		return nil, 0, err
 	}
+	span, begun := timeline.From(ctx), time.Time{}
+	if span != nil {
+		begun = time.Now()
+		r.timed.Add(1)
+		defer r.timed.Add(-1)
+	}
 	var f raft.ApplyFuture
 	err = r.await(ctx, func() error {
 		f = n.Apply(entry, bound(ctx))
@@ -262,10 +270,26 @@ func (r *Raft) Apply(ctx context.Context, entry []byte) (result any, index uint6
 	if err != nil {
 		return nil, 0, err
 	}
-	if err, ok := f.Response().(error); ok {
+	result = f.Response()
+	if a, ok := result.(applied); ok { // also where somebody else asked
+		result = a.result
+		a.record(span, begun)
+	}
+	if err, ok := result.(error); ok {
 		return nil, f.Index(), err
 	}
-	return f.Response(), f.Index(), nil
+	return result, f.Index(), nil
+}
+
+// record adds the steps of an entry to the span that it belongs to.
+func (a applied) record(span *timeline.Span, begun time.Time) {
+	if span == nil || a.appended.IsZero() {
+		return
+	}
+	span.Past(timeline.LogQueue, begun, a.appended)
+	span.Past(timeline.LogAppend, a.appended, a.begun)
+	span.Past(timeline.LogApply, a.begun, a.ended)
+	span.Past(timeline.LogAnswer, a.ended, time.Now())
 }
 
 // Barrier returns once everything that was on the log before has been applied here.

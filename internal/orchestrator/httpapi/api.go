@@ -17,6 +17,7 @@ import (
 	"rockpool/internal/orchestrator/link"
 	"rockpool/internal/orchestrator/packed"
 	"rockpool/internal/orchestrator/state"
+	"rockpool/internal/timeline"
 )
 
 // Log is what handlers need of consensus.
@@ -56,6 +57,8 @@ type Config struct {
 	StrictIntroduction bool
 	// Nodes knows the connections of nodes to this server. nil = the API has one of its own.
 	Nodes *link.Hub
+	// Timeline records where requests' time goes, for callers who ask. nil = nothing is recorded.
+	Timeline *timeline.Recorder
 	// Servers are the URLs of all servers' HTTP API, which nodes are told of. nil = they keep to those they know.
 	Servers func() []string
 }
@@ -101,7 +104,10 @@ func New(cfg Config) *API {
 	a.closing, a.close = context.WithCancel(context.Background())
 	a.server = endpoint.NewServer(a.table(), endpoint.Options{
 		Auth: auth.Func(a.authenticate), Error: a.writeError, CompressAbove: 1024, Log: cfg.Logger, Lookup: a.settled, Forward: a.forward,
-		Target: a.target, Observe: a.observer(),
+		Target: a.target, Observe: a.observer(), TellSteps: true,
+		Trace: func(r *http.Request, _ endpoint.Route) *timeline.Span {
+			return cfg.Timeline.Partner(r.Header.Get(timeline.Header))
+		},
 	})
 	a.server.SetFallbacks(http.HandlerFunc(a.notFound), http.HandlerFunc(a.wrongMethod))
 	return a

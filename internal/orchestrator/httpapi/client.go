@@ -19,6 +19,7 @@ import (
 	"rockpool/internal/orchestrator/link"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/node/serve"
+	"rockpool/internal/timeline"
 )
 
 // clientTable is what nodes answer: each row asks for the caller's right here, finds the node and passes the request on, to the handler of the node in
@@ -189,7 +190,13 @@ func (a *API) relay(w http.ResponseWriter, r *http.Request, h http.Handler, allo
 	defer done()
 	ctx, end := a.whileAllowed(ctx, 0, allowed)
 	defer end()
+	ctx, span := timeline.Start(ctx, timeline.NodeRelay)
+	defer span.End()
 	out := r.Clone(ctx)
+	out.Header.Del(timeline.Header)
+	if span != nil {
+		out.Header.Set(timeline.Header, span.Traceparent())
+	}
 	out.Header.Del("X-Nomad-Token")
 	out.Header.Del("Authorization")
 	h.ServeHTTP(&leased{w, func(c net.Conn) { context.AfterFunc(ctx, func() { _ = c.Close() }) }}, out)
@@ -266,6 +273,7 @@ func (a *API) mayExec(r *http.Request, p execPath) error {
 // relayExec hands an execution to its node. Whoever loses the right loses the terminal that it opened.
 func (a *API) relayExec(w http.ResponseWriter, r *http.Request, p execPath) error {
 	if err := a.mayExec(r, p); err != nil {
+		timeline.From(r.Context()).Discard() // whoever may not do it shall not fill what is kept
 		return err
 	}
 	h, err := a.nodeOfAlloc(p.ID)

@@ -9,6 +9,7 @@ import (
 	"rockpool/internal/orchestrator/plan"
 	"rockpool/internal/orchestrator/sched"
 	"rockpool/internal/orchestrator/state"
+	"rockpool/internal/timeline"
 )
 
 // What is placed at once is small, so that whoever registers does not wait for somebody else's thousand placements.
@@ -23,7 +24,10 @@ const (
 // same entry. What becomes of any other is the evaluation's matter, as it is where a plan turns out not to fit.
 func (l *Leader) Register(ctx context.Context, e *command.JobRegister) (result any, index uint64, err error) {
 	if t := l.current(); t != nil && l.cfg.Encode != nil {
-		if r, p := t.atOnce(e); p != nil {
+		_, span := timeline.Start(ctx, timeline.Schedule)
+		r, p := t.atOnce(e)
+		span.End()
+		if p != nil {
 			if result, index, taken, err := t.plans.Register(ctx, r, p); taken {
 				return result, index, err
 			}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"rockpool/internal/fault"
+	"rockpool/internal/timeline"
 )
 
 // What a server takes from a node that somebody has taken over. It speaks for the allocations that it runs, and for nothing else: neither may it cost a server
@@ -107,6 +108,7 @@ func (t plain) RoundTrip(r *http.Request) (*http.Response, error) {
 		_ = resp.Body.Close()
 		return nil, fault.New(fault.Unavailable, "the node answers with status %d", c)
 	}
+	timeline.From(r.Context()).Import(resp.Header.Get(timeline.HeaderSteps), time.Time{})
 	out := *resp // a copy, so that trailers stay with the original
 	out.Trailer, out.Header = nil, make(http.Header, len(passed))
 	for _, k := range passed {

@@ -18,6 +18,7 @@ import (
 	"rockpool/internal/orchestrator/device"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/timeline"
 )
 
 // OnStop says what becomes of the tasks when the agent stops.
@@ -63,6 +64,7 @@ type Config struct {
 	// Their records stay until the servers purge them.
 	KeepEnded    int
 	KeepEndedFor time.Duration
+	Timeline     *timeline.Recorder // of the starts of tasks; nil = nothing is recorded
 	Log          logging.Logger
 }
 

@@ -11,6 +11,7 @@ import (
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/node/tasklog"
+	"rockpool/internal/timeline"
 )
 
 const (
@@ -163,6 +164,10 @@ func (t *taskRunner) tryStart(ctx context.Context) (_ driver.Task, err error) {
 	if err != nil {
 		return nil, err
 	}
+	span := t.alloc.agent.cfg.Timeline.OfJob(cfg.Namespace, cfg.JobID, timeline.TaskStart)
+	span.Text(timeline.AllocID, cfg.AllocID)
+	defer func() { span.Fail(err); span.End() }()
+	lap := span.Laps()
 	t.openLogs(&cfg, cfg.Task)
 	defer func() {
 		if err != nil {
@@ -174,6 +179,7 @@ func (t *taskRunner) tryStart(ctx context.Context) (_ driver.Task, err error) {
 			return nil, err
 		}
 	}
+	lap.Done(timeline.TaskPrepare)
 	if err := t.turn(ctx); err != nil {
 		return nil, err
 	}
@@ -197,7 +203,10 @@ func (t *taskRunner) tryStart(ctx context.Context) (_ driver.Task, err error) {
 	if cfg.Network, err = t.alloc.network.attach(ctx, t.alloc, d); err != nil {
 		return nil, err
 	}
-	task, err := d.Start(ctx, cfg)
+	lap.Done(timeline.TaskTurn)
+	create := span.Child(timeline.TaskCreate)
+	task, err := d.Start(timeline.With(ctx, create), cfg)
+	create.End()
 	if err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ import (
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/sched"
 	"rockpool/internal/orchestrator/state"
+	"rockpool/internal/timeline"
 )
 
 // Log brings an entry onto the log; see consensus.
@@ -40,8 +41,10 @@ type Registration struct {
 
 type submission struct {
 	plan     *state.Placement
-	register *Registration // nil = the job is there
-	answer   chan<- answer // of 1
+	register *Registration  // nil = the job is there
+	answer   chan<- answer  // of 1
+	span     *timeline.Span // of whoever waits; nil = it is not recorded
+	handed   time.Time      // when it was handed in; only with a span
 }
 
 type answer struct {
@@ -82,11 +85,19 @@ func New(s *state.Store, l Log) *Applier {
 	return &Applier{store: s, log: l, queue: make(chan submission, maxBatch), ended: make(chan struct{})}
 }
 
+func submitted(ctx context.Context, p *state.Placement, r *Registration, ch chan<- answer) submission {
+	s := submission{plan: p, register: r, answer: ch, span: timeline.From(ctx)}
+	if s.span != nil {
+		s.handed = time.Now()
+	}
+	return s
+}
+
 // Submit hands in a plan and waits for its result. The plan is the applier's from here on.
 func (a *Applier) Submit(ctx context.Context, p *state.Placement) (Result, error) {
 	ch := make(chan answer, 1)
 	select {
-	case a.queue <- submission{plan: p, answer: ch}:
+	case a.queue <- submitted(ctx, p, nil, ch):
 	case <-a.ended:
 		return Result{}, errEnded()
 	case <-ctx.Done():
@@ -101,7 +112,7 @@ func (a *Applier) Submit(ctx context.Context, p *state.Placement) (Result, error
 func (a *Applier) Register(ctx context.Context, r *Registration, p *state.Placement) (result any, index uint64, taken bool, err error) {
 	ch := make(chan answer, 1)
 	select {
-	case a.queue <- submission{p, r, ch}:
+	case a.queue <- submitted(ctx, p, r, ch):
 	default:
 		return nil, 0, false, nil
 	}
@@ -191,7 +202,11 @@ func (a *Applier) apply(ctx context.Context, batch []submission) {
 	bound, cancel := context.WithTimeout(ctx, applyBound)
 	defer cancel()
 	start = time.Now()
+	bound, shared := recorded(bound, batch, start)
 	answers, index, err := a.commit(bound, batch)
+	for _, s := range shared {
+		s.End()
+	}
 	if err != nil && ctx.Err() != nil { // the end of a leadership: the outcome is not known here
 		err = fault.Wrap(fault.Unavailable, err, "No cluster leader")
 	}
@@ -205,6 +220,23 @@ func (a *Applier) apply(ctx context.Context, batch []submission) {
 		answers[i].result.Partial = partial[i] || answers[i].result.Refused
 		s.answer <- answers[i]
 	}
+}
+
+// recorded tells who waits how long it took until now. The entry's own steps go to the first of them; the others only see how long it took.
+func recorded(ctx context.Context, batch []submission, checked time.Time) (_ context.Context, shared []*timeline.Span) {
+	first := true
+	for _, s := range batch {
+		if s.span == nil {
+			continue
+		}
+		s.span.Past(timeline.PlanCheck, s.handed, checked)
+		if first {
+			first, ctx = false, timeline.With(ctx, s.span)
+		} else {
+			shared = append(shared, s.span.Child(timeline.LogShared))
+		}
+	}
+	return ctx, shared
 }
 
 // commit brings a batch onto the log as one entry: the plans alone, or registrations, then the plans of these, then the others.

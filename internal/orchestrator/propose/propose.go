@@ -16,6 +16,7 @@ import (
 
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/command"
+	"rockpool/internal/timeline"
 )
 
 // Log is what entries are brought onto; see consensus.Raft.
@@ -48,7 +49,8 @@ type proposal struct {
 	gone   <-chan struct{} // closed when the caller has left: what it wanted is not proposed any more
 	data   []byte
 	key    string
-	answer chan answer // of 1
+	answer chan answer    // of 1
+	span   *timeline.Span // of the caller; nil = it is not recorded
 }
 
 type answer struct {
@@ -73,7 +75,7 @@ func (p *Proposer) Apply(ctx context.Context, entry any) (result any, index uint
 		p.count(1)
 		return p.log.Apply(ctx, data)
 	}
-	w := &proposal{ctx.Done(), data, key, make(chan answer, 1)}
+	w := &proposal{ctx.Done(), data, key, make(chan answer, 1), timeline.From(ctx)}
 	select {
 	case p.queue <- w:
 	case <-p.ended:
@@ -173,7 +175,7 @@ func (p *Proposer) propose(ctx context.Context, batch []*proposal) {
 	defer cancel()
 	if len(there) == 1 { // without a goroutine of its own: whoever waits is woken last, and so is the next to run
 		p.count(1)
-		result, index, err := p.log.Apply(ctx, there[0].data)
+		result, index, err := p.log.Apply(timeline.With(ctx, there[0].span), there[0].data)
 		there[0].answer <- answer{result, index, err}
 		return
 	}
@@ -182,7 +184,7 @@ func (p *Proposer) propose(ctx context.Context, batch []*proposal) {
 		for _, w := range there {
 			p.count(1)
 			wg.Go(func() {
-				result, index, err := p.log.Apply(ctx, w.data)
+				result, index, err := p.log.Apply(timeline.With(ctx, w.span), w.data)
 				w.answer <- answer{result, index, err}
 			})
 		}
@@ -194,11 +196,19 @@ func (p *Proposer) propose(ctx context.Context, batch []*proposal) {
 	for i, w := range there {
 		data[i] = w.data
 	}
+	shared := make([]*timeline.Span, len(there))
+	for i, w := range there {
+		shared[i] = w.span.Child(timeline.LogShared)
+	}
 	entry, err := command.Encode(&command.Batch{Now: time.Now().UnixNano(), Entries: data})
 	var result any
 	var index uint64
 	if err == nil {
 		result, index, err = p.log.Apply(ctx, entry)
+	}
+	for _, s := range shared {
+		s.Fail(err)
+		s.End()
 	}
 	results, ok := result.([]any)
 	if err == nil && (!ok || len(results) != len(there)) {

@@ -10,6 +10,7 @@ import (
 
 	"rockpool/internal/fault"
 	"rockpool/internal/ident"
+	"rockpool/internal/timeline"
 )
 
 // Request is an execution that somebody asked for.
@@ -21,6 +22,7 @@ type Request struct {
 	TTY        bool
 	Size       Size
 	Keep       Keep
+	Span       *timeline.Span // of the request that asked for it; nil = nothing is recorded
 }
 
 // Keep lets an execution outlive a connection that breaks. The zero value does not.

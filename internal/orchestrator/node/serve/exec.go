@@ -22,6 +22,7 @@ import (
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/wire"
+	"rockpool/internal/timeline"
 )
 
 type execRequest struct {
@@ -111,7 +112,10 @@ func (h *Handler) exec(w http.ResponseWriter, r *http.Request, _ auth.Identity, 
 	ctx := r.Context()
 	unhook := context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends reads and writes
 	defer unhook()
-	run, err := h.startExec(ctx, req)
+	begin, span := timeline.Start(ctx, timeline.NodeExec)
+	run, err := h.startExec(begin, req)
+	span.Fail(err)
+	span.End()
 	if err != nil {
 		Refuse(conn, err)
 		return nil
@@ -122,6 +126,8 @@ func (h *Handler) exec(w http.ResponseWriter, r *http.Request, _ auth.Identity, 
 	if req.ExecID != "" {
 		s.beat = execOwnBeat
 	}
+	s.call, s.span = timeline.From(ctx), timeline.From(ctx).Child(timeline.NodeRun)
+	defer s.span.End()
 	s.serve(ctx)
 	return nil
 }
@@ -229,6 +235,8 @@ type execSession struct {
 	out  chan []byte // frames for the writer
 	beat time.Duration
 
+	call, span *timeline.Span // the request and the running of its program; nil = nothing is recorded
+
 	pace  pace
 	alone func() bool // no other execution is carried
 }
@@ -275,7 +283,12 @@ func (s *execSession) exit() bool {
 			Result struct {
 				ExitCode int `json:"exit_code,omitempty"`
 			} `json:"result"`
+			Steps string `json:"rockpool_timeline,omitempty"` // for a caller who has the execution recorded
 		}{Exited: true}
+		if s.call != nil {
+			s.span.End()
+			frame.Steps = s.call.Top().Steps()
+		}
 		frame.Result.ExitCode = status
 		_ = s.conn.SetWriteDeadline(time.Now().Add(execWrite))
 		if s.conn.WriteJSON(frame) != nil {

@@ -20,6 +20,7 @@ import (
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/inspect"
 	"rockpool/internal/orchestrator/wire"
+	"rockpool/internal/timeline"
 )
 
 // Node is the agent that runs the allocations. Where it does not know an allocation, or the task does not run, the error is of kind fault.NotFound.
@@ -84,6 +85,7 @@ type Handler struct {
 	process inspect.Process
 	execs   atomic.Int64 // executions that are carried now
 	samples samples
+	steps   *timeline.Recorder // nil = nothing is recorded
 }
 
 // New makes the handler of a node. images may be nil. The process is that of the node's agent.
@@ -98,9 +100,16 @@ func New(n Node, images Images, process inspect.Process, log logging.Logger) *Ha
 			return auth.Identity{Name: "server", Management: true}, nil
 		}),
 		Error: func(w http.ResponseWriter, _ *http.Request, err error) { wire.WriteError(w, err) }, CompressAbove: 1024, Log: log,
+		TellSteps: true,
+		Trace: func(r *http.Request, _ endpoint.Route) *timeline.Span {
+			return h.steps.Partner(r.Header.Get(timeline.Header))
+		},
 	})
 	return h
 }
+
+// Record has what callers ask for recorded. It is called before anything is served.
+func (h *Handler) Record(steps *timeline.Recorder) { h.steps = steps }
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.server.ServeHTTP(w, r) }
 
