@@ -234,7 +234,7 @@ client {
 					return err
 				}
 			}
-			return b.DeleteEnvironment(ctx, env)
+			return nil // the node removes them at its end, in its own time
 		})
 	}, "-config", config)
 }
