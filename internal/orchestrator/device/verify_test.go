@@ -109,14 +109,14 @@ func TestAWaitEndsWithItsContext(t *testing.T) {
 func TestWhoHoldsADeviceWaitsForNobody(t *testing.T) {
 	managed(t, func(t *testing.T, p *fake.Plugin, m *device.Manager, _ *int) {
 		p.Leave("gpu-0", "something is on it", nil, -1)
-		m.Suspect("gone", held("gpu-0", "gpu-1"))
-		if err := m.Retake("a", held("gpu-0")); err != nil {
+		m.Suspect("gone", held("gpu-0", "gpu-1"), nil)
+		if err := m.Retake("a", held("gpu-0"), nil); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := m.Reserve("a", held("gpu-0")); err != nil {
 			t.Errorf("who holds it gets %v", err)
 		}
-		m.Suspect("gone", held("gpu-0")) // a record of long ago
+		m.Suspect("gone", held("gpu-0"), nil) // a record of long ago
 		synctest.Wait()
 		if _, err := m.Reserve("a", held("gpu-0", "gpu-1")); err != nil {
 			t.Errorf("who holds it gets %v", err)
