@@ -124,7 +124,7 @@ func (m *Manager) doubted(owner string, held []model.AllocatedDevice) (string, *
 
 // verify looks at what owners have left until ctx ends, and calls changed when that makes an instance unhealthy, or well again.
 func (m *Manager) verify(ctx context.Context, changed func()) {
-	for {
+	for ctx.Err() == nil {
 		m.mu.Lock()
 		var due []string
 		var next time.Time
@@ -156,9 +156,6 @@ func (m *Manager) verify(ctx context.Context, changed func()) {
 		case <-ctx.Done():
 		}
 		timer.Stop()
-		if ctx.Err() != nil {
-			return
-		}
 	}
 }
 
