@@ -134,7 +134,7 @@ func TestRunnersOnGPUs(t *testing.T) {
 		t.Fatalf("an environment with a GPU: %d %s", status, body)
 	}
 	for name, count := range map[string]int{"nvidia/gpu": 3, "nvidia/gpu/NVIDIA H100": 1, "amd/gpu": 1} {
-		if status, body := put(11, 1, name, count); status < 400 || !strings.Contains(body, `"message":"`) {
+		if status, body := put(11, 1, name, count); status != http.StatusBadRequest || !strings.Contains(body, `"message":"`) {
 			t.Errorf("%d of %s, which no node has: %d %s", count, name, status, body)
 		}
 	}

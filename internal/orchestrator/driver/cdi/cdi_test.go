@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"rockpool/internal/orchestrator/driver/cdi"
@@ -98,6 +100,29 @@ func TestADeviceIsWhatItsSpecificationSays(t *testing.T) {
 	}
 	if g, err := r.Resolve(t.Context(), nil); err != nil || len(g.Devices)+len(g.Binds)+len(g.Env) > 0 {
 		t.Errorf("none: %+v, %v", g, err)
+	}
+}
+
+// A socket of a service on the node, such as that of a server of MPS, leads out of a sandbox and to its neighbours; so may a file system of another kind.
+func TestSocketsAndFileSystemsAreNotShown(t *testing.T) {
+	dir := t.TempDir()
+	socket, pipe := filepath.Join(dir, "control"), filepath.Join(dir, "pipe")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	if err := syscall.Mkfifo(pipe, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	shared := fmt.Sprintf(`"mounts": [{"hostPath": %q, "containerPath": "/tmp/nvidia-mps/control"}, {"hostPath": %q, "containerPath": "/tmp/nvidia-mps/pipe"},
+		{"hostPath": "proc", "containerPath": "/proc/driver", "type": "proc"}, {"hostPath": "/dev/zero", "containerPath": "/run/zero", "options": ["bind"]}]`, socket, pipe)
+	g, err := cdi.New(nil, nil, write(t, shared, one, two)).Resolve(t.Context(), []string{"nvidia.com/gpu=GPU-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(g.Binds) != 0 || len(g.Ignored) != 4 {
+		t.Errorf("shown are %+v, not used %q", g.Binds, g.Ignored)
 	}
 }
 
