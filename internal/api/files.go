@@ -39,7 +39,7 @@ func (a *API) updateFiles(w http.ResponseWriter, r *http.Request, _ auth.Identit
 	update, err := files.Read(q.Body, modified, a.opts.Uploads)
 	if fault.Is(err, fault.Exhausted) {
 		a.opts.Watch.Refused("uploads")
-		return &answered{error: err, status: http.StatusServiceUnavailable, code: dto.CodeOverload, retryAfter: uploadAgain}
+		return &answered{error: err, status: http.StatusInternalServerError, code: dto.CodeOverload, retryAfter: uploadAgain} // a 503 the platform does not know here
 	}
 	if err != nil {
 		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {

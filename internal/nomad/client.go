@@ -302,7 +302,12 @@ func ofStatus(status int, text, what string) error {
 	case status == http.StatusTooManyRequests, status >= http.StatusBadGateway, passing(text):
 		return fault.Wrap(fault.Unavailable, cause, "the cluster cannot be reached")
 	}
-	return fault.Wrap(fault.Internal, cause, "the cluster refused the request: %.500s", strings.TrimSpace(text))
+	return fault.Wrap(fault.Internal, cause, "the cluster refused the request: %s", oneLine(text))
+}
+
+// oneLine is a server's text without line breaks, and not longer than a reader wants.
+func oneLine(text string) string {
+	return fmt.Sprintf("%.500s", strings.Join(strings.Fields(text), " "))
 }
 
 // passing reports whether a server's text says that the cluster cannot answer now, and would again: Nomad tells most of it as status 500.

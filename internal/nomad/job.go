@@ -61,8 +61,8 @@ func runnerEnvironment(jobID string) (environment.ID, bool) {
 	if !ok || !ident.Valid(rest) {
 		return 0, false
 	}
-	n, err := strconv.ParseUint(env, 10, 31)
-	return environment.ID(n), err == nil
+	n, err := strconv.Atoi(env)
+	return environment.ID(n), err == nil && n >= 0 && strconv.Itoa(n) == env
 }
 
 func decodeTemplate(data []byte) (*api.Job, error) {

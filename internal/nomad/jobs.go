@@ -229,7 +229,7 @@ func (c *Client) ResolveImage(ctx context.Context, image string) (environment.Pi
 		return environment.Pin{}, nil
 	}
 	if err != nil {
-		return environment.Pin{}, fault.Wrap(fault.KindOf(err), err, "the environment's image cannot be used: %v", err)
+		return environment.Pin{}, fault.Wrap(fault.KindOf(err), err, "the environment's image cannot be used: %s", fault.Public(err))
 	}
 	return environment.Pin{Digest: found.Digest, Reference: found.Reference}, nil
 }

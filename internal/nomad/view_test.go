@@ -97,7 +97,8 @@ func TestNamesOfJobs(t *testing.T) {
 		template, runner int
 	}{
 		"template-7": {7, -1}, "template-": {-1, -1}, "template-7-8": {-1, -1}, id: {-1, 10}, "10-x": {-1, -1}, "x-6ba7b810-9dad-11d1-80b4-00c04fd430c8": {-1, -1},
-		"-1-6ba7b810-9dad-11d1-80b4-00c04fd430c8": {-1, -1},
+		"-1-6ba7b810-9dad-11d1-80b4-00c04fd430c8": {-1, -1}, "010-6ba7b810-9dad-11d1-80b4-00c04fd430c8": {-1, -1}, "template-4294967296": {4294967296, -1},
+		"4294967296-6ba7b810-9dad-11d1-80b4-00c04fd430c8": {-1, 4294967296},
 	} {
 		got := func(id environment.ID, ok bool) int {
 			if !ok {
