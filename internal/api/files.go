@@ -60,7 +60,10 @@ func (a *API) updateFiles(w http.ResponseWriter, r *http.Request, _ auth.Identit
 		err = fault.Wrap(fault.Unprocessable, err, "file copy failed: stderr output '%s' and stdout output ''", fault.Public(err))
 		return coded(err, dto.CodeUnknown)
 	}
-	return ofRunner(ctx, run, err)
+	if err = ofRunner(ctx, run, err); fault.Is(err, fault.Unavailable) && errors.Is(err, files.ErrNodeDown) {
+		err = coded(err, dto.CodeInternal)
+	}
+	return err
 }
 
 // uploadAgain is when to come again with an upload for which there was no room.

@@ -24,6 +24,7 @@ import (
 	"rockpool/internal/environment"
 	"rockpool/internal/fault"
 	"rockpool/internal/logging"
+	"rockpool/internal/runner/files"
 	"rockpool/internal/timeline"
 )
 
@@ -299,6 +300,8 @@ func ofStatus(status int, text, what string) error {
 		return fault.Wrap(fault.NotFound, cause, "file not found or insufficient permissions")
 	case strings.Contains(text, "Enforcing job modify index"):
 		return fault.Wrap(fault.Conflict, cause, "somebody else changed it")
+	case nodeDown(text):
+		return fault.Wrap(fault.Unavailable, fmt.Errorf("%w: %w", files.ErrNodeDown, cause), "the runner's node cannot be reached: try again, or take another runner")
 	case status == http.StatusTooManyRequests, status >= http.StatusBadGateway, passing(text):
 		return fault.Wrap(fault.Unavailable, cause, "the cluster cannot be reached")
 	}
@@ -310,13 +313,19 @@ func oneLine(text string) string {
 	return fmt.Sprintf("%.500s", strings.Join(strings.Fields(text), " "))
 }
 
+// nodeDown reports whether a server says that it has no connection to the node that is meant.
+func nodeDown(text string) bool {
+	text = strings.ToLower(text)
+	return strings.Contains(text, "no path to node") || strings.Contains(text, "failed to find node")
+}
+
 // passing reports whether a server's text says that the cluster cannot answer now, and would again: Nomad tells most of it as status 500.
 func passing(text string) bool {
 	text = strings.ToLower(text)
 	for _, words := range []string{
 		"no cluster leader", "not the leader", "leadership lost", "leadership transfer in progress", "no path to region", "no known servers", "no servers",
 		"rpc error: eof", "connection refused", "connection reset", "broken pipe", "i/o timeout", "no route to host", "session shutdown", "stream closed",
-		"rate limit", "failed to find node", "no path to node", "server is shutting down", "deadline exceeded", "timed out enqueuing",
+		"rate limit", "server is shutting down", "deadline exceeded", "timed out enqueuing",
 	} {
 		if strings.Contains(text, words) {
 			return true
