@@ -82,6 +82,7 @@ type Client struct {
 	first     sync.Once
 	recovered chan struct{}             // closed once found is what the first listing has shown
 	found     []environment.Environment // in no order
+	lapsed    []*api.Job                // templates that the first listing has shown as dead
 	close     sync.Once
 	idle      func()
 }
@@ -288,7 +289,7 @@ func classify(err error, what string) error {
 
 // ofStatus gives an answer other than 200 its kind.
 func ofStatus(status int, text, what string) error {
-	cause := fmt.Errorf("%s: status %d: %s", what, status, text)
+	cause := error(&refused{what: what, status: status, text: text})
 	switch {
 	case status == http.StatusNotFound:
 		return fault.Wrap(fault.NotFound, cause, "the cluster does not know it")
@@ -306,6 +307,23 @@ func ofStatus(status int, text, what string) error {
 		return fault.Wrap(fault.Unavailable, cause, "the cluster cannot be reached")
 	}
 	return fault.Wrap(fault.Internal, cause, "the cluster refused the request: %s", oneLine(text))
+}
+
+// refused is an answer other than 200, in the server's words.
+type refused struct {
+	what   string // was asked for
+	status int
+	text   string
+}
+
+func (r *refused) Error() string { return fmt.Sprintf("%s: status %d: %s", r.what, r.status, r.text) }
+
+// wordsOf are the server's own where there are any: of what only the caller can mend they say more than the error's kind.
+func wordsOf(err error) string {
+	if r, ok := errors.AsType[*refused](err); ok && r.text != "" {
+		return oneLine(r.text)
+	}
+	return fault.Public(err)
 }
 
 // oneLine is a server's text without line breaks, and not longer than a reader wants.

@@ -33,6 +33,7 @@ const (
 	metaRequest  = "rockpool_claim_request" // what it asked for
 	metaAt       = "rockpool_claim_at"      // when, in seconds since 1970
 	metaEgress   = "rockpool_egress"        // of the main group; see docs/native-api.md
+	metaRevived  = "rockpool_revived"       // when a template was registered anew because its container had ended
 	metaImage    = "image"                  // as the client gave it, when runners are told something more exact
 	metaDigest   = "imageDigest"            // of that image
 
