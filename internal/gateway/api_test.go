@@ -167,6 +167,16 @@ func TestAClaimCostsOneWrite(t *testing.T) {
 	}
 }
 
+func TestAClaimOfARunnerThatIsBeingEvaluatedIsWrittenAllTheSame(t *testing.T) {
+	h := ready(t, "1", 1)
+	h.cluster.Evaluates(true)
+	writes := h.cluster.Calls("PUT /v1/jobs")
+	id := h.claim("30")
+	if meta := h.cluster.Meta(id); meta["used"] != "true" || meta["timeout"] != "30" || h.cluster.Calls("PUT /v1/jobs") == writes {
+		t.Errorf("the mark is %v", meta)
+	}
+}
+
 func TestPoolsFollowTheirSize(t *testing.T) {
 	h := ready(t, "3", 3)
 	before := strings.Join(h.cluster.Jobs(""), " ")
@@ -270,8 +280,10 @@ func TestAClusterOutOfReachIsSaidSo(t *testing.T) {
 	id := h.claim("0")
 	h.pool("10", 1, 1)
 	h.cluster.Break("PUT /v1/jobs", true)
+	h.cluster.Break("PUT /v1/rockpool/job/", true)
 	h.want("POST", "/runners", `{"executionEnvironmentId":10}`, 500, `"errorCode":"NOMAD_UNREACHABLE"`)
 	h.cluster.Break("PUT /v1/jobs", false)
+	h.cluster.Break("PUT /v1/rockpool/job/", false)
 	h.cluster.Break("DELETE /v1/job/", true)
 	h.want("DELETE", "/runners/"+id, "", 500, `"errorCode":"NOMAD_INTERNAL_SERVER_ERROR"`)
 	h.want("DELETE", "/runners/"+id, "", 410, "message")

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -274,9 +275,13 @@ func (a *API) markJob(w http.ResponseWriter, r *http.Request, _ auth.Identity, r
 			return answer(http.StatusBadRequest, "what %q says is validated: register the job with it", k)
 		}
 	}
-	return a.decide(w, r, &command.JobMark{
+	err := a.decide(w, r, &command.JobMark{
 		Now: time.Now().UnixNano(), Namespace: cmp.Or(req.Namespace, model.DefaultNamespace), JobID: req.ID, Group: b.Group, AtIndex: b.JobModifyIndex, Meta: b.Meta,
 	}, nil, jobWrittenBy(nil, registeredIndex))
+	if errors.Is(err, command.ErrNotKnownToAll) { // in the middle of a rolling upgrade
+		return fault.Wrap(fault.Unprocessable, err, "not all servers know marks: register the job instead")
+	}
+	return err
 }
 
 func registeredIndex(result any) uint64 { return result.(*command.Registered).JobModifyIndex }
