@@ -150,13 +150,29 @@ func TestAClaimCostsOneWrite(t *testing.T) {
 	h := ready(t, "1", 1)
 	h.cluster.Hold(true)
 	h.cluster.Break("PUT /v1/jobs/parse", true)
-	reads, writes := h.cluster.Calls("GET /v1/job/{id}"), h.cluster.Calls("PUT /v1/jobs")
+	const mark = "PUT /v1/rockpool/job/{id}/mark"
+	reads, writes, marks := h.cluster.Calls("GET /v1/job/{id}"), h.cluster.Calls("PUT /v1/jobs"), h.cluster.Calls(mark)
 	id := h.claim("30")
 	h.eventually("the refill", func() bool { return len(h.cluster.Jobs("10-")) == 2 })
-	if r, w := h.cluster.Calls("GET /v1/job/{id}")-reads, h.cluster.Calls("PUT /v1/jobs")-writes; r != 0 || w != 2 {
-		t.Errorf("%d reads and %d writes, want 0 and 1, and 1 for the refill", r, w)
+	want := 0
+	if within { // it is offered there
+		want = 1
+	}
+	r, w, m := h.cluster.Calls("GET /v1/job/{id}")-reads, h.cluster.Calls("PUT /v1/jobs")-writes, h.cluster.Calls(mark)-marks
+	if r != 0 || w+m != 2 || m != want {
+		t.Errorf("%d reads, %d writes and %d marks, want none, and 1 beside 1 for the refill", r, w, m)
 	}
 	if meta := h.cluster.Meta(id); meta["used"] != "true" || meta["timeout"] != "30" {
+		t.Errorf("the mark is %v", meta)
+	}
+}
+
+func TestAClaimOfARunnerThatIsBeingEvaluatedIsWrittenAllTheSame(t *testing.T) {
+	h := ready(t, "1", 1)
+	h.cluster.Evaluates(true)
+	writes := h.cluster.Calls("PUT /v1/jobs")
+	id := h.claim("30")
+	if meta := h.cluster.Meta(id); meta["used"] != "true" || meta["timeout"] != "30" || h.cluster.Calls("PUT /v1/jobs") == writes {
 		t.Errorf("the mark is %v", meta)
 	}
 }
@@ -264,8 +280,10 @@ func TestAClusterOutOfReachIsSaidSo(t *testing.T) {
 	id := h.claim("0")
 	h.pool("10", 1, 1)
 	h.cluster.Break("PUT /v1/jobs", true)
+	h.cluster.Break("PUT /v1/rockpool/job/", true)
 	h.want("POST", "/runners", `{"executionEnvironmentId":10}`, 500, `"errorCode":"NOMAD_UNREACHABLE"`)
 	h.cluster.Break("PUT /v1/jobs", false)
+	h.cluster.Break("PUT /v1/rockpool/job/", false)
 	h.cluster.Break("DELETE /v1/job/", true)
 	h.want("DELETE", "/runners/"+id, "", 500, `"errorCode":"NOMAD_INTERNAL_SERVER_ERROR"`)
 	h.want("DELETE", "/runners/"+id, "", 410, "message")

@@ -55,6 +55,7 @@ func TestTheContractHoldsInsideAProcess(t *testing.T) {
 			"downloads":                               TestDownloads,
 			"many claims":                             TestFiftyClientsClaimTenRunners,
 			"a claim's cost":                          TestAClaimCostsOneWrite,
+			"a claim beside an evaluation":            TestAClaimOfARunnerThatIsBeingEvaluatedIsWrittenAllTheSame,
 			"sizes of pools":                          TestPoolsFollowTheirSize,
 			"an environment that is changed":          TestAChangedEnvironmentReplacesIdleAndDrainsUsedRunners,
 			"a cluster out of reach":                  TestAClusterOutOfReachIsSaidSo,

@@ -71,6 +71,7 @@ type Client struct {
 
 	native   atomic.Bool
 	resolves atomic.Bool            // the cluster tells what an image is
+	marks    atomic.Bool            // the cluster changes the meta of a job alone
 	template atomic.Pointer[[]byte] // the parsed template job
 	evals    evalWaits
 	known    jobCache
@@ -181,7 +182,7 @@ func (c *Client) probe(ctx context.Context) error {
 	defer cancel()
 	var self struct {
 		Config struct {
-			Rockpool struct{ NativeExec, ImageResolve bool }
+			Rockpool struct{ NativeExec, ImageResolve, JobMark bool }
 		} `json:"config"`
 	}
 	if _, err := c.api.Raw().Query("/v1/agent/self", &self, c.query(ctx)); err != nil && !fault.Is(classify(err, ""), fault.Forbidden) {
@@ -189,6 +190,7 @@ func (c *Client) probe(ctx context.Context) error {
 	}
 	c.native.Store(self.Config.Rockpool.NativeExec)
 	c.resolves.Store(self.Config.Rockpool.ImageResolve)
+	c.marks.Store(self.Config.Rockpool.JobMark)
 	if c.template.Load() != nil {
 		return nil
 	}

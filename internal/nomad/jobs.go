@@ -97,16 +97,45 @@ func (c *Client) mark(ctx context.Context, job *api.Job, m runner.Mark) error {
 	if used, _ := claimOf(job); used || (job.Stop != nil && *job.Stop) {
 		return runner.ErrClaimLost
 	}
-	if group.Meta == nil {
-		group.Meta = map[string]string{}
-	}
-	markAs(group.Meta, m)
+	meta := map[string]string{}
+	markAs(meta, m)
 	if c.gateway != "" {
-		group.Meta[metaGateway] = c.gateway
+		meta[metaGateway] = c.gateway
 	}
-	_, err := c.register(ctx, job, true, *job.JobModifyIndex)
+	err := errNotMarked
+	if c.marks.Load() {
+		err = c.markAlone(ctx, job, meta)
+	}
+	if errors.Is(err, errNotMarked) {
+		if group.Meta == nil {
+			group.Meta = map[string]string{}
+		}
+		maps.Copy(group.Meta, meta)
+		_, err = c.register(ctx, job, true, *job.JobModifyIndex)
+	}
 	if fault.Is(err, fault.Conflict) {
 		return fmt.Errorf("%w: %w", runner.ErrClaimLost, err)
+	}
+	return err
+}
+
+// errNotMarked says that a claim must be written as a registration of the whole job.
+var errNotMarked = errors.New("the job was not marked")
+
+// markAlone sends a claim without the rest of the job, and compares as a registration does. errNotMarked also where a server knows no marks, as an older one does.
+func (c *Client) markAlone(ctx context.Context, job *api.Job, meta map[string]string) error {
+	body, err := json.Marshal(struct {
+		Group          string
+		Meta           map[string]string
+		JobModifyIndex uint64
+	}{configGroup, meta, *job.JobModifyIndex})
+	if err != nil {
+		return fmt.Errorf("encode a mark: %w", err)
+	}
+	var done answer
+	err = c.rawJSON(ctx, http.MethodPut, "/v1/rockpool/job/"+url.PathEscape(*job.ID)+"/mark", url.Values{}, bytes.NewReader(body), &done, "mark job "+*job.ID)
+	if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Unprocessable) {
+		return errNotMarked
 	}
 	return err
 }

@@ -42,7 +42,7 @@ func (t *timed) RoundTrip(r *http.Request) (*http.Response, error) {
 			result = "ok"
 		}
 		// Only changes of jobs come back as events for certain.
-		if result == "ok" && r.Method != http.MethodGet && strings.HasPrefix(r.URL.Path, "/v1/job") && !strings.HasPrefix(r.URL.Path, "/v1/jobs/") && !strings.HasSuffix(r.URL.Path, "/plan") {
+		if result == "ok" && changesJob(r) {
 			if index, err := strconv.ParseUint(resp.Header.Get("X-Nomad-Index"), 10, 64); err == nil {
 				t.lag.changed(index, begun)
 			}
@@ -50,6 +50,13 @@ func (t *timed) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	t.observer.ClusterCall(callOf(r.Method, r.URL.Path), result, time.Since(begun))
 	return resp, err
+}
+
+// changesJob reports whether what was asked, once it is done, has changed a job.
+func changesJob(r *http.Request) bool {
+	path := r.URL.Path
+	return r.Method != http.MethodGet && (strings.HasPrefix(path, "/v1/rockpool/job/") ||
+		strings.HasPrefix(path, "/v1/job") && !strings.HasPrefix(path, "/v1/jobs/") && !strings.HasSuffix(path, "/plan"))
 }
 
 // areas are the parts of the API that calls are told apart by. Everything else is "other", so that there are few kinds.

@@ -70,6 +70,32 @@ func BenchmarkClaim(b *testing.B) {
 	report(b, took)
 }
 
+// BenchmarkMark measures the same as a mark.
+func BenchmarkMark(b *testing.B) {
+	c := start(b, orchestrator.ServerConfig{DataDir: b.TempDir(), LogSegment: 64 << 20})
+	c.join(newModelNode())
+	j := job("10-a")
+	index := c.register(j).JobModifyIndex
+	c.running("10-a", 1)
+	eventually(b, "it is evaluated", func() bool {
+		evals, _, err := c.api.Jobs().Evaluations("10-a", nil)
+		return err == nil && len(evals) == 1 && evals[0].Status == "complete"
+	})
+	var took []time.Duration
+	i := 0
+	for b.Loop() {
+		i++
+		at := time.Now()
+		r, err := c.mark("10-a", markRequest{*j.TaskGroups[1].Name, map[string]string{"used": fmt.Sprint(i)}, index})
+		if err != nil {
+			b.Fatal(err)
+		}
+		took = append(took, time.Since(at))
+		index = r.JobModifyIndex
+	}
+	report(b, took)
+}
+
 // BenchmarkRegisterParallel measures throughput: many callers register and purge at once.
 func BenchmarkRegisterParallel(b *testing.B) {
 	c := start(b, orchestrator.ServerConfig{DataDir: b.TempDir(), LogSegment: 64 << 20})

@@ -119,7 +119,7 @@ func (c *cluster) allows(entry any) error {
 	}
 	for _, p := range peers {
 		if !command.Covers(known[p.ID], entry) {
-			return fault.New(fault.Unavailable, "server %s is not known to understand %s: upgrade all servers first", p.ID, command.Describe(entry))
+			return fault.Wrap(fault.Unavailable, command.ErrNotKnownToAll, "server %s is not known to understand %s: upgrade all servers first", p.ID, command.Describe(entry))
 		}
 	}
 	return nil

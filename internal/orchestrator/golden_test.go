@@ -472,6 +472,7 @@ func compare(t *testing.T, name, got string) {
 // elsewhere are the routes that no command here asks for, and why.
 var elsewhere = map[string]string{
 	"job.explanation":         "Rockpool's own: explain_test",
+	"job.mark":                "Rockpool's own: mark_test",
 	"node.fences":             "Rockpool's own: exec_test",
 	"image.resolve":           "Rockpool's own: images_test",
 	"client.execution":        "Rockpool's own: exec_test",

@@ -5,6 +5,7 @@ package nomadtest
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -21,25 +22,27 @@ import (
 type Cluster struct {
 	URL string
 
-	mu       sync.Mutex
-	index    uint64
-	jobs     map[string]*api.Job
-	allocs   map[string]*Alloc // by job id
-	evals    map[string]*api.Evaluation
-	subs     map[*sub]bool
-	held     bool            // new allocations stay pending
-	noRoom   bool            // new jobs cannot be placed
-	broken   map[string]bool // "METHOD /path prefix" that answers 503
-	calls    map[string]int
-	running  map[string]*process
-	files    map[string][]File
-	uploads  []Upload
-	vars     variables
-	images   map[string]string // digests by reference; nil = they cannot be asked for
-	stopping chan struct{}
-	whole    bool // lists of jobs have the jobs in them
-	silent   bool
-	kept     [][]byte // lines of events, while it is silent
+	mu         sync.Mutex
+	index      uint64
+	jobs       map[string]*api.Job
+	allocs     map[string]*Alloc // by job id
+	evals      map[string]*api.Evaluation
+	subs       map[*sub]bool
+	held       bool            // new allocations stay pending
+	noRoom     bool            // new jobs cannot be placed
+	broken     map[string]bool // "METHOD /path prefix" that answers 503
+	calls      map[string]int
+	running    map[string]*process
+	files      map[string][]File
+	uploads    []Upload
+	vars       variables
+	images     map[string]string // digests by reference; nil = they cannot be asked for
+	stopping   chan struct{}
+	whole      bool // lists of jobs have the jobs in them
+	silent     bool
+	marks      bool     // jobs can be marked
+	evaluating bool     // and are not, for an evaluation
+	kept       [][]byte // lines of events, while it is silent
 }
 
 // Alloc is an allocation on the wire.
@@ -92,11 +95,12 @@ func (c *Cluster) routes() http.Handler {
 	}
 	handle("GET /v1/agent/self", func(w http.ResponseWriter, _ *http.Request) {
 		c.mu.Lock()
-		offers := map[string]bool{"NativeExec": true, "ImageResolve": c.images != nil}
+		offers := map[string]bool{"NativeExec": true, "ImageResolve": c.images != nil, "JobMark": c.marks}
 		c.mu.Unlock()
 		c.answer(w, map[string]any{"config": map[string]any{"Rockpool": offers}})
 	})
 	handle("PUT /v1/rockpool/image/resolve", c.resolve)
+	handle("PUT /v1/rockpool/job/{id}/mark", c.mark)
 	handle("PUT /v1/jobs/parse", func(w http.ResponseWriter, _ *http.Request) { c.answer(w, template()) })
 	handle("PUT /v1/jobs", c.register)
 	handle("GET /v1/jobs", c.list)
@@ -184,6 +188,48 @@ func (c *Cluster) register(w http.ResponseWriter, r *http.Request) {
 	c.mu.Unlock()
 	c.answer(w, api.JobRegisterResponse{EvalID: eval.ID, JobModifyIndex: registered})
 }
+
+// mark changes the meta of a group.
+func (c *Cluster) mark(w http.ResponseWriter, r *http.Request) {
+	var req struct {
+		Group          string
+		Meta           map[string]string
+		JobModifyIndex uint64
+	}
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	id := r.PathValue("id")
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := c.jobs[id]
+	switch {
+	case old == nil:
+		http.Error(w, "job not found", http.StatusNotFound)
+		return
+	case *old.JobModifyIndex != req.JobModifyIndex:
+		http.Error(w, fmt.Sprintf("Enforcing job modify index %d: it differs", req.JobModifyIndex), http.StatusInternalServerError)
+		return
+	case c.evaluating:
+		http.Error(w, "the job is being evaluated: register it instead", http.StatusUnprocessableEntity)
+		return
+	}
+	c.index++
+	job := clone(old)
+	job.JobModifyIndex = new(c.index)
+	for _, g := range job.TaskGroups {
+		if *g.Name == req.Group {
+			maps.Copy(g.Meta, req.Meta)
+		}
+	}
+	c.jobs[id] = job
+	c.publish("Job", "JobRegistered", id, map[string]any{"Job": job})
+	answerAt(w, c.index, map[string]uint64{"JobModifyIndex": c.index, "Index": c.index})
+}
+
+// Evaluates has jobs be registered instead of marked, as where an evaluation is on its way.
+func (c *Cluster) Evaluates(always bool) { c.mu.Lock(); defer c.mu.Unlock(); c.evaluating = always }
 
 // plan answers what a registration would come to.
 func (c *Cluster) plan(w http.ResponseWriter, _ *http.Request) {

@@ -17,6 +17,9 @@ import (
 
 // Inside are the ways to the cluster that an orchestrator in the gateway's process offers.
 func (c *Cluster) Inside() nomad.Inside {
+	c.mu.Lock()
+	c.marks = true
+	c.mu.Unlock()
 	return nomad.Inside{Transport: &endpoint.Direct{Handler: c.routes()}, Programs: programs{c}}
 }
 

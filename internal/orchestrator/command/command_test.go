@@ -28,6 +28,13 @@ func testJob(id string) *model.Job {
 	}
 }
 
+// markable is a job with a group that places nothing.
+func markable() *model.Job {
+	j := testJob("10-a")
+	j.TaskGroups = append(j.TaskGroups, &model.TaskGroup{Name: "config", Meta: map[string]string{"used": "false"}, Tasks: j.TaskGroups[0].Tasks})
+	return j
+}
+
 func eval(id, job string) *model.Evaluation {
 	return &model.Evaluation{ID: id, Namespace: "default", JobID: job, Priority: 50, Type: "batch", Status: model.EvalPending, TriggeredBy: model.TriggerJobRegister}
 }
@@ -102,6 +109,8 @@ func lifeLog() []any {
 		&command.ReconcileSummaries{Now: 170},
 		&command.EvalDelete{Now: 180, IDs: []string{"e1"}},
 		&command.DeploymentDelete{Now: 190, IDs: []string{"d1"}},
+		&command.JobRegister{Now: 200, Job: markable()},
+		&command.JobMark{Now: 210, Namespace: "default", JobID: "10-a", Group: "config", AtIndex: 20, Meta: map[string]string{"used": "true", "timeout": "30"}},
 		&command.NodeDeregister{Now: 200, NodeIDs: []string{"n1"}},
 	}
 }

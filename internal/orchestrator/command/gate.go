@@ -2,6 +2,7 @@ package command
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -12,6 +13,9 @@ import (
 // The gate of a rolling upgrade. Each server tells the others which entries it knows, and no entry is proposed that one of them does not: it would have to stop
 // there. A new kind of entry is a new tag. A known kind whose struct gets fields that an older program must not overlook gets a higher row.Version, and its
 // struct a method version() that answers the lowest one that is enough for this entry; a program reads all versions up to its own.
+
+// ErrNotKnownToAll is wrapped by the refusal of an entry that a server of the cluster does not know.
+var ErrNotKnownToAll = errors.New("not all servers know the entry")
 
 // lastOfFirst is the last tag of the entries that every program knows, in their version 1.
 const lastOfFirst = 11

@@ -33,6 +33,7 @@ var life = []row{
 	define(42, NameEvalsDeleted, applyEvalDelete),
 	define(43, "ReconcileSummaries", applyReconcileSummaries),
 	define(44, "DeploymentsDeleted", applyDeploymentDelete),
+	batchable(define(45, NameJobRegistered, applyJobMark), func(e *JobMark) string { return jobName(e.Namespace, e.JobID) }),
 }
 
 // Made is the result of what makes a job: the job as it is now, and whether the entry made it. Nil where there is no job.
@@ -309,6 +310,25 @@ func applyJobScale(tx *state.Tx, e *JobScale) (any, error) {
 		}
 	}
 	tx.AddScalingEvent(e.Namespace, e.JobID, event)
+	return &Registered{j.JobModifyIndex}, nil
+}
+
+// JobMark sets keys in the meta of a group that places nothing, which needs no evaluation. The result is a *Registered; a conflict when the job has changed;
+// Unprocessable where only a registration can do it.
+type JobMark struct {
+	Now                     int64
+	Namespace, JobID, Group string
+	AtIndex                 uint64 // JobModifyIndex
+	Meta                    map[string]string
+}
+
+func (e *JobMark) at() int64 { return e.Now }
+
+func applyJobMark(tx *state.Tx, e *JobMark) (any, error) {
+	j, err := tx.MarkJob(e.Namespace, e.JobID, e.Group, e.Meta, e.AtIndex)
+	if err != nil {
+		return nil, err
+	}
 	return &Registered{j.JobModifyIndex}, nil
 }
 

@@ -130,7 +130,7 @@ func (a *API) noCSI(_ context.Context, _ auth.Identity, r listVolumes) (reply, e
 
 // offers is what of docs/native-api.md a client may use here.
 func (a *API) offers() map[string]bool {
-	offers := map[string]bool{"NativeExec": true}
+	offers := map[string]bool{"NativeExec": true, "JobMark": true}
 	if a.imageNode() != "" {
 		offers["ImageResolve"] = true
 	}

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -40,6 +41,7 @@ func (a *API) jobLifeTable() endpoint.Table {
 			endpoint.Stream("job.revert"+name, method, "/v1/job/{id}/revert", write(auth.SubmitJob, smallBody), a.revertJob),
 			endpoint.Call("job.stable"+name, method, "/v1/job/{id}/stable", write(auth.SubmitJob, smallBody), a.setStability),
 			endpoint.Call("job.tag"+name, method, "/v1/job/{id}/versions/{tag}/tag", write(auth.SubmitJob, smallBody), a.tagVersion),
+			endpoint.Stream("job.mark"+name, method, "/v1/rockpool/job/{id}/mark", write(auth.SubmitJob, smallBody), a.markJob),
 			endpoint.Call("job.plan"+name, method, "/v1/job/{id}/plan", write(auth.SubmitJob, jobBody), a.planJob),
 			endpoint.Call("system.reconcile"+name, method, "/v1/system/reconcile/summaries", write(auth.Management, smallBody), a.reconcileSummaries),
 		}
@@ -251,6 +253,35 @@ func (a *API) revertJob(w http.ResponseWriter, r *http.Request, id auth.Identity
 		entry.Submission = &again
 	}
 	return a.decide(w, r, entry, entry.Eval, jobWrittenBy(entry.Eval, registeredIndex))
+}
+
+type markJob struct {
+	onJob
+	Body struct {
+		Group          string
+		Meta           map[string]string
+		JobModifyIndex uint64
+	} `body:"json"`
+}
+
+// markJob sets meta of a group that places nothing. As no work comes of it, it is not refused while registrations are.
+func (a *API) markJob(w http.ResponseWriter, r *http.Request, _ auth.Identity, req markJob) error {
+	b := req.Body
+	if b.Group == "" || b.JobModifyIndex == 0 {
+		return answer(http.StatusBadRequest, "a mark needs the group that it is put on, and the JobModifyIndex that the job must have")
+	}
+	for k := range b.Meta {
+		if wire.Validated(k) {
+			return answer(http.StatusBadRequest, "what %q says is validated: register the job with it", k)
+		}
+	}
+	err := a.decide(w, r, &command.JobMark{
+		Now: time.Now().UnixNano(), Namespace: cmp.Or(req.Namespace, model.DefaultNamespace), JobID: req.ID, Group: b.Group, AtIndex: b.JobModifyIndex, Meta: b.Meta,
+	}, nil, jobWrittenBy(nil, registeredIndex))
+	if errors.Is(err, command.ErrNotKnownToAll) { // in the middle of a rolling upgrade
+		return fault.Wrap(fault.Unprocessable, err, "not all servers know marks: register the job instead")
+	}
+	return err
 }
 
 func registeredIndex(result any) uint64 { return result.(*command.Registered).JobModifyIndex }

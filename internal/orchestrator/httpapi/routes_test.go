@@ -227,7 +227,7 @@ var needs = map[string]string{
 	"agent.keyring.list": toAgentWrite, "agent.keyring.install": toAgentWrite, "agent.keyring.use": toAgentWrite, "agent.keyring.remove": toAgentWrite,
 	"agent.join": toAgentWrite, "agent.force-leave": toAgentWrite, "introduction.create": toNodeWrite,
 	"job.submission": toReadJob, "job.untag": toSubmitJob, "job.dispatch": toDispatchJob, "job.evaluate": toSubmitJob, "job.periodic.force": toSubmitJob,
-	"job.revert": toSubmitJob, "job.stable": toSubmitJob, "job.tag": toSubmitJob, "job.plan": toSubmitJob, "job.explanation": toReadJob, "system.reconcile": toManagement,
+	"job.revert": toSubmitJob, "job.stable": toSubmitJob, "job.tag": toSubmitJob, "job.plan": toSubmitJob, "job.explanation": toReadJob, "job.mark": toSubmitJob, "system.reconcile": toManagement,
 	"deployment.list": toReadJob, "deployment.allocations": toReadJob, "deployment.get": toReadJob, "deployment.promote": toSubmitJob, "deployment.pause": toSubmitJob,
 	"deployment.fail": toSubmitJob, "deployment.unblock": toSubmitJob, "deployment.health": toSubmitJob,
 	"job.scale.get": toReadScaling, "job.scale": toScaleJob, "scaling.list": toListScaling, "scaling.get": toScalingPolicy,

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"maps"
 	"slices"
 
 	"rockpool/internal/fault"
@@ -134,6 +135,52 @@ func (t *Tx) ScaleJob(namespace, id, group string, to int) (*model.Job, error) {
 		}
 	}
 	return t.RegisterJob(&c, false, 0)
+}
+
+// markedBytes is what the meta of a group may have, keys and values together, once it was marked.
+const markedBytes = 16 << 10
+
+// MarkJob sets keys in the meta of a group that places nothing, if the job's JobModifyIndex is at. No allocation depends on them: there is nothing to evaluate, it
+// is no new version, and allocations keep the specification that they were started with until an evaluation gives them the present one. What cannot be a
+// mark is Unprocessable, and a registration all the same: a plan that is on its way was made for the specification that a mark replaces.
+func (t *Tx) MarkJob(namespace, id, group string, meta map[string]string, at uint64) (*model.Job, error) {
+	old, err := t.CheckIndex(namespace, id, at)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(old.TaskGroups, func(g *model.TaskGroup) bool { return g.Name == group })
+	switch {
+	case i < 0:
+		return nil, fault.New(fault.Unprocessable, "job %q has no group %q that could be marked", id, group)
+	case old.TaskGroups[i].Count != 0:
+		return nil, fault.New(fault.Unprocessable, "group %q of job %q has tasks that see its meta: register the job instead", group, id)
+	}
+	for e := range t.EvalsByJob(nil, namespace, id) {
+		if !e.Terminal() {
+			return nil, fault.New(fault.Unprocessable, "job %q is being evaluated: register it instead", id)
+		}
+	}
+	g := *old.TaskGroups[i]
+	g.Meta = make(map[string]string, len(g.Meta)+len(meta))
+	maps.Copy(g.Meta, old.TaskGroups[i].Meta)
+	maps.Copy(g.Meta, meta)
+	if maps.Equal(g.Meta, old.TaskGroups[i].Meta) {
+		return old, nil
+	}
+	n := 0
+	for k, v := range g.Meta {
+		n += len(k) + len(v)
+	}
+	if n > markedBytes {
+		return nil, fault.New(fault.Unprocessable, "the meta of group %q would have more than %d bytes", group, markedBytes)
+	}
+	j := *old
+	j.TaskGroups = slices.Clone(old.TaskGroups)
+	j.TaskGroups[i] = &g
+	j.ModifyIndex, j.JobModifyIndex = t.index, t.index
+	t.putJob(&j)
+	t.put(tableVersions, &j)
+	return &j, nil
 }
 
 // CheckIndex is the job of that id, if its JobModifyIndex is at; 0 = whatever it is.

@@ -315,3 +315,6 @@ func (p *Problems) conditions(where string, cs []*api.Constraint, as []*api.Affi
 		}
 	}
 }
+
+// Validated reports whether what a key of a group's meta says is held to a rule when its job is registered.
+func Validated(key string) bool { return key == egress.MetaAllow || key == egress.MetaBandwidth }
