@@ -131,6 +131,7 @@ func TestHowProgramsInsideDoNotEndWell(t *testing.T) {
 	for name, c := range map[string]struct {
 		near   near
 		stdout io.Writer
+		stdin  io.Reader
 		cancel bool
 		kind   fault.Kind
 		is     error
@@ -141,6 +142,7 @@ func TestHowProgramsInsideDoNotEndWell(t *testing.T) {
 		"its caller has left":          {cancel: true, kind: fault.KindOf(context.Canceled), is: context.Canceled},
 		"nobody takes its output":      {near: near{run: writes}, stdout: writer(func() error { return broken }), kind: fault.Internal, is: broken},
 		"what takes its output panics": {near: near{run: writes}, stdout: writer(func() error { panic("of the writer") }), kind: fault.Internal},
+		"what gives its input panics":  {stdin: reader(func() error { panic("of the reader") }), kind: fault.Internal},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -149,11 +151,13 @@ func TestHowProgramsInsideDoNotEndWell(t *testing.T) {
 				if c.cancel {
 					go func() { synctest.Wait(); cancel() }()
 				}
-				stdin := nullio.NewStdin(0)
+				if c.stdin == nil {
+					c.stdin = nullio.NewStdin(0)
+				}
 				if c.stdout == nil {
 					c.stdout = io.Discard
 				}
-				code, err := inProcess(&c.near).Exec(ctx, here, execution.Spec{ID: "x"}, execution.Stdio{Stdin: stdin, Stdout: c.stdout, Stderr: io.Discard})
+				code, err := inProcess(&c.near).Exec(ctx, here, execution.Spec{ID: "x"}, execution.Stdio{Stdin: c.stdin, Stdout: c.stdout, Stderr: io.Discard})
 				if err == nil || code != 0 || fault.KindOf(err) != c.kind || c.is != nil && !errors.Is(err, c.is) {
 					t.Errorf("it ended with %d, %v", code, err)
 				}
@@ -182,3 +186,7 @@ func writes(r *nearby) {
 type writer func() error
 
 func (w writer) Write([]byte) (int, error) { return 0, w() }
+
+type reader func() error
+
+func (r reader) Read([]byte) (int, error) { return 0, r() }
