@@ -36,6 +36,7 @@ type task struct {
 	main     Execution // nil when the command only waits
 	accounts accounts
 	warmUp   *warmUp        // nil = none
+	warmTook time.Duration  // the first, while the task started; 0 = it is not known
 	warmers  sync.WaitGroup // of interpreters to come
 	done     chan struct{}
 	letGo    chan struct{}

@@ -18,6 +18,7 @@ const metaWarmUp = "rockpool_warmup"
 
 const (
 	warmWait  = 10 * time.Second       // a task is started without an interpreter that needs longer
+	warmLeast = 2 * time.Second        // that one gets after executions; more where the first of the task, before any program could tamper with it, took long
 	warmDelay = 250 * time.Millisecond // without an execution, before there is an interpreter again: many tasks have but one execution
 )
 
@@ -52,13 +53,13 @@ func warmUpOf(t *model.Task) (*warmUp, error) {
 	return &w, nil
 }
 
-// warm has an interpreter wait, for as long as nothing keeps it from that.
-func (t *task) warm(ctx context.Context) error {
+// warm has an interpreter wait, which has to come to that within a time.
+func (t *task) warm(ctx context.Context, within time.Duration) error {
 	w, ok := t.sandbox.(Warmer)
 	if !ok {
 		return driver.ErrNotSupported
 	}
-	ctx, cancel := context.WithTimeout(ctx, warmWait)
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	return w.Warm(ctx, sandbox.WarmSpec{Command: t.warmUp.Command, Imports: t.warmUp.Imports, User: t.warmUp.User, TTY: t.warmUp.TTY,
 		MergeStderr: t.warmUp.TTY && !t.warmUp.Split, Env: slices.Concat(t.accounts.environment(ctx, t.sandbox.Files(), t.warmUp.User), t.env, t.warmUp.Env)})
@@ -69,9 +70,12 @@ func (t *task) warmFirst(ctx context.Context) {
 	if t.warmUp == nil {
 		return
 	}
-	if err := t.warm(ctx); err != nil {
+	begun := time.Now()
+	if err := t.warm(ctx, warmWait); err != nil {
 		t.cfg.Emit("Not warmed up: " + err.Error())
+		return
 	}
+	t.warmTook = time.Since(begun)
 }
 
 // warmAgain has another interpreter wait some time after the end of an execution, unless there is another execution by then. nil: none has begun yet.
@@ -122,7 +126,7 @@ func (t *task) warmAgain(after Execution) {
 			}
 			cancel(driver.ErrTaskGone)
 		})
-		_ = t.warm(ctx) // programs start without
+		_ = t.warm(ctx, min(max(warmLeast, 4*t.warmTook), warmWait)) // programs start without
 		cancel(errors.New("it is over"))
 		<-ended
 	})

@@ -154,6 +154,66 @@ func TestATaskIsWarmedUpAgain(t *testing.T) {
 	})
 }
 
+// tampered comes to wait once, and then never: what an earlier program has left keeps it.
+type tampered struct {
+	sandboxed.Sandbox
+	took time.Duration // the first time
+	held chan time.Duration
+}
+
+func (s *tampered) Warm(ctx context.Context, _ sandbox.WarmSpec) error {
+	if took := s.took; took > 0 {
+		s.took = 0
+		time.Sleep(took)
+		return nil
+	}
+	begun := time.Now()
+	<-ctx.Done()
+	s.held <- time.Since(begun)
+	return ctx.Err()
+}
+
+type tamperedRuntime struct {
+	*fakeRuntime
+	took time.Duration
+	held chan time.Duration
+}
+
+func (r tamperedRuntime) Create(ctx context.Context, spec sandbox.Spec) (sandboxed.Sandbox, error) {
+	s, err := r.fakeRuntime.Create(ctx, spec)
+	return &tampered{s, r.took, r.held}, err
+}
+
+// Between executions nothing of a tenant's may work for long: a later interpreter gets hardly more time than the first one took, which was nobody's yet.
+func TestALaterInterpreterHasLittleTime(t *testing.T) {
+	for first, want := range map[time.Duration]time.Duration{20 * time.Millisecond: 2 * time.Second, time.Second: 4 * time.Second, 9 * time.Second: 10 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			fake := newFake()
+			r := tamperedRuntime{fake, first, make(chan time.Duration, 1)}
+			d := sandboxed.New(sandboxed.Config{Runtime: r, Images: fake}, sandboxed.NameDocker)[0]
+			var notes []string
+			cfg := warmTask(gatewaysWarmUp, &notes)
+			task, err := d.Start(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e, err := task.Exec(t.Context(), driver.ExecSpec{ID: ident.New(), Argv: []string{"exit", "0"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = e.Stdin().Close()
+			_, _ = io.ReadAll(e.Stdout())
+			<-e.Done()
+			if got := <-r.held; got != want {
+				t.Errorf("after a first that took %v one had %v, not %v", first, got, want)
+			}
+			if err := d.Cleanup(t.Context(), cfg.ID); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
 // A task whose warm-up fails is told about it, and runs without.
 func TestATaskThatCannotBeWarmedUpRuns(t *testing.T) {
 	d := opener(t)(t)
