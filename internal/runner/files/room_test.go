@@ -105,12 +105,12 @@ func TestRoomIsGivenBackHoweverItEnds(t *testing.T) {
 
 // What a request makes of memory while it is read is reckoned before it is taken, whatever it consists of.
 func TestWhatIsReckonedIsWhatIsTaken(t *testing.T) {
-	const memory = 20 * mb
+	const memory = 5 * mb
 	for name, body := range map[string]string{
-		"names of one byte":  `{"delete":[` + strings.Repeat(`"x",`, 4*mb-2) + `"x"]}`,
-		"names that nothing": `{"delete":[` + strings.Repeat(`"",`, 5*mb) + `""]}`,
-		"a long path":        `{"copy":[{"path":"` + strings.Repeat("y", 15*mb) + `","content":"eA=="}]}`,
-		"long paths":         `{"copy":[` + strings.Repeat(`{"path":"`+strings.Repeat("y/", 500_000)+`","content":"eA=="},`, 12) + `{"path":"a"}]}`,
+		"names of one byte":  `{"delete":[` + strings.Repeat(`"x",`, mb) + `"x"]}`,
+		"names that nothing": `{"delete":[` + strings.Repeat(`"",`, mb/2) + `""]}`,
+		"a long path":        `{"copy":[{"path":"` + strings.Repeat("y", 15*mb/4) + `","content":"eA=="}]}`,
+		"long paths":         `{"copy":[` + strings.Repeat(`{"path":"`+strings.Repeat("y/", 125_000)+`","content":"eA=="},`, 12) + `{"path":"a"}]}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			defer debug.SetGCPercent(debug.SetGCPercent(5))
