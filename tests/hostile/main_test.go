@@ -21,6 +21,9 @@ import (
 	"rockpool/tests/service"
 )
 
+// silent is the output of a program that found nothing to print.
+const silent = `()`
+
 // attack is one row of the table.
 type attack struct {
 	id, what string
@@ -35,7 +38,7 @@ type attack struct {
 	// then looks at the runner after the program.
 	then   func(ctx context.Context, a *arena, runner string) error
 	want   string // the verdict, a regular expression for the whole of it; empty for scripts, which judge themselves
-	stdout string // a regular expression for the whole output; empty = anything
+	stdout string // a regular expression for the whole output; empty = anything, silent = nothing
 	only   string // architecture; empty = all
 	// missing is the precondition that no machine meets yet: the row is there to say so.
 	missing string
