@@ -224,6 +224,9 @@ func (t Tracing) Options() timeline.Options {
 
 // environ takes in the standard variables of OpenTelemetry, where anything is recorded then.
 func (t Tracing) environ(environ []string) (Tracing, error) {
+	if _, err := timeline.Headers(t.Headers); err != nil {
+		return t, nil //nolint:nilerr // check tells of it, and needs them as they are
+	}
 	o := t.Options()
 	if t.Timeout == Default().Tracing.Timeout {
 		o.Timeout = 0 // nobody asked for it
@@ -392,7 +395,7 @@ func (c Config) check() (problems []error) {
 	}
 	if i := c.InfluxDB; i.URL != "" {
 		if u, err := url.Parse(i.URL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			refuse("influxdb.url: %q is not the address of a server, such as https://influx.example.org", i.URL)
+			refuse("influxdb.url: it is not the address of a server, such as https://influx.example.org") // it may hold a password
 		}
 		if i.Organization == "" || i.Bucket == "" {
 			refuse("influxdb.organization, influxdb.bucket: needed while influxdb.url is set")

@@ -162,3 +162,24 @@ func TestGPUsOfTheEmbeddedNode(t *testing.T) {
 		t.Errorf("memory of slots that there are none of: %v", err)
 	}
 }
+
+// What is wrong with a configuration is told, and logged, without the secrets that are in it, also where they are at a wrong place.
+func TestProblemsNameNoSecrets(t *testing.T) {
+	const secret = "hunter2"
+	for text, want := range map[string]string{
+		"influxdb: {url: \"http://u:hunter2@x y\", organization: o, bucket: b}\n":                                        "influxdb.url",
+		"influxdb: {url: \"ftp://u:hunter2@h\", organization: o, bucket: b}\n":                                           "influxdb.url",
+		"tracing: {timelines: 1, endpoint: \"http://127.0.0.1:4318\", headers: [\"Authorization: Bearer hunter2=\"]}\n":  "tracing.headers",
+		"tracing: {timelines: 1, endpoint: \"http://127.0.0.1:4318\", headers: [hunter2]}\n":                             "tracing.headers",
+		"tracing: {timelines: 1, endpoint: \"http://127.0.0.1:4318\", headers: [\"Authorization=Bearer hunter2\\n\"]}\n": "tracing.headers",
+		"tracing: {endpoint: \"http://u:hunter2@127.0.0.1:4318\"}\n":                                                     "tracing.endpoint",
+		"server: {peeraddress: \"http://u:hunter2@a:1\", peersecret: 0123456789abcdef}\nnomad: {address: 127.0.0.1}\n":   "server.peeraddress",
+		"server: {peeraddress: \"http://a:1\", peersecret: hunter2}\nnomad: {address: 127.0.0.1}\n":                      "server.peersecret",
+		"server: {token: [hunter2]}\n": "server.token",
+	} {
+		_, _, err := load(t, text)
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}

@@ -206,23 +206,30 @@ func (x *exchange) Write(b []byte) (int, error) {
 	if x.length >= 0 && x.wrote+int64(len(b)) > x.length {
 		return 0, http.ErrContentLength
 	}
-	for x.held.Len() >= directHeld && x.err == nil {
-		if err := x.wait(); err != nil {
-			return 0, err
+	n := 0
+	for {
+		for x.held.Len() >= directHeld && x.err == nil {
+			if err := x.wait(); err != nil {
+				return n, err
+			}
+		}
+		if x.err != nil {
+			return n, x.err
+		}
+		part := b[n:min(len(b), n+directHeld-x.held.Len())]
+		_, _ = x.held.Write(part) // it takes everything
+		n += len(part)
+		x.wrote += int64(len(part))
+		if x.started {
+			x.more.Broadcast()
+		} else if x.held.Len() >= directBegin {
+			x.flushed = true
+			x.start()
+		}
+		if n == len(b) {
+			return n, nil
 		}
 	}
-	if x.err != nil {
-		return 0, x.err
-	}
-	n, err := x.held.Write(b)
-	x.wrote += int64(n)
-	if x.started {
-		x.more.Broadcast()
-	} else if x.held.Len() >= directBegin {
-		x.flushed = true
-		x.start()
-	}
-	return n, err
 }
 
 // wait is one wait for a change, until due.

@@ -304,3 +304,39 @@ func BenchmarkDirect(b *testing.B) {
 		})
 	}
 }
+
+// A reader that does not read keeps an answer from growing in memory, in however large pieces it is written.
+func TestADirectAnswerWaitsForItsReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 16 << 20
+		written := make(chan int, 1)
+		direct := &endpoint.Direct{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			n, _ := w.Write(make([]byte, size))
+			written <- n
+		})}
+		for _, read := range []int64{0, size / 2, size} {
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://here/", http.NoBody)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := direct.RoundTrip(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.CopyN(io.Discard, resp.Body, read)
+			synctest.Wait()
+			if waits := len(written) == 0; got != read || err != nil || waits != (read < size) {
+				t.Errorf("%d bytes were read, %v, and the handler waits: %v", got, err, waits)
+			}
+			if err := resp.Body.Close(); err != nil {
+				t.Error(err)
+			}
+			if n := <-written; int64(n) < read || int64(n) > read+2<<20 {
+				t.Errorf("it wrote %d bytes to one who read %d", n, read)
+			}
+		}
+		if err := direct.Wait(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}

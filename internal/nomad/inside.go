@@ -91,21 +91,29 @@ func unknownOutcome(err error) error {
 
 // carry connects stdio until the program has ended.
 func carry(p Running, stdio execution.Stdio) (execution.Exit, error) {
-	var input, output sync.WaitGroup
-	defer input.Wait()
-	defer func() {
+	var (
+		input, output sync.WaitGroup
+		broken        [3]error // of stdout and stderr, each of its goroutine alone, and of stdin
+	)
+	takeNoMore := sync.OnceFunc(func() {
 		if c, ok := stdio.Stdin.(io.Closer); ok {
 			_ = c.Close()
 		}
-	}()
+		input.Wait()
+	})
+	defer takeNoMore()
 	if stdio.Stdin != nil {
 		input.Go(func() {
 			typed := p.Stdin()
-			_ = pour(typed, stdio.Stdin) // a program that takes no more tells its end by its exit
+			if broken[2] = lifecycle.Guard(func() error {
+				_ = pour(typed, stdio.Stdin) // a program that takes no more tells its end by its exit
+				return nil
+			}); broken[2] != nil {
+				_ = p.Kill()
+			}
 			_ = typed.Close()
 		})
 	}
-	var broken [2]error
 	pump := func(i int, to io.Writer, from io.Reader) {
 		if broken[i] = lifecycle.Guard(func() error { return pour(to, from) }); broken[i] != nil {
 			_ = p.Kill()
@@ -124,8 +132,9 @@ func carry(p Running, stdio execution.Stdio) (execution.Exit, error) {
 		select {
 		case <-p.Done():
 			output.Wait()
+			takeNoMore()
 			if err := errors.Join(broken[:]...); err != nil {
-				return execution.Exit{}, fmt.Errorf("hand on output: %w", err)
+				return execution.Exit{}, fmt.Errorf("hand on input and output: %w", err)
 			}
 			exit, err := p.Exit()
 			if err != nil {

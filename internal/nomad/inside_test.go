@@ -133,6 +133,7 @@ func TestHowProgramsInsideDoNotEndWell(t *testing.T) {
 	for name, c := range map[string]struct {
 		near   near
 		stdout io.Writer
+		stdin  io.Reader
 		cancel bool
 		kind   fault.Kind
 		is     error
@@ -143,6 +144,7 @@ func TestHowProgramsInsideDoNotEndWell(t *testing.T) {
 		"its caller has left":          {cancel: true, kind: fault.KindOf(context.Canceled), is: context.Canceled},
 		"nobody takes its output":      {near: near{run: writes}, stdout: writer(func() error { return broken }), kind: fault.Internal, is: broken},
 		"what takes its output panics": {near: near{run: writes}, stdout: writer(func() error { panic("of the writer") }), kind: fault.Internal},
+		"what gives its input panics":  {stdin: reader(func() error { panic("of the reader") }), kind: fault.Internal},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -151,11 +153,13 @@ func TestHowProgramsInsideDoNotEndWell(t *testing.T) {
 				if c.cancel {
 					go func() { synctest.Wait(); cancel() }()
 				}
-				stdin := nullio.NewStdin(0)
+				if c.stdin == nil {
+					c.stdin = nullio.NewStdin(0)
+				}
 				if c.stdout == nil {
 					c.stdout = io.Discard
 				}
-				exit, err := inProcess(&c.near).Exec(ctx, here, execution.Spec{ID: "x"}, execution.Stdio{Stdin: stdin, Stdout: c.stdout, Stderr: io.Discard})
+				exit, err := inProcess(&c.near).Exec(ctx, here, execution.Spec{ID: "x"}, execution.Stdio{Stdin: c.stdin, Stdout: c.stdout, Stderr: io.Discard})
 				if err == nil || exit != (execution.Exit{}) || fault.KindOf(err) != c.kind || c.is != nil && !errors.Is(err, c.is) {
 					t.Errorf("it ended with %+v, %v", exit, err)
 				}
@@ -184,3 +188,7 @@ func writes(r *nearby) {
 type writer func() error
 
 func (w writer) Write([]byte) (int, error) { return 0, w() }
+
+type reader func() error
+
+func (r reader) Read([]byte) (int, error) { return 0, r() }

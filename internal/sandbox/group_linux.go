@@ -111,6 +111,34 @@ func (g group) limit(l Limits) error {
 	return errors.Join(errs...)
 }
 
+// restQuota is what a group gets of one processor while it has nothing to do but to wait: a hundredth, the least that the kernel takes.
+const restQuota = "1000"
+
+// rest bounds what a group without a program uses of the processor, or lifts that bound.
+func (g group) rest(on bool) error {
+	path, ok := g.file("cpu", "cpu.cfs_quota_us", "cpu.max")
+	if !ok {
+		return nil
+	}
+	value := restQuota
+	switch unified := filepath.Base(path) == "cpu.max"; {
+	case on && unified:
+		value += " 100000"
+	case !on && unified:
+		value = "max 100000"
+	case !on:
+		value = "-1"
+	}
+	err := writeFile(path, value)
+	if errors.Is(err, fs.ErrNotExist) { // a kernel without bounds, or a group that is gone
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("set %s: %w", filepath.Base(path), err)
+	}
+	return nil
+}
+
 // join opens what a process writes "0" to in order to enter the group. "tasks" moves a single thread, for which v1
 // needs no lock over all processes of the machine.
 func (g group) join() ([]*os.File, error) {

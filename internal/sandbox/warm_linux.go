@@ -141,7 +141,7 @@ func (w *waiting) start(ctx context.Context) (err error) {
 	if !stop() {
 		return context.Cause(ctx)
 	}
-	return nil
+	return e.group.rest(true)
 }
 
 func (w *waiting) tell(kind byte, words ...string) error {
@@ -185,6 +185,9 @@ func (w *waiting) silent() bool {
 // begin makes the waiting interpreter run a program. After an error it never will: it needs the last word, and does not get it.
 func (w *waiting) begin(argv []string, spec ExecSpec) error {
 	e := w.execution
+	if err := e.group.rest(false); err != nil {
+		return err
+	}
 	_ = w.control.SetDeadline(time.Now().Add(warmReply))
 	if err := w.tell('P', argv...); err != nil {
 		return err
@@ -293,6 +296,7 @@ func (s *Sandbox) discard() {
 		<-w.settled
 		return
 	}
+	_ = w.execution.group.rest(false) // or its end would take long; where it fails it does
 	_ = w.execution.killGroup()
 	r := s.runtime
 	r.mu.Lock()
@@ -314,6 +318,7 @@ func (w *waiting) end() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
+	_ = e.group.rest(false)
 	if err := errors.Join(e.group.kill(ctx), e.group.remove(ctx)); err != nil {
 		e.sandbox.runtime.logFor(e.sandbox.id).WithError(err).Warn("the control group of a warm-up is left")
 	}
@@ -325,7 +330,8 @@ func (w *waiting) end() {
 	close(e.done)
 }
 
-// warmArchive opens the code of warm-ups: one sealed file in memory for all sandboxes, which Python imports from.
+// warmArchive opens the code of warm-ups: one sealed file in memory for all sandboxes, which Python imports from. Each has an opening of its own, only for reading: what is
+// shared of one, such as its place of reading, one tenant could tell another by.
 func (r *Runtime) warmArchive() (*os.File, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -339,11 +345,7 @@ func (r *Runtime) warmArchive() (*os.File, error) {
 		}
 		r.archive = f
 	}
-	fd, err := unix.FcntlInt(r.archive.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), warmModule), nil
+	return os.Open(fmt.Sprintf("/proc/self/fd/%d", r.archive.Fd()))
 }
 
 func sealedArchive() (*os.File, error) {

@@ -33,7 +33,7 @@ type Collector struct {
 // DefaultTimeout is that of one request to the collector.
 const DefaultTimeout = 10 * time.Second
 
-// Check finds what is wrong with a collector. Its errors name no value of a header.
+// Check finds what is wrong with a collector. Its errors name nothing of a header.
 func (c Collector) Check() error {
 	if c.Endpoint == "" {
 		return nil
@@ -44,7 +44,7 @@ func (c Collector) Check() error {
 	}
 	for name, value := range c.Headers {
 		if name == "" || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' || r == ':' }) || strings.ContainsAny(value, "\r\n\x00") {
-			return fmt.Errorf("%q is not the name of a header, or its value holds a line end", name)
+			return errors.New("one is not of the form name=value, such as Authorization=Bearer xyz, or its value holds a line end") // what stands for a name may be a secret
 		}
 	}
 	if c.Timeout < 0 || c.Timeout > time.Minute {

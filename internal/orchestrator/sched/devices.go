@@ -327,6 +327,13 @@ const mostSteps = 256
 
 // pick returns the dimension that does not suffice; empty = got has what each wish gets.
 func (p *picker) pick() string {
+	wanted := 0
+	for i := range p.wishes {
+		wanted += p.wishes[i].count
+	}
+	if wanted > freeInstances(p.node, &p.used) { // no choice has to be tried for that
+		return dimDevices
+	}
 	p.got = make([]model.AllocatedDevice, len(p.wishes))
 	if !p.from(0) {
 		return dimDevices
@@ -479,22 +486,31 @@ func together(free []*model.DeviceInstance, count int) []*model.DeviceInstance {
 			}
 		}
 	}
+	// Of each its NUMA node, as the first that is of the same, and what it adds to a cost: there are many sets.
+	first, crowds, rooms := make([]uint32, len(reps)), make([]int, len(reps)), make([]int, len(reps))
+	breaks := slices.Clone(links)
+	for i, in := range reps {
+		at := numaOf(in)
+		first[i] = 1 << slices.IndexFunc(reps, func(other *model.DeviceInstance) bool { return numaOf(other) == at })
+		crowds[i], rooms[i] = crowd(in), numa[at]
+		if _, slot := model.SlotParent(in.ID); slot { // who takes one leaves its device to others
+			breaks[i] = 0
+		}
+	}
 	type cost struct{ apart, numas, broken, crowd, room int }
 	rate := func(set uint32) (c cost) {
-		in, nodes := 0, map[int]bool{}
+		in, nodes := 0, uint32(0)
 		for rest := set; rest != 0; rest &= rest - 1 {
 			i := bits.TrailingZeros32(rest)
 			in += bits.OnesCount32(links[i] & set)
-			if _, slot := model.SlotParent(reps[i].ID); !slot { // who takes one leaves its device to others
-				c.broken += bits.OnesCount32(links[i] &^ set)
-			}
-			c.crowd += crowd(reps[i])
-			if at := numaOf(reps[i]); !nodes[at] {
-				nodes[at] = true
-				c.room += numa[at]
+			c.broken += bits.OnesCount32(breaks[i] &^ set)
+			c.crowd += crowds[i]
+			if nodes&first[i] == 0 {
+				nodes |= first[i]
+				c.room += rooms[i]
 			}
 		}
-		c.apart, c.numas = -in, len(nodes)
+		c.apart, c.numas = -in, bits.OnesCount32(nodes)
 		return c
 	}
 	less := func(a, b cost) bool {
@@ -546,7 +562,7 @@ func (f *field) shortOf(s *Seat) {
 	used := f.usage(s)
 	blame := allWishes
 	for i := range f.ask.wishes {
-		if p := (picker{node: s.Node, used: *used, wishes: f.ask.wishes[i : i+1]}); p.pick() != "" {
+		if p := (picker{node: s.Node, used: *used, wishes: f.ask.wishes[i : i+1]}); len(p.choices(0)) == 0 {
 			blame = i
 			break
 		}

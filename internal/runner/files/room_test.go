@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -37,7 +39,7 @@ func TestUploadsShareTheirRoom(t *testing.T) {
 		"memory is short":          {mb, 8 * mb, []string{upload(mb / 2), upload(mb / 2), upload(mb / 2), upload(mb / 2)}, 4, false},
 		"the disk is full":         {mb, 8 * mb, []string{upload(3 * mb), upload(3 * mb), upload(100)}, 2, false},
 		"one that is too large":    {mb, 8 * mb, []string{upload(9 * mb)}, 0, true},
-		"many names":               {4 * mb, mb, []string{`{"delete":[` + strings.Repeat(`"a",`, 200_000) + `"a"]}`, `{"delete":[` + strings.Repeat(`"a",`, 200_000) + `"a"]}`}, 1, true},
+		"many names":               {12 * mb, mb, []string{`{"delete":[` + strings.Repeat(`"a",`, 200_000) + `"a"]}`, `{"delete":[` + strings.Repeat(`"a",`, 200_000) + `"a"]}`}, 1, true},
 		"a member that nobody has": {mb, mb, []string{`{"x":"` + strings.Repeat("y", 2*mb) + `"}`}, 0, true},
 		"a long path":              {mb, mb, []string{`{"copy":[{"path":"` + strings.Repeat("y", 2*mb) + `"}]}`}, 0, true},
 		"no bounds":                {0, 0, []string{upload(3 * mb), upload(3 * mb)}, 2, false},
@@ -99,4 +101,55 @@ func TestRoomIsGivenBackHoweverItEnds(t *testing.T) {
 			t.Fatalf("%d and %d bytes are kept after %v", memory, disk, err)
 		}
 	}
+}
+
+// What a request makes of memory while it is read is reckoned before it is taken, whatever it consists of.
+func TestWhatIsReckonedIsWhatIsTaken(t *testing.T) {
+	const memory = 5 * mb
+	for name, body := range map[string]string{
+		"names of one byte":  `{"delete":[` + strings.Repeat(`"x",`, mb) + `"x"]}`,
+		"names that nothing": `{"delete":[` + strings.Repeat(`"",`, mb/2) + `""]}`,
+		"a long path":        `{"copy":[{"path":"` + strings.Repeat("y", 15*mb/4) + `","content":"eA=="}]}`,
+		"long paths":         `{"copy":[` + strings.Repeat(`{"path":"`+strings.Repeat("y/", 125_000)+`","content":"eA=="},`, 12) + `{"path":"a"}]}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			defer debug.SetGCPercent(debug.SetGCPercent(5))
+			var most uint64
+			var before, now runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			room := files.NewRoom(memory, 100*mb)
+			look := func() {
+				if runtime.ReadMemStats(&now); now.HeapAlloc > before.HeapAlloc {
+					most = max(most, now.HeapAlloc-before.HeapAlloc)
+				}
+			}
+			u, err := files.Read(&watched{from: strings.NewReader(body), each: look}, time.Unix(0, 0), room)
+			look() // before what was decoded at last is collected
+			if err == nil {
+				err = u.Close()
+			}
+			if err != nil && len(err.Error()) > 1000 {
+				t.Errorf("an error of %d bytes", len(err.Error()))
+			}
+			if err != nil && !fault.Is(err, fault.Exhausted) && !fault.Is(err, fault.Invalid) {
+				t.Error(err)
+			}
+			t.Logf("%d MiB, %.200v", most>>20, err)
+			if most > 3*memory {
+				t.Errorf("%d MiB were taken at once, where %d are reckoned with", most>>20, memory>>20)
+			}
+		})
+	}
+}
+
+// watched calls each before every read.
+type watched struct {
+	from io.Reader
+	each func()
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	w.each()
+	return w.from.Read(p)
 }

@@ -14,7 +14,7 @@ import (
 	"rockpool/internal/fault"
 )
 
-// maxValue is how large a value may be that has to be kept whole, in bytes: a path, the list of what is deleted, a member that nobody knows. Contents are
+// maxValue is how large a value may be that has to be kept whole, in bytes: a path, a member that nobody knows. Contents are
 // not kept.
 const maxValue = 16 << 20
 
@@ -166,6 +166,9 @@ func (s *scanner) decode(into any) error {
 		if depth <= 0 && (b == '"' || b == '}' || b == ']' || literal(raw)) {
 			break
 		}
+	}
+	if err := s.hold(2 * len(raw)); err != nil { // what it is decoded into
+		return err
 	}
 	return json.Unmarshal(raw, into)
 }

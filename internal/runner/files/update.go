@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path"
-	"slices"
 	"strings"
 	"time"
 
@@ -26,8 +25,14 @@ type Update struct {
 	names int64 // bytes that Deletes are reckoned to take
 }
 
-// perName is what a path takes besides its bytes, in a list.
-const perName = 16
+// perName is what a path takes besides its bytes while it is put into a list: the list is at times twice there, and partly empty.
+const perName = 48
+
+// maxPath is how long a file's path may be, in bytes: no system takes longer ones, and each is several times in memory until it is written.
+const maxPath = 4096
+
+// maxNames bounds the paths that one request deletes, in bytes as perName reckons.
+const maxNames = 64 << 20
 
 // Read decodes a request. Contents are decoded as they arrive, so that memory does not grow with them; nothing is written anywhere in the runner before the
 // whole request has turned out to be well formed. modified is the time the files get. What does not fit into room, nil = everything does, is of the kind Exhausted.
@@ -44,11 +49,8 @@ func Read(body io.Reader, modified time.Time, room *Room) (u *Update, err error)
 	err = s.object(func(key string) error {
 		switch {
 		case strings.EqualFold(key, "delete"):
-			u.Deletes = nil // of a key that comes twice the last counts
-			if err := s.decode(&u.Deletes); err != nil {
-				return err
-			}
-			return u.holdNames()
+			u.forgetNames() // of a key that comes twice the last counts
+			return s.array(func() error { return u.name(s) })
 		case strings.EqualFold(key, "copy"):
 			if err := u.reset(); err != nil {
 				return err
@@ -61,7 +63,6 @@ func Read(body io.Reader, modified time.Time, room *Room) (u *Update, err error)
 	if err == nil {
 		_, err = io.Copy(io.Discard, s.r) // what follows the first value is ignored
 	}
-	u.Deletes = slices.DeleteFunc(u.Deletes, kept)
 	switch _, ours := errors.AsType[*fault.Error](err); {
 	case err == nil:
 		return u, tw.Close()
@@ -73,25 +74,32 @@ func Read(body io.Reader, modified time.Time, room *Room) (u *Update, err error)
 	return u, fault.Wrap(fault.Invalid, err, "%s", err.Error())
 }
 
-// holdNames takes room for the list of what is deleted.
-func (u *Update) holdNames() error {
-	u.room.give(u.names, 0)
-	u.names = 0
-	n := int64(0)
-	for _, name := range u.Deletes {
-		n += int64(len(name)) + perName
+// name takes one path in that is deleted.
+func (u *Update) name(s *scanner) error {
+	var name string
+	if err := s.decode(&name); err != nil || kept(name) {
+		return err
 	}
+	n := int64(len(name)) + perName
 	if err := u.room.take(n, 0); err != nil {
 		return err
 	}
-	u.names = n
+	u.names += n
+	if u.names > maxNames {
+		return fault.New(fault.Invalid, "the paths to delete take more than %d bytes", maxNames)
+	}
+	u.Deletes = append(u.Deletes, name)
 	return nil
+}
+
+func (u *Update) forgetNames() {
+	u.room.give(u.names, 0)
+	u.Deletes, u.names = nil, 0
 }
 
 // Close gives everything back that the request took.
 func (u *Update) Close() error {
-	u.room.give(u.names, 0)
-	u.names = 0
+	u.forgetNames()
 	return u.spool.Close()
 }
 
@@ -120,6 +128,9 @@ func (u *Update) copy(s *scanner, tw *tar.Writer, modified time.Time) error {
 	})
 	if err != nil {
 		return err
+	}
+	if len(name) > maxPath {
+		return fault.New(fault.Invalid, "the path of a file is %d bytes long, more than %d", len(name), maxPath)
 	}
 	h := &tar.Header{Typeflag: tar.TypeReg, Name: path.Clean(name), Mode: 0o744, Size: content.Size(), ModTime: modified, Format: tar.FormatPAX}
 	if strings.HasSuffix(name, "/") {

@@ -344,7 +344,9 @@ func (d *Driver) Recover(ctx context.Context, cfg driver.TaskConfig) (driver.Tas
 			return nil, errors.Join(fmt.Errorf("recover: %w: how its command ended is not known: %w", driver.ErrTaskGone, err), s.Destroy(clean))
 		}
 	}
-	t.warmAgain(nil)
+	if t.warmUp != nil {
+		t.warmAgain(nil, t.warmUp.User)
+	}
 	d.core.adopt(t)
 	return t, nil
 }

@@ -133,7 +133,7 @@ func (passwd) Apply(_ context.Context, _ []string, archive io.Reader) error {
 	}
 }
 func (passwd) List(context.Context, string, bool, string) iter.Seq2[driver.FileInfo, error] {
-	return func(func(driver.FileInfo, error) bool) {}
+	return func(yield func(driver.FileInfo, error) bool) { yield(driver.FileInfo{}, driver.ErrNotFound) }
 }
 func (passwd) Open(_ context.Context, path, _ string) (io.ReadCloser, driver.FileInfo, error) {
 	if path != "/etc/passwd" {

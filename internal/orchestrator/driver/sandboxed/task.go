@@ -36,6 +36,7 @@ type task struct {
 	main     Execution // nil when the command only waits
 	accounts accounts
 	warmUp   *warmUp        // nil = none
+	warmTook time.Duration  // the first, while the task started; 0 = it is not known
 	warmers  sync.WaitGroup // of interpreters to come
 	done     chan struct{}
 	letGo    chan struct{}
@@ -45,6 +46,7 @@ type task struct {
 	stopping bool
 	over     bool // no interpreter is to wait any more
 	begun    int  // executions, where there is a warm-up
+	others   bool // one of them was another user's, who may write what the warm-up's user may not
 	signal   int  // that the task was stopped with
 	exit     driver.Exit
 }
@@ -283,7 +285,7 @@ func (t *task) Exec(ctx context.Context, spec driver.ExecSpec) (driver.Execution
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: %w", spec.Argv[0], err)
 	}
-	t.warmAgain(e)
+	t.warmAgain(e, spec.User)
 	return execution{e, t.warmUp != nil}, nil
 }
 

@@ -1,10 +1,13 @@
 package sandboxed
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"rockpool/internal/fault"
@@ -18,6 +21,7 @@ const metaWarmUp = "rockpool_warmup"
 
 const (
 	warmWait  = 10 * time.Second       // a task is started without an interpreter that needs longer
+	warmLeast = 2 * time.Second        // that one gets after executions; more where the first of the task, before any program could tamper with it, took long
 	warmDelay = 250 * time.Millisecond // without an execution, before there is an interpreter again: many tasks have but one execution
 )
 
@@ -52,16 +56,21 @@ func warmUpOf(t *model.Task) (*warmUp, error) {
 	return &w, nil
 }
 
-// warm has an interpreter wait, for as long as nothing keeps it from that.
-func (t *task) warm(ctx context.Context) error {
+// warm has an interpreter wait, which has to come to that within a time.
+func (t *task) warm(ctx context.Context, within time.Duration) error {
 	w, ok := t.sandbox.(Warmer)
 	if !ok {
 		return driver.ErrNotSupported
 	}
-	ctx, cancel := context.WithTimeout(ctx, warmWait)
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	return w.Warm(ctx, sandbox.WarmSpec{Command: t.warmUp.Command, Imports: t.warmUp.Imports, User: t.warmUp.User, TTY: t.warmUp.TTY,
-		MergeStderr: t.warmUp.TTY && !t.warmUp.Split, Env: slices.Concat(t.accounts.environment(ctx, t.sandbox.Files(), t.warmUp.User), t.env, t.warmUp.Env)})
+		MergeStderr: t.warmUp.TTY && !t.warmUp.Split, Env: t.warmEnv(ctx)})
+}
+
+// warmEnv are the variables of the executions that an interpreter waits for. Of a name that comes twice the last counts.
+func (t *task) warmEnv(ctx context.Context) []string {
+	return slices.Concat(t.accounts.environment(ctx, t.sandbox.Files(), t.warmUp.User), t.env, t.warmUp.Env)
 }
 
 // warmFirst warms a task up that starts. That it cannot be is told, and no error: programs start without.
@@ -69,19 +78,23 @@ func (t *task) warmFirst(ctx context.Context) {
 	if t.warmUp == nil {
 		return
 	}
-	if err := t.warm(ctx); err != nil {
+	begun := time.Now()
+	if err := t.warm(ctx, warmWait); err != nil {
 		t.cfg.Emit("Not warmed up: " + err.Error())
+		return
 	}
+	t.warmTook = time.Since(begun)
 }
 
-// warmAgain has another interpreter wait some time after the end of an execution, unless there is another execution by then. nil: none has begun yet.
-func (t *task) warmAgain(after Execution) {
+// warmAgain has another interpreter wait some time after the end of an execution, unless there is another execution by then. user is its; nil: none has begun yet.
+func (t *task) warmAgain(after Execution, user string) {
 	if t.warmUp == nil {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.begun++
+	t.others = t.others || user != t.warmUp.User
 	turn := t.begun
 	if t.stopping || t.over {
 		return
@@ -111,6 +124,9 @@ func (t *task) warmAgain(after Execution) {
 		if late {
 			return
 		}
+		if t.couldTamper() {
+			return
+		}
 		ctx, cancel := context.WithCancelCause(context.Background())
 		ended := make(chan struct{})
 		t.warmers.Go(func() {
@@ -122,10 +138,36 @@ func (t *task) warmAgain(after Execution) {
 			}
 			cancel(driver.ErrTaskGone)
 		})
-		_ = t.warm(ctx) // programs start without
+		_ = t.warm(ctx, min(max(warmLeast, 4*t.warmTook), warmWait)) // programs start without
 		cancel(errors.New("it is over"))
 		<-ended
 	})
+}
+
+// couldTamper reports whether an earlier program may have left code that an interpreter reads before it waits. It would be in the next program although that code had
+// been deleted meanwhile, and could work while nothing runs.
+func (t *task) couldTamper() bool {
+	t.mu.Lock()
+	others := t.others
+	t.mu.Unlock()
+	if others {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), warmLeast)
+	defer cancel()
+	home, base := "", ""
+	for _, v := range t.warmEnv(ctx) {
+		switch name, value, _ := strings.Cut(v, "="); name {
+		case "HOME":
+			home = value
+		case "PYTHONUSERBASE":
+			base = value
+		}
+	}
+	for _, err := range t.sandbox.Files().List(ctx, cmp.Or(base, path.Join(home, ".local")), false, t.warmUp.User) {
+		return !errors.Is(err, driver.ErrNotFound)
+	}
+	return true
 }
 
 // endWarming waits for what warmAgain has begun, and has it begin no more.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"iter"
 	"os"
 	"strings"
 	"testing"
@@ -123,7 +124,7 @@ func TestATaskIsWarmedUpAgain(t *testing.T) {
 		<-r.warmed
 		run := func() {
 			t.Helper()
-			e, err := task.Exec(t.Context(), driver.ExecSpec{ID: ident.New(), Argv: []string{"exit", "0"}})
+			e, err := task.Exec(t.Context(), driver.ExecSpec{ID: ident.New(), Argv: []string{"exit", "0"}, User: "user"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -152,6 +153,145 @@ func TestATaskIsWarmedUpAgain(t *testing.T) {
 			t.Error("one waits for a task that has ended")
 		}
 	})
+}
+
+// tampered comes to wait once, and then never: what an earlier program has left keeps it.
+type tampered struct {
+	sandboxed.Sandbox
+	took time.Duration // the first time
+	held chan time.Duration
+}
+
+func (s *tampered) Warm(ctx context.Context, _ sandbox.WarmSpec) error {
+	if took := s.took; took > 0 {
+		s.took = 0
+		time.Sleep(took)
+		return nil
+	}
+	begun := time.Now()
+	<-ctx.Done()
+	s.held <- time.Since(begun)
+	return ctx.Err()
+}
+
+type tamperedRuntime struct {
+	*fakeRuntime
+	took time.Duration
+	held chan time.Duration
+}
+
+func (r tamperedRuntime) Create(ctx context.Context, spec sandbox.Spec) (sandboxed.Sandbox, error) {
+	s, err := r.fakeRuntime.Create(ctx, spec)
+	return &tampered{s, r.took, r.held}, err
+}
+
+// Between executions nothing of a tenant's may work for long: a later interpreter gets hardly more time than the first one took, which was nobody's yet.
+func TestALaterInterpreterHasLittleTime(t *testing.T) {
+	for first, want := range map[time.Duration]time.Duration{20 * time.Millisecond: 2 * time.Second, time.Second: 4 * time.Second, 9 * time.Second: 10 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			fake := newFake()
+			r := tamperedRuntime{fake, first, make(chan time.Duration, 1)}
+			d := sandboxed.New(sandboxed.Config{Runtime: r, Images: fake}, sandboxed.NameDocker)[0]
+			var notes []string
+			cfg := warmTask(gatewaysWarmUp, &notes)
+			task, err := d.Start(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e, err := task.Exec(t.Context(), driver.ExecSpec{ID: ident.New(), Argv: []string{"exit", "0"}, User: "user"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = e.Stdin().Close()
+			_, _ = io.ReadAll(e.Stdout())
+			<-e.Done()
+			if got := <-r.held; got != want {
+				t.Errorf("after a first that took %v one had %v, not %v", first, got, want)
+			}
+			if err := d.Cleanup(t.Context(), cfg.ID); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// library has what an earlier program has put where interpreters read code from at their start.
+type library struct {
+	passwd
+	at string
+}
+
+func (l library) List(_ context.Context, path string, _ bool, _ string) iter.Seq2[driver.FileInfo, error] {
+	return func(yield func(driver.FileInfo, error) bool) {
+		if path != l.at {
+			yield(driver.FileInfo{}, driver.ErrNotFound)
+			return
+		}
+		_ = yield(driver.FileInfo{Name: "lib", Type: "d"}, nil)
+	}
+}
+
+type withLibrary struct {
+	warmSandbox
+	files driver.Files
+}
+
+func (s withLibrary) Files() driver.Files { return s.files }
+
+type libraryRuntime struct {
+	warmRuntime
+	at string
+}
+
+func (r libraryRuntime) Create(ctx context.Context, spec sandbox.Spec) (sandboxed.Sandbox, error) {
+	s, err := r.fakeRuntime.Create(ctx, spec)
+	return withLibrary{warmSandbox{s, r.warmed, nil}, library{at: r.at}}, err
+}
+
+// Code of an earlier program would live on in an interpreter that reads it and waits, also beyond its files' removal. So there is none where that can be.
+func TestNoneWaitsWhereAnEarlierProgramCouldTamper(t *testing.T) {
+	for title, c := range map[string]struct {
+		env, user, at string
+		want          int
+	}{
+		"nothing":                   {"CODEOCEAN=true", "user", "", 1},
+		"elsewhere":                 {"CODEOCEAN=true", "user", "/home/other/.local", 1},
+		"a library of the user's":   {"CODEOCEAN=true", "user", "/srv/user/.local", 0},
+		"in another home":           {"HOME=/other", "user", "/other/.local", 0},
+		"where the environment has": {"PYTHONUSERBASE=/base", "user", "/base", 0},
+		"a program of root's":       {"CODEOCEAN=true", "", "", 0},
+	} {
+		t.Run(title, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				fake := newFake()
+				r := libraryRuntime{warmRuntime{fake, make(chan time.Time, 10)}, c.at}
+				d := sandboxed.New(sandboxed.Config{Runtime: r, Images: fake}, sandboxed.NameDocker)[0]
+				var notes []string
+				cfg := warmTask(strings.Replace(gatewaysWarmUp, "CODEOCEAN=true", c.env, 1), &notes)
+				task, err := d.Start(t.Context(), cfg)
+				if err != nil {
+					t.Fatal(err)
+				}
+				<-r.warmed // nobody's code is there yet
+				for _, user := range []string{c.user, "user"} {
+					e, err := task.Exec(t.Context(), driver.ExecSpec{ID: ident.New(), Argv: []string{"exit", "0"}, User: user})
+					if err != nil {
+						t.Fatal(err)
+					}
+					_ = e.Stdin().Close()
+					_, _ = io.ReadAll(e.Stdout())
+					<-e.Done()
+				}
+				time.Sleep(time.Minute)
+				if n := len(r.warmed); n != c.want {
+					t.Errorf("%d wait, not %d", n, c.want)
+				}
+				if err := d.Cleanup(t.Context(), cfg.ID); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
 }
 
 // A task whose warm-up fails is told about it, and runs without.
