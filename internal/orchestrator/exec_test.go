@@ -458,7 +458,7 @@ func testRoutesOfARunningTask(t *testing.T, withAgent placing) {
 		status                   int
 		want                     string
 	}{
-		{"an ended execution", "GET", "/execution/known?task=t", "", 200, `{"State":"exited","ExitCode":3,"Signal":0,"OOMKilled":false,"CPUTimeNS":5,"WallTimeNS":0,"PeakMemoryBytes":7,"Verdict":"exit","OutputBytes":9}`},
+		{"an ended execution", "GET", "/execution/known?task=t", "", 200, `{"State":"exited","ExitCode":3,"Signal":0,"OOMKilled":false,"CPUTimeNS":5,"WallTimeNS":0,"PeakMemoryBytes":7,"Verdict":"exit","OutputBytes":9,"Warm":false}`},
 		{"an unknown execution", "GET", "/execution/other?task=t", "", 404, "Unknown execution"},
 		{"a signal", "PUT", "/execution/known/signal?task=t", `{"Signal":"SIGINT"}`, 200, `{"Index":0}`},
 		{"an odd signal", "PUT", "/execution/known/signal?task=t", `{"Signal":"SIGODD"}`, 400, "not a signal"},
