@@ -31,7 +31,7 @@ unit: ## unit tests with the race detector
 e2e: ## end-to-end tests against the real binary (root)
 	$(GO) test -timeout 5m -count 1 -p 1 ./tests/e2e ./tests/hostile ./tests/cluster ./tests/several
 
-# Half a minute of load is enough for what leaks with each act; memory needs an hour.
+# Half a minute of mixed load is enough for what leaks with each act, and two thousand executions for a kilobyte of each; slower growth needs an hour.
 costs: export ROCKPOOL_SOAK_MINUTES ?= 0.5
 costs: ## nothing costs twice what it did, and nothing grows under load: the short form (root)
 	$(GO) test -timeout 5m -count 1 -p 1 ./tests/ratio ./tests/soak
@@ -68,13 +68,14 @@ cross: ## build for every platform that is served
 	CGO_ENABLED=0 GOOS=darwin GOARCH=amd64 $(GO) build -o /dev/null ./cmd/orchestrator
 	CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 $(GO) build -o /dev/null ./cmd/gateway
 
-bench: build ## measure everything that has a budget, and print one table; OUT=file for benchstat (root; 12 minutes)
+bench: build ## measure everything that has a budget, and print one table; OUT=file for benchstat (root; 15 minutes; ONLY=claim,one FOR=3s N=30 DENSITY=500)
 	$(GO) build -o $(BIN)/bench ./tests/bench
-	$(BIN)/bench -gateway $(BIN)/gateway -orchestrator $(BIN)/orchestrator $(if $(OUT),-out $(OUT)) $(if $(ONLY),-only $(ONLY))
+	$(BIN)/bench -gateway $(BIN)/gateway -orchestrator $(BIN)/orchestrator $(if $(OUT),-out $(OUT)) $(if $(ONLY),-only $(ONLY)) \
+		$(if $(FOR),-for $(FOR)) $(if $(N),-n $(N)) $(if $(DENSITY),-density $(DENSITY))
 
-bench-grow: build ## measure and draw cost as work grows, into docs/performance (root; 10 minutes; what is there is kept, remove growth.txt to measure anew)
+bench-grow: build ## measure and draw cost as work grows, into docs/performance (root; 10 minutes; what is there is kept, remove growth.txt to measure anew; ONLY=runners MOST=1000)
 	$(GO) build -o $(BIN)/bench ./tests/bench
-	$(BIN)/bench -gateway $(BIN)/gateway -orchestrator $(BIN)/orchestrator -grow docs/performance $(if $(ONLY),-only $(ONLY))
+	$(BIN)/bench -gateway $(BIN)/gateway -orchestrator $(BIN)/orchestrator -grow docs/performance $(if $(ONLY),-only $(ONLY)) $(if $(MOST),-most $(MOST))
 
 fmt: ## format the code
 	gofmt -w cmd internal pkg tests

@@ -58,8 +58,8 @@ type Watch interface {
 	// Refused is told the reason: token, scope, rate, quota, executions or uploads.
 	Refused(reason string)
 	ExecutionStored(environment int, runner, execution string)
-	// ExecutionBegun returns what is told its verdict, and the bytes it wrote.
-	ExecutionBegun(environment int, runner, execution string) (ended func(verdict string, stdout, stderr int64))
+	// ExecutionBegun returns what is told its verdict, how its program was started (warm, cold or ""), and the bytes it wrote.
+	ExecutionBegun(environment int, runner, execution string) (ended func(verdict, start string, stdout, stderr int64))
 }
 
 // API answers requests. Stop it before what it depends on.

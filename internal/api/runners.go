@@ -297,7 +297,7 @@ func (a *API) serve(ctx context.Context, conn *session.Conn, run *runner.Runner,
 		span.End()
 	}()
 	told := a.opts.Watch.ExecutionBegun(int(run.Env), run.ID, id)
-	tell := sync.OnceFunc(func() { told(out.Kind.String(), stdout.Load(), stderr.Load()) })
+	tell := sync.OnceFunc(func() { told(out.Kind.String(), string(out.Start), stdout.Load(), stderr.Load()) })
 	defer tell()
 	out = a.sessions.Serve(ctx, conn, session.Execution{
 		Key: run.ID + "/" + id, Size: req.Size, Keep: req.Keep,

@@ -12,8 +12,8 @@ func (nobody) Begin(string)                        {}
 func (nobody) Observe(endpoint.Observation)        {}
 func (nobody) Refused(string)                      {}
 func (nobody) ExecutionStored(int, string, string) {}
-func (nobody) ExecutionBegun(int, string, string) func(string, int64, int64) {
-	return func(string, int64, int64) {}
+func (nobody) ExecutionBegun(int, string, string) func(string, string, int64, int64) {
+	return func(string, string, int64, int64) {}
 }
 
 // tokens are the one of a secret.

@@ -125,6 +125,7 @@ type Orchestrator struct {
 	Port            uint16 `yaml:"port"` // 0 = any free one
 	OnStop          string `yaml:"onstop"`
 	AllowUnconfined bool   `yaml:"allowunconfined"`
+	EventBuffer     uint   `yaml:"eventbuffer"` // MB
 
 	Images         Images      `yaml:"images"`
 	Network        NodeNetwork `yaml:"network"`
@@ -274,7 +275,7 @@ func Default() Config {
 		Pools: Pools{MaxWait: 60, Concurrency: 16},
 		Nomad: Nomad{Enabled: true, Port: 4646, Namespace: "default", Network: Network{Mode: "bridge"}},
 		Orchestrator: Orchestrator{
-			DataDir: "/var/lib/rockpool", Address: "127.0.0.1", OnStop: Keep,
+			DataDir: "/var/lib/rockpool", Address: "127.0.0.1", OnStop: Keep, EventBuffer: 64,
 			Images:  Images{MaxSize: 20, MaxAge: 168},
 			Network: NodeNetwork{Range: "172.30.64.0/20", CNIConfigs: "/opt/cni/config", CNIPlugins: "/opt/cni/bin"},
 			GPU:     GPU{Enabled: true, Period: 30, OnUnhealthy: Keep},
@@ -293,8 +294,9 @@ var foreign = map[string]bool{
 
 // Bounds of what can be configured.
 const (
-	maxWait    = 300 // seconds
-	maxRunners = 1_000_000
+	maxWait        = 300 // seconds
+	maxRunners     = 1_000_000
+	maxEventBuffer = 4096 // MB
 )
 
 // minUploadDisk is what the largest upload takes in temporary files, in MB: its archive, and the file that is being read.
@@ -311,6 +313,9 @@ func (c Config) check() (problems []error) {
 	}
 	if o := c.Orchestrator.OnStop; o != Keep && o != Remove {
 		refuse("orchestrator.onstop: %q is neither %s nor %s", o, Keep, Remove)
+	}
+	if n := c.Orchestrator.EventBuffer; n < 1 || n > maxEventBuffer {
+		refuse("orchestrator.eventbuffer: %d is not between 1 and %d MB", n, maxEventBuffer)
 	}
 	if _, err := logging.New(io.Discard, c.Logger.Level, c.Logger.Formatter); err != nil {
 		refuse("%w", err)

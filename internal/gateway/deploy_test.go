@@ -34,7 +34,7 @@ func exposed(t *testing.T) map[string]bool {
 	g.RequestBegun("list")
 	g.RequestEnded("list", 200, 1, 1, 1)
 	g.Claimed(10, "hit", 1)
-	g.ExecutionBegun(10)("exit", 1, 1)
+	g.ExecutionBegun(10)("exit", "warm", 1, 1)
 	g.RunnerStarted(10, 1)
 	g.RunnerFailed(10)
 	g.ClusterCall("job.put", "ok", 1)

@@ -13,6 +13,7 @@ import (
 	"rockpool/internal/logging"
 	"rockpool/internal/nomad"
 	"rockpool/internal/orchestrator"
+	"rockpool/internal/runner/execution"
 	"rockpool/internal/timeline"
 )
 
@@ -56,16 +57,23 @@ func (p programs) Start(ctx context.Context, allocID, task string, s nomad.Progr
 
 type running struct{ *orchestrator.Execution }
 
-// ExitCode is as a shell tells it: that of a program that a signal has ended is 128 and its number.
-func (r running) ExitCode() (int, error) {
+// Exit has the code as a shell tells it: that of a program that a signal has ended is 128 and its number.
+func (r running) Exit() (execution.Exit, error) {
 	res, err := r.Result()
 	if err != nil {
-		return 0, err
+		return execution.Exit{}, err
 	}
+	e := execution.Exit{Code: res.ExitCode}
 	if res.Signal != 0 && res.ExitCode <= 0 {
-		return 128 + res.Signal, nil
+		e.Code = 128 + res.Signal
 	}
-	return res.ExitCode, nil
+	switch {
+	case res.Warm:
+		e.Start = execution.Warm
+	case res.Cold:
+		e.Start = execution.Cold
+	}
+	return e, nil
 }
 
 // NewEmbedded prepares the embedded orchestrator. Its token is made anew at each start and known to this process only, so that other users of the
@@ -83,6 +91,7 @@ func NewEmbedded(cfg config.Orchestrator, tracing config.Tracing, namespace stri
 	agent, err := orchestrator.NewAgent(orchestrator.AgentConfig{
 		DataDir: cfg.DataDir, Address: net.JoinHostPort(cfg.Address, strconv.Itoa(int(cfg.Port))), Token: token,
 		RemoveOnStop: cfg.OnStop == config.Remove, AllowUnconfined: cfg.AllowUnconfined, Log: log,
+		Server: orchestrator.ServerOptions{EventBuffer: int(cfg.EventBuffer) << 20},
 		Images: orchestrator.ImageConfig{
 			LocalDirs: cfg.Images.LocalDirs, Mirrors: cfg.Images.Mirrors, PlainHTTP: cfg.Images.PlainHTTP, Credentials: cfg.Images.Credentials,
 			MaxBytes: int64(cfg.Images.MaxSize) << 30, MaxAge: time.Duration(cfg.Images.MaxAge) * time.Hour,

@@ -94,7 +94,7 @@ func (t *telemetry) ExecutionStored(env int, run, execution string) {
 }
 
 // ExecutionBegun is told of an execution that begins.
-func (t *telemetry) ExecutionBegun(env int, run, execution string) func(verdict string, stdout, stderr int64) {
+func (t *telemetry) ExecutionBegun(env int, run, execution string) func(verdict, start string, stdout, stderr int64) {
 	t.execution(env, run, execution, "deletion", -1)
 	return t.figures.ExecutionBegun(env)
 }

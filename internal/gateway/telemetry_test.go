@@ -245,6 +245,7 @@ func TestFiguresTellWhatHappened(t *testing.T) {
 		`rockpool_gateway_executions_started_total{environment="10"}`:                         "1",
 		`rockpool_gateway_executions_running{environment="10"}`:                               "0",
 		`rockpool_gateway_executions_ended_total{environment="10",verdict="exit"}`:            "1",
+		`rockpool_gateway_warm_executions_total{environment="10",start="warm"}`:               "1",
 		`rockpool_gateway_execution_output_bytes_total{environment="10",stream="stdout"}`:     "6",
 		`rockpool_gateway_execution_output_bytes_total{environment="10",stream="stderr"}`:     "3",
 		`rockpool_gateway_request_duration_seconds_count{route="provideRunner",status="404"}`: "1",

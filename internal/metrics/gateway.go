@@ -86,6 +86,7 @@ type Gateway struct {
 	started    *prometheus.CounterVec
 	running    *prometheus.GaugeVec
 	ended      *prometheus.CounterVec
+	warmed     *prometheus.CounterVec
 	lasted     *prometheus.HistogramVec
 	output     *prometheus.CounterVec
 	starts     *prometheus.HistogramVec
@@ -137,6 +138,8 @@ func NewGateway(pools func() map[int]PoolState) *Gateway {
 	g.running = gauge("executions_running", "Executions under way.", "environment")
 	g.ended = counter("executions_ended_total",
 		"Executions by verdict: exit, timeout, out_of_memory, stopped, output_limit, left (the client), failed.", "environment", "verdict")
+	g.warmed = counter("warm_executions_total", "Executions that ended by themselves in runners with a warm-up, by how their program was started: warm (it took over what waited), cold.",
+		"environment", "start")
 	g.lasted = histogram("execution_duration_seconds", "Time from the start of an execution to its verdict.", long, "environment")
 	g.output = counter("execution_output_bytes_total", "Bytes that programs wrote, by stream.", "environment", "stream")
 	g.starts = histogram("runner_start_duration_seconds", "Time from the registration of a runner to its being ready.", long, "environment")
@@ -231,14 +234,18 @@ func (g *Gateway) Claimed(environment int, outcome string, d time.Duration) {
 	}
 }
 
-// ExecutionBegun counts an execution as running, until the function it returns is told how it ended and what it wrote, in bytes.
-func (g *Gateway) ExecutionBegun(environment int) (ended func(verdict string, stdout, stderr int64)) {
+// ExecutionBegun counts an execution as running, until the function it returns is told how it ended, how its program was started where
+// its runner is kept warm ("" = it is not), and what it wrote, in bytes.
+func (g *Gateway) ExecutionBegun(environment int) (ended func(verdict, start string, stdout, stderr int64)) {
 	label, begun := g.environment(environment), time.Now()
 	g.started.WithLabelValues(label).Inc()
 	g.running.WithLabelValues(label).Inc()
-	return func(verdict string, stdout, stderr int64) {
+	return func(verdict, start string, stdout, stderr int64) {
 		g.running.WithLabelValues(label).Dec()
 		g.ended.WithLabelValues(label, verdict).Inc()
+		if start != "" {
+			g.warmed.WithLabelValues(label, start).Inc()
+		}
 		g.lasted.WithLabelValues(label).Observe(time.Since(begun).Seconds())
 		g.output.WithLabelValues(label, "stdout").Add(float64(stdout))
 		g.output.WithLabelValues(label, "stderr").Add(float64(stderr))

@@ -29,13 +29,14 @@ func userOf(privileged bool) string {
 
 // Exec runs one command. Natively the node leaves its own variables out of the environment, and nothing is quoted.
 // Stdio.Stdin is closed in the end, where it can be.
-func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (int, error) {
+func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (execution.Exit, error) {
 	if !c.Native() {
-		return c.quoted(ctx, at, spec, stdio)
+		code, err := c.quoted(ctx, at, spec, stdio)
+		return execution.Exit{Code: code}, err
 	}
 	if c.opts.Inside.Programs != nil {
-		if code, err := c.inside(ctx, at, spec, stdio); !errors.Is(err, ErrElsewhere) {
-			return ended(ctx, code, err)
+		if exit, err := c.inside(ctx, at, spec, stdio); !errors.Is(err, ErrElsewhere) {
+			return ended(ctx, exit, err)
 		}
 	}
 	params := map[string]string{"rockpool_id": spec.ID, "rockpool_environ": environ(spec.Env), "rockpool_user": userOf(spec.Privileged)}
@@ -50,20 +51,20 @@ func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Sp
 	}
 	s, err := c.attach(ctx, at, spec.TTY, shellCommand(spec.Command), params)
 	if err != nil {
-		return 0, err
+		return execution.Exit{}, err
 	}
 	code, err := s.run(stdio, nil, nil)
-	return ended(ctx, code, err)
+	return ended(ctx, execution.Exit{Code: code, Start: s.start}, err)
 }
 
 func shellCommand(command string) []string { return []string{"/bin/bash", "-c", command} }
 
 // ended is how an exec came to its end. Where its context has ended, that is the reason.
-func ended(ctx context.Context, code int, err error) (int, error) {
+func ended(ctx context.Context, exit execution.Exit, err error) (execution.Exit, error) {
 	if err != nil && ctx.Err() != nil {
-		return 0, fmt.Errorf("execute: %w", context.Cause(ctx))
+		return execution.Exit{}, fmt.Errorf("execute: %w", context.Cause(ctx))
 	}
-	return code, err
+	return exit, err
 }
 
 // variables are those of an environment, by name, as NAME=value.

@@ -52,13 +52,13 @@ type Running interface {
 	Resize(width, height uint16) error
 	Kill() error
 	Done() <-chan struct{}
-	// ExitCode is valid after Done. An error means that it is not known.
-	ExitCode() (int, error)
+	// Exit is valid after Done. An error means that it is not known.
+	Exit() (execution.Exit, error)
 	Close()
 }
 
 // inside runs a command of a runner in this process; ErrElsewhere where it is not there.
-func (c *Client) inside(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (int, error) {
+func (c *Client) inside(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (execution.Exit, error) {
 	call := timeline.From(ctx).Child(timeline.ExecCall)
 	defer call.End()
 	start := call.Child(timeline.NodeExec)
@@ -70,19 +70,19 @@ func (c *Client) inside(ctx context.Context, at execution.Place, spec execution.
 	start.End()
 	switch {
 	case errors.Is(err, ErrElsewhere):
-		return 0, err
+		return execution.Exit{}, err
 	case err != nil && strings.Contains(fault.Public(err), "Unknown allocation"):
-		return 0, gone(err)
+		return execution.Exit{}, gone(err)
 	case err != nil:
-		return 0, unknownOutcome(err)
+		return execution.Exit{}, unknownOutcome(err)
 	}
 	defer p.Close()
 	unhook := context.AfterFunc(ctx, func() { _ = p.Kill() })
-	code, err := carry(p, stdio)
+	exit, err := carry(p, stdio)
 	if !unhook() && err == nil { // it was killed, and what it ended with is not its own
 		err = unknownOutcome(context.Cause(ctx))
 	}
-	return code, err
+	return exit, err
 }
 
 func unknownOutcome(err error) error {
@@ -90,7 +90,7 @@ func unknownOutcome(err error) error {
 }
 
 // carry connects stdio until the program has ended.
-func carry(p Running, stdio execution.Stdio) (int, error) {
+func carry(p Running, stdio execution.Stdio) (execution.Exit, error) {
 	var input, output sync.WaitGroup
 	defer input.Wait()
 	defer func() {
@@ -125,13 +125,13 @@ func carry(p Running, stdio execution.Stdio) (int, error) {
 		case <-p.Done():
 			output.Wait()
 			if err := errors.Join(broken[:]...); err != nil {
-				return 0, fmt.Errorf("hand on output: %w", err)
+				return execution.Exit{}, fmt.Errorf("hand on output: %w", err)
 			}
-			code, err := p.ExitCode()
+			exit, err := p.Exit()
 			if err != nil {
-				return 0, unknownOutcome(err)
+				return execution.Exit{}, unknownOutcome(err)
 			}
-			return code, nil
+			return exit, nil
 		case size, ok := <-sizes:
 			if !ok {
 				sizes = nil

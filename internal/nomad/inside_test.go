@@ -60,12 +60,14 @@ type nearby struct {
 	closed     bool
 }
 
-func (r *nearby) Stdin() io.WriteCloser  { return r.in }
-func (r *nearby) Stdout() io.Reader      { return r.outR }
-func (r *nearby) Kill() error            { r.once.Do(func() { close(r.killed) }); return nil }
-func (r *nearby) Done() <-chan struct{}  { return r.done }
-func (r *nearby) ExitCode() (int, error) { return r.code, r.lost }
-func (r *nearby) Close()                 { r.closed = true; r.work.Wait() }
+func (r *nearby) Stdin() io.WriteCloser { return r.in }
+func (r *nearby) Stdout() io.Reader     { return r.outR }
+func (r *nearby) Kill() error           { r.once.Do(func() { close(r.killed) }); return nil }
+func (r *nearby) Done() <-chan struct{} { return r.done }
+func (r *nearby) Close()                { r.closed = true; r.work.Wait() }
+func (r *nearby) Exit() (execution.Exit, error) {
+	return execution.Exit{Code: r.code, Start: execution.Warm}, r.lost
+}
 func (r *nearby) Resize(w, h uint16) error {
 	r.sizes <- execution.Size{Width: w, Height: h}
 	return nil
@@ -114,10 +116,10 @@ func TestAProgramInsideGetsAndGivesEverything(t *testing.T) {
 		sizes <- execution.Size{Width: 80, Height: 24}
 		close(sizes)
 		var out, errs bytes.Buffer
-		code, err := inProcess(n).Exec(t.Context(), here, execution.Spec{ID: "x", Command: "c", Env: map[string]string{"B": "2=2", "A": "1"}, TTY: true, SplitStderr: true},
+		exit, err := inProcess(n).Exec(t.Context(), here, execution.Spec{ID: "x", Command: "c", Env: map[string]string{"B": "2=2", "A": "1"}, TTY: true, SplitStderr: true},
 			execution.Stdio{Stdin: stdin, Stdout: &out, Stderr: &errs, Resize: sizes})
-		if code != 7 || err != nil || out.String() != "input "+long || errs.String() != "warning" {
-			t.Errorf("it ended with %d, %v, %d bytes and %q", code, err, out.Len(), errs.String())
+		if exit != (execution.Exit{Code: 7, Start: execution.Warm}) || err != nil || out.String() != "input "+long || errs.String() != "warning" {
+			t.Errorf("it ended with %+v, %v, %d bytes and %q", exit, err, out.Len(), errs.String())
 		}
 		s := n.last.spec
 		if strings.Join(s.Argv, " ") != "/bin/bash -c c" || strings.Join(s.Env, " ") != "A=1 B=2=2" || s.User != learner || n.last.task != mainTask || !n.last.closed {
@@ -153,9 +155,9 @@ func TestHowProgramsInsideDoNotEndWell(t *testing.T) {
 				if c.stdout == nil {
 					c.stdout = io.Discard
 				}
-				code, err := inProcess(&c.near).Exec(ctx, here, execution.Spec{ID: "x"}, execution.Stdio{Stdin: stdin, Stdout: c.stdout, Stderr: io.Discard})
-				if err == nil || code != 0 || fault.KindOf(err) != c.kind || c.is != nil && !errors.Is(err, c.is) {
-					t.Errorf("it ended with %d, %v", code, err)
+				exit, err := inProcess(&c.near).Exec(ctx, here, execution.Spec{ID: "x"}, execution.Stdio{Stdin: stdin, Stdout: c.stdout, Stderr: io.Discard})
+				if err == nil || exit != (execution.Exit{}) || fault.KindOf(err) != c.kind || c.is != nil && !errors.Is(err, c.is) {
+					t.Errorf("it ended with %+v, %v", exit, err)
 				}
 				if r := c.near.last; r != nil && !r.closed {
 					t.Error("it was not closed")

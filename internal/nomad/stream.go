@@ -41,6 +41,7 @@ type session struct {
 	call   *timeline.Span           // nil = nothing is recorded
 	dialed time.Time                // when the cluster had taken the exec
 	first  *api.ExecStreamingOutput // read ahead of run
+	start  execution.Start          // known with the exit code
 	mu     sync.Mutex               // of writing
 }
 
@@ -137,11 +138,15 @@ func (s *session) next() (api.ExecStreamingOutput, error) {
 	}
 	var frame struct {
 		api.ExecStreamingOutput
-		Steps string `json:"rockpool_timeline"` // beside the exit code, of a cluster of ours
+		Steps string          `json:"rockpool_timeline"` // beside the exit code, of a cluster of ours
+		Start execution.Start `json:"rockpool_start"`    // likewise
 	}
 	err := s.conn.ReadJSON(&frame)
 	if err == nil && frame.Exited {
 		s.call.Import(frame.Steps, s.dialed)
+		if frame.Start == execution.Warm || frame.Start == execution.Cold { // it becomes a label
+			s.start = frame.Start
+		}
 	}
 	return frame.ExecStreamingOutput, err
 }

@@ -41,6 +41,7 @@ type ServerOptions struct {
 	HeartbeatGrace time.Duration
 	Keep           leader.Keep
 	LogSegment     int
+	EventBuffer    int
 }
 
 // NodeOptions is what an agent's node may be told.
@@ -105,7 +106,7 @@ func (cfg *AgentConfig) serverConfig(address string, steps *timeline.Recorder) S
 	return ServerConfig{
 		DataDir: filepath.Join(cfg.DataDir, "server"), Name: cmp.Or(cfg.Name, "server"), Datacenter: cfg.Datacenter, Address: address, Version: Version(),
 		Token: cfg.Token, JoinToken: cmp.Or(o.JoinToken, cfg.Token), Log: cfg.Log, Cluster: o.Cluster,
-		HeartbeatTTL: o.HeartbeatTTL, HeartbeatGrace: o.HeartbeatGrace, Keep: o.Keep, LogSegment: o.LogSegment, Metrics: cfg.Process.Metrics,
+		HeartbeatTTL: o.HeartbeatTTL, HeartbeatGrace: o.HeartbeatGrace, Keep: o.Keep, LogSegment: o.LogSegment, EventBuffer: o.EventBuffer, Metrics: cfg.Process.Metrics,
 		Namespaces: cfg.Namespaces, Timeline: steps, ACL: o.ACL, KeyFile: o.KeyFile, AuditFile: o.AuditFile,
 	}
 }

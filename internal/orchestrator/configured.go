@@ -82,7 +82,7 @@ func agentConfig(conf agentconfig.Config, token string) (AgentConfig, error) {
 		Token: token, Name: conf.Name, Datacenter: conf.Datacenter,
 		Server: ServerOptions{
 			ACL: conf.ACL.Enabled, KeyFile: s.KeyFile, AuditFile: conf.Audit.File,
-			JoinToken: s.JoinToken, HeartbeatTTL: s.MinHeartbeatTTL, HeartbeatGrace: s.HeartbeatGrace, LogSegment: s.RaftLogSegment,
+			JoinToken: s.JoinToken, HeartbeatTTL: s.MinHeartbeatTTL, HeartbeatGrace: s.HeartbeatGrace, LogSegment: s.RaftLogSegment, EventBuffer: s.EventBufferBytes,
 			Keep: leader.Keep{
 				Every: s.JobGCInterval, Jobs: s.JobGCThreshold, Evals: s.EvalGCThreshold, EvalCount: s.EvalGCCount, Allocs: s.AllocGCAge, AllocCount: s.AllocGCCount, JobCount: s.JobGCCount,
 			},

@@ -90,7 +90,7 @@ func (a *agent) Execution(_, _, id string) (string, driver.ExecResult, error) {
 	if id != "known" {
 		return "", driver.ExecResult{}, fault.New(fault.NotFound, "Unknown execution %q", id)
 	}
-	return "exited", driver.ExecResult{Verdict: "exit", ExitCode: 3, CPUTime: 5, PeakMemory: 7, OutputBytes: 9}, nil
+	return "exited", driver.ExecResult{Verdict: "exit", ExitCode: 3, CPUTime: 5, PeakMemory: 7, OutputBytes: 9, Cold: true}, nil
 }
 func (a *agent) SignalExecution(_, _, _ string, n int) error {
 	if n != 2 {
@@ -301,6 +301,7 @@ func testExecFrames(t *testing.T, withAgent placing) {
 		buf := make([]byte, 2)
 		_, _ = io.ReadFull(e.inR, buf)
 		_, _ = e.out.Write(buf)
+		e.res.Warm = true
 	})
 	q := command("sh")
 	for k, v := range map[string]string{"tty": "true", "rockpool_id": "run-1", "rockpool_env": `{"B":"2","A":"1 $(x)"}`,
@@ -333,7 +334,7 @@ func testExecFrames(t *testing.T, withAgent placing) {
 			t.Errorf("no frame %s in\n%s", want, got)
 		}
 	}
-	if frames[len(frames)-1] != `{"exited":true,"result":{}}` {
+	if frames[len(frames)-1] != `{"exited":true,"result":{},"rockpool_start":"warm"}` {
 		t.Errorf("the last frame is %s", frames[len(frames)-1])
 	}
 	s := a.lastExecution().spec
@@ -458,7 +459,7 @@ func testRoutesOfARunningTask(t *testing.T, withAgent placing) {
 		status                   int
 		want                     string
 	}{
-		{"an ended execution", "GET", "/execution/known?task=t", "", 200, `{"State":"exited","ExitCode":3,"Signal":0,"OOMKilled":false,"CPUTimeNS":5,"WallTimeNS":0,"PeakMemoryBytes":7,"Verdict":"exit","OutputBytes":9,"Warm":false}`},
+		{"an ended execution", "GET", "/execution/known?task=t", "", 200, `{"State":"exited","ExitCode":3,"Signal":0,"OOMKilled":false,"CPUTimeNS":5,"WallTimeNS":0,"PeakMemoryBytes":7,"Verdict":"exit","OutputBytes":9,"Warm":false,"Cold":true}`},
 		{"an unknown execution", "GET", "/execution/other?task=t", "", 404, "Unknown execution"},
 		{"a signal", "PUT", "/execution/known/signal?task=t", `{"Signal":"SIGINT"}`, 200, `{"Index":0}`},
 		{"an odd signal", "PUT", "/execution/known/signal?task=t", `{"Signal":"SIGODD"}`, 400, "not a signal"},

@@ -64,6 +64,7 @@ type ServerConfig struct {
 	Keep           leader.Keep
 	Cluster        ClusterConfig
 	LogSegment     int // bytes of one file of the Raft log; default 64 MiB
+	EventBuffer    int // bytes of events that are kept for readers who come back; default 256 MiB
 	// Metrics takes the server's figures. nil = it has a registry of its own.
 	Metrics *metrics.Registry
 }
@@ -152,7 +153,9 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.events = events.New(events.DefaultLimits, 0)
+	held := events.DefaultLimits
+	held.Bytes = cmp.Or(cfg.EventBuffer, held.Bytes)
+	s.events = events.New(held, 0)
 	s.store.Observe(s.events.Publish)
 	rc := consensus.Config{
 		Dir: cfg.DataDir, ServerID: id, Machine: measured{machine{s.store, s.events, func() { s.api.Restored() }}, cfg.Metrics}, Log: cfg.Log, SegmentBytes: cfg.LogSegment,

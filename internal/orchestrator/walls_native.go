@@ -20,10 +20,13 @@ import (
 	"rockpool/internal/sandbox"
 )
 
+// maxSandboxes is how many native sandboxes a node may have at a time. Their user ids end below those of OCI runtimes.
+const maxSandboxes = 8192
+
 // openWalls makes the native sandbox's drivers. Jobs written for Docker run in it too. Devices without a specification of the operator's get one by specify; nil = none.
 func openWalls(cfg AgentConfig, specify cdi.Maker) (_ walls, err error) {
 	runtime, err := sandbox.New(sandbox.Config{
-		Dir: filepath.Join(cfg.DataDir, "sandboxes"), CgroupParent: "rockpool", MaxSandboxes: 4096, AllowUnconfined: cfg.AllowUnconfined, Log: cfg.Log,
+		Dir: filepath.Join(cfg.DataDir, "sandboxes"), CgroupParent: "rockpool", MaxSandboxes: maxSandboxes, AllowUnconfined: cfg.AllowUnconfined, Log: cfg.Log,
 	})
 	if err != nil {
 		return walls{}, err

@@ -20,12 +20,26 @@ func TestTheCatalogueIsSound(t *testing.T) {
 			}
 		}
 	}
-	names := map[string]bool{}
+	names, by := map[string]bool{}, map[string]string{}
 	for _, s := range scenarios {
 		if names[s.name] || s.run == nil {
 			t.Errorf("scenario %q is there twice, or does nothing", s.name)
 		}
 		names[s.name] = true
+		for _, key := range s.figures {
+			if by[key] != "" || !keys[key] {
+				t.Errorf("figure %q of %s is no figure, or %q has it", key, s.name, by[key])
+			}
+			by[key] = s.name
+		}
+	}
+	for key := range keys {
+		if by[key] == "" {
+			t.Errorf("no scenario measures %s", key)
+		}
+	}
+	if scenarios[0].name != "provision" {
+		t.Error("the first scenario is not the one that the others stand on")
 	}
 }
 
@@ -57,5 +71,15 @@ func TestLinesOfBenchmarks(t *testing.T) {
 func TestTheLineOfFinishedJobs(t *testing.T) {
 	if m := flatLine.FindStringSubmatch("    flat_test.go:74: 3000 jobs: heap 2893 KiB after two tenths, 2892 at the end; 145800 allocations in the third tenth, 145801 in the last"); m == nil || m[5] != "145801" {
 		t.Errorf("%q", m)
+	}
+}
+
+// A share of none is no share: a gateway that does not count is not one whose programs are all warm.
+func TestStartsAreReadFromFigures(t *testing.T) {
+	text := "# TYPE x counter\nrockpool_gateway_warm_executions_total{environment=\"12\",start=\"cold\"} 1\n" +
+		"rockpool_gateway_warm_executions_total{environment=\"12\",start=\"warm\"} 3\nrockpool_gateway_warm_executions_total{environment=\"13\",start=\"warm\"} 7\n"
+	s, err := startsIn(text)
+	if err != nil || s != (starts{warm: 3, cold: 1}) || s.share(starts{}) != 75 || s.share(s) != 0 {
+		t.Errorf("%+v, %v", s, err)
 	}
 }

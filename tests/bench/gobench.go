@@ -69,7 +69,7 @@ func simulated(ctx context.Context, b *bench) error {
 		b.goBench(ctx, suite{"./internal/orchestrator/sim", "^(Sustained)$/^(2000)$", jobs + "x", []string{"GOGC=200"}, []row{
 			{"Sustained/2000", "JobsSimulated", func(n int, of map[string]float64) report.Measurement {
 				ms := func(unit string) time.Duration { return micros(1000 * of[unit]) }
-				return report.Measurement{Count: n, P50: ms("p50-ms"), P99: ms("p99-ms"), Note: fmt.Sprintf("%.0f refused, %.0f µs of CPU each", of["refused"], of["cpu-µs/job"])}
+				return report.Measurement{Count: n, P50: ms("p50-ms"), P99: ms("p99-ms"), Rate: jobRate * (1 - of["refused"]/float64(n)), Note: fmt.Sprintf("%.0f refused, %.0f µs of CPU each", of["refused"], of["cpu-µs/job"])}
 			}},
 		}}),
 		b.goBench(ctx, suite{"./internal/orchestrator/sim", "^(Bulk)$", "1x", []string{"GOGC=200", "ROCKPOOL_BULK_NODES=10000", "ROCKPOOL_BULK_JOBS=1000"}, []row{
@@ -86,6 +86,9 @@ func (b *bench) goBench(ctx context.Context, s suite) error {
 	pattern := "^Benchmark" + strings.TrimPrefix(s.pattern, "^")
 	out, err := b.goTest(ctx, s.env, "-run", "^$", "-bench", pattern, "-benchtime", s.times, "-timeout", "20m", s.pkg)
 	if err != nil {
+		for _, r := range s.rows {
+			b.table.Missing[r.key] = "the benchmark failed"
+		}
 		return err
 	}
 	b.raw.WriteString("\n")

@@ -32,11 +32,12 @@ func main() {
 	flag.StringVar(&b.orchestrator, "orchestrator", "bin/orchestrator", "the orchestrator's binary")
 	flag.IntVar(&b.n, "n", 200, "samples of each figure of one call at a time")
 	flag.DurationVar(&b.during, "for", 10*time.Second, "how long each load is held")
-	flag.UintVar(&b.runners, "density", 2000, "idle runners on one node, which the figures are called after")
+	flag.UintVar(&b.runners, "density", 2000, "idle runners on one node")
 	flag.StringVar(&b.out, "out", "", "also write what was measured to this file, in Go's benchmark format")
 	only := flag.String("only", "", "the scenarios to run, such as claim,many; empty = all. -list names them")
 	list := flag.Bool("list", false, "name the scenarios")
 	grow := flag.String("grow", "", "measure cost as work grows, keep what was measured in this directory and draw it; what is there already is not measured again")
+	flag.IntVar(&b.most, "most", 0, "with -grow: the largest size that is measured; 0 = all")
 	flag.Parse()
 	if *list {
 		for _, s := range scenarios {
@@ -61,6 +62,8 @@ type scenario struct {
 	name string
 	need need
 	run  func(context.Context, *bench) error
+
+	figures []string // that it adds, by key
 }
 
 // bench is one run.
@@ -75,6 +78,7 @@ type bench struct {
 	during       time.Duration
 	runners      uint
 	out          string
+	most         int
 
 	load  *meter.Load // since the scenario began
 	table report.Table
@@ -86,7 +90,7 @@ type bench struct {
 
 // main measures and prints. A scenario that fails leaves its rows out, says so there, and the others go on; the run fails in the end.
 func (b *bench) main(ctx context.Context, only string, w io.Writer) (err error) {
-	b.table = report.Table{Figures: catalogue, Found: map[string]*report.Measurement{}, Missing: map[string]string{}, Why: "its scenario failed"}
+	b.table = report.Table{Figures: named(b.runners), Found: map[string]*report.Measurement{}, Missing: map[string]string{}, Why: "its scenario did not run"}
 	names := strings.FieldsFunc(only, func(r rune) bool { return r == ',' })
 	if only != "" {
 		b.table.Why = ""
@@ -150,6 +154,11 @@ func (b *bench) all(ctx context.Context, chosen []scenario) error {
 			err = s.run(ctx, b)
 		}
 		if err != nil {
+			for _, key := range s.figures {
+				if b.table.Missing[key] == "" {
+					b.table.Missing[key] = "its scenario failed"
+				}
+			}
 			err = fmt.Errorf("%s: %w", s.name, err)
 		}
 		return err
@@ -159,7 +168,7 @@ func (b *bench) all(ctx context.Context, chosen []scenario) error {
 		failed = append(failed, b.withGateway(ctx, func() error {
 			var failed []error
 			if shared[0].name != "provision" {
-				shared = append([]scenario{{"provision", needGateway, provision}}, shared...)
+				shared = append([]scenario{scenarios[0]}, shared...)
 			}
 			for _, s := range shared {
 				if s.need == needService && b.service == nil {

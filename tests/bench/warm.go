@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
+	"strconv"
 	"time"
 
 	"rockpool/tests/load"
@@ -33,6 +35,10 @@ func warmCycles(ctx context.Context, b *bench) error {
 	if err := b.waitIdleOf(ctx, warmEnv, pool); err != nil {
 		return err
 	}
+	before, err := b.starts(ctx)
+	if err != nil {
+		return err
+	}
 	var calls load.Samples
 	begin := time.Now()
 	for range b.n / 2 {
@@ -45,11 +51,57 @@ func warmCycles(ctx context.Context, b *bench) error {
 			return err
 		}
 	}
-	if err := b.addCalls("WarmCycle", begin, &calls); err != nil {
+	between, err := b.starts(ctx)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(b.addCalls("WarmCycle", begin, &calls), b.addValue("WarmTaken", between.share(before))); err != nil {
 		return err
 	}
 	one := func(ctx context.Context) error { return b.cycleIn(ctx, warmEnv) }
 	join := func(context.Context) (client, error) { return client{step: one}, nil }
 	err = joined(ctx, clientsOfCycle, join, func(c []client) error { return b.offered(ctx, "WarmCycleOffered", more*warmRate, c) })
+	if err == nil {
+		var after starts
+		if after, err = b.starts(ctx); err == nil {
+			err = b.addValue("WarmTakenOffered", after.share(between))
+		}
+	}
 	return errors.Join(err, b.DeleteEnvironment(ctx, warmEnv))
+}
+
+// starts counts programs by how they were started.
+type starts struct{ warm, cold float64 }
+
+// share is the part of the programs since then that took an interpreter over, in percent.
+func (s starts) share(since starts) float64 {
+	warm, cold := s.warm-since.warm, s.cold-since.cold
+	if warm+cold == 0 {
+		return 0
+	}
+	return 100 * warm / (warm + cold)
+}
+
+// starts asks the gateway, which knows it of each program that has ended by itself.
+func (b *bench) starts(ctx context.Context) (s starts, err error) {
+	status, text, err := b.Do(ctx, http.MethodGet, "/rockpool/metrics", nil)
+	if err != nil || status != http.StatusOK {
+		return s, fmt.Errorf("the gateway's figures: %d, %w", status, err)
+	}
+	return startsIn(string(text))
+}
+
+var startsLine = regexp.MustCompile(fmt.Sprintf(`(?m)^rockpool_gateway_warm_executions_total\{environment="%d",start="(warm|cold)"\} (\S+)$`, warmEnv))
+
+func startsIn(figures string) (s starts, err error) {
+	for _, m := range startsLine.FindAllStringSubmatch(figures, -1) {
+		n, e := strconv.ParseFloat(m[2], 64)
+		err = errors.Join(err, e)
+		if m[1] == "warm" {
+			s.warm = n
+		} else {
+			s.cold = n
+		}
+	}
+	return s, err
 }

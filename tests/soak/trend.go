@@ -13,8 +13,20 @@ type series struct {
 	values []float64
 	// slack is how much it may have grown from the end of the warm-up to the end of the run, beside share, a part of its median.
 	slack, share float64
-	// kept is what an act may leave behind while the cluster's history fills up.
-	kept float64
+	// leak is what an execution might leave behind that has to be found; 0 = nothing is said of that.
+	leak float64
+	runs []float64 // executions so far, at each of values
+}
+
+// finds says whether a leak for each execution would be found among what was seen.
+func (s series) finds(leak float64) (bool, error) {
+	more := make([]float64, len(s.values))
+	for i, v := range s.values {
+		more[i] = v + math.Floor(leak*s.runs[i])
+	}
+	s.values = more
+	t, err := s.judge()
+	return t.grows(), err
 }
 
 // warmUp is the part of a run in which buffers, caches and what is kept for a time fill up.

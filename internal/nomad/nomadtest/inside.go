@@ -12,6 +12,7 @@ import (
 
 	"rockpool/internal/endpoint"
 	"rockpool/internal/nomad"
+	"rockpool/internal/runner/execution"
 )
 
 // Inside are the ways to the cluster that an orchestrator in the gateway's process offers.
@@ -87,11 +88,11 @@ func (r *running) Resize(width, height uint16) error {
 	return nil
 }
 
-func (r *running) ExitCode() (int, error) {
+func (r *running) Exit() (execution.Exit, error) {
 	if r.code == lost {
-		return 0, errors.New("the outcome of the execution is not known")
+		return execution.Exit{}, errors.New("the outcome of the execution is not known")
 	}
-	return r.code, nil
+	return execution.Exit{Code: r.code, Start: execution.Warm}, nil
 }
 
 type input struct{ r *running }

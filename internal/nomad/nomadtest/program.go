@@ -225,7 +225,7 @@ func (c *Cluster) exec(w http.ResponseWriter, r *http.Request) {
 		if code != 0 {
 			result["exit_code"] = code
 		}
-		_ = conn.WriteJSON(map[string]any{"exited": true, "result": result})
+		_ = conn.WriteJSON(map[string]any{"exited": true, "result": result, "rockpool_start": "warm"})
 	}
 	_ = conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(time.Second))
 	mu.Unlock()

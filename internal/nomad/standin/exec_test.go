@@ -118,11 +118,11 @@ func (r *rig) execWith(ctx context.Context, spec execution.Spec, stdin io.Reader
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var out, errs bytes.Buffer
-	code, err := r.client.Exec(ctx, r.at, spec, execution.Stdio{Stdin: stdin, Stdout: &out, Stderr: &errs})
+	exit, err := r.client.Exec(ctx, r.at, spec, execution.Stdio{Stdin: stdin, Stdout: &out, Stderr: &errs})
 	if errors.Is(err, context.DeadlineExceeded) { // one that did not end fails one test, and not those after it
 		err = errors.Join(err, r.client.Kill(context.WithoutCancel(ctx), r.at, spec.ID))
 	}
-	return result{out.String(), errs.String(), code, err}
+	return result{out.String(), errs.String(), exit.Code, err}
 }
 
 // clean waits until nothing is left in the runner.
@@ -440,8 +440,8 @@ func TestSignals(t *testing.T) {
 	var tasks lifecycle.Tasks
 	out := &watched{}
 	tasks.Go(func() {
-		code, err := r.client.Exec(t.Context(), r.at, spec, execution.Stdio{Stdin: nullio.NewStdin(0), Stdout: out, Stderr: io.Discard})
-		done <- result{code: code, failure: err}
+		exit, err := r.client.Exec(t.Context(), r.at, spec, execution.Stdio{Stdin: nullio.NewStdin(0), Stdout: out, Stderr: io.Discard})
+		done <- result{code: exit.Code, failure: err}
 	})
 	r.eventually("it is ready", func() bool { return strings.Contains(out.String(), "ready") })
 	// What names no signal must not be taken for the end of everything.

@@ -113,6 +113,9 @@ func (c *Config) checkServer(refuse refusal) {
 	if s.RaftLogSegment < 1<<20 || s.RaftLogSegment > 1<<30 {
 		refuse("server.raft_log_segment: %d bytes are not between 1 MiB and 1 GiB", s.RaftLogSegment)
 	}
+	if s.EventBufferBytes < 1<<20 || s.EventBufferBytes > 16<<30 {
+		refuse("server.event_buffer_bytes: %d bytes are not between 1 MiB and 16 GiB", s.EventBufferBytes)
+	}
 	for key, zero := range map[string]bool{
 		"server.heartbeat_grace": s.HeartbeatGrace == 0, "server.min_heartbeat_ttl": s.MinHeartbeatTTL == 0, "server.job_gc_interval": s.JobGCInterval == 0,
 		"server.job_gc_threshold": s.JobGCThreshold == 0, "server.eval_gc_threshold": s.EvalGCThreshold == 0, "server.alloc_gc_age": s.AllocGCAge == 0,

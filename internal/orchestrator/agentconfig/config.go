@@ -56,16 +56,17 @@ type Server struct {
 	HeartbeatGrace  time.Duration `key:"heartbeat_grace"`
 	MinHeartbeatTTL time.Duration `key:"min_heartbeat_ttl"`
 
-	JobGCInterval   time.Duration `key:"job_gc_interval"`
-	JobGCThreshold  time.Duration `key:"job_gc_threshold"`
-	EvalGCThreshold time.Duration `key:"eval_gc_threshold"`
-	EvalGCCount     int           `key:"eval_gc_count"`    // ours
-	AllocGCAge      time.Duration `key:"alloc_gc_age"`     // ours
-	AllocGCCount    int           `key:"alloc_gc_count"`   // ours
-	JobGCCount      int           `key:"job_gc_count"`     // ours
-	RaftLogSegment  int           `key:"raft_log_segment"` // ours; bytes
-	JoinToken       string        `key:"join_token"`       // ours
-	KeyFile         string        `key:"key_file"`         // ours
+	JobGCInterval    time.Duration `key:"job_gc_interval"`
+	JobGCThreshold   time.Duration `key:"job_gc_threshold"`
+	EvalGCThreshold  time.Duration `key:"eval_gc_threshold"`
+	EvalGCCount      int           `key:"eval_gc_count"`      // ours
+	AllocGCAge       time.Duration `key:"alloc_gc_age"`       // ours
+	AllocGCCount     int           `key:"alloc_gc_count"`     // ours
+	JobGCCount       int           `key:"job_gc_count"`       // ours
+	RaftLogSegment   int           `key:"raft_log_segment"`   // ours; bytes
+	EventBufferBytes int           `key:"event_buffer_bytes"` // ours
+	JoinToken        string        `key:"join_token"`         // ours
+	KeyFile          string        `key:"key_file"`           // ours
 
 	ClientIntroduction ClientIntroduction `key:"client_introduction"`
 }
@@ -259,7 +260,7 @@ func Default() Config {
 			ServerJoin:     ServerJoin{RetryInterval: 30 * time.Second},
 			HeartbeatGrace: 10 * time.Second, MinHeartbeatTTL: 10 * time.Second,
 			JobGCInterval: 30 * time.Second, JobGCThreshold: 4 * time.Hour, EvalGCThreshold: time.Hour, EvalGCCount: 5000,
-			AllocGCAge: 4 * time.Hour, AllocGCCount: 5000, JobGCCount: 10_000, ClientIntroduction: ClientIntroduction{Enforcement: None}, RaftLogSegment: 64 << 20,
+			AllocGCAge: 4 * time.Hour, AllocGCCount: 5000, JobGCCount: 10_000, ClientIntroduction: ClientIntroduction{Enforcement: None}, RaftLogSegment: 64 << 20, EventBufferBytes: 256 << 20,
 		},
 		Client: Client{
 			NodePool: "default", CNIPath: "/opt/cni/bin", CNIConfigDir: "/opt/cni/config", GCMaxAllocs: 50, GCMaxAge: 24 * time.Hour, OnStop: Keep,

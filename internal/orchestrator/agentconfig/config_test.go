@@ -220,6 +220,7 @@ func TestValuesThatCannotBe(t *testing.T) {
 		"log_level":                       func(c *agentconfig.Config) { c.LogLevel = "loud" },
 		"not an IPv4 prefix":              func(c *agentconfig.Config) { c.Client.Network.Range = "fd00::/8" },
 		"not of the form name=value":      func(c *agentconfig.Config) { c.Client.Runtimes = []string{"runsc"} },
+		"event_buffer_bytes: 64 bytes":    func(c *agentconfig.Config) { c.Server.EventBufferBytes = 64 },
 		"min_heartbeat_ttl: it must":      func(c *agentconfig.Config) { c.Server.MinHeartbeatTTL = 0 },
 		"is shorter than 1s":              func(c *agentconfig.Config) { c.Client.GPU.FingerprintPeriod = time.Millisecond },
 		"neither keep nor stop":           func(c *agentconfig.Config) { c.Client.GPU.OnUnhealthy = "remove" },

@@ -162,6 +162,7 @@ type ExecResult struct {
 	PeakMemory  int64 // bytes
 	OutputBytes int64
 	Warm        bool // it took over an interpreter that waited for a program
+	Cold        bool // its task is kept warm, and it did not
 }
 
 // Files is access to a task's file system as its inside sees it, confined to its root. Relative paths start at the

@@ -27,7 +27,7 @@ type Limits struct {
 	Age     int64 // ns
 }
 
-// DefaultLimits are the server's.
+// DefaultLimits are those of a server that is told nothing else.
 var DefaultLimits = Limits{Batches: 100_000, Bytes: 256 << 20, Age: 10 * 60 * 1e9}
 
 // Broker keeps the newest batches.

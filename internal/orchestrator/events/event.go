@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"weak"
 
 	"rockpool/internal/orchestrator/state"
 )
@@ -20,14 +21,21 @@ type Event struct {
 	Object     any  // of a type that the table of topics has, such as *model.Job
 	Deleted    bool // it was removed, such as a job that was purged
 
-	once sync.Once
-	line []byte
+	mu   sync.Mutex
+	line weak.Pointer[[]byte] // guarded by mu
 }
 
-// Encoded is the event's form on the wire, made by encode once for all readers.
+// Encoded is the event's form on the wire. Readers who are near each other share what encode has made. It is not kept beyond the next collection, as the object is
+// kept already: who comes back later has it made again.
 func (e *Event) Encoded(encode func(*Event) []byte) []byte {
-	e.once.Do(func() { e.line = encode(e) })
-	return e.line
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if line := e.line.Value(); line != nil {
+		return *line
+	}
+	line := encode(e)
+	e.line = weak.Make(&line)
+	return line
 }
 
 // Batch is the events of one log entry.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -149,4 +150,88 @@ func TestTheRingIsBoundedByWhatItHolds(t *testing.T) {
 	if _, err := b.Subscribe(98, all); err != nil {
 		t.Errorf("less is held than allowed: %v", err)
 	}
+}
+
+// Readers who are near each other share an encoded form. It is not kept beside the object.
+func TestEncodedFormsAreNotKept(t *testing.T) {
+	b := events.New(events.DefaultLimits, 0)
+	b.Publish(commit(1, "j"))
+	made := 0
+	encode := func(e *events.Event) []byte { made++; return []byte(e.Key) }
+	read := func() []byte {
+		s, err := b.Subscribe(1, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, list, err := s.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list[0].Encoded(encode)
+	}
+	one, two := read(), read()
+	runtime.KeepAlive(one)
+	if string(one) != "j" || string(two) != "j" || made > 2 { // 2: a collection came between
+		t.Errorf("%q and %q, made %d times", one, two, made)
+	}
+	before := made
+	runtime.GC()
+	if got := read(); string(got) != "j" || made != before+1 {
+		t.Errorf("after a collection %q, made %d times after %d", got, made, before)
+	}
+}
+
+// What is held is bounded by an estimate. It is held to what the heap says of objects such as gateways cause.
+func TestTheEstimateIsNoLessThanTheHeap(t *testing.T) {
+	const commits = 4000
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	limits := events.Limits{Batches: 1 << 30, Bytes: 8 << 20, Age: 1 << 60}
+	before := heap()
+	b := events.New(limits, 0)
+	encode := func(e *events.Event) []byte { return make([]byte, 8<<10) }
+	for i := uint64(1); i <= commits; i++ {
+		b.Publish(runnerClaimed(i))
+		s, err := b.Subscribe(i, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, list, err := s.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range list {
+			e.Encoded(encode)
+		}
+	}
+	held := int64(heap()) - int64(before)
+	if _, err := b.Subscribe(1, all); !errors.Is(err, events.ErrGap) {
+		t.Fatal("the ring did not fill")
+	}
+	if held > int64(limits.Bytes) || held < int64(limits.Bytes)/8 {
+		t.Errorf("%d bytes are on the heap, %d were allowed", held, limits.Bytes)
+	}
+	runtime.KeepAlive(b)
+}
+
+// runnerClaimed is an entry with a job, an evaluation and an allocation, none of which the state holds any more.
+func runnerClaimed(index uint64) state.Commit {
+	id := fmt.Sprintf("10-%08d-e67d-11f1-bfb5-962598be1b03", index)
+	task := func(name string) *model.Task {
+		return &model.Task{Name: name, Driver: "docker", Meta: map[string]string{"rockpool_warmup": `{"Command":["python3"]}`},
+			Config: map[string]any{"image": "host", "command": "sleep", "args": []any{"infinity"}, "network_mode": "none"}}
+	}
+	job := &model.Job{ID: id, Name: id, Namespace: "default", TaskGroups: []*model.TaskGroup{
+		{Name: "default-group", Tasks: []*model.Task{task("default-task")}, Meta: map[string]string{}},
+		{Name: "config", Tasks: []*model.Task{task("config")}, Meta: map[string]string{"used": "true", "timeout": "60", "prewarmingPoolSize": "16", "key": id}},
+	}}
+	return state.Commit{Index: index, Time: int64(index), Kind: "JobRegistered", Changes: []state.Change{
+		{After: job}, {After: &model.Evaluation{ID: id + "e", JobID: id, Namespace: "default"}},
+		{After: &model.Allocation{ID: id + "a", JobID: id, Namespace: "default", Job: job, TaskGroup: "default-group"}},
+	}}
 }

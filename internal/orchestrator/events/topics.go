@@ -32,7 +32,7 @@ type about struct {
 	key       string
 	namespace string   // "" = it is in none
 	filter    []string // more keys that a subscription may name
-	weight    int      // bytes that the object and its encoded form keep in memory, about
+	weight    int      // bytes that the object keeps in memory, about
 }
 
 // define makes a row for objects of type *T, which must be those of a table that is observed.
@@ -51,7 +51,7 @@ var core = []row{
 	}),
 	// An allocation that is removed goes with its job, whose removal says so.
 	define(TopicAllocation, false, func(a *model.Allocation) about {
-		return about{a.ID, a.Namespace, keys(a.JobID, a.DeploymentID), 5 << 10}
+		return about{a.ID, a.Namespace, keys(a.JobID, a.DeploymentID), 4 << 10}
 	}),
 	define(TopicDeployment, false, func(d *model.Deployment) about {
 		return about{d.ID, d.Namespace, keys(d.JobID), 1<<10 + len(d.TaskGroups)<<8}
@@ -90,7 +90,7 @@ func weigh(j *model.Job) int {
 			}
 		}
 	}
-	return 2 * n // once as an object, once encoded
+	return n
 }
 
 func texts(m map[string]string) int {

@@ -32,6 +32,21 @@ type Stdio struct {
 	Resize         <-chan Size
 }
 
+// Exit is how a program ended, and how it was started.
+type Exit struct {
+	Code  int
+	Start Start
+}
+
+// Start is how a program was started whose runner is kept warm; "" = it is not, or nobody knows.
+type Start string
+
+// The ways of starting.
+const (
+	Warm Start = "warm" // it took over an interpreter that waited
+	Cold Start = "cold" // it did not
+)
+
 // Result is how a program ended.
 type Result struct {
 	ExitCode   int
@@ -58,7 +73,7 @@ var ErrLeftRunning = errors.New("a program was left running")
 type Executor interface {
 	// Exec returns when the program has ended and all its output was written. An error means that the outcome is not known, ErrLeftRunning in it that the program
 	// may go on. Stdin is closed in the end, where it is an io.Closer.
-	Exec(ctx context.Context, at Place, spec Spec, stdio Stdio) (exitCode int, err error)
+	Exec(ctx context.Context, at Place, spec Spec, stdio Stdio) (Exit, error)
 	// Result asks for the outcome of a program that has ended.
 	Result(ctx context.Context, at Place, id string) (Result, error)
 	Signal(ctx context.Context, at Place, id, signal string) error

@@ -38,6 +38,7 @@ type Outcome struct {
 	Code int
 	// Limit is what a program that Flooded may write, in bytes.
 	Limit int64
+	Start Start // of a program that ended by itself
 	// Usage is filled where it was asked for and the cluster knows it.
 	Usage *Result
 	Err   error // the reason of Failed, for the log
@@ -87,7 +88,7 @@ type Engine struct {
 }
 
 type ended struct {
-	code int
+	exit Exit
 	err  error
 }
 
@@ -111,7 +112,7 @@ func (e *Engine) Run(ctx context.Context, at Place, id string, req Request, c Cl
 	started := e.Tasks.Go(func() {
 		var r ended
 		r.err = lifecycle.Guard(func() (err error) {
-			r.code, err = e.Executor.Exec(execCtx, at, spec, Stdio{Stdin: c.Stdin, Stdout: stdout, Stderr: stderr, Resize: c.Resize})
+			r.exit, err = e.Executor.Exec(execCtx, at, spec, Stdio{Stdin: c.Stdin, Stdout: stdout, Stderr: stderr, Resize: c.Resize})
 			return err
 		})
 		c.Stdin.CloseWithError(io.EOF)
@@ -185,8 +186,8 @@ func (e *Engine) judge(ctx context.Context, at Place, id string, c Client, r end
 		}
 		return Outcome{Kind: Failed, Err: r.err}
 	}
-	out, full := Outcome{Kind: Exited, Code: r.code & 0xff}, flow.full()
-	if r.code != 128 && !c.Usage && !full {
+	out, full := Outcome{Kind: Exited, Code: r.exit.Code & 0xff, Start: r.exit.Start}, flow.full()
+	if r.exit.Code != 128 && !c.Usage && !full {
 		return out
 	}
 	res, err := e.result(ctx, at, id)
@@ -201,7 +202,7 @@ func (e *Engine) judge(ctx context.Context, at Place, id string, c Client, r end
 			return Outcome{Kind: Flooded, Limit: e.OutputLimit, Usage: &res}
 		}
 	}
-	if r.code == 128 {
+	if r.exit.Code == 128 {
 		if out.Usage != nil && out.Usage.OOMKilled {
 			return Outcome{Kind: OutOfMemory, Usage: out.Usage}
 		}

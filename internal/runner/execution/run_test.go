@@ -17,14 +17,16 @@ import (
 // program is an Executor with one program.
 type program struct {
 	run     func(ctx context.Context, spec execution.Spec, s execution.Stdio) (int, error)
+	start   execution.Start
 	result  execution.Result
 	failing error // of Result and Kill
 	killed  chan struct{}
 	signals []string
 }
 
-func (p *program) Exec(ctx context.Context, _ execution.Place, spec execution.Spec, s execution.Stdio) (int, error) {
-	return p.run(ctx, spec, s)
+func (p *program) Exec(ctx context.Context, _ execution.Place, spec execution.Spec, s execution.Stdio) (execution.Exit, error) {
+	code, err := p.run(ctx, spec, s)
+	return execution.Exit{Code: code, Start: p.start}, err
 }
 
 func (p *program) Result(context.Context, execution.Place, string) (execution.Result, error) {

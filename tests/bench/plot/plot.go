@@ -35,6 +35,7 @@ const (
 	width, height           = 380.0, 300.0 // of a panel
 	left, right, top, below = 62.0, 22.0, 46.0, 46.0
 	row                     = 15.0 // of the legend
+	gap                     = 8.0  // above it
 )
 
 var colours = []string{"#1f6fb4", "#d1495b", "#2e8b57", "#8d5fd3"}
@@ -43,33 +44,41 @@ var colours = []string{"#1f6fb4", "#d1495b", "#2e8b57", "#8d5fd3"}
 func (c Chart) SVG() string {
 	var b strings.Builder
 	deepest := 0
+	var sizes []float64 // of all panels, so that they can be read side by side
 	for _, p := range c.Panels {
 		deepest = max(deepest, len(p.Lines))
+		for _, l := range p.Lines {
+			for _, q := range l.Points {
+				if q.X > 0 && !math.IsInf(q.X, 0) {
+					sizes = append(sizes, q.X)
+				}
+			}
+		}
 	}
-	w, h := width*float64(len(c.Panels)), height+row*float64(deepest)
+	w, h := width*float64(len(c.Panels)), height+gap+row*float64(deepest)
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %g %g" width="%g" height="%g" font-family="sans-serif" font-size="11">`+"\n", w, h, w, h)
 	fmt.Fprintf(&b, `<rect width="%g" height="%g" fill="#ffffff"/>`+"\n", w, h)
 	text(&b, w/2, 18, "middle", "14", c.Title)
 	for i, p := range c.Panels {
 		fmt.Fprintf(&b, `<g transform="translate(%g 0)">`+"\n", width*float64(i))
-		p.draw(&b, c.X)
+		p.draw(&b, c.X, sizes)
 		b.WriteString("</g>\n")
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
 }
 
-func (p Panel) draw(b *strings.Builder, x string) {
-	var xs, ys []float64
+func (p Panel) draw(b *strings.Builder, x string, sizes []float64) {
+	var ys []float64
 	for _, l := range p.Lines {
 		for _, q := range l.good() {
-			xs, ys = append(xs, q.X), append(ys, q.Y)
+			ys = append(ys, q.Y)
 		}
 	}
-	if len(xs) == 0 {
+	if len(ys) == 0 {
 		return
 	}
-	ax, ay := decades(xs), decades(ys)
+	ax, ay := decades(sizes), decades(ys)
 	atX := func(v float64) float64 { return left + ax.place(v)*(width-left-right) }
 	atY := func(v float64) float64 { return height - below - ay.place(v)*(height-top-below) }
 	for _, v := range ay.ticks() {
@@ -92,7 +101,7 @@ func (p Panel) draw(b *strings.Builder, x string) {
 			fmt.Fprintf(b, `<circle cx="%.1f" cy="%.1f" r="3" fill="%s"><title>%s: %s at %s</title></circle>`+"\n", atX(q.X), atY(q.Y), colour, html.EscapeString(l.Name), number(q.Y), number(q.X))
 		}
 		fmt.Fprintf(b, `<path d="%s" fill="none" stroke="%s" stroke-width="2"/>`+"\n", path.String(), colour)
-		y := height - 4 + row*float64(i)
+		y := height + gap + row*float64(i)
 		fmt.Fprintf(b, `<path d="M%.1f %.1fh18" stroke="%s" stroke-width="2"/>`+"\n", left, y-4, colour)
 		text(b, left+24, y, "start", "", l.Name)
 	}

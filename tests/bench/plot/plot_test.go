@@ -46,3 +46,17 @@ func TestPoints(t *testing.T) {
 		t.Errorf("%q", ys)
 	}
 }
+
+// Panels have the same sizes at the same places, also one that has nothing to draw at some of them.
+func TestPanelsAreReadSideBySide(t *testing.T) {
+	c := chart(plot.Point{X: 10, Y: 1}, plot.Point{X: 1000, Y: 1})
+	c.Panels[1].Lines[0].Points = []plot.Point{{X: 10, Y: 0}, {X: 1000, Y: 5}}
+	var xs []string
+	for part := range strings.SplitSeq(c.SVG(), "cx=\"") {
+		x, _, _ := strings.Cut(part, "\"")
+		xs = append(xs, x)
+	}
+	if len(xs) != 6 || xs[2] != xs[4] || xs[5] != xs[2] || xs[1] == xs[2] {
+		t.Errorf("%q", xs)
+	}
+}

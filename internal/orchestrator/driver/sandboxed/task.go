@@ -284,11 +284,14 @@ func (t *task) Exec(ctx context.Context, spec driver.ExecSpec) (driver.Execution
 		return nil, fmt.Errorf("exec %s: %w", spec.Argv[0], err)
 	}
 	t.warmAgain(e)
-	return execution{e}, nil
+	return execution{e, t.warmUp != nil}, nil
 }
 
 // execution translates results.
-type execution struct{ inner Execution }
+type execution struct {
+	inner Execution
+	warm  bool // its task is kept warm
+}
 
 func (e execution) Stdin() io.WriteCloser    { return e.inner.Stdin() }
 func (e execution) Stdout() io.Reader        { return e.inner.Stdout() }
@@ -304,5 +307,5 @@ func (e execution) Result() (driver.ExecResult, error) {
 		return driver.ExecResult{}, err
 	}
 	return driver.ExecResult{Verdict: string(r.Verdict), ExitCode: r.ExitCode, Signal: r.Signal, OOMKilled: r.OOMKilled, CPUTime: r.CPUTime,
-		WallTime: r.WallTime, PeakMemory: r.PeakMemory, OutputBytes: r.OutputBytes, Warm: r.Warm}, nil
+		WallTime: r.WallTime, PeakMemory: r.PeakMemory, OutputBytes: r.OutputBytes, Warm: r.Warm, Cold: e.warm && !r.Warm}, nil
 }

@@ -284,7 +284,8 @@ func (s *execSession) exit() bool {
 				ExitCode int `json:"exit_code,omitempty"`
 			} `json:"result"`
 			Steps string `json:"rockpool_timeline,omitempty"` // for a caller who has the execution recorded
-		}{Exited: true}
+			Start string `json:"rockpool_start,omitempty"`    // of a program in a task that is kept warm
+		}{Exited: true, Start: started(res)}
 		if s.call != nil {
 			s.span.End()
 			frame.Steps = s.call.Top().Steps()
@@ -299,6 +300,17 @@ func (s *execSession) exit() bool {
 	now := time.Now()
 	return s.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, text), now.Add(execLinger)) == nil &&
 		s.conn.SetReadDeadline(now.Add(execDrain)) == nil
+}
+
+// started says how a program was started whose task is kept warm.
+func started(r driver.ExecResult) string {
+	switch {
+	case r.Warm:
+		return "warm"
+	case r.Cold:
+		return "cold"
+	}
+	return ""
 }
 
 // write sends frames in order, and a sign of life while there are none.

@@ -76,12 +76,13 @@ type executionState struct {
 	Verdict         string
 	OutputBytes     int64
 	Warm            bool // it took over an interpreter that waited
+	Cold            bool // its task is kept warm, and it did not
 }
 
 func (h *Handler) execution(_ context.Context, _ auth.Identity, r executionPath) (executionState, error) {
 	state, res, err := h.node.Execution(r.ID, r.Task, r.Exec)
 	return executionState{state, res.ExitCode, res.Signal, res.OOMKilled, int64(res.CPUTime), int64(res.WallTime), res.PeakMemory, res.Verdict,
-			res.OutputBytes, res.Warm},
+			res.OutputBytes, res.Warm, res.Cold},
 		taskError(err, r.Task)
 }
 
