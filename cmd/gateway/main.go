@@ -104,17 +104,21 @@ func serve(ctx context.Context, file string) error {
 
 func runCommand(code *int) *cobra.Command {
 	var o client.Options
-	c := &cobra.Command{Use: "run [flags] -- command [argument]...", Short: "Run a program in a runner", Args: cobra.MinimumNArgs(1)}
+	c := &cobra.Command{Use: "run [flags] -- command [argument]...", Short: "Run a program in a runner"}
+	c.Args = func(_ *cobra.Command, argv []string) error {
+		if len(argv) == 0 {
+			return errors.New("say what to run, such as gateway run --env 10 -- python3 main.py")
+		}
+		return nil
+	}
 	f := c.Flags()
-	f.StringVar(&o.URL, "url", "http://127.0.0.1:7200", "the gateway")
-	f.StringVar(&o.Token, "token", os.Getenv("ROCKPOOL_TOKEN"), "its token (default from ROCKPOOL_TOKEN)")
+	whichGateway(c, &o.URL, &o.Token)
 	f.IntVar(&o.Environment, "env", 0, "execution environment")
 	f.StringArrayVar(&o.Files, "file", nil, "file to upload; may be repeated")
 	f.StringVar(&o.Dir, "dir", "", "directory whose content is uploaded")
 	f.IntVar(&o.TimeLimit, "time-limit", 0, "seconds; 0 = a day")
 	f.IntVar(&o.Wait, "wait", 60, "seconds to wait for a runner when none is idle; the gateway's pools.maxwait bounds it")
 	_ = c.MarkFlagRequired("env")
-	f.Lookup("token").DefValue = "" // a secret has no place in the help
 	f.SetInterspersed(false)
 	c.RunE = func(cmd *cobra.Command, argv []string) (err error) {
 		o.Argv = argv

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -20,17 +21,17 @@ func manageCommands() []*cobra.Command {
 // target adds the flags that say which gateway is meant.
 func target(c *cobra.Command, printsJSON bool) *client.Target {
 	t := &client.Target{}
-	address := os.Getenv("ROCKPOOL_URL")
-	if address == "" {
-		address = "http://127.0.0.1:7200"
-	}
-	c.Flags().StringVar(&t.URL, "url", address, "the gateway (default from ROCKPOOL_URL)")
-	c.Flags().StringVar(&t.Token, "token", os.Getenv("ROCKPOOL_TOKEN"), "its token (default from ROCKPOOL_TOKEN)")
-	c.Flags().Lookup("token").DefValue = "" // a secret has no place in the help
+	whichGateway(c, &t.URL, &t.Token)
 	if printsJSON {
 		c.Flags().BoolVar(&t.JSON, "json", false, "print the gateway's answer as it is")
 	}
 	return t
+}
+
+func whichGateway(c *cobra.Command, url, token *string) {
+	c.Flags().StringVar(url, "url", cmp.Or(os.Getenv("ROCKPOOL_URL"), "http://127.0.0.1:7200"), "the gateway (default from ROCKPOOL_URL)")
+	c.Flags().StringVar(token, "token", os.Getenv("ROCKPOOL_TOKEN"), "its token (default from ROCKPOOL_TOKEN)")
+	c.Flags().Lookup("token").DefValue = "" // a secret has no place in the help
 }
 
 func envCommand() *cobra.Command {
@@ -58,11 +59,11 @@ func envCommand() *cobra.Command {
 }
 
 func environmentID(s string) (int, error) {
-	id, err := strconv.ParseUint(s, 10, 31)
-	if err != nil {
+	id, err := strconv.Atoi(s)
+	if err != nil || id < 0 {
 		return 0, fmt.Errorf("%q is not the id of an environment, which is a whole number", s)
 	}
-	return int(id), nil
+	return id, nil
 }
 
 func applyCommand() *cobra.Command {

@@ -39,7 +39,7 @@ func (a *API) updateFiles(w http.ResponseWriter, r *http.Request, _ auth.Identit
 	update, err := files.Read(q.Body, modified, a.opts.Uploads)
 	if fault.Is(err, fault.Exhausted) {
 		a.opts.Watch.Refused("uploads")
-		return &answered{error: err, status: http.StatusServiceUnavailable, code: dto.CodeOverload, retryAfter: uploadAgain}
+		return &answered{error: err, status: http.StatusInternalServerError, code: dto.CodeOverload, retryAfter: uploadAgain} // a 503 the platform does not know here
 	}
 	if err != nil {
 		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
@@ -60,7 +60,10 @@ func (a *API) updateFiles(w http.ResponseWriter, r *http.Request, _ auth.Identit
 		err = fault.Wrap(fault.Unprocessable, err, "file copy failed: stderr output '%s' and stdout output ''", fault.Public(err))
 		return coded(err, dto.CodeUnknown)
 	}
-	return ofRunner(ctx, run, err)
+	if err = ofRunner(ctx, run, err); fault.Is(err, fault.Unavailable) && errors.Is(err, files.ErrNodeDown) {
+		err = coded(err, dto.CodeInternal)
+	}
+	return err
 }
 
 // uploadAgain is when to come again with an upload for which there was no room.

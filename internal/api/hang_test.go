@@ -137,6 +137,8 @@ func TestWhatANodeSaysOfFilesIsPassedOn(t *testing.T) {
 	}{
 		"a full disk":             {fault.New(fault.Unprocessable, "a: Cannot write: No space left on device"), "PATCH", "/files", 500, `{"message":"file copy failed: stderr output 'a: Cannot write: No space left on device' and stdout output ''","errorCode":"UNKNOWN"}`},
 		"a node that is gone":     {fault.New(fault.Unavailable, "the cluster cannot be reached"), "PATCH", "/files", 500, `{"message":"the cluster cannot be reached","errorCode":"NOMAD_UNREACHABLE"}`},
+		"a node that is down":     {fault.Wrap(fault.Unavailable, files.ErrNodeDown, "the runner's node cannot be reached"), "PATCH", "/files", 500, `{"message":"the runner's node cannot be reached","errorCode":"NOMAD_INTERNAL_SERVER_ERROR"}`},
+		"a list of one":           {fault.Wrap(fault.Unavailable, files.ErrNodeDown, "the runner's node cannot be reached"), "GET", "/files", 500, `{"message":"the runner's node cannot be reached","errorCode":"NOMAD_UNREACHABLE"}`},
 		"an allocation gone":      {fault.New(fault.NotFound, "unknown allocation"), "PATCH", "/files", 410, `{"message":"the runner 10-x is gone"}`},
 		"an error of its own":     {errors.New("secret"), "PATCH", "/files", 500, `{"message":"an internal error occurred","errorCode":"UNKNOWN"}`},
 		"a listing, gone":         {fault.New(fault.Unavailable, "the cluster cannot be reached"), "GET", "/files", 500, `{"message":"the cluster cannot be reached","errorCode":"NOMAD_UNREACHABLE"}`},

@@ -189,9 +189,8 @@ func (c *client) do(r *http.Request, want int, out any) error {
 		}
 		return json.NewDecoder(resp.Body).Decode(out)
 	}
-	var told dto.ClientError
-	_ = json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&told) // some answers have no body
-	err = fmt.Errorf("%s %s: %s %s", r.Method, strings.TrimPrefix(r.URL.Path, "/api/v1"), resp.Status, told.Message)
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // what is there of it says more than that it was cut off
+	err = fmt.Errorf("%s %s: %s", r.Method, strings.TrimPrefix(r.URL.Path, "/api/v1"), told(resp, body))
 	if resp.StatusCode == http.StatusGone {
 		err = fmt.Errorf("%w: %w", errGone, err)
 	}

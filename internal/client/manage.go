@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -83,16 +84,14 @@ func (c *client) request(ctx context.Context, method, path string, in any, expec
 	if slices.Contains(expected, resp.StatusCode) {
 		return resp.StatusCode, data, nil
 	}
-	var told dto.ClientError
-	_ = json.Unmarshal(data, &told) // some answers have no body
-	text := told.Message
-	if text == "" {
-		text = advice[resp.StatusCode]
-	}
-	if text == "" {
-		text = "the gateway answered " + resp.Status
-	}
-	return resp.StatusCode, data, fmt.Errorf("%s %s: %s", method, path, text)
+	return resp.StatusCode, data, fmt.Errorf("%s %s: %s", method, path, told(resp, data))
+}
+
+// told is what an answer says of what went wrong, and what to do about it.
+func told(resp *http.Response, body []byte) string {
+	var e dto.ClientError
+	_ = json.Unmarshal(body, &e) // some answers have no body
+	return cmp.Or(e.Message, advice[resp.StatusCode], "the gateway answered "+resp.Status)
 }
 
 // maxAnswer bounds what is read of an answer, in bytes.

@@ -66,6 +66,7 @@ var matrix = []struct{ section, statement, tests string }{
 	{"9.1", "events", "nomad.TestWhatAllocationsMeanForTheirRunner standin.TestHowRunsEndOnNomad gateway.TestADeadRunnerIsGoneAndReplaced"},
 	{"9.1", "gaps, indexes that go back", "standin.TestTheEventStreamIsNotBelievedToBeWhole gateway.TestAfterABrokenStreamThePoolsAreCompared"},
 	{"9.2", "recovery", "gateway.TestRestartKeepsUsedAndIdleRunners gateway.TestRequestsWaitForRecovery e2e.TestRestart"},
+	{"9.2", "definitions outlive their containers", "standin.TestADefinitionOutlivesItsContainer"},
 	{"10", "keys, their defaults, aliases and precedence", "config.TestTheExampleNamesEveryKeyWithItsDefault config.TestTheEnvironmentWinsOverTheFile"},
 	{"10", "what is wrong ends the start", "config.TestAllProblemsAreListedTogether e2e.TestWrongConfigurationIsListedWhole"},
 	{"11", "signals, readiness", "gateway.TestAnOrderlyStopTellsItsSessions gateway.TestAStopLetsExecutionsFinish gateway.TestAStopEndsWhatDoesNotFinish e2e.TestRestart"},

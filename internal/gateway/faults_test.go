@@ -289,7 +289,7 @@ func TestUploadsThatDoNotFitAreRefused(t *testing.T) {
 	h, id := with(t, func(cfg *config.Config) { cfg.Server.Limits.UploadMemory, cfg.Server.Limits.UploadDisk = 1, 1 })
 	large := `{"delete":["./*"],"copy":[{"path":"a","content":"` + strings.Repeat("AAAA", 1<<20) + `"}]}`
 	code, body, header := h.do("PATCH", "/runners/"+id+"/files", large)
-	if code != 503 || header.Get("Retry-After") == "" || !strings.Contains(body, "again in a moment") || !strings.Contains(body, "NOMAD_OVERLOAD") {
+	if code != 500 || header.Get("Retry-After") == "" || !strings.Contains(body, "again in a moment") || !strings.Contains(body, "NOMAD_OVERLOAD") {
 		t.Errorf("got %d %s", code, body)
 	}
 	if n := len(h.cluster.Uploads()); n != 0 {

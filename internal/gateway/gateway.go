@@ -211,7 +211,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 			defer cancel()
 			return tasks.Wait(stop)
 		}},
-		lifecycle.Service{Name: "recovery", Run: func(ctx context.Context) error { return g.recover(ctx, envs, runners, several, ready) }},
+		lifecycle.Service{Name: "recovery", Run: func(ctx context.Context) error { return g.recover(ctx, cluster, envs, runners, several, ready) }},
 		lifecycle.Service{Name: "watchdog", Run: g.watchdog}, // also while executions are waited for
 		lifecycle.Service{Name: "http", Grace: 2*stopTime + g.drainTime(), Run: func(ctx context.Context) error { return g.serve(ctx, routes, several.handler(routes, runners)) }},
 		lifecycle.Service{Name: "profile", Run: g.profile},
@@ -264,7 +264,7 @@ func (g *Gateway) clusterReady(ctx context.Context) bool {
 }
 
 // recover fills the catalogue, waits for the first listing of the runners, and lets requests in.
-func (g *Gateway) recover(ctx context.Context, envs *environment.Service, runners *runner.Manager, several *several, ready chan<- struct{}) error {
+func (g *Gateway) recover(ctx context.Context, cluster *nomad.Client, envs *environment.Service, runners *runner.Manager, several *several, ready chan<- struct{}) error {
 	if !g.clusterReady(ctx) {
 		return nil
 	}
@@ -293,6 +293,7 @@ func (g *Gateway) recover(ctx context.Context, envs *environment.Service, runner
 	case <-runners.Ready():
 		g.log.Info("recovery is done")
 		close(ready)
+		cluster.Revive(ctx)
 	case <-ctx.Done():
 	}
 	<-ctx.Done()

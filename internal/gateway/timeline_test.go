@@ -117,6 +117,7 @@ func TestCallsToANomadOfOthersCarryTheTrace(t *testing.T) {
 		t.Errorf("the claim is shown as %+v", found)
 	}
 	// Who is not let in leaves nothing, whatever the request says.
+	h.pool("10", 1, 1) // the start of the claimed runner's successor is a timeline too
 	before := len(h.timelines(""))
 	for range 5 {
 		if code, _, _ := h.ask("POST", "/runners", `{"executionEnvironmentId":10}`, http.Header{"Poseidon-Token": {"wrong"}, "Traceparent": {"00-" + callersTrace + "-b7ad6b7169203331-01"}}); code != 401 {

@@ -24,6 +24,7 @@ import (
 	"rockpool/internal/environment"
 	"rockpool/internal/fault"
 	"rockpool/internal/logging"
+	"rockpool/internal/runner/files"
 	"rockpool/internal/timeline"
 )
 
@@ -81,6 +82,7 @@ type Client struct {
 	first     sync.Once
 	recovered chan struct{}             // closed once found is what the first listing has shown
 	found     []environment.Environment // in no order
+	lapsed    []*api.Job                // templates that the first listing has shown as dead
 	close     sync.Once
 	idle      func()
 }
@@ -287,7 +289,7 @@ func classify(err error, what string) error {
 
 // ofStatus gives an answer other than 200 its kind.
 func ofStatus(status int, text, what string) error {
-	cause := fmt.Errorf("%s: status %d: %s", what, status, text)
+	cause := error(&refused{what: what, status: status, text: text})
 	switch {
 	case status == http.StatusNotFound:
 		return fault.Wrap(fault.NotFound, cause, "the cluster does not know it")
@@ -299,10 +301,40 @@ func ofStatus(status int, text, what string) error {
 		return fault.Wrap(fault.NotFound, cause, "file not found or insufficient permissions")
 	case strings.Contains(text, "Enforcing job modify index"):
 		return fault.Wrap(fault.Conflict, cause, "somebody else changed it")
+	case nodeDown(text):
+		return fault.Wrap(fault.Unavailable, fmt.Errorf("%w: %w", files.ErrNodeDown, cause), "the runner's node cannot be reached: try again, or take another runner")
 	case status == http.StatusTooManyRequests, status >= http.StatusBadGateway, passing(text):
 		return fault.Wrap(fault.Unavailable, cause, "the cluster cannot be reached")
 	}
-	return fault.Wrap(fault.Internal, cause, "the cluster refused the request: %.500s", strings.TrimSpace(text))
+	return fault.Wrap(fault.Internal, cause, "the cluster refused the request: %s", oneLine(text))
+}
+
+// refused is an answer other than 200, in the server's words.
+type refused struct {
+	what   string // was asked for
+	status int
+	text   string
+}
+
+func (r *refused) Error() string { return fmt.Sprintf("%s: status %d: %s", r.what, r.status, r.text) }
+
+// wordsOf are the server's own where there are any: of what only the caller can mend they say more than the error's kind.
+func wordsOf(err error) string {
+	if r, ok := errors.AsType[*refused](err); ok && r.text != "" {
+		return oneLine(r.text)
+	}
+	return fault.Public(err)
+}
+
+// oneLine is a server's text without line breaks, and not longer than a reader wants.
+func oneLine(text string) string {
+	return fmt.Sprintf("%.500s", strings.Join(strings.Fields(text), " "))
+}
+
+// nodeDown reports whether a server says that it has no connection to the node that is meant.
+func nodeDown(text string) bool {
+	text = strings.ToLower(text)
+	return strings.Contains(text, "no path to node") || strings.Contains(text, "failed to find node")
 }
 
 // passing reports whether a server's text says that the cluster cannot answer now, and would again: Nomad tells most of it as status 500.
@@ -311,7 +343,7 @@ func passing(text string) bool {
 	for _, words := range []string{
 		"no cluster leader", "not the leader", "leadership lost", "leadership transfer in progress", "no path to region", "no known servers", "no servers",
 		"rpc error: eof", "connection refused", "connection reset", "broken pipe", "i/o timeout", "no route to host", "session shutdown", "stream closed",
-		"rate limit", "failed to find node", "no path to node", "server is shutting down", "deadline exceeded", "timed out enqueuing",
+		"rate limit", "server is shutting down", "deadline exceeded", "timed out enqueuing",
 	} {
 		if strings.Contains(text, words) {
 			return true

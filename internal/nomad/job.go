@@ -33,6 +33,7 @@ const (
 	metaRequest  = "rockpool_claim_request" // what it asked for
 	metaAt       = "rockpool_claim_at"      // when, in seconds since 1970
 	metaEgress   = "rockpool_egress"        // of the main group; see docs/native-api.md
+	metaRevived  = "rockpool_revived"       // when a template was registered anew because its container had ended
 	metaImage    = "image"                  // as the client gave it, when runners are told something more exact
 	metaDigest   = "imageDigest"            // of that image
 
@@ -61,8 +62,8 @@ func runnerEnvironment(jobID string) (environment.ID, bool) {
 	if !ok || !ident.Valid(rest) {
 		return 0, false
 	}
-	n, err := strconv.ParseUint(env, 10, 31)
-	return environment.ID(n), err == nil
+	n, err := strconv.Atoi(env)
+	return environment.ID(n), err == nil && n >= 0 && strconv.Itoa(n) == env
 }
 
 func decodeTemplate(data []byte) (*api.Job, error) {

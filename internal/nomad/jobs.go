@@ -185,6 +185,7 @@ func (c *Client) RegisterTemplate(ctx context.Context, e environment.Environment
 		config.Meta[metaPoolMax] = strconv.FormatUint(uint64(e.PoolSizeMax), 10)
 	}
 	maps.Copy(config.Meta, describe(e))
+	outlast(job)
 	before, err := c.job(ctx, *job.ID)
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err
@@ -212,6 +213,62 @@ func (c *Client) RegisterTemplate(ctx context.Context, e environment.Environment
 	return err
 }
 
+// Times between the tries to start a template's container again.
+const (
+	againTime = 30 * time.Second // the first, doubled each time,
+	againMost = time.Hour        // up to this
+)
+
+// outlast has the cluster start a template's container again whenever it ends: a batch job without one is dead, and what is dead is removed in time.
+func outlast(job *api.Job) {
+	group, _ := mainOf(job)
+	group.ReschedulePolicy = &api.ReschedulePolicy{
+		Attempts: new(0), Interval: new(time.Duration(0)), Unlimited: new(true), Delay: new(againTime), DelayFunction: new("exponential"), MaxDelay: new(againMost),
+	}
+}
+
+// Revive registers the template jobs anew that were dead when the cluster was listed first, such as after all its machines were off. Definitions hold without that, but
+// the cluster would remove them in time. Who has changed one meanwhile has done it already.
+func (c *Client) Revive(ctx context.Context) {
+	select {
+	case <-c.recovered:
+	case <-ctx.Done():
+		return
+	}
+	for _, job := range c.lapsed {
+		log := c.log.WithField("job_id", *job.ID)
+		if err := c.revive(ctx, job); err != nil && !fault.Is(err, fault.Conflict) {
+			log.WithField("error", err.Error()).Warn("an environment's template job is dead and could not be registered anew; the environment holds until the cluster removes the job")
+			continue
+		}
+		log.Info("an environment's template job was dead and is registered anew")
+	}
+}
+
+func (c *Client) revive(ctx context.Context, job *api.Job) error {
+	group, _ := mainOf(job)
+	config := configOf(job)
+	id, ok := templateEnvironment(*job.ID)
+	if !ok || group == nil || config == nil || job.JobModifyIndex == nil {
+		return fault.New(fault.Internal, "it is not one of a gateway")
+	}
+	if config.Meta == nil {
+		config.Meta = map[string]string{}
+	}
+	config.Meta[metaRevived] = time.Now().UTC().Format(time.RFC3339) // of a job that is as it was the cluster starts nothing
+	outlast(job)
+	ctx, cancel := context.WithTimeout(ctx, placementTime)
+	defer cancel()
+	index := uint64(0)
+	done := c.defs.change(id)
+	defer func() { done(index) }()
+	resp, err := c.register(ctx, job, true, *job.JobModifyIndex)
+	if err == nil {
+		index = resp.JobModifyIndex
+	}
+	return err
+}
+
 // ResolveImage asks the cluster what a reference means now. On a cluster that has no such route it cannot be learned, nor where the credentials are those
 // of the template's job alone.
 func (c *Client) ResolveImage(ctx context.Context, image string) (environment.Pin, error) {
@@ -229,7 +286,7 @@ func (c *Client) ResolveImage(ctx context.Context, image string) (environment.Pi
 		return environment.Pin{}, nil
 	}
 	if err != nil {
-		return environment.Pin{}, fault.Wrap(fault.KindOf(err), err, "the environment's image cannot be used: %v", err)
+		return environment.Pin{}, fault.Wrap(fault.KindOf(err), err, "the environment's image cannot be used: %s", wordsOf(err))
 	}
 	return environment.Pin{Digest: found.Digest, Reference: found.Reference}, nil
 }
@@ -287,7 +344,7 @@ func (c *Client) DeleteTemplate(ctx context.Context, id environment.ID) error {
 	return c.purge(ctx, templateID(id))
 }
 
-// Templates reads the definitions of all live template jobs.
+// Templates reads the definitions of all template jobs that nobody has stopped. What became of their container does not matter.
 func (c *Client) Templates(ctx context.Context) ([]environment.Environment, error) {
 	lines, _, err := c.listWhole(ctx, templatePrefix)
 	if err != nil {
@@ -298,7 +355,7 @@ func (c *Client) Templates(ctx context.Context) ([]environment.Environment, erro
 	g.SetLimit(lookups)
 	for i, s := range lines {
 		id, ok := templateEnvironment(s.ID)
-		if !ok || s.Stop || s.Status == "dead" {
+		if !ok || s.Stop {
 			continue
 		}
 		if s.Job != nil {

@@ -83,6 +83,9 @@ func (c *Client) listing(ctx context.Context) (*view, error) {
 		for name, job := range templates {
 			id, _ := templateEnvironment(name)
 			c.found = append(c.found, settingsOf(job, id))
+			if job.Status != nil && *job.Status == "dead" {
+				c.lapsed = append(c.lapsed, job)
+			}
 		}
 		close(c.recovered)
 	})
@@ -129,8 +132,7 @@ func (c *Client) fill(ctx context.Context, lines []*listed) ([]*api.Job, error) 
 	for i, s := range lines {
 		_, isRunner := runnerEnvironment(s.ID)
 		_, isTemplate := templateEnvironment(s.ID)
-		dead := s.Status == "dead"
-		if !isRunner && !(isTemplate && templates && !dead) || s.Stop && dead {
+		if !(isRunner && !(s.Stop && s.Status == "dead") || isTemplate && templates && !s.Stop) {
 			continue
 		}
 		if jobs[i] = s.Job; jobs[i] == nil && isRunner {

@@ -57,7 +57,7 @@ func invalidJob(err error) (text string, ok bool) {
 	if !ok || e.StatusCode() != http.StatusBadRequest && !(strings.Contains(e.Body(), "error occurred:") || strings.Contains(e.Body(), "errors occurred:")) {
 		return "", false
 	}
-	return fmt.Sprintf("%.500s", strings.Join(strings.Fields(e.Body()), " ")), true
+	return oneLine(e.Body()), true
 }
 
 // asksAnew reports whether e asks for devices or a class that it did not ask for before; before = nil where there was no template.

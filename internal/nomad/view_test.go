@@ -3,14 +3,17 @@ package nomad
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
 
 	"rockpool/internal/environment"
+	"rockpool/internal/fault"
 	"rockpool/internal/runner"
 	"rockpool/internal/runner/execution"
+	"rockpool/internal/runner/files"
 	"rockpool/internal/runner/pool"
 )
 
@@ -97,7 +100,8 @@ func TestNamesOfJobs(t *testing.T) {
 		template, runner int
 	}{
 		"template-7": {7, -1}, "template-": {-1, -1}, "template-7-8": {-1, -1}, id: {-1, 10}, "10-x": {-1, -1}, "x-6ba7b810-9dad-11d1-80b4-00c04fd430c8": {-1, -1},
-		"-1-6ba7b810-9dad-11d1-80b4-00c04fd430c8": {-1, -1},
+		"-1-6ba7b810-9dad-11d1-80b4-00c04fd430c8": {-1, -1}, "010-6ba7b810-9dad-11d1-80b4-00c04fd430c8": {-1, -1}, "template-4294967296": {4294967296, -1},
+		"4294967296-6ba7b810-9dad-11d1-80b4-00c04fd430c8": {-1, 4294967296},
 	} {
 		got := func(id environment.ID, ok bool) int {
 			if !ok {
@@ -107,6 +111,25 @@ func TestNamesOfJobs(t *testing.T) {
 		}
 		if tmpl, run := got(templateEnvironment(name)), got(runnerEnvironment(name)); tmpl != want.template || run != want.runner {
 			t.Errorf("%s: got %d and %d, want %+v", name, tmpl, run, want)
+		}
+	}
+}
+
+// What a cluster says of a node that is down is told apart from a cluster that cannot answer at all.
+func TestWhatAnAnswerMeans(t *testing.T) {
+	for _, c := range []struct {
+		status int
+		text   string
+		kind   fault.Kind
+		node   bool
+	}{
+		{500, "No path to node", fault.Unavailable, true}, {404, "No path to node", fault.NotFound, false}, {500, "rpc error: No path to node", fault.Unavailable, true},
+		{500, "No cluster leader", fault.Unavailable, false}, {502, "", fault.Unavailable, false}, {429, "too many", fault.Unavailable, false},
+		{500, "Enforcing job modify index 5: job exists", fault.Conflict, false}, {403, "Permission denied", fault.Forbidden, false}, {500, "1 error occurred:\n\t* wrong\n\n", fault.Internal, false},
+	} {
+		err := ofStatus(c.status, c.text, "ask")
+		if fault.KindOf(err) != c.kind || errors.Is(err, files.ErrNodeDown) != c.node || strings.ContainsAny(fault.Public(err), "\n\t") {
+			t.Errorf("%d %q: got %v", c.status, c.text, err)
 		}
 	}
 }

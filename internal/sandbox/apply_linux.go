@@ -11,6 +11,7 @@ import (
 	"io"
 	"path"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,7 +24,7 @@ const maxReported = 32
 // files and directories. Files that could not be written are named in the error, and the others are written.
 func (f *Files) Apply(ctx context.Context, deletes []string, archive io.Reader) error {
 	return f.sandbox.runAs(identity{}, rootWrites, func(*thread) error {
-		w := &writer{files: f, base: f.sandbox.runtime.idBase(f.sandbox.slot)}
+		w := &writer{files: f, base: f.sandbox.runtime.idBase(f.sandbox.slot), dated: map[string]time.Time{}}
 		for _, name := range deletes {
 			if err := ctx.Err(); err != nil {
 				return context.Cause(ctx)
@@ -37,10 +38,14 @@ func (f *Files) Apply(ctx context.Context, deletes []string, archive io.Reader) 
 	})
 }
 
+// maxDated bounds the directories whose time is set again in the end.
+const maxDated = 4096
+
 // writer acts with root's power over the sandbox's files; it is used on such a thread only.
 type writer struct {
 	files *Files
 	base  uint32
+	dated map[string]time.Time // directories of the archive: what is written into them afterwards moves their time
 }
 
 func (w *writer) open(name string, flags uint64) (int, error) {
@@ -48,6 +53,7 @@ func (w *writer) open(name string, flags uint64) (int, error) {
 }
 
 func (w *writer) unpack(ctx context.Context, archive *tar.Reader) error {
+	defer w.date()
 	var failed []error
 	for {
 		if ctx.Err() != nil {
@@ -78,6 +84,9 @@ func (w *writer) entry(ctx context.Context, entry *tar.Header, content io.Reader
 			return refused(cannotOpen, err)
 		}
 		defer func() { _ = unix.Close(fd) }()
+		if _, known := w.dated[target]; known || len(w.dated) < maxDated {
+			w.dated[target] = entry.ModTime
+		}
 		return w.dress(fd, entry)
 	case tar.TypeReg:
 		return w.file(ctx, target, entry, content)
@@ -111,14 +120,28 @@ func (w *writer) dress(fd int, entry *tar.Header) error {
 	if err := unix.Fchmod(fd, uint32(entry.Mode)&0o7777); err != nil {
 		return fmt.Errorf("cannot change mode: %w", err)
 	}
-	when := unix.NsecToTimespec(entry.ModTime.UnixNano())
-	if entry.ModTime.IsZero() {
-		when = unix.Timespec{}
-	}
-	if err := unix.UtimesNanoAt(fd, "", []unix.Timespec{when, when}, unix.AT_EMPTY_PATH); err != nil {
+	if err := setTime(fd, entry.ModTime); err != nil {
 		return fmt.Errorf("cannot change time: %w", err)
 	}
 	return nil
+}
+
+func setTime(fd int, t time.Time) error {
+	var when unix.Timespec
+	if !t.IsZero() {
+		when = unix.NsecToTimespec(t.UnixNano())
+	}
+	return unix.UtimesNanoAt(fd, "", []unix.Timespec{when, when}, unix.AT_EMPTY_PATH)
+}
+
+// date gives the archive's directories their times, as tar does once everything is in them. A program may have taken one away meanwhile: that is its own affair.
+func (w *writer) date() {
+	for target, t := range w.dated {
+		if fd, err := w.open(target, unix.O_RDONLY|unix.O_DIRECTORY); err == nil {
+			_ = setTime(fd, t)
+			_ = unix.Close(fd)
+		}
+	}
 }
 
 // GNU tar's words, which clients look for.

@@ -95,7 +95,7 @@ func TestApplyAndList(t *testing.T) {
 	if got := list(t, s, sandbox.ListSpec{Path: "sub/b.txt", User: "user"}); !slices.Equal(got, []string{"-rwxr--r-- root root 2 sub/b.txt"}) {
 		t.Errorf("%q", got)
 	}
-	if o := shell(t, s, "user", "cat .hidden; stat -c %a /tmp/parents /tmp/parents/made; stat -c %Y a.txt"); o.stdout != "y\n755\n755\n0\n" {
+	if o := shell(t, s, "user", "cat .hidden; stat -c %a /tmp/parents /tmp/parents/made; stat -c %Y a.txt sub sub/deeper sub/deeper/d"); o.stdout != "y\n755\n755\n0\n0\n0\n0\n" {
 		t.Errorf("%+v", o)
 	}
 	// A program keeps the file that it has open: replaced, not truncated.

@@ -116,14 +116,15 @@ func exhausted(ctx context.Context, t *testing.T, s *service.Service) {
 	}
 }
 
+const onGPUs = `{"prewarmingPoolSize":%d,"cpuLimit":100,"memoryLimit":64,"image":"host","networkAccess":false,"exposedPorts":[],"devices":[{"name":"%s","count":%d}]}`
+
 // Runners on GPUs from the driver's library to the program: each has its own, there are as many as GPUs, and one is handed out again once it is clean.
 func TestRunnersOnGPUs(t *testing.T) {
 	m := newGPUMachine(t)
 	s, ctx := start(t, m.options), bounded(t)
-	const environment = `{"prewarmingPoolSize":%d,"cpuLimit":100,"memoryLimit":64,"image":"host","networkAccess":false,"exposedPorts":[],"devices":[{"name":"%s","count":%d}]}`
 	put := func(id, pool int, name string, count int) (int, string) {
 		t.Helper()
-		status, body, err := s.Do(ctx, http.MethodPut, fmt.Sprintf("/execution-environments/%d", id), fmt.Sprintf(environment, pool, name, count))
+		status, body, err := s.Do(ctx, http.MethodPut, fmt.Sprintf("/execution-environments/%d", id), fmt.Sprintf(onGPUs, pool, name, count))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,7 +134,7 @@ func TestRunnersOnGPUs(t *testing.T) {
 		t.Fatalf("an environment with a GPU: %d %s", status, body)
 	}
 	for name, count := range map[string]int{"nvidia/gpu": 3, "nvidia/gpu/NVIDIA H100": 1, "amd/gpu": 1} {
-		if status, body := put(11, 1, name, count); status < 400 || !strings.Contains(body, `"message":"`) {
+		if status, body := put(11, 1, name, count); status != http.StatusBadRequest || !strings.Contains(body, `"message":"`) {
 			t.Errorf("%d of %s, which no node has: %d %s", count, name, status, body)
 		}
 	}
@@ -158,6 +159,43 @@ func TestRunnersOnGPUs(t *testing.T) {
 	waitStatistics(ctx, t, s, 10, func(st platform.Statistics) bool { return st.IdleRunners == 1 })
 	if got := m.sees(ctx, s, claim(ctx, t, s, 10)); got != has[0] {
 		t.Errorf("the next runner has GPU %d, free was %d", got, has[0])
+	}
+	exhausted(ctx, t, s)
+}
+
+// A GPU is taken out while an idle runner has it, comes back, and is taken out while somebody uses it. Where the operator has runners leave such GPUs, nobody is handed one without
+// its GPU, whoever used it is told that it is gone, and the others go on.
+func TestRunnersLeaveAGPUThatIsTakenOut(t *testing.T) {
+	m := newGPUMachine(t)
+	s, ctx := start(t, func(o *service.Options) {
+		m.options(o)
+		o.Env = append(o.Env, "ROCKPOOL_ORCHESTRATOR_GPU_PERIOD=1", "ROCKPOOL_ORCHESTRATOR_GPU_ONUNHEALTHY=stop")
+	}), bounded(t)
+	if status, body, err := s.Do(ctx, http.MethodPut, "/execution-environments/10", fmt.Sprintf(onGPUs, 2, "nvidia/gpu", 1)); err != nil || status != http.StatusCreated {
+		t.Fatalf("an environment with a GPU: %d %s %v", status, body, err)
+	}
+	waitStatistics(ctx, t, s, 10, func(st platform.Statistics) bool { return st.IdleRunners == 2 })
+	m.say("gpus", "0")
+	waitStatistics(ctx, t, s, 10, func(st platform.Statistics) bool { return st.IdleRunners == 1 })
+	stays := claim(ctx, t, s, 10)
+	if got := m.sees(ctx, s, stays); got != 0 {
+		t.Errorf("a runner has GPU %d, which is not there", got)
+	}
+	exhausted(ctx, t, s)
+
+	m.say()
+	waitStatistics(ctx, t, s, 10, func(st platform.Statistics) bool { return st.IdleRunners == 1 })
+	leaves := claim(ctx, t, s, 10)
+	if got := m.sees(ctx, s, leaves); got != 1 {
+		t.Errorf("the runner on what came back has GPU %d", got)
+	}
+	m.say("gpus", "0")
+	waitStatistics(ctx, t, s, 10, func(st platform.Statistics) bool { return st.UsedRunners == 1 })
+	if status, body, err := s.Do(ctx, http.MethodPost, "/runners/"+leaves+"/execute", `{"command":"true","timeLimit":5}`); err != nil || status != http.StatusGone {
+		t.Errorf("of the runner whose GPU was taken out is said %d %s %v", status, body, err)
+	}
+	if got := m.sees(ctx, s, stays); got != 0 {
+		t.Errorf("the other one has GPU %d now", got)
 	}
 	exhausted(ctx, t, s)
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -20,25 +19,7 @@ import (
 var binaries string
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		if os.Getuid() != 0 {
-			fmt.Println("the end-to-end tests are skipped: sandboxes need root")
-			return m.Run()
-		}
-		dir, err := os.MkdirTemp("", "rockpool-e2e-")
-		if err != nil {
-			fmt.Println(err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		out, err := exec.Command("go", "build", "-o", dir+"/", "rockpool/cmd/gateway", "rockpool/cmd/orchestrator", "rockpool/tests/demo").CombinedOutput()
-		if err != nil {
-			fmt.Printf("building: %v\n%s\n", err, out)
-			return 1
-		}
-		binaries = dir
-		return m.Run()
-	}())
+	os.Exit(service.Main(m, "the end-to-end tests", &binaries, "rockpool/cmd/gateway", "rockpool/cmd/orchestrator", "rockpool/tests/demo"))
 }
 
 func needRoot(t *testing.T) {

@@ -94,7 +94,7 @@ int main(void) {
 	struct sockaddr_in other = {.sin_family = AF_INET, .sin_port = htons(9), .sin_addr.s_addr = inet_addr("172.30.64.1")};
 	ATTEMPT(bind(s, (void *)&other, sizeof other));
 	return 0;
-}`, want: "exit 0", stdout: ""},
+}`, want: "exit 0", stdout: silent},
 	{id: "D9", what: "with an allow list: what is not on it", script: allowList, network: true},
 }
 

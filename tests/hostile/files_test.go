@@ -20,7 +20,7 @@ var fileSystem = []attack{
 for f in /etc/shadow /etc/gshadow /root/.ssh /root/.bashrc /var/lib/rockpool /etc/ssh /var/log /boot /work "$CANARY" "$PARENT_OF_DATA" /run/docker.sock; do
   [ -e "$f" ] && echo "$f is there"; done
 find / -xdev -name 'configuration.yaml' -o -xdev -name '*.db' -path '*raft*' 2>/dev/null | head -5
-ls /home | grep -vx user; ls -A /var /root 2>/dev/null | grep -E 'lib/rockpool|log$|\.ssh'; true`, want: "exit 0", stdout: ""},
+ls /home | grep -vx user; ls -A /var /root 2>/dev/null | grep -E 'lib/rockpool|log$|\.ssh'; true`, want: "exit 0", stdout: silent},
 	{id: "B2", what: "../ and absolute paths in the file interface", script: traverse},
 	{id: "B3", what: "links to the node's files, downloaded and written", language: "sh",
 		program: `ln -s "$CANARY/file" out; ln -s /etc/shadow shadow; ln -s "$CANARY" dir; ln -s ../../../../../../../../"$CANARY/file" up; ln -s /proc/1/root root`,
@@ -101,7 +101,7 @@ int main(void) {
 	ATTEMPT(open("/usr/bin/attacked", O_CREAT | O_WRONLY, 0755));
 	ATTEMPT(mknod("/tmp/disk", S_IFBLK | 0666, 8 << 8));
 	return 0;
-}`, want: "exit 0", stdout: ""},
+}`, want: "exit 0", stdout: silent},
 	{id: "B11", what: "the page cache of files that all share", language: "c", root: true, program: `
 static const char *const shared[] = {"/usr/bin/true", "/usr/bin/env", "/etc/os-release"};
 static volatile int over;
@@ -141,7 +141,7 @@ int main(void) {
 set -- $(df -k --output=used,iused /tmp | tail -1); [ $1 -lt 2000 ] || echo "$1 KB used"; [ $2 -lt 100 ] || echo "$2 inodes used"; ls -A /tmp`, "")},
 	{id: "B12", what: "the supervisor's /proc", language: "sh", root: true,
 		program: `for f in root cwd exe fd environ mem maps; do ls /proc/1/$f/ >/dev/null 2>&1 && echo $f; cat /proc/1/$f 2>/dev/null | head -c 10; done; true`,
-		want:    "exit 0", stdout: "", then: func(ctx context.Context, a *arena, runner string) error {
+		want:    "exit 0", stdout: silent, then: func(ctx context.Context, a *arena, runner string) error {
 			for _, p := range []string{"/proc/1/environ", "/proc/1/root/etc/shadow", "/proc/1/mem", "/proc/self/root/../../etc/shadow", "/proc/1/maps"} {
 				if data, err := a.Download(ctx, runner, p); err == nil && len(data) > 0 {
 					return fmt.Errorf("%s: %s", p, short(string(data)))

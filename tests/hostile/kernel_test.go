@@ -21,7 +21,7 @@ int main(void) {
 	ATTEMPT(setns(fd, 0));
 	ATTEMPT(syscall(SYS_pidfd_open, 1, 0) >= 0 ? setns(syscall(SYS_pidfd_open, 1, 0), CLONE_NEWNS) : -1);
 	return 0;
-}`, want: "exit 0", stdout: ""},
+}`, want: "exit 0", stdout: silent},
 	{id: "C4", what: "io_uring, bpf, perf, userfaultfd, modules", language: "c", root: true, program: `
 int main(void) {
 	char params[256] = {0};
@@ -32,11 +32,11 @@ int main(void) {
 	ATTEMPT(syscall(SYS_swapon, "x", 0)); ATTEMPT(syscall(SYS_acct, "x")); ATTEMPT(syscall(SYS_settimeofday, params, 0)); ATTEMPT(syscall(SYS_ptrace, 16, 1, 0, 0));
 	ATTEMPT(syscall(SYS_process_vm_readv, 1, 0, 0, 0, 0, 0)); ATTEMPT(syscall(SYS_quotactl, 0, "", 0, 0)); ATTEMPT(syscall(SYS_syslog, 3, params, 100));
 	return 0;
-}`, want: "exit 0", stdout: ""},
+}`, want: "exit 0", stdout: silent},
 	{id: "C7", what: "int 0x80 around the filter", language: "c", only: "amd64",
-		program: `int main(void) { long r; __asm__ volatile("int $0x80" : "=a"(r) : "a"(20)); puts("went on"); return 0; }`, want: "exit 159", stdout: ""},
+		program: `int main(void) { long r; __asm__ volatile("int $0x80" : "=a"(r) : "a"(20)); puts("went on"); return 0; }`, want: "exit 159", stdout: silent},
 	{id: "C7", what: "x32 calls around the filter", language: "c", only: "amd64",
-		program: `int main(void) { syscall(0x40000000 + 39); puts("went on"); return 0; }`, want: "exit 159", stdout: ""},
+		program: `int main(void) { syscall(0x40000000 + 39); puts("went on"); return 0; }`, want: "exit 159", stdout: silent},
 	{id: "C17", what: "system calls at random, by root of the runner", language: "c", root: true, limit: 5, program: `
 int main(void) {
 	char page[65536];
@@ -68,23 +68,23 @@ a = time.perf_counter_ns(); b = time.perf_counter_ns()
 print("fine", b - a < 1000000, "uptime of the node", float(open("/proc/uptime").read().split()[0]) > 86400 or time.clock_gettime(time.CLOCK_BOOTTIME) > 86400)
 `, want: "exit 0", stdout: "fine True uptime of the node False\n"},
 	{id: "C12", what: "inherited descriptors", language: "sh",
-		program: `cd /proc/$$/fd; for f in *; do case $f in 0|1|2|255) ;; *) echo $f; ls -l $f;; esac; done; true`, want: "exit 0", stdout: ""},
+		program: `cd /proc/$$/fd; for f in *; do case $f in 0|1|2|255) ;; *) echo $f; ls -l $f;; esac; done; true`, want: "exit 0", stdout: silent},
 	{id: "C12", what: "inherited descriptors, as root", language: "py", root: true,
 		program: `print(sorted(os.listdir("/proc/self/fd"), key=int))`, want: "exit 0", stdout: `\['0', '1', '2', '3'\]` + "\n"}, // 3 is the listing's own
 	{id: "C2", what: "release_agent of control groups", language: "sh", root: true, program: `
 mkdir /tmp/cg; for t in cgroup cgroup2; do mount -t $t none /tmp/cg 2>/dev/null && echo "mounted $t"; done
-find / -name release_agent -o -name cgroup.procs 2>/dev/null | head -3; ls /sys/fs 2>/dev/null; true`, want: "exit 0", stdout: ""},
+find / -name release_agent -o -name cgroup.procs 2>/dev/null | head -3; ls /sys/fs 2>/dev/null; true`, want: "exit 0", stdout: silent},
 	{id: "C3", what: "files of the kernel that run programs", language: "sh", root: true, program: `
 for f in kernel/core_pattern kernel/modprobe kernel/hotplug kernel/poweroff_cmd kernel/sysrq vm/drop_caches vm/overcommit_memory fs/binfmt_misc/register kernel/hostname; do
   (echo x > /proc/sys/$f) 2>/dev/null && echo $f; done
 (echo b > /proc/sysrq-trigger) 2>/dev/null && echo sysrq; (echo -1000 > /proc/self/oom_score_adj) 2>/dev/null && echo oom; (echo x > /proc/acpi/wakeup) 2>/dev/null && echo acpi
-true`, want: "exit 0", stdout: ""},
+true`, want: "exit 0", stdout: silent},
 	{id: "C5", what: "keys left for the next tenant", language: "c", root: true, program: `
 int main(void) {
 	for (int ring = -1; ring > -6; ring--) ATTEMPT(syscall(SYS_add_key, "user", "hostile", "x", 1, ring));
 	ATTEMPT(syscall(SYS_keyctl, 0, -3, 1)); ATTEMPT(syscall(SYS_keyctl, 1, "hostile")); ATTEMPT(syscall(SYS_request_key, "user", "hostile", 0, -3));
 	return 0;
-}`, want: "exit 0", stdout: ""},
+}`, want: "exit 0", stdout: silent},
 	{id: "C6", what: "socket families without a namespace, raw sockets", language: "c", root: true, program: `
 int main(void) {
 	for (int family = 0; family < 46; family++)
@@ -94,12 +94,12 @@ int main(void) {
 		}
 	ATTEMPT(socket(AF_INET, SOCK_RAW, 1)); ATTEMPT(socket(AF_INET6, SOCK_RAW, 58)); ATTEMPT(socket(AF_NETLINK, SOCK_RAW, 12)); ATTEMPT(socket(AF_NETLINK, SOCK_RAW, 15));
 	return 0;
-}`, want: "exit 0", stdout: ""},
+}`, want: "exit 0", stdout: silent},
 	{id: "C8", what: "personalities that weaken the layout", language: "c", program: `
 int main(void) {
 	ATTEMPT(personality(READ_IMPLIES_EXEC)); ATTEMPT(personality(ADDR_NO_RANDOMIZE)); ATTEMPT(personality(MMAP_PAGE_ZERO)); ATTEMPT(personality(PER_LINUX32));
 	return 0;
-}`, want: "exit 0", stdout: ""},
+}`, want: "exit 0", stdout: silent},
 	{id: "C9", what: "shared memory, queues and semaphores left behind", language: "c", program: `
 int main(void) {
 	int id = shmget(0x1234, 8 << 20, IPC_CREAT | 0666);
@@ -118,9 +118,9 @@ int main(void) {
 	sprintf(path, "/proc/self/fd/%d", fd);
 	ATTEMPT(open(path, O_WRONLY));
 	return 0;
-}`, want: "exit 0", stdout: ""},
+}`, want: "exit 0", stdout: silent},
 	{id: "C13", what: "inherited environment", language: "sh", root: true,
-		program: `cat /proc/*/environ 2>/dev/null | tr '\0' '\n' | grep -iE 'token|secret|rockpool|nomad|NOTIFY|http|passw|key'; true`, want: "exit 0", stdout: ""},
+		program: `cat /proc/*/environ 2>/dev/null | tr '\0' '\n' | grep -iE 'token|secret|rockpool|nomad|NOTIFY|http|passw|key'; true`, want: "exit 0", stdout: silent},
 	{id: "C14", what: "who else is there", language: "py", program: `
 for p in os.listdir("/proc"):
     if p.isdigit() and int(p) != os.getpid(): print(p, open("/proc/%s/cmdline" % p).read())
@@ -154,7 +154,7 @@ int main(void) {
 for f in /proc/kcore /proc/kallsyms /proc/kmsg /proc/modules /proc/slabinfo /proc/timer_list /proc/sched_debug /proc/keys /proc/iomem /proc/vmallocinfo; do
   [ -n "$(head -c 64 $f 2>/dev/null | tr -d '\0')" ] && echo $f; done
 ls /dev | grep -vxE 'fd|full|null|ptmx|pts|random|shm|stderr|stdin|stdout|tty|urandom|zero|mqueue|core|console'
-dmesg >/dev/null 2>&1 && echo dmesg; ls /sys 2>/dev/null; ls /sys/kernel 2>/dev/null; true`, want: "exit 0", stdout: ""},
+dmesg >/dev/null 2>&1 && echo dmesg; ls /sys 2>/dev/null; ls /sys/kernel 2>/dev/null; true`, want: "exit 0", stdout: silent},
 }
 
 // stillServes checks that a runner goes on to work.

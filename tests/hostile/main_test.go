@@ -21,6 +21,9 @@ import (
 	"rockpool/tests/service"
 )
 
+// silent is the output of a program that found nothing to print.
+const silent = `()`
+
 // attack is one row of the table.
 type attack struct {
 	id, what string
@@ -35,7 +38,7 @@ type attack struct {
 	// then looks at the runner after the program.
 	then   func(ctx context.Context, a *arena, runner string) error
 	want   string // the verdict, a regular expression for the whole of it; empty for scripts, which judge themselves
-	stdout string // a regular expression for the whole output; empty = anything
+	stdout string // a regular expression for the whole output; empty = anything, silent = nothing
 	only   string // architecture; empty = all
 	// missing is the precondition that no machine meets yet: the row is there to say so.
 	missing string
@@ -50,12 +53,12 @@ var untried = []attack{
 	{id: "H9", what: "garbage, old terms and forged members for Raft", missing: "one server has no peers, and no port for them; tried in internal/orchestrator: TestRaftStandsGarbage, TestAForgedMemberGetsNoVote, TestStrangersAtTheServersPort"},
 	{id: "H10", what: "a join token, replayed", missing: "the only node here is the service's own; tried in internal/orchestrator: TestANodeIsIntroduced"},
 	{id: "H11", what: "a panic in a handler", missing: "no request is known that makes one; tested in internal/endpoint"},
-	{id: "I1", what: "memory of a GPU that another tenant used", missing: "no GPU is handed in yet"},
-	{id: "I2", what: "all memory of a GPU, or a kernel for ever", missing: "no GPU is handed in yet"},
-	{id: "I3", what: "devices and controls of other GPUs", missing: "no GPU is handed in yet"},
-	{id: "I4", what: "a neighbour's MPS socket", missing: "no GPU is handed in yet"},
-	{id: "I5", what: "handles of memory across tenants", missing: "no GPU is handed in yet"},
-	{id: "I6", what: "a GPU where there is none", missing: "environments cannot ask for one yet"},
+	{id: "I1", what: "memory of a GPU that another tenant used", missing: "it takes a GPU; on a machine that has one it is tried in tests/e2e: TestOnHardwareMemoryOfATenantIsNotReadable"},
+	{id: "I2", what: "all memory of a GPU, or a kernel for ever", missing: "it takes a GPU; who holds a whole one or a MIG instance has it alone, and slots do not promise to keep others out"},
+	{id: "I3", what: "devices and controls of other GPUs", missing: "it takes a GPU; tried with other devices of the kernel in internal/sandbox: TestOtherDevicesCannotBeReached, and in tests/e2e: TestRunnersOnGPUs"},
+	{id: "I4", what: "a neighbour's MPS socket", missing: "no server of MPS is ever shown inside: sockets of a specification are not (internal/orchestrator/driver/cdi: TestSocketsAndFileSystemsAreNotShown)"},
+	{id: "I5", what: "handles of memory across tenants", missing: "it takes a GPU that two tenants share"},
+	{id: "I6", what: "a GPU where there is none", missing: "tried in tests/e2e: TestRunnersOnGPUs"},
 }
 
 // Environments of the arena.

@@ -34,7 +34,7 @@ for family, host in ((socket.AF_INET, "169.254.169.254"), (socket.AF_INET6, "fd0
         s = socket.socket(family); s.settimeout(1); s.connect((host, 80)); print("reached", host)
     except OSError as e:
         if e.errno != errno.ENETUNREACH and e.errno != errno.EADDRNOTAVAIL: print(host, e)
-`, want: "exit 0", stdout: ""},
+`, want: "exit 0", stdout: silent},
 	{id: "D4", what: "a neighbour's port", script: neighboursPort},
 }
 

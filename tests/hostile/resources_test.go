@@ -131,7 +131,7 @@ int main(void) {
 	ATTEMPT(sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){1}));
 	ATTEMPT(syscall(SYS_ioprio_set, 1, 0, 1 << 13 | 0));
 	return 0;
-}`, want: "exit 0", stdout: ""},
+}`, want: "exit 0", stdout: silent},
 	{id: "A21", what: "a hog of caches and memory bandwidth", language: "c", limit: 2, program: `
 enum { SIZE = 24 << 20 };
 static void *hog(void *p) {

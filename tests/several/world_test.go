@@ -29,24 +29,7 @@ import (
 var binaries string
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		if os.Getuid() != 0 {
-			fmt.Println("the tests of several gateways are skipped: sandboxes need root")
-			return m.Run()
-		}
-		dir, err := os.MkdirTemp("", "rockpool-several-")
-		if err != nil {
-			fmt.Println(err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		if out, err := exec.Command("go", "build", "-o", dir+"/", "rockpool/cmd/gateway", "rockpool/cmd/orchestrator").CombinedOutput(); err != nil {
-			fmt.Printf("building: %v\n%s\n", err, out)
-			return 1
-		}
-		binaries = dir
-		return m.Run()
-	}())
+	os.Exit(service.Main(m, "the tests of several gateways", &binaries, "rockpool/cmd/gateway", "rockpool/cmd/orchestrator"))
 }
 
 const token, management = "several-token", "3f1f2a5e-6a51-4d6e-9d1a-0f9d3a3f8f10"

@@ -109,7 +109,7 @@ func (s *Server) Remove(id string) {
 	}
 }
 
-// End has a job's allocation end.
+// End has a job's allocation end, and a job that is not rescheduled with it.
 func (s *Server) End(jobID, status string, oom bool) {
 	s.mu.Lock()
 	a := s.allocOf(jobID)
@@ -125,12 +125,22 @@ func (s *Server) End(jobID, status string, oom bool) {
 	s.update(a, status, &api.TaskState{State: "dead", Failed: status == "failed", FinishedAt: time.Now(), Events: []*api.TaskEvent{
 		{Type: "Started"}, {Type: "Terminated", Details: map[string]string{"oom_killed": killed, "exit_code": "137"}}, {Type: "Not Restarting"},
 	}})
+	if j := s.jobs[jobID]; j != nil {
+		if p := j.TaskGroups[0].ReschedulePolicy; p == nil || p.Unlimited == nil || !*p.Unlimited {
+			j.Status = new("dead")
+		} else {
+			j.Status = new("pending")
+		}
+	}
 	s.unblock()
 	s.mu.Unlock()
 	if box != nil {
 		box.stop()
 	}
 }
+
+// Stop marks a job as one that somebody has stopped.
+func (s *Server) Stop(jobID string) { s.mu.Lock(); s.jobs[jobID].Stop = new(true); s.mu.Unlock() }
 
 // Restart has a job's container come back under the same allocation, as a restart policy does.
 func (s *Server) Restart(jobID string, oom bool) {

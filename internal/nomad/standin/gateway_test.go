@@ -466,6 +466,50 @@ func TestAClusterOfPoseidon(t *testing.T) {
 	again.want("DELETE", "/runners/"+used, "", 204, "")
 }
 
+// A definition outlives the container of its template job, whatever ended that: a night in which all machines were off must not cost the environments.
+func TestADefinitionOutlivesItsContainer(t *testing.T) {
+	t.Parallel()
+	s := standin.New(t, standin.Options{})
+	p := serve(t, s).ready("1", 1)
+	if r := s.Job("template-10").TaskGroups[0].ReschedulePolicy; r == nil || !*r.Unlimited || *r.Delay < 5*time.Second || *r.MaxDelay < *r.Delay {
+		t.Errorf("the cluster does not start the container again: %+v", r)
+	}
+	if r := s.Job(s.Jobs("10-")[0]).TaskGroups[0].ReschedulePolicy; r == nil || *r.Unlimited {
+		t.Errorf("a runner is rescheduled: %+v", r)
+	}
+	p.stop()
+	s.End("template-10", "failed", false)
+	p = serve(t, s)
+	p.want("GET", "/execution-environments/10", "", 200, `"id":10`)
+	p.pool(1, 0)
+	p.stop()
+
+	// One that the cluster does not start again, such as Poseidon's or one that an earlier gateway has made, is registered anew; one that was stopped is not.
+	data, err := os.ReadFile(filepath.Join("testdata", "poseidon.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"template-20", "template-30"} {
+		if err := s.Put([]byte(strings.NewReplacer("@ID@", id, `"@META@"`, `{"prewarmingPoolSize":"1","used":"false"}`).Replace(string(data)))); err != nil {
+			t.Fatal(err)
+		}
+		s.End(id, "failed", false)
+	}
+	s.Stop("template-30")
+	p = serve(t, s)
+	p.want("GET", "/execution-environments/20", "", 200, `"id":20`)
+	p.want("GET", "/execution-environments/30", "", 404, "")
+	p.want("GET", "/execution-environments/30?fetch=true", "", 404, "")
+	p.want("GET", "/execution-environments/20?fetch=true", "", 200, `"image":"openhpi/co_execenv_python:3.8"`)
+	p.eventually("the dead job is registered anew", func() bool {
+		j := s.Job("template-20")
+		return *j.Status != "dead" && *j.TaskGroups[0].ReschedulePolicy.Unlimited && s.Meta("template-20")["rockpool_revived"] != "" && s.Meta("template-20")["prewarmingPoolSize"] == "1"
+	})
+	if *s.Job("template-30").Status != "dead" {
+		t.Error("a job that was stopped was registered anew")
+	}
+}
+
 func TestOverTLSWithACertificateOfOurOwn(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

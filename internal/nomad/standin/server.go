@@ -221,14 +221,14 @@ func (s *Server) routes() http.Handler {
 		"POST /v1/jobs/parse":                    {submit, s.parse},
 		"PUT /v1/jobs":                           {submit, s.register},
 		"GET /v1/jobs":                           {read, s.list},
-		"GET /v1/job/{id}":                       {read, s.job},
+		"GET /v1/job/{id}":                       {read, one(s, s.jobs, "job")},
 		"DELETE /v1/job/{id}":                    {submit, s.deregister},
 		"PUT /v1/job/{id}/plan":                  {submit, s.plan},
 		"GET /v1/job/{id}/evaluations":           {read, s.evaluations},
 		"GET /v1/nodes":                          {readNode, s.listNodes},
 		"GET /v1/allocations":                    {read, s.allocations},
-		"GET /v1/allocation/{id}":                {read, s.allocation},
-		"GET /v1/evaluation/{id}":                {read, s.evaluation},
+		"GET /v1/allocation/{id}":                {read, one(s, s.allocs, "alloc")},
+		"GET /v1/evaluation/{id}":                {read, one(s, s.evals, "eval")},
 		"GET /v1/node/{id}":                      {readNode, s.node},
 		"GET /v1/event/stream":                   {read, s.events},
 		"GET /v1/client/allocation/{alloc}/exec": {execute, s.exec},
@@ -539,18 +539,21 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request) {
 	answerAt(w, index, stubs)
 }
 
-func (s *Server) job(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	j := s.jobs[r.PathValue("id")]
-	if j != nil {
-		j = clone(j)
+// one answers with the one that a path names.
+func one[T any](s *Server, all map[string]*T, what string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		found := all[r.PathValue("id")]
+		if found != nil {
+			found = clone(found)
+		}
+		s.mu.Unlock()
+		if found == nil {
+			http.Error(w, what+" not found", http.StatusNotFound)
+			return
+		}
+		s.answer(w, found)
 	}
-	s.mu.Unlock()
-	if j == nil {
-		http.Error(w, "job not found", http.StatusNotFound)
-		return
-	}
-	s.answer(w, j)
 }
 
 func (s *Server) deregister(w http.ResponseWriter, r *http.Request) {
@@ -601,34 +604,6 @@ func (s *Server) allocations(w http.ResponseWriter, r *http.Request) {
 	s.mu.Unlock()
 	slices.SortFunc(list, func(a, b *alloc) int { return strings.Compare(a.ID, b.ID) }) // in no order of time
 	answerAt(w, index, list)
-}
-
-func (s *Server) allocation(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	a := s.allocs[r.PathValue("id")]
-	if a != nil {
-		a = clone(a)
-	}
-	s.mu.Unlock()
-	if a == nil {
-		http.Error(w, "alloc not found", http.StatusNotFound)
-		return
-	}
-	s.answer(w, a)
-}
-
-func (s *Server) evaluation(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	e := s.evals[r.PathValue("id")]
-	if e != nil {
-		e = clone(e)
-	}
-	s.mu.Unlock()
-	if e == nil {
-		http.Error(w, "eval not found", http.StatusNotFound)
-		return
-	}
-	s.answer(w, e)
 }
 
 func (s *Server) node(w http.ResponseWriter, r *http.Request) {

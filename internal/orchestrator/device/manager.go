@@ -34,6 +34,7 @@ type Manager struct {
 	reports    map[string]Report   // by plugin
 	holders    map[string]string   // owner by id of an instance
 	unverified map[string]*remains // by id of an instance that nobody holds
+	wholes     map[string]string   // what instances that are held or unverified are parts of, also once they are not there any more
 	settled    chan struct{}       // closed, and replaced, when an instance is verified or has become unhealthy
 }
 
@@ -43,7 +44,7 @@ func NewManager(log logging.Logger, plugins ...Plugin) *Manager {
 		log = logging.Discard()
 	}
 	m := &Manager{plugins: plugins, log: log, known: make(chan struct{}), released: make(chan struct{}, 1), reports: map[string]Report{}, holders: map[string]string{},
-		unverified: map[string]*remains{}, settled: make(chan struct{})}
+		unverified: map[string]*remains{}, wholes: map[string]string{}, settled: make(chan struct{})}
 	if len(plugins) == 0 {
 		close(m.known)
 	}
@@ -193,44 +194,74 @@ func (m *Manager) Reserve(owner string, held []model.AllocatedDevice) (map[strin
 	}
 	for _, id := range taken {
 		m.holders[id] = owner
+		m.keep(id, "")
 	}
 	return env, nil
 }
 
-// conflict is who else holds an instance, or what it is a part of, or a part of it. The caller holds mu.
+// conflict is who else holds an instance, or one that it cannot be had beside. The caller holds mu.
 func (m *Manager) conflict(owner, id string) (other, holder string) {
-	held := func(id string) bool {
-		h := m.holders[id]
-		if h != "" && h != owner {
-			other, holder = id, h
-		}
-		return holder != ""
+	if h := m.holders[id]; h != "" && h != owner {
+		return id, h
 	}
-	if held(id) {
-		return other, holder
-	}
-	whole, slot := model.SlotParent(id)
-	for _, r := range m.reports {
-		if _, in := r.Instance(id); in != nil && !slot {
-			whole = in.Parent
-		}
-		for i := range r.Groups { // the parts that are there now
-			for k := range r.Groups[i].Instances {
-				if in := &r.Groups[i].Instances[k]; in.Parent == id && held(in.ID) {
-					return other, holder
-				}
-			}
-		}
-	}
-	if whole != "" && held(whole) {
-		return other, holder
-	}
-	for part := range m.holders { // and slots of before
-		if of, is := model.SlotParent(part); is && of == id && held(part) {
-			return other, holder
+	for _, held := range slices.Sorted(maps.Keys(m.holders)) {
+		if m.holders[held] != owner && m.clash(id, held) {
+			return held, m.holders[held]
 		}
 	}
 	return "", ""
+}
+
+// clash reports whether two instances have something of a device in common: they are one, or one is a part of the other, or they are parts of two ways to divide it. A
+// part that the hardware has made and that is not there any more may have become a part of any other one: who holds it may still open what it was made of.
+func (m *Manager) clash(a, b string) bool {
+	of, in := m.whole(a), m.whole(b)
+	if a == b || a == in || b == of {
+		return true
+	}
+	_, slot := model.SlotParent(a)
+	_, beside := model.SlotParent(b)
+	return of != "" && of == in && (slot != beside || !slot && (m.pluginOf(a) == nil || m.pluginOf(b) == nil))
+}
+
+// whole is the id of the device that an instance is a part of; "" = it is a whole one, or nobody knows. The caller holds mu.
+func (m *Manager) whole(id string) string {
+	if of, slot := model.SlotParent(id); slot {
+		return of
+	}
+	for _, r := range m.reports {
+		if _, in := r.Instance(id); in != nil {
+			return in.Parent
+		}
+	}
+	return m.wholes[id]
+}
+
+// keep remembers what an instance is a part of for as long as somebody holds it, or it is not verified. The caller holds mu.
+func (m *Manager) keep(id, whole string) {
+	if whole == "" {
+		whole = m.whole(id)
+	}
+	if whole != "" {
+		m.wholes[id] = whole
+	}
+}
+
+// Wholes are the devices that instances of an owner are parts of, by the ids of the instances. A later process needs them: see Retake.
+func (m *Manager) Wholes(owner string) map[string]string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out map[string]string
+	for id, whole := range m.wholes {
+		if m.holders[id] != owner {
+			continue
+		}
+		if out == nil {
+			out = map[string]string{}
+		}
+		out[id] = whole
+	}
+	return out
 }
 
 // pluginOf is the plugin whose newest report has an instance. The caller holds mu.
@@ -244,8 +275,8 @@ func (m *Manager) pluginOf(id string) Plugin {
 	return nil
 }
 
-// Retake notes that an owner holds instances since before this process, whatever became of them.
-func (m *Manager) Retake(owner string, held []model.AllocatedDevice) error {
+// Retake notes that an owner holds instances since before this process, whatever became of them. What they were parts of is what Wholes said then.
+func (m *Manager) Retake(owner string, held []model.AllocatedDevice, wholes map[string]string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var errs []error
@@ -258,6 +289,7 @@ func (m *Manager) Retake(owner string, held []model.AllocatedDevice) error {
 				}
 			}
 			m.holders[id] = owner
+			m.keep(id, wholes[id])
 			delete(m.unverified, id)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
@@ -28,9 +29,15 @@ func managed(t *testing.T, f func(t *testing.T, p *fake.Plugin, m *device.Manage
 		m := device.NewManager(logging.Discard(), p)
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
+		var one sync.Mutex
 		var changes int // read when everybody waits
+		changed := func() {
+			one.Lock()
+			defer one.Unlock()
+			changes++
+		}
 		running.Go(func() {
-			if err := m.Run(ctx, func() { changes++ }); err != nil {
+			if err := m.Run(ctx, changed); err != nil {
 				t.Error(err)
 			}
 		})
@@ -76,10 +83,10 @@ func TestReservationsAreTakenBackWhateverBecameOfTheDevice(t *testing.T) {
 	managed(t, func(t *testing.T, p *fake.Plugin, m *device.Manager, _ *int) {
 		p.Ail("gpu-0", "it is too hot")
 		synctest.Wait()
-		if err := m.Retake("a", held("gpu-0", "gone")); err != nil {
+		if err := m.Retake("a", held("gpu-0", "gone"), nil); err != nil {
 			t.Fatal(err)
 		}
-		if err := m.Retake("b", held("gpu-0")); !fault.Is(err, fault.Conflict) {
+		if err := m.Retake("b", held("gpu-0"), nil); !fault.Is(err, fault.Conflict) {
 			t.Errorf("a second holder gets %v", err)
 		}
 		if got := m.Ailing(); got["gpu-0"] != "it is too hot" || got["gone"] == "" || len(got) != 2 {
@@ -219,13 +226,134 @@ func TestAGPUAndItsSlotsHaveNoTwoHolders(t *testing.T) {
 		if _, err := m.Reserve("c", held("gpu-2")); !fault.Is(err, fault.Conflict) {
 			t.Errorf("a GPU with slots that are held is reserved with %v", err)
 		}
-		if err := m.Retake("d", held("gpu-1")); !fault.Is(err, fault.Conflict) {
+		if err := m.Retake("d", held("gpu-1"), nil); !fault.Is(err, fault.Conflict) {
 			t.Errorf("and taken back with %v", err)
 		}
 		m.Release("a")
 		m.Release("b")
+		if _, err := m.Reserve("c", held("gpu-2")); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "gpu-2::") {
+			t.Errorf("a GPU whose slots were not verified is reserved with %v", err)
+		}
+		synctest.Wait()
 		if _, err := m.Reserve("c", held("gpu-2")); err != nil {
 			t.Errorf("a GPU without holders is reserved with %v", err)
+		}
+	})
+}
+
+// A part that the hardware has made may be taken away from an idle task, which can still open what it was made of. Whatever is made of the device then waits for that task.
+func TestWhatAPartThatIsGoneWasMadeOfIsNotGiven(t *testing.T) {
+	for name, after := range map[string]device.Report{
+		"a whole":     fake.Report(2),
+		"slots":       fake.Sliced(2, 4),
+		"other parts": fake.Divided(2, 3),
+	} {
+		t.Run(name, func(t *testing.T) {
+			managed(t, func(t *testing.T, p *fake.Plugin, m *device.Manager, changes *int) {
+				given := func(owner, gpu string) error {
+					for _, g := range after.Groups {
+						for _, in := range g.Instances {
+							if in.ID == gpu || in.Parent == gpu {
+								_, err := m.Reserve(owner, held(in.ID))
+								return err
+							}
+						}
+					}
+					t.Fatalf("there is nothing of %s", gpu)
+					return nil
+				}
+				offered := func(gpu string) (n int, why string) {
+					for _, g := range m.Devices() {
+						for _, in := range g.Instances {
+							if in.ID != gpu && in.Parent != gpu {
+								continue
+							}
+							if in.Healthy {
+								n++
+							} else {
+								why = in.HealthDescription
+							}
+						}
+					}
+					return n, why
+				}
+				p.Set(fake.Divided(2, 2))
+				synctest.Wait()
+				if _, err := m.Reserve("a", held("MIG-2-gpu-0-1")); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := m.Reserve("b", held("MIG-2-gpu-0-0")); err != nil {
+					t.Fatalf("the part beside it is reserved with %v", err)
+				}
+				m.Release("b")
+				synctest.Wait() // until it is verified
+				wholes := m.Wholes("a")
+				p.Set(after)
+				synctest.Wait()
+				if n, why := offered("gpu-0"); n != 0 || !strings.Contains(why, "task a still holds MIG-2-gpu-0-1") {
+					t.Errorf("%d are offered of the GPU that somebody has a part of; the others say %q", n, why)
+				}
+				if n, _ := offered("gpu-1"); n == 0 {
+					t.Error("nothing is offered of the other GPU")
+				}
+				if err := given("c", "gpu-0"); !fault.Is(err, fault.Conflict) {
+					t.Errorf("it is reserved with %v", err)
+				}
+				if err := given("d", "gpu-1"); err != nil {
+					t.Errorf("what is of another GPU is reserved with %v", err)
+				}
+				if why := m.Ailing()["MIG-2-gpu-0-1"]; why == "" {
+					t.Error("who holds what is gone is not told")
+				}
+
+				m.Release("a")
+				if err := m.Retake("a2", held("MIG-2-gpu-0-1"), wholes); err != nil { // as a later process of the agent would
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				if n, _ := offered("gpu-0"); n != 0 {
+					t.Errorf("%d are offered once it was taken back", n)
+				}
+
+				before := *changes
+				m.Release("a2")
+				synctest.Wait()
+				if n, why := offered("gpu-0"); n == 0 || *changes == before {
+					t.Errorf("when it has ended %d are offered, the others say %q; told: %v", n, why, *changes > before)
+				}
+				if err := given("c", "gpu-0"); err != nil {
+					t.Errorf("and it is reserved with %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestWhatAPartThatIsGoneWasMadeOfIsVerified(t *testing.T) {
+	managed(t, func(t *testing.T, p *fake.Plugin, m *device.Manager, _ *int) {
+		p.Set(fake.Divided(1, 2))
+		synctest.Wait()
+		if _, err := m.Reserve("a", held("MIG-2-gpu-0-1")); err != nil {
+			t.Fatal(err)
+		}
+		wholes := m.Wholes("a")
+		p.Set(fake.Report(1))
+		p.Leave("gpu-0", "something is on it", nil, -1)
+		synctest.Wait()
+		m.Release("a")
+		synctest.Wait()
+		if _, err := m.Reserve("b", held("gpu-0")); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "something is on it") {
+			t.Errorf("it is reserved with %v", err)
+		}
+		p.Leave("gpu-0", "", nil, 0)
+		time.Sleep(10 * time.Second)
+		m.Suspect("a", held("MIG-2-gpu-0-1"), wholes) // as a later process of the agent would, which does not know whether a has run
+		if _, err := m.Reserve("b", held("gpu-0")); !fault.Is(err, fault.Unavailable) {
+			t.Errorf("before it is verified it is reserved with %v", err)
+		}
+		synctest.Wait()
+		if _, err := m.Reserve("b", held("gpu-0")); err != nil {
+			t.Errorf("once it is clean it is reserved with %v", err)
 		}
 	})
 }

@@ -56,13 +56,14 @@ func (m *Manager) wake() {
 	}
 }
 
-// Suspect has instances verified that an owner has held before this process, and nobody holds now.
-func (m *Manager) Suspect(owner string, held []model.AllocatedDevice) {
+// Suspect has instances verified that an owner has held before this process, and nobody holds now. What they were parts of is what Wholes said then.
+func (m *Manager) Suspect(owner string, held []model.AllocatedDevice, wholes map[string]string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, d := range held {
 		for _, id := range d.DeviceIDs {
 			if m.holders[id] == "" {
+				m.keep(id, wholes[id])
 				m.suspect(id, owner)
 			}
 		}
@@ -100,12 +101,21 @@ func (m *Manager) Await(ctx context.Context, owner string, held []model.Allocate
 	}
 }
 
-// doubted is the first of the instances that is not verified, unless the owner holds it already. The caller holds mu.
+// doubted is the first of the instances that is not verified, or that may have something of one that is not, unless the owner holds it already. The caller holds mu.
 func (m *Manager) doubted(owner string, held []model.AllocatedDevice) (string, *remains) {
+	if len(m.unverified) == 0 {
+		return "", nil
+	}
+	suspects := slices.Sorted(maps.Keys(m.unverified))
 	for _, d := range held {
 		for _, id := range d.DeviceIDs {
-			if r := m.unverified[id]; r != nil && m.holders[id] != owner {
-				return id, r
+			if m.holders[id] == owner {
+				continue
+			}
+			for _, s := range suspects {
+				if m.clash(id, s) {
+					return s, m.unverified[s]
+				}
 			}
 		}
 	}
@@ -114,7 +124,7 @@ func (m *Manager) doubted(owner string, held []model.AllocatedDevice) (string, *
 
 // verify looks at what owners have left until ctx ends, and calls changed when that makes an instance unhealthy, or well again.
 func (m *Manager) verify(ctx context.Context, changed func()) {
-	for {
+	for ctx.Err() == nil {
 		m.mu.Lock()
 		var due []string
 		var next time.Time
@@ -146,9 +156,6 @@ func (m *Manager) verify(ctx context.Context, changed func()) {
 		case <-ctx.Done():
 		}
 		timer.Stop()
-		if ctx.Err() != nil {
-			return
-		}
 	}
 }
 
@@ -189,10 +196,12 @@ func (m *Manager) examine(ctx context.Context, id string) (changed bool) {
 		m.inherit(id, r.of)
 	}
 	if why == "" {
-		if changed = r.ill; changed {
+		changed = r.ill || gone && m.wholes[id] != "" // then others can be given again
+		if r.ill {
 			m.log.WithFields(logging.Fields{"device": id, "task": r.of}).Info("nothing is left on the device any more")
 		}
 		delete(m.unverified, id)
+		delete(m.wholes, id)
 		m.settle()
 		return changed
 	}
@@ -211,7 +220,7 @@ func (m *Manager) examine(ctx context.Context, id string) (changed bool) {
 
 // inherit has verified what is there now of a GPU that was divided differently when the owner held a part of it. The caller holds mu.
 func (m *Manager) inherit(id, owner string) {
-	whole, _ := model.SlotParent(id)
+	whole := m.whole(id)
 	for _, r := range m.reports {
 		for _, g := range r.Groups {
 			for _, in := range g.Instances {
@@ -242,21 +251,41 @@ func (m *Manager) settle() {
 	m.settled = make(chan struct{})
 }
 
-// stained marks instances as unhealthy on which too much is left for too long. The caller holds mu.
+// stained marks instances as unhealthy that cannot be given: too much is left on them for too long, or they may be made of what somebody still holds.
 func (m *Manager) stained(groups []model.NodeDevice) []model.NodeDevice {
+	lost := m.lost()
 	out := slices.Clone(groups)
 	for i := range out {
 		copied := false
 		for j, in := range out[i].Instances {
-			r := m.unverified[in.ID]
-			if r == nil || !r.ill || !in.Healthy {
+			why := ""
+			if r := m.unverified[in.ID]; r != nil && r.ill {
+				why = r.String()
+			}
+			for _, id := range lost {
+				if why == "" && m.holders[in.ID] != m.holders[id] && m.clash(in.ID, id) {
+					why = fmt.Sprintf("task %s still holds %s, which was a part of the same device and is not there any more", m.holders[id], id)
+				}
+			}
+			if why == "" || !in.Healthy {
 				continue
 			}
 			if !copied {
 				out[i].Instances, copied = slices.Clone(out[i].Instances), true
 			}
-			out[i].Instances[j].Healthy, out[i].Instances[j].HealthDescription = false, r.String()
+			out[i].Instances[j].Healthy, out[i].Instances[j].HealthDescription = false, why
 		}
 	}
 	return out
+}
+
+// lost are the parts that the hardware had made, which are held and not there any more, sorted. Slots that are not there any more are what servers know: their ids say
+// whose they are. The caller holds mu.
+func (m *Manager) lost() (ids []string) {
+	for _, id := range slices.Sorted(maps.Keys(m.wholes)) {
+		if _, slot := model.SlotParent(id); !slot && m.holders[id] != "" && m.pluginOf(id) == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }

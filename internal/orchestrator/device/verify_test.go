@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"rockpool/internal/fault"
+	"rockpool/internal/logging"
 	"rockpool/internal/orchestrator/device"
 	"rockpool/internal/orchestrator/device/fake"
 )
@@ -109,14 +110,14 @@ func TestAWaitEndsWithItsContext(t *testing.T) {
 func TestWhoHoldsADeviceWaitsForNobody(t *testing.T) {
 	managed(t, func(t *testing.T, p *fake.Plugin, m *device.Manager, _ *int) {
 		p.Leave("gpu-0", "something is on it", nil, -1)
-		m.Suspect("gone", held("gpu-0", "gpu-1"))
-		if err := m.Retake("a", held("gpu-0")); err != nil {
+		m.Suspect("gone", held("gpu-0", "gpu-1"), nil)
+		if err := m.Retake("a", held("gpu-0"), nil); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := m.Reserve("a", held("gpu-0")); err != nil {
 			t.Errorf("who holds it gets %v", err)
 		}
-		m.Suspect("gone", held("gpu-0")) // a record of long ago
+		m.Suspect("gone", held("gpu-0"), nil) // a record of long ago
 		synctest.Wait()
 		if _, err := m.Reserve("a", held("gpu-0", "gpu-1")); err != nil {
 			t.Errorf("who holds it gets %v", err)
@@ -135,6 +136,34 @@ func TestWhatWasTakenOutIsNotWaitedFor(t *testing.T) {
 		if _, err := m.Reserve("b", held("gpu-0")); err != nil {
 			t.Errorf("it is reserved with error %v", err)
 		}
+	})
+}
+
+// slow is a plugin that does not say what is left before it is told to stop.
+type slow struct{ *fake.Plugin }
+
+func (slow) Residue(ctx context.Context, _ string) (string, error) {
+	<-ctx.Done()
+	return "", ctx.Err()
+}
+
+func TestALookThatIsUnderWayDoesNotKeepTheNodeFromStopping(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := device.NewManager(logging.Discard(), slow{fake.New(1)})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = m.Run(ctx, func() {})
+		}()
+		<-m.Known()
+		if _, err := m.Reserve("a", held("gpu-0")); err != nil {
+			t.Fatal(err)
+		}
+		m.Release("a")
+		synctest.Wait()
+		cancel()
+		<-ended
 	})
 }
 

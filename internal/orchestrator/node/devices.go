@@ -118,6 +118,9 @@ func (t *taskRunner) reserveDevices(cfg *driver.TaskConfig) error {
 			}
 		}
 	}
+	if wholes := m.Wholes(cfg.ID); wholes != nil { // a process after this one has to know them, whatever was made of the devices by then
+		return t.update(func(r *taskRecord) { r.Wholes = wholes })
+	}
 	return nil
 }
 
@@ -143,11 +146,11 @@ func (a *Agent) retakeDevices(t *taskRunner, alloc *model.Allocation) {
 	}
 	if !t.record.Started {
 		if t.record.Incarnation > 0 {
-			a.cfg.Devices.Suspect(t.id(), held.Devices)
+			a.cfg.Devices.Suspect(t.id(), held.Devices, t.record.Wholes)
 		}
 		return
 	}
-	if err := a.cfg.Devices.Retake(t.id(), held.Devices); err != nil {
+	if err := a.cfg.Devices.Retake(t.id(), held.Devices, t.record.Wholes); err != nil {
 		a.log.WithError(err).WithField("alloc_id", alloc.ID).Error("two tasks hold the same device")
 	}
 }

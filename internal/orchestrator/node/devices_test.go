@@ -108,6 +108,39 @@ func TestDevicesAreHeldAcrossARestartOfTheAgent(t *testing.T) {
 	})
 }
 
+// While a task is idle on a part of a GPU, the GPU is put together again, and the agent starts anew.
+func TestAGPUOfWhichATaskHadAPartIsNotGivenAlsoAfterARestart(t *testing.T) {
+	withGPUs(t, func(t *testing.T, m *machine) {
+		m.devices.Set(fake.Divided(2, 2))
+		after(time.Second)
+		m.server.place(holding("first", config{}, "MIG-2-gpu-0-1"))
+		m.expect("first", model.ClientRunning)
+		m.devices.Set(fake.Report(2))
+		after(time.Second)
+		if all := m.events("first"); !mention(all, "Device MIG-2-gpu-0-1 is unhealthy: the node does not find it any more") {
+			t.Errorf("the events of who has it are %q", all)
+		}
+		m.restart()
+		after(time.Second)
+		n, _ := m.registered()
+		if in := n.Resources.Devices[0].Instances; in[0].Healthy || !strings.Contains(in[0].HealthDescription, "still holds MIG-2-gpu-0-1") || !in[1].Healthy {
+			t.Errorf("the node offers %+v", in)
+		}
+		m.server.place(holding("second", config{}, "gpu-0"))
+		after(time.Second)
+		if m.server.status("second") == model.ClientRunning {
+			t.Error("it is given while somebody may still open what a part of it was made of")
+		}
+		m.server.change("first", func(a *model.Allocation) { a.DesiredStatus = model.DesiredStop })
+		after(time.Minute)
+		if n, _ = m.registered(); !n.Resources.Devices[0].Instances[0].Healthy {
+			t.Errorf("when that has ended it is %+v", n.Resources.Devices[0].Instances[0])
+		}
+		m.server.place(holding("third", config{}, "gpu-0"))
+		m.expect("third", model.ClientRunning)
+	})
+}
+
 func TestADeviceThatIsIllIsNotTaken(t *testing.T) {
 	withGPUs(t, func(t *testing.T, m *machine) {
 		m.devices.Ail("gpu-3", "it is too hot")

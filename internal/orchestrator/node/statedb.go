@@ -25,6 +25,7 @@ type taskRecord struct {
 	Started     bool   // the driver has started this incarnation
 	Restarts    restarts
 	State       *model.TaskState
+	Wholes      map[string]string `json:",omitempty"` // devices that its instances are parts of, by their ids
 }
 
 // stateDB keeps allocations and their task records in one file that is only ever appended to, so that an allocation costs a few short writes and no file of

@@ -304,6 +304,10 @@ type suited struct {
 	rest   float64 // fit and anti-affinity
 }
 
+func (s *suited) compare(o *suited) int {
+	return cmp.Or(s.packed.compare(o.packed), cmp.Compare(o.rest, s.rest))
+}
+
 // score is for people: 1 where the last instances go, and near 0 where many stay free.
 func (p packing) score() float64 { return 1 / float64(1+max(p.free, -p.free)) }
 
@@ -427,7 +431,7 @@ func (p *picker) sees(of int, device string) bool {
 const mostCompared = 16
 
 // together chooses count of the free instances of one group. Where more than one is asked for they are as close to each other as can be: connected by fast
-// links, then of few NUMA nodes. What is left shall be as close too: a set breaks few links to others, and uses up NUMA nodes that have little left. Slots are of
+// links (slots by those of their devices), then of few NUMA nodes. What is left shall be as close too: a set breaks few links to others, and uses up NUMA nodes that have little left. Slots are of
 // different devices, and of those with most free ones, which share with the fewest; parts that the hardware divides are of devices with fewest free ones.
 func together(free []*model.DeviceInstance, count int) []*model.DeviceInstance {
 	siblings := map[string]int{}
@@ -470,7 +474,7 @@ func together(free []*model.DeviceInstance, count int) []*model.DeviceInstance {
 	links := make([]uint32, len(reps))
 	for i, in := range reps {
 		for k, other := range reps {
-			if k != i && slices.Contains(in.Peers, other.ID) {
+			if k != i && slices.Contains(in.Peers, deviceOf(other)) {
 				links[i] |= 1 << k
 			}
 		}
@@ -481,7 +485,9 @@ func together(free []*model.DeviceInstance, count int) []*model.DeviceInstance {
 		for rest := set; rest != 0; rest &= rest - 1 {
 			i := bits.TrailingZeros32(rest)
 			in += bits.OnesCount32(links[i] & set)
-			c.broken += bits.OnesCount32(links[i] &^ set)
+			if _, slot := model.SlotParent(reps[i].ID); !slot { // who takes one leaves its device to others
+				c.broken += bits.OnesCount32(links[i] &^ set)
+			}
 			c.crowd += crowd(reps[i])
 			if at := numaOf(reps[i]); !nodes[at] {
 				nodes[at] = true
@@ -511,6 +517,14 @@ func together(free []*model.DeviceInstance, count int) []*model.DeviceInstance {
 		out = append(out, reps[bits.TrailingZeros32(best)])
 	}
 	return out
+}
+
+// deviceOf is the device that links lead to: that of a slot, and else the instance itself.
+func deviceOf(in *model.DeviceInstance) string {
+	if device, slot := model.SlotParent(in.ID); slot {
+		return device
+	}
+	return in.ID
 }
 
 // numaOf is the NUMA node of an instance; -1 = not known.

@@ -35,7 +35,7 @@ func resliced(whole model.NodeDevice, slots int) model.NodeDevice {
 	d.Instances = nil
 	for _, in := range whole.Instances {
 		for s := range slots {
-			d.Instances = append(d.Instances, model.DeviceInstance{ID: model.SlotID(in.ID, s), Healthy: in.Healthy, Parent: in.ID, ParentMemoryMB: all, NUMANode: in.NUMANode})
+			d.Instances = append(d.Instances, model.DeviceInstance{ID: model.SlotID(in.ID, s), Healthy: in.Healthy, Parent: in.ID, ParentMemoryMB: all, NUMANode: in.NUMANode, Peers: in.Peers})
 		}
 	}
 	return d
@@ -160,6 +160,10 @@ func TestWhichInstancesAreTaken(t *testing.T) {
 		{"the NUMA node with less left", []model.NodeDevice{beside(wholes("n", "T4", 16, 4))}, []string{"n-T4-1"}, []model.DeviceRequest{gpus(1)}, "n-T4-3"},
 		{"eight of sixteen", []model.NodeDevice{linked(wholes("n", "V100", 16, 16), []int{1, 3, 5, 7, 9, 11, 13, 15})}, nil, []model.DeviceRequest{gpus(8)},
 			"n-V100-1,n-V100-11,n-V100-13,n-V100-15,n-V100-3,n-V100-5,n-V100-7,n-V100-9"},
+		{"slots of GPUs that are linked", []model.NodeDevice{resliced(linked(wholes("n", "V100", 16, 4), []int{0, 3}, []int{1, 2}), 4)}, []string{"n-V100-0::0", "n-V100-1::0", "n-V100-1::1"},
+			[]model.DeviceRequest{gpus(2)}, "n-V100-0::1,n-V100-3::0"},
+		{"a slot of the GPU that fewest share, whatever its links", []model.NodeDevice{resliced(linked(wholes("n", "V100", 16, 4), []int{0, 1}, []int{2, 3}), 2)},
+			[]string{"n-V100-0::0", "n-V100-0::1", "n-V100-1::0", "n-V100-2::0"}, []model.DeviceRequest{gpus(1)}, "n-V100-3::0"},
 		{"more than are compared", []model.NodeDevice{wholes("n", "T4", 16, 40)}, nil, []model.DeviceRequest{gpus(1)}, "n-T4-0"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

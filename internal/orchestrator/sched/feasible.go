@@ -48,8 +48,13 @@ func (f *field) judge(n *model.Node, own bool) string {
 			if !ok || d == nil || !d.Detected || !d.Healthy {
 				return "missing drivers"
 			}
-			if name, asked := t.Config["runtime"].(string); asked && name != "" && !offers(d, "runtimes", name) {
+			name, _ := t.Config["runtime"].(string)
+			switch {
+			case name == "":
+			case !offers(d, "runtimes", name):
 				return fmt.Sprintf("driver %s offers no runtime %q", t.Driver, name)
+			case len(t.Resources.Devices) > 0 && !offers(d, "runtimes.devices", name):
+				return fmt.Sprintf("driver %s gives no devices to runtime %q, in which programs have a kernel of their own", t.Driver, name)
 			}
 		}
 		for _, nw := range f.g.Networks {

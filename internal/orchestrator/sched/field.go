@@ -78,12 +78,12 @@ type tier struct {
 // candidate is a node that the group fits on.
 type candidate struct {
 	seat   *Seat
-	order  int
+	order  int32
+	pos    int32   // in its bucket
 	fixed  float64 // parts of the score that stay
 	base   float64 // parts of the score but for the spread
 	suited *suited // of a group that asks for devices
 	bucket *bucket
-	pos    int
 }
 
 func (c *candidate) before(d *candidate) bool {
@@ -92,14 +92,12 @@ func (c *candidate) before(d *candidate) bool {
 
 // tighter is the order of candidates with equal scores.
 func (c *candidate) tighter(d *candidate) bool {
-	if c.suited != nil {
-		if by := cmp.Or(c.suited.packed.compare(d.suited.packed), cmp.Compare(d.suited.rest, c.suited.rest)); by != 0 {
-			return by < 0
-		}
+	if c.suited == nil {
+		return c.order < d.order
 	}
-	return c.order < d.order
+	return cmp.Or(c.suited.compare(d.suited), cmp.Compare(c.order, d.order)) < 0
 }
-func (c *candidate) at(i int) { c.pos = i }
+func (c *candidate) at(i int) { c.pos = int32(i) }
 
 func (p *pass) field(job *model.Job, g *model.TaskGroup) *field {
 	f := &field{
@@ -268,7 +266,7 @@ func (f *field) look(s *Seat, m *model.AllocMetric) *candidate {
 	} else {
 		why = room(s.Node, s.cpu, s.mem, s.disk, f.usage(s), f.ask.size)
 	}
-	c := &candidate{seat: s, order: f.m.NodesEvaluated}
+	c := &candidate{seat: s, order: int32(f.m.NodesEvaluated)}
 	if why == "" && len(f.ask.wishes) > 0 {
 		why = f.pack(c)
 	}

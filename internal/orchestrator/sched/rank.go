@@ -188,7 +188,7 @@ func (f *field) drop(c *candidate) {
 		f.leave(b)
 		b.candidates = nil
 	} else {
-		b.candidates.remove(c.pos)
+		b.candidates.remove(int(c.pos))
 		b.level.buckets.fix(b.pos)
 	}
 	c.bucket = nil
@@ -199,7 +199,7 @@ func (f *field) drop(c *candidate) {
 // moved puts a candidate where its new score belongs.
 func (f *field) moved(c *candidate) {
 	if b := c.bucket; b != nil {
-		b.candidates.fix(c.pos)
+		b.candidates.fix(int(c.pos))
 		b.level.buckets.fix(b.pos)
 	}
 }

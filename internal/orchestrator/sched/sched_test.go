@@ -382,6 +382,16 @@ func TestWhatANodeCannotOfferIsNamed(t *testing.T) {
 			j.TaskGroups[0].Tasks[0].Config = map[string]any{"runtime": "runsc"}
 			n.Drivers["mock"] = &model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"runtimes": "crun,runsc"}}
 		}, "", ""},
+		"devices in a runtime that does not reach them": {func(j *model.Job, n *model.Node) {
+			j.TaskGroups[0].Tasks[0].Config = map[string]any{"runtime": "runsc"}
+			j.TaskGroups[0].Tasks[0].Resources.Devices = []model.DeviceRequest{{Name: "gpu", Count: 1}}
+			n.Drivers["mock"] = &model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"runtimes": "crun,runsc", "runtimes.devices": "crun"}}
+		}, `driver mock gives no devices to runtime "runsc", in which programs have a kernel of their own`, ""},
+		"devices in a runtime that reaches them, on a node that has none": {func(j *model.Job, n *model.Node) {
+			j.TaskGroups[0].Tasks[0].Config = map[string]any{"runtime": "crun"}
+			j.TaskGroups[0].Tasks[0].Resources.Devices = []model.DeviceRequest{{Name: "gpu", Count: 1}}
+			n.Drivers["mock"] = &model.DriverInfo{Detected: true, Healthy: true, Attributes: map[string]string{"runtimes": "crun,runsc", "runtimes.devices": "crun"}}
+		}, "missing devices", ""},
 		"a limit above its memory": {func(j *model.Job, _ *model.Node) {
 			j.TaskGroups[0].Tasks[0].Resources.MemoryMaxMB = 1001
 		}, "", "memory limit above the node's memory"},

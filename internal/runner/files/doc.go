@@ -5,6 +5,7 @@ package files
 
 import (
 	"context"
+	"errors"
 	"io"
 	"iter"
 
@@ -22,6 +23,9 @@ type Entry struct {
 	Owner       string
 	Group       string
 }
+
+// ErrNodeDown says that the cluster has no connection to the runner's node.
+var ErrNodeDown = errors.New("the runner's node is down")
 
 // Store is access to the files of runners. Relative paths start at the working directory. A path that is missing or unreadable is
 // fault.NotFound.

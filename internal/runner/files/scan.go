@@ -247,7 +247,15 @@ func (s *scanner) bytes(to io.Writer) error {
 	}
 	_, _ = s.r.ReadByte()
 	t := &text{s: s}
-	if _, err := io.Copy(to, base64.NewDecoder(base64.StdEncoding, t)); err != nil {
+	_, err = io.Copy(to, base64.NewDecoder(base64.StdEncoding, t))
+	if wrong, ok := errors.AsType[base64.CorruptInputError](err); ok || t.done && errors.Is(err, io.ErrUnexpectedEOF) {
+		why := "its padding is missing"
+		if ok {
+			why = wrong.Error()
+		}
+		return fault.New(fault.Invalid, "a file's content must be base64 with padding: %s", why)
+	}
+	if err != nil {
 		return err
 	}
 	_, err = io.Copy(io.Discard, t)

@@ -8,6 +8,9 @@ import (
 	"rockpool/internal/sandbox"
 )
 
+// OwnKernel reports whether programs inside have a kernel of their own, and so no way to the node's devices.
+func (r *Runtime) OwnKernel() bool { return r.kind.ownKernel }
+
 // Fences is the containment table of this class.
 func (r *Runtime) Fences() []sandbox.Fence {
 	fences := []sandbox.Fence{

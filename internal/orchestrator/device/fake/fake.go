@@ -62,6 +62,22 @@ func Sliced(n, slots int) device.Report {
 	return r
 }
 
+// Divided is the report of n healthy GPUs that the hardware has divided into so many parts each: MIG-<parts>-<gpu>-<part>.
+func Divided(n, parts int) device.Report {
+	r := Report(n)
+	whole := r.Groups[0]
+	each := whole.MemoryMB() / parts
+	g := model.NodeDevice{Vendor: whole.Vendor, Type: whole.Type, Name: "Fake MIG " + strconv.Itoa(each) + "mb", Attributes: map[string]model.Attribute{
+		model.AttrMemory: model.IntOf(int64(each), "MiB"), model.AttrShare: model.TextOf(model.ShareMIG)}}
+	for _, in := range whole.Instances {
+		for i := range parts {
+			g.Instances = append(g.Instances, model.DeviceInstance{ID: "MIG-" + strconv.Itoa(parts) + "-" + in.ID + "-" + strconv.Itoa(i), Healthy: true, Parent: in.ID})
+		}
+	}
+	r.Groups[0] = g
+	return r
+}
+
 // Set replaces what there is.
 func (p *Plugin) Set(r device.Report) {
 	p.mu.Lock()

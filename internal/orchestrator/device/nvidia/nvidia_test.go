@@ -359,7 +359,7 @@ func TestWhichGPUsAreSliced(t *testing.T) {
 		return
 	}
 	w.gpus(4)
-	w.say("gpu 1 name", "Tesla T4", "gpu 1 memory", "15360", "gpu 2 mig", "1")
+	w.say("gpu 1 name", "Tesla T4", "gpu 1 memory", "15360", "gpu 2 mig", "1", "gpu 0 link0", bus(3), "gpu 3 link0", bus(0))
 	w.part(2, 0, "MIG-a", "1g.5gb", "4864")
 	for _, c := range []struct {
 		name  string
@@ -391,6 +391,9 @@ func TestWhichGPUsAreSliced(t *testing.T) {
 				for _, in := range g.Instances {
 					if in.HealthDescription != c.ill[in.ID] || in.Healthy != (c.ill[in.ID] == "") {
 						t.Errorf("%s is %+v", in.ID, in)
+					}
+					if whole, slot := model.SlotParent(in.ID); slot && whole == uuid(0) && !slices.Equal(in.Peers, []string{uuid(3)}) {
+						t.Errorf("links of a slot lead to %v, not to where those of its GPU do", in.Peers)
 					}
 				}
 			}

@@ -42,6 +42,8 @@ type Plugin struct {
 	targets []target          // instances of the session, for their figures
 	rest    map[string]uint64 // bytes of memory that an instance uses while nothing computes on it, by its id
 	doubted map[string]bool   // ids of instances that had an end of a task and were not seen without anything since
+	looks   uint64            // that were told of
+	specs   map[string][]byte // that were made since the last look, by their ids
 }
 
 // New prepares a plugin. It loads nothing.
@@ -51,7 +53,8 @@ func New(cfg Config) *Plugin {
 }
 
 func newPlugin(cfg Config, l *library) *Plugin {
-	return &Plugin{cfg: cfg, library: l, sick: map[string]string{}, strained: map[string]int{}, seen: map[string]*gpu{}, rest: map[string]uint64{}, doubted: map[string]bool{}}
+	return &Plugin{cfg: cfg, library: l, sick: map[string]string{}, strained: map[string]int{}, seen: map[string]*gpu{}, rest: map[string]uint64{}, doubted: map[string]bool{},
+		specs: map[string][]byte{}}
 }
 
 // Name is "nvidia".
@@ -65,6 +68,8 @@ func (p *Plugin) Watch(ctx context.Context, publish func(device.Report)) error {
 	tell := func(r device.Report) {
 		p.mu.Lock()
 		p.report = r
+		p.looks++
+		clear(p.specs)
 		p.mu.Unlock()
 		publish(r)
 	}

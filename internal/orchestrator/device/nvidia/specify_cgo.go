@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/NVIDIA/nvidia-container-toolkit/pkg/nvcdi"
 
@@ -22,8 +23,32 @@ var specified = []string{
 }
 
 // Specify makes a specification in the Container Device Interface of GPUs and MIG instances with these ids, by the vendor's own library: their nodes, and the driver's files of
-// this machine. It has no hooks and no sockets, and lies nowhere but in the answer. It looks through directories, and may take a second.
+// this machine. It has no hooks and no sockets, and lies nowhere but in the answer. It looks through directories, and may take a second: until the next look at the GPUs it
+// is the same for the same ids. Nobody writes to it.
 func (p *Plugin) Specify(ctx context.Context, ids []string) ([]byte, error) {
+	key := strings.Join(slices.Sorted(slices.Values(ids)), ",")
+	p.mu.Lock()
+	made, looks := p.specs[key], p.looks
+	p.mu.Unlock()
+	if made != nil {
+		return made, nil
+	}
+	made, err := p.specify(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if looks == p.looks && len(p.specs) < maxSpecs {
+		p.specs[key] = made
+	}
+	return made, nil
+}
+
+// maxSpecs bounds how many sets of ids have their specification kept.
+const maxSpecs = 64
+
+func (p *Plugin) specify(ctx context.Context, ids []string) ([]byte, error) {
 	l := p.library
 	for _, name := range specified {
 		if !l.offers([]string{name}) {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -90,6 +91,40 @@ func TestASpecificationIsMade(t *testing.T) {
 	p.until("the session goes on", found(2))
 	if in, err := p.plugin.Reserve([]string{uuid(0)}); err != nil {
 		t.Errorf("afterwards a GPU is reserved with %v, %v", in, err)
+	}
+}
+
+func TestASpecificationIsMadeOnceForEachLook(t *testing.T) {
+	w, child := inChild(t)
+	if !child {
+		return
+	}
+	w.gpus(2)
+	cfg := w.config()
+	cfg.Root, cfg.Poll = machine(t, 2), time.Hour
+	p := w.watch(cfg)
+	p.until("there are two GPUs", found(2))
+	specify := func(ids ...string) string {
+		text, err := p.plugin.Specify(t.Context(), ids)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	first := specify(uuid(0), uuid(1))
+	if err := os.Remove(filepath.Join(cfg.Root, "usr/bin/nvidia-smi")); err != nil {
+		t.Fatal(err)
+	}
+	if again := specify(uuid(1), uuid(0)); again != first {
+		t.Errorf("it is made once more:\n%s\nafter\n%s", again, first)
+	}
+	if other := specify(uuid(1)); strings.Contains(other, uuid(0)) || strings.Contains(other, "nvidia-smi") {
+		t.Errorf("that of other GPUs is\n%s", other)
+	}
+	w.say("xid 1", "0 79 8")
+	p.ill(uuid(0), "XID 79")
+	if after := specify(uuid(0), uuid(1)); strings.Contains(after, "nvidia-smi") {
+		t.Errorf("after another look it is still\n%s", after)
 	}
 }
 

@@ -476,14 +476,14 @@ func (p *Plugin) group(gpus []*gpu, common map[string]model.Attribute) []model.N
 			maps.DeleteFunc(groups[k].Attributes, func(name string, v model.Attribute) bool { return u.attributes[name] != v })
 			in := model.DeviceInstance{ID: u.id, Healthy: u.ill == "", HealthDescription: u.ill, PCIBusID: g.bus, NUMANode: g.numa, Peers: g.peers}
 			if u.instance != nil {
-				in.Parent, in.Peers = g.uuid, nil // parts have no links
+				in.Parent, in.Peers = g.uuid, nil // they have no links
 			}
 			if u.slots == 0 {
 				groups[k].Instances = append(groups[k].Instances, in)
 			}
 			for i := range u.slots {
 				slot := in
-				slot.ID, slot.Parent, slot.ParentMemoryMB, slot.Peers = model.SlotID(g.uuid, i), g.uuid, int(u.memory>>20), nil
+				slot.ID, slot.Parent, slot.ParentMemoryMB = model.SlotID(g.uuid, i), g.uuid, int(u.memory>>20) // with the links of their GPU
 				groups[k].Instances = append(groups[k].Instances, slot)
 			}
 		}

@@ -405,6 +405,12 @@ func (b *builder) mount(where string, m *specs.Mount) error {
 		b.ignore(where, "mount of %s: it is neither a regular file nor a directory", m.HostPath)
 		return nil
 	}
+	if info.IsDir() {
+		if why := meeting(m.HostPath); why != "" {
+			b.ignore(where, "mount of %s: %s", m.HostPath, why)
+			return nil
+		}
+	}
 	for _, had := range b.grant.Binds {
 		if had.Target == m.ContainerPath {
 			if had.Source != m.HostPath {
@@ -415,6 +421,42 @@ func (b *builder) mount(where string, m *specs.Mount) error {
 	}
 	b.grant.Binds = append(b.grant.Binds, sandbox.Bind{Source: m.HostPath, Target: m.ContainerPath, Made: true})
 	return nil
+}
+
+// meetings are where services of a node wait for their clients, now or later. A server of MPS does so in /tmp/nvidia-mps, which the vendor's own specifications have.
+var meetings = []string{"/tmp", "/var/tmp", "/run", "/var/run", "/dev", "/proc", "/sys"}
+
+// mostFiles bounds how much of a directory is looked through.
+const mostFiles = 20_000
+
+// meeting says why a directory is none of files alone; "" = it is.
+func meeting(dir string) string {
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return "it cannot be looked at: " + err.Error()
+	}
+	for _, m := range meetings {
+		if real == m || strings.HasPrefix(real, m+"/") {
+			return "services of the node keep their sockets in " + m
+		}
+	}
+	files := 0
+	err = filepath.WalkDir(real, func(p string, d fs.DirEntry, err error) error {
+		if files++; err != nil {
+			return err
+		}
+		if files > mostFiles {
+			return fmt.Errorf("it has more than %d files", mostFiles)
+		}
+		if t := d.Type(); !t.IsRegular() && !t.IsDir() && t != fs.ModeSymlink {
+			return fmt.Errorf("it has %s in it, which is no file", p)
+		}
+		return nil
+	})
+	if err != nil {
+		return err.Error()
+	}
+	return ""
 }
 
 func clean(p string) bool { return path.IsAbs(p) && path.Clean(p) == p && !strings.ContainsRune(p, 0) }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"rockpool/internal/orchestrator/driver/cdi"
@@ -98,6 +100,45 @@ func TestADeviceIsWhatItsSpecificationSays(t *testing.T) {
 	}
 	if g, err := r.Resolve(t.Context(), nil); err != nil || len(g.Devices)+len(g.Binds)+len(g.Env) > 0 {
 		t.Errorf("none: %+v, %v", g, err)
+	}
+}
+
+// A socket of a service on the node, such as that of a server of MPS, leads out of a sandbox and to its neighbours; so may a file system of another kind.
+func TestSocketsAndFileSystemsAreNotShown(t *testing.T) {
+	dir := t.TempDir()
+	socket, pipe := filepath.Join(dir, "control"), filepath.Join(dir, "pipe")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	if err := syscall.Mkfifo(pipe, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	// Of the directories one is where services meet, one has a socket in it far below, and one has files alone.
+	own, err := os.MkdirTemp(".", "driver")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(own) })
+	if own, err = filepath.Abs(own); err != nil {
+		t.Fatal(err)
+	}
+	busy, quiet, way := filepath.Join(own, "busy"), filepath.Join(own, "quiet"), filepath.Join(own, "way")
+	if err := errors.Join(os.MkdirAll(filepath.Join(busy, "a/b"), 0o755), os.Mkdir(quiet, 0o755), os.WriteFile(filepath.Join(quiet, "gsp.bin"), nil, 0o644),
+		syscall.Mkfifo(filepath.Join(busy, "a/b/pipe"), 0o666), os.Symlink(t.TempDir(), way)); err != nil {
+		t.Fatal(err)
+	}
+	shared := fmt.Sprintf(`"mounts": [{"hostPath": %q, "containerPath": "/tmp/nvidia-mps/control"}, {"hostPath": %q, "containerPath": "/tmp/nvidia-mps/pipe"},
+		{"hostPath": "proc", "containerPath": "/proc/driver", "type": "proc"}, {"hostPath": "/dev/zero", "containerPath": "/run/zero", "options": ["bind"]},
+		{"hostPath": %q, "containerPath": "/tmp/nvidia-mps"}, {"hostPath": %q, "containerPath": "/opt/busy"}, {"hostPath": %q, "containerPath": "/opt/way"},
+		{"hostPath": %q, "containerPath": "/lib/firmware/gpu"}]`, socket, pipe, dir, busy, way, quiet)
+	g, err := cdi.New(nil, nil, write(t, shared, one, two)).Resolve(t.Context(), []string{"nvidia.com/gpu=GPU-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(g.Binds) != 1 || g.Binds[0].Source != quiet || len(g.Ignored) != 7 {
+		t.Errorf("shown are %+v, not used %q", g.Binds, g.Ignored)
 	}
 }
 

@@ -46,6 +46,8 @@ type Config struct {
 type Class struct {
 	Runtime Runtime
 	Version string // of its program
+	// OwnKernel says that programs inside have a kernel of their own: the node's devices are out of their reach.
+	OwnKernel bool
 }
 
 // Driver runs tasks in sandboxes.
@@ -82,7 +84,9 @@ func (d *Driver) Name() string { return d.name }
 // Fingerprint tells the fences of the sandbox as attributes.
 func (d *Driver) Fingerprint(context.Context) model.DriverInfo {
 	info := model.DriverInfo{Detected: true, Healthy: true, HealthDescription: "Healthy", Attributes: map[string]string{}}
-	info.Attributes["runtimes"] = strings.Join(d.core.classes(), ",")
+	names := d.core.classes()
+	info.Attributes["runtimes"] = strings.Join(names, ",")
+	info.Attributes["runtimes.devices"] = strings.Join(slices.DeleteFunc(names, func(n string) bool { return d.core.cfg.Classes[n].OwnKernel }), ",")
 	for name, c := range d.core.cfg.Classes {
 		info.Attributes["sandbox.runtime."+name] = c.Version
 		for _, f := range c.Runtime.Fences() {

@@ -332,6 +332,15 @@ func TestFencesAreAttributes(t *testing.T) {
 	}
 }
 
+// A scheduler goes by these: what is placed here must not fail for what the node has known all along.
+func TestRuntimesTellWhichOfThemGiveDevices(t *testing.T) {
+	r := newFake()
+	d := sandboxed.New(sandboxed.Config{Runtime: r, Images: r, Classes: map[string]sandboxed.Class{"crun": {Runtime: r}, "runsc": {Runtime: r, OwnKernel: true}}}, sandboxed.NameDocker)[0]
+	if a := d.Fingerprint(t.Context()).Attributes; a["runtimes"] != "crun,runsc" || a["runtimes.devices"] != "crun" {
+		t.Errorf("got %q, of which %q give devices", a["runtimes"], a["runtimes.devices"])
+	}
+}
+
 func TestTheTableHasTheRowsOfEachRuntime(t *testing.T) {
 	r := newFake()
 	d := sandboxed.New(sandboxed.Config{Runtime: r, Images: r, Classes: map[string]sandboxed.Class{"crun": {Runtime: r}, "runsc": {Runtime: r}}}, sandboxed.Name, sandboxed.NameDocker)
