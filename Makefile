@@ -22,6 +22,8 @@ demo: build ## start everything and run real programs through it (root; ONCE=1 s
 
 test: check unit e2e costs vm ## the whole test suite, also what needs root
 
+# The race detector sleeps for a second at the end of each process, which is one for each package and more.
+unit: export GORACE ?= atexit_sleep_ms=10
 unit: ## unit tests with the race detector
 	$(GO) test -race -timeout 4m ./cmd/... ./internal/... ./pkg/...
 

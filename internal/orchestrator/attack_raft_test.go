@@ -61,9 +61,10 @@ func TestRaftStandsGarbage(t *testing.T) {
 	write := func(name string) {
 		t.Helper()
 		for _, s := range servers {
-			if _, err := client(s).Namespaces().Register(&api.Namespace{Name: name}, nil); err != nil {
-				t.Fatal(err)
-			}
+			retried(t, s.cfg.Name+": write "+name, func() error {
+				_, err := client(s).Namespaces().Register(&api.Namespace{Name: name}, nil)
+				return err
+			})
 		}
 	}
 	write("before")

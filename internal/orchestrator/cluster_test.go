@@ -288,13 +288,19 @@ func TestThreeServers(t *testing.T) {
 	if err != nil || len(members.Members) != 3 {
 		t.Fatalf("members: %v, %v", members, err)
 	}
-	conf, err := c.client(t).Operator().RaftGetConfiguration(nil)
-	if err != nil || len(conf.Servers) != 3 || !strings.HasSuffix(conf.Servers[0].Node, ".global") {
-		t.Fatalf("Raft's configuration: %+v, %v", conf, err)
-	}
-	if addr, err := c.client(t).Status().Leader(); err != nil || addr != first.cfg.Cluster.RPCAddress {
-		t.Errorf("the leader is %q, %v; want %s", addr, err, first.cfg.Cluster.RPCAddress)
-	}
+	var conf *api.RaftConfiguration
+	retried(t, "Raft's configuration", func() (err error) {
+		conf, err = c.client(t).Operator().RaftGetConfiguration(nil)
+		if err == nil && (len(conf.Servers) != 3 || !strings.HasSuffix(conf.Servers[0].Node, ".global")) {
+			t.Fatalf("Raft's configuration: %+v", conf)
+		}
+		return err
+	})
+	until(t, "all name the one that leads", func() bool { // which a busy machine may have changed
+		first = leaderOf(t, all)
+		addr, err := c.client(t).Status().Leader()
+		return err == nil && addr == first.cfg.Cluster.RPCAddress
+	})
 	if peers, err := c.client(t).Status().Peers(); err != nil || len(peers) != 3 {
 		t.Errorf("peers: %v, %v", peers, err)
 	}

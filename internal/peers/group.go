@@ -125,6 +125,17 @@ func (g *Group) Alive(id string) bool {
 	return ok || id == g.self
 }
 
+// Lives is Alive, but for a gateway that is not known: one that has come a moment ago is looked for before it counts as dead.
+func (g *Group) Lives(ctx context.Context, id string) (bool, error) {
+	if g.Alive(id) || !ident.Valid(id) {
+		return g.Alive(id), nil
+	}
+	if err := g.refresh(ctx); err != nil {
+		return false, err
+	}
+	return g.Alive(id), nil
+}
+
 // NewExecutionID names an execution that waits here, so that the others find it.
 func (g *Group) NewExecutionID() string { return g.self[:tagLength] + ident.New()[tagLength:] }
 

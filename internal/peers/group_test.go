@@ -439,6 +439,35 @@ func TestAWordIsGoodForOneRequest(t *testing.T) {
 	})
 }
 
+// One that has come since the last look is not taken for dead by those who ask.
+func TestOneThatHasComeAMomentAgoLives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore()
+		a := s.join(t, "http://a", nil)
+		<-a.Joined()
+		b := s.join(t, "http://b", nil)
+		<-b.Joined()
+		if a.Alive(b.Self()) {
+			t.Fatal("it is known already")
+		}
+		if lives, err := a.Lives(t.Context(), b.Self()); !lives || err != nil {
+			t.Errorf("it lives: %v, %v", lives, err)
+		}
+		for _, id := range []string{"", "x", "00000000-0000-4000-8000-000000000000"} {
+			if lives, err := a.Lives(t.Context(), id); lives || err != nil {
+				t.Errorf("%q lives: %v, %v", id, lives, err)
+			}
+		}
+		a.v.cut(fault.New(fault.Unavailable, "cut"))
+		if lives, err := a.Lives(t.Context(), "00000000-0000-4000-8000-000000000000"); lives || err == nil {
+			t.Errorf("nobody can know: %v, %v", lives, err)
+		}
+		a.v.cut(nil)
+		a.leave()
+		b.leave()
+	})
+}
+
 // One that does not prove to be a gateway lives, so that nothing is taken from it, and is not asked. What it may know keeps runners alive for their time.
 func TestWhoProvesNothingIsNotAsked(t *testing.T) {
 	s := newStore()

@@ -113,10 +113,13 @@ func (m *Manager) agreed(ctx context.Context, key string, was Agreed) (*Runner, 
 		return nil, none, err
 	case !there || used && (mark.Key != key || time.Since(mark.At) > keyTime):
 		return nil, none, nil
-	case !used && (was.Gateway == m.self() || !m.opts.Shared.Others.Alive(was.Gateway)): // our own earlier attempt, or that of one that is no more
+	case !used && was.Gateway == m.self(): // our own earlier attempt
 		return nil, none, nil
 	case !used:
-		return nil, pending, nil
+		if lives, err := m.opts.Shared.Others.Lives(ctx, was.Gateway); err != nil || lives {
+			return nil, pending, err
+		}
+		return nil, none, nil
 	}
 	r, err := m.Find(ctx, was.Runner)
 	if fault.Is(err, fault.Gone) {

@@ -29,7 +29,10 @@ type Others interface {
 	Self() string
 	// Leading reports whether this gateway keeps the pools.
 	Leading() bool
+	// Alive reports whether a gateway lives, as far as is known here: of one that has come a moment ago nothing is.
 	Alive(gateway string) bool
+	// Lives is Alive by a look that begins after the call, where nothing is known.
+	Lives(ctx context.Context, gateway string) (bool, error)
 	// Idle is how long ago another gateway saw the runner being used, negative = none knows it. An error says that one that may know did not answer.
 	Idle(ctx context.Context, id string) (time.Duration, error)
 	// Expire tells the others that a runner goes because nobody used it.

@@ -26,6 +26,7 @@ type others struct {
 	mu      sync.Mutex
 	leads   bool
 	alive   map[string]bool
+	come    string        // a gateway that lives and is not known before one looks
 	idle    time.Duration // since the last use through another
 	err     error
 	asked   int
@@ -42,6 +43,15 @@ func (o *others) Alive(id string) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return id == "self" || o.alive[id]
+}
+
+func (o *others) Lives(_ context.Context, id string) (bool, error) {
+	o.set(func() {
+		if id == o.come {
+			o.alive[id] = true
+		}
+	})
+	return o.Alive(id), o.err
 }
 
 func (o *others) Idle(context.Context, string) (time.Duration, error) {
@@ -131,7 +141,6 @@ func (a *agreements) Standing(_ context.Context, id string) (bool, runner.Mark, 
 func TestAKeyThatAnotherGatewayHasToo(t *testing.T) {
 	const request = "1/60"
 	for name, c := range map[string]struct {
-		gateway string
 		prepare func(a *agreements, theirs string) // theirs is the id of an idle runner
 		after   func(a *agreements, theirs string) // a second later
 		same    bool                               // theirs is got
@@ -159,6 +168,11 @@ func TestAKeyThatAnotherGatewayHasToo(t *testing.T) {
 		}, after: func(a *agreements, id string) {
 			a.c.claimFor(id, runner.Mark{Timeout: time.Minute, Key: "k", Request: request, At: time.Now()})
 		}},
+		"it has come a moment ago": {same: true, within: 2 * time.Second, prepare: func(a *agreements, id string) {
+			a.put("k", runner.Agreed{Runner: id, Request: request, Gateway: "new"})
+		}, after: func(a *agreements, id string) {
+			a.c.claimFor(id, runner.Mark{Timeout: time.Minute, Key: "k", Request: request, At: time.Now()})
+		}},
 		"it does not get on": {within: 13 * time.Second, prepare: func(a *agreements, id string) {
 			a.put("k", runner.Agreed{Runner: id, Request: request, Gateway: "other"})
 		}},
@@ -176,7 +190,7 @@ func TestAKeyThatAnotherGatewayHasToo(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := &others{idle: -1, leads: true, alive: map[string]bool{"other": true}}
+			o := &others{idle: -1, leads: true, alive: map[string]bool{"other": true}, come: "new"}
 			var a *agreements
 			find := func(_ context.Context, id string) (runner.Seen, bool, error) {
 				a.c.mu.Lock()

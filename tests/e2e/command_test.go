@@ -216,13 +216,18 @@ func TestWrongConfigurationIsListedWhole(t *testing.T) {
 	if err := os.WriteFile(file, []byte("server:\n  prot: 7200\n  port: many\nlogger:\n  level: loud\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.CommandContext(bounded(t), filepath.Join(binaries, "gateway"), "serve", "-config", file).CombinedOutput()
-	if exitCode(err) != 2 {
-		t.Errorf("exit %d", exitCode(err))
-	}
-	for _, want := range []string{"server.prot", "server.port", "logger.level"} {
-		if !strings.Contains(string(out), want) {
-			t.Errorf("%s is not in %s", want, out)
+	for command, all := range map[string][]string{
+		"serve": {"server.port", "logger.level"},                // which ignores what it does not know,
+		"check": {"server.prot", "server.port", "logger.level"}, // and this does not
+	} {
+		out, err := exec.CommandContext(bounded(t), filepath.Join(binaries, "gateway"), command, "-config", file).CombinedOutput()
+		if exitCode(err) != 2 {
+			t.Errorf("%s: exit %d", command, exitCode(err))
+		}
+		for _, want := range all {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("%s: %s is not in %s", command, want, out)
+			}
 		}
 	}
 }

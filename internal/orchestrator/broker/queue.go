@@ -297,9 +297,17 @@ func (q *Queue) Counts() Counts {
 	return c
 }
 
-// Passes reports whether nothing that is ready has a higher priority.
+// Passes reports whether nothing that is ready or in work has a higher priority: what is in work may not have what it asks for yet.
 func (q *Queue) Passes(priority int) bool {
-	return q.ready.Len() == 0 || q.ready.list[0].eval.Priority <= priority
+	if q.ready.Len() > 0 && q.ready.list[0].eval.Priority > priority {
+		return false
+	}
+	for _, it := range q.inWork { // as many as there are workers
+		if it.eval.Priority > priority {
+			return false
+		}
+	}
+	return true
 }
 
 type items struct {

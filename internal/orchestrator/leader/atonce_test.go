@@ -17,9 +17,16 @@ import (
 
 // atOnce is a bubble in which jobs may be placed with their registration.
 func atOnce(t *testing.T, f func(l *led)) {
+	t.Helper()
+	atOnceWith(t, leader.Config{}, f)
+}
+
+func atOnceWith(t *testing.T, cfg leader.Config, f func(l *led)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		l := &led{t: t, log: newLog()}
-		l.Leader = leader.New(leader.Config{Store: l.store, Log: l.log, HeartbeatTTL: 1000 * time.Hour, Encode: command.Encode})
+		cfg.Store, cfg.Log, cfg.HeartbeatTTL, cfg.Encode = l.store, l.log, 1000*time.Hour, command.Encode
+		l.Leader = leader.New(cfg)
 		signal := make(chan bool, 1)
 		ctx, cancel := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
@@ -113,7 +120,8 @@ func TestWhatIsNotSimpleIsLeftToItsEvaluation(t *testing.T) {
 		}, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			atOnce(t, func(l *led) {
+			// One worker, since two that decide at the same time about what there is room for once are in no order, whatever their priorities are.
+			atOnceWith(t, leader.Config{Workers: 1}, func(l *led) {
 				l.do(&command.NodeRegister{Node: smallNode("n1", 100)})
 				j := asking("j", 2, 50)
 				c.change(l, j)

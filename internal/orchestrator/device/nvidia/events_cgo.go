@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// eventWait is how long one wait for events may take: the end of a session is not noticed before.
-	eventWait = time.Second
+	// eventWait is how long one wait for events may take: the end of a session is not noticed before, and so long does an agent's stop take.
+	eventWait = 250 * time.Millisecond
 	// maxXIDs bounds how many events wait to be read. The driver itself merges those of one GPU.
 	maxXIDs = 64
 	// wholeDevice is the id of an instance in an event that is about no part of a GPU.

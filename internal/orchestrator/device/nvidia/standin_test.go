@@ -45,12 +45,14 @@ func inChild(t *testing.T, flags ...string) (*world, bool) {
 		w.say()
 		return w, true
 	}
+	t.Parallel() // each has a process and a library of its own, and mostly waits
 	dir := t.TempDir()
 	standin.Build(t, dir, flags...)
 	ctx, cancel := context.WithTimeout(t.Context(), childTimeout)
 	defer cancel()
 	child := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.count=1")
-	child.Env = append(os.Environ(), "LD_LIBRARY_PATH="+dir, standin.Variable+"="+filepath.Join(dir, "scenario"))
+	child.Env = append(os.Environ(), "LD_LIBRARY_PATH="+dir, standin.Variable+"="+filepath.Join(dir, "scenario"),
+		"GORACE=atexit_sleep_ms=0") // the race detector's pause at the end of each process
 	out, err := child.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
 		t.Errorf("with the stand-in library: %v\n%s", err, out)
