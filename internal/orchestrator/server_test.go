@@ -364,7 +364,7 @@ func TestAnswersHaveNomadsWords(t *testing.T) {
 		{"a node's route without its secret", "PUT", "/v1/internal/node/" + id + "/heartbeat", "secret", "", 403, "Permission denied"},
 		{"an unknown topic", "GET", "/v1/event/stream?topic=Odd", "secret", "", 400, "Odd"},
 		{"events from the future", "GET", "/v1/event/stream?index=100000", "secret", "", 410, "no longer held"},
-		{"the agent", "GET", "/v1/agent/self", "secret", "", 200, `"Rockpool":{"NativeExec":true}`},
+		{"the agent", "GET", "/v1/agent/self", "secret", "", 200, `"Rockpool":{"JobMark":true,"NativeExec":true}`},
 		{"metrics", "GET", "/v1/metrics?format=prometheus", "secret", "", 200, "nomad_nomad_job_status_running 0"},
 	} {
 		t.Run(q.name, func(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"github.com/creack/pty"
 	"github.com/gorilla/websocket"
 	"github.com/hashicorp/nomad/api"
+	"golang.org/x/sys/unix"
 )
 
 // ExecFault is what goes wrong with an exec whose command contains Match. Zero fields change nothing.
@@ -168,13 +169,40 @@ type stream struct {
 	from *os.File
 }
 
+// openTerminal is pty.Open with a master whose reads heed deadlines: a program that lives on may hold the other side.
+func openTerminal() (master, slave *os.File, err error) {
+	blocking, slave, err := pty.Open()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer blocking.Close()
+	fd, err := unix.FcntlInt(blocking.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
+		_ = slave.Close()
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(fd), blocking.Name()), slave, nil
+}
+
+// resize leaves a terminal's reads as they are, which pty.Setsize does not.
+func resize(terminal *os.File, size *api.TerminalSize) {
+	if raw, err := terminal.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(size.Height), Col: uint16(size.Width)})
+		})
+	}
+}
+
 func (r *run) serve(box *container, tty bool, env, argv []string) {
 	cmd := box.command(tty, env, argv)
 	var stdin *os.File
 	var outs []stream
 	var inner []*os.File
 	if tty {
-		master, slave, err := pty.Open()
+		master, slave, err := openTerminal()
 		if err != nil {
 			return
 		}
@@ -251,7 +279,7 @@ func (r *run) input(stdin *os.File, tty bool) {
 		}
 		switch {
 		case in.TTYSize != nil && tty:
-			_ = pty.Setsize(stdin, &pty.Winsize{Rows: uint16(in.TTYSize.Height), Cols: uint16(in.TTYSize.Width)})
+			resize(stdin, in.TTYSize)
 		case in.Stdin == nil:
 		case in.Stdin.Close && !tty && !r.fault.NoEOF:
 			_ = stdin.Close()
