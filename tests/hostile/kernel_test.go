@@ -68,7 +68,7 @@ a = time.perf_counter_ns(); b = time.perf_counter_ns()
 print("fine", b - a < 1000000, "uptime of the node", float(open("/proc/uptime").read().split()[0]) > 86400 or time.clock_gettime(time.CLOCK_BOOTTIME) > 86400)
 `, want: "exit 0", stdout: "fine True uptime of the node False\n"},
 	{id: "C12", what: "inherited descriptors", language: "sh",
-		program: `cd /proc/$$/fd; for f in *; do case $f in 0|1|2|255) ;; *) echo $f; ls -l $f;; esac; done; true`, want: "exit 0", stdout: silent},
+		program: `cd /proc/$$/fd; for f in *; do case $f in 0|1|2|255) ;; *) [ -L $f ] && ls -l $f;; esac; done; true`, want: "exit 0", stdout: silent},
 	{id: "C12", what: "inherited descriptors, as root", language: "py", root: true,
 		program: `print(sorted(os.listdir("/proc/self/fd"), key=int))`, want: "exit 0", stdout: `\['0', '1', '2', '3'\]` + "\n"}, // 3 is the listing's own
 	{id: "C2", what: "release_agent of control groups", language: "sh", root: true, program: `
