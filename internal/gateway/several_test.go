@@ -394,6 +394,7 @@ func TestATokenIsNotPassedOn(t *testing.T) {
 	b = among(t, c, func(cfg *config.Config) { cfg.Server.PeerAddress = between.URL })
 	a.want("PUT", "/execution-environments/10", env("2"), 201, "")
 	b.pool("10", 2, 0)
+	a.pool("10", 2, 0) // it may hear of them later
 	r := a.claim("0")
 	header := http.Header{"Poseidon-Token": {"secret"}, "Authorization": {"Bearer secret"}, "Cookie": {"a=secret"}, "Baggage": {"x=y"}}
 	conn, _, err := websocket.DefaultDialer.Dial(a.via(b.execute(r, `{"command":"echo hi"}`)), header)
