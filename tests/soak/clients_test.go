@@ -21,30 +21,32 @@ type act struct {
 
 // honest are acts in which every answer has to be right.
 var honest = []act{
-	{"submission", submission}, {"several in one runner", severalTimes}, {"dialogue", dialogue}, {"stopped by the learner", stopped}, {"large output", largeOutput},
+	{"submission", submission(env)}, {"submission, warm", submission(warm)}, {"several in one runner", severalTimes}, {"dialogue", dialogue}, {"stopped by the learner", stopped}, {"large output", largeOutput},
 }
 
 // submission is what a platform does for each.
-func submission(ctx context.Context, w *world, r *rand.Rand) error {
-	return w.inRunner(ctx, func(runner string) error {
-		n := r.IntN(1000)
-		program := fmt.Sprintf("import sys\nprint('hello', %d)\nprint('aside', file=sys.stderr)\nsys.exit(%d)\n", n, n%100)
-		if err := w.Copy(ctx, runner, []string{"./*"}, platform.File{Path: "./"}, platform.File{Path: "main.py", Content: []byte(program)}); err != nil {
-			return err
-		}
-		if err := w.expect(ctx, runner, "python3 main.py", fmt.Sprintf("hello %d\r\n", n), "aside", n%100); err != nil {
-			return err
-		}
-		files, err := w.List(ctx, runner, "./", true)
-		if err != nil || len(files) != 1 || files[0].Name != "./main.py" && files[0].Name != "main.py" {
-			return fmt.Errorf("the listing is %+v, %v", files, err)
-		}
-		got, err := w.Download(ctx, runner, "main.py")
-		if err != nil || string(got) != program {
-			return fmt.Errorf("the file came back as %q, %v", got, err)
-		}
-		return nil
-	})
+func submission(id int) func(context.Context, *world, *rand.Rand) error {
+	return func(ctx context.Context, w *world, r *rand.Rand) error {
+		return w.inRunnerOf(ctx, id, func(runner string) error {
+			n := r.IntN(1000)
+			program := fmt.Sprintf("import sys\nprint('hello', %d)\nprint('aside', file=sys.stderr)\nsys.exit(%d)\n", n, n%100)
+			if err := w.Copy(ctx, runner, []string{"./*"}, platform.File{Path: "./"}, platform.File{Path: "main.py", Content: []byte(program)}); err != nil {
+				return err
+			}
+			if err := w.expect(ctx, runner, "python3 main.py", fmt.Sprintf("hello %d\r\n", n), "aside", n%100); err != nil {
+				return err
+			}
+			files, err := w.List(ctx, runner, "./", true)
+			if err != nil || len(files) != 1 || files[0].Name != "./main.py" && files[0].Name != "main.py" {
+				return fmt.Errorf("the listing is %+v, %v", files, err)
+			}
+			got, err := w.Download(ctx, runner, "main.py")
+			if err != nil || string(got) != program {
+				return fmt.Errorf("the file came back as %q, %v", got, err)
+			}
+			return nil
+		})
+	}
 }
 
 func severalTimes(ctx context.Context, w *world, r *rand.Rand) error {
@@ -146,9 +148,13 @@ func (w *world) expect(ctx context.Context, runner, command, stdout, stderr stri
 	return nil
 }
 
-// inRunner claims one for a time.
 func (w *world) inRunner(ctx context.Context, f func(runner string) error) error {
-	runner, err := w.claim(ctx)
+	return w.inRunnerOf(ctx, env, f)
+}
+
+// inRunnerOf claims one of an environment for a time.
+func (w *world) inRunnerOf(ctx context.Context, id int, f func(runner string) error) error {
+	runner, err := w.claim(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -156,8 +162,8 @@ func (w *world) inRunner(ctx context.Context, f func(runner string) error) error
 }
 
 // claim takes a runner, and refuses one that somebody had before.
-func (w *world) claim(ctx context.Context) (string, error) {
-	runner, err := w.Claim(ctx, env, time.Hour)
+func (w *world) claim(ctx context.Context, id int) (string, error) {
+	runner, err := w.Claim(ctx, id, time.Hour)
 	if err != nil {
 		return "", err
 	}
@@ -193,7 +199,7 @@ while True: h.append(b"x" * (1 << 20))'`, outOfMemory),
 func program(name string, limit int, command, verdicts string) act {
 	allowed := regexp.MustCompile("^(" + verdicts + ")$")
 	return act{name, func(ctx context.Context, w *world, _ *rand.Rand) error {
-		runner, err := w.claim(ctx)
+		runner, err := w.claim(ctx, env)
 		if err != nil {
 			return err
 		}
@@ -271,7 +277,7 @@ func badRequests(ctx context.Context, w *world, r *rand.Rand) error {
 }
 
 func pulledAway(ctx context.Context, w *world, _ *rand.Rand) error {
-	runner, err := w.claim(ctx)
+	runner, err := w.claim(ctx, env)
 	if err != nil {
 		return err
 	}

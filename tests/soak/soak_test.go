@@ -30,7 +30,8 @@ import (
 
 const (
 	env, pool         = 10, 16
-	other             = 11 // an environment that changes all the time
+	other             = 11    // an environment that changes all the time
+	warm, warmPool    = 12, 4 // one in whose runners an interpreter waits
 	honestOnes, rogue = 3, 2
 	// history is how many MB of events the cluster keeps for who comes back: so few that there are as many before what is judged begins.
 	history = 2
@@ -260,8 +261,10 @@ func begin(t *testing.T) *world {
 			_ = w.Stop() // it may have been already
 		}
 	})
-	for id, size := range map[int]uint{env: pool, other: 2} {
-		if err := w.PutEnvironment(t.Context(), id, environment(size)); err != nil {
+	interpreter := environment(warmPool)
+	interpreter.WarmUp = &platform.WarmUp{Command: []string{"python3"}}
+	for id, e := range map[int]platform.Environment{env: environment(pool), other: environment(2), warm: interpreter} {
+		if err := w.PutEnvironment(t.Context(), id, e); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -361,7 +364,11 @@ func (w *world) look(ctx context.Context, all []*series, acts int) error {
 		if err != nil {
 			return err
 		}
-		if one, two := s[strconv.Itoa(env)], s[strconv.Itoa(other)]; one.IdleRunners == pool && one.UsedRunners == w.held && two.IdleRunners == 2 && two.UsedRunners == 0 {
+		full := func(id int, idle, used uint) bool {
+			e := s[strconv.Itoa(id)]
+			return e.IdleRunners == idle && e.UsedRunners == used
+		}
+		if full(env, pool, w.held) && full(other, 2, 0) && full(warm, warmPool, 0) {
 			break
 		}
 		if err := pause(wait, 20*time.Millisecond); err != nil {
