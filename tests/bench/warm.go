@@ -75,7 +75,7 @@ func warmCycles(ctx context.Context, b *bench) error {
 // putWarm gives the environment so many runners, and waits until they are idle.
 func (b *bench) putWarm(ctx context.Context, size uint) error {
 	err := b.PutEnvironment(ctx, warmEnv, platform.Environment{
-		PrewarmingPoolSize: size, CPULimit: 100, MemoryLimit: 128, Image: "host", WarmUp: &platform.WarmUp{Command: []string{"python3"}},
+		PrewarmingPoolSize: size, CPULimit: 10, MemoryLimit: 128, Image: "host", WarmUp: &platform.WarmUp{Command: []string{"python3"}},
 	})
 	if err != nil {
 		return err
