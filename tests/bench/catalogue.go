@@ -16,7 +16,7 @@ const (
 	clientsOfEcho, echoRate   = 8, 400
 	clientsOfCycle, cycleRate = 6, 60
 	warmEnv, warmRate         = 12, 150 // of an environment with a warm-up
-	burstPool                 = 400    // of it, before a quarter of the runners is used at once
+	burstPool                 = 400     // of it, before a quarter of the runners is used at once
 	churnRate, churnPool      = 100, 32
 	idleExecutions            = 1000
 	jobRate                   = 2000
