@@ -11,6 +11,7 @@ import (
 	"io"
 	"path"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -182,8 +183,13 @@ func (w *writer) file(ctx context.Context, target string, entry *tar.Header, con
 	return err
 }
 
+// copied is what contents are copied through: most are far smaller.
+var copied = sync.Pool{New: func() any { return new([64 << 10]byte) }}
+
 func copyTo(ctx context.Context, fd int, content io.Reader) error {
-	buffer := make([]byte, 64<<10)
+	held := copied.Get().(*[64 << 10]byte)
+	defer copied.Put(held)
+	buffer := held[:]
 	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

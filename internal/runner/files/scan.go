@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"unicode/utf16"
 	"unicode/utf8"
 
@@ -28,7 +29,34 @@ type scanner struct {
 	held int64 // of it, by the value that is being read
 }
 
-func newScanner(r io.Reader) *scanner { return &scanner{r: bufio.NewReaderSize(r, 32<<10)} }
+const bufferSize = 32 << 10 // bytes that are read or copied at a time
+
+// Most uploads are far smaller than what they are read through, so that is used again.
+var (
+	readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, bufferSize) }}
+	buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+)
+
+// newScanner makes one that is to be closed.
+func newScanner(r io.Reader) *scanner {
+	s := &scanner{r: readers.Get().(*bufio.Reader)}
+	s.r.Reset(r)
+	return s
+}
+
+func (s *scanner) close() {
+	s.r.Reset(nil)
+	readers.Put(s.r)
+	s.r = nil
+}
+
+// pour copies everything.
+func pour(to io.Writer, from io.Reader) error {
+	b := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(b)
+	_, err := io.CopyBuffer(to, from, b[:])
+	return err
+}
 
 // valueStep is in what steps room is taken for a value, in bytes. The first is not reckoned.
 const valueStep = 64 << 10
@@ -250,7 +278,7 @@ func (s *scanner) bytes(to io.Writer) error {
 	}
 	_, _ = s.r.ReadByte()
 	t := &text{s: s}
-	_, err = io.Copy(to, base64.NewDecoder(base64.StdEncoding, t))
+	err = pour(to, base64.NewDecoder(base64.StdEncoding, t))
 	if wrong, ok := errors.AsType[base64.CorruptInputError](err); ok || t.done && errors.Is(err, io.ErrUnexpectedEOF) {
 		why := "its padding is missing"
 		if ok {

@@ -45,6 +45,7 @@ func Read(body io.Reader, modified time.Time, room *Room) (u *Update, err error)
 	}()
 	tw := tar.NewWriter(u)
 	s := newScanner(body)
+	defer s.close()
 	s.room = room
 	err = s.object(func(key string) error {
 		switch {
@@ -148,7 +149,7 @@ func (u *Update) copy(s *scanner, tw *tar.Writer, modified time.Time) error {
 	}
 	data, err := content.Archive()
 	if err == nil {
-		_, err = io.Copy(tw, data)
+		err = pour(tw, data)
 	}
 	return err
 }

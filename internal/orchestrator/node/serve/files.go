@@ -40,7 +40,7 @@ func (h *Handler) applyFiles(w http.ResponseWriter, r *http.Request, _ auth.Iden
 	if err != nil {
 		return err
 	}
-	body := bufio.NewReaderSize(req.Body, 64<<10)
+	body := bufio.NewReader(req.Body) // contents are read past its buffer
 	line, err := firstLine(body)
 	if err != nil {
 		return err
@@ -100,7 +100,7 @@ func (h *Handler) listFiles(w http.ResponseWriter, r *http.Request, _ auth.Ident
 	if err != nil {
 		return err
 	}
-	out := bufio.NewWriterSize(w, 32<<10)
+	out := bufio.NewWriter(w)
 	enc := json.NewEncoder(out)
 	enc.SetEscapeHTML(false)
 	begun := false
