@@ -216,7 +216,7 @@ func makeInitramfs(t *testing.T, k kernel, attacks []string) string {
 		}
 	}
 	must(a.programs(tools...))
-	must(a.python("mmap, multiprocessing, ssl, subprocess, threading"))
+	must(a.python("encodings.ascii, fcntl, mmap, multiprocessing, ssl, subprocess, threading"))
 	listing, _ := exec.Command("ldd", programs...).Output() // it fails for a static one, and tells of the others
 	for field := range strings.FieldsSeq(string(listing)) {
 		if strings.HasPrefix(field, "/") && !strings.HasSuffix(field, ":") {
