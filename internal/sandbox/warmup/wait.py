@@ -17,7 +17,7 @@ def wait():
     sys.modules["zipimport"]._zip_directory_cache.pop(entry, None)
     del os.environ["PYTHONPATH"]
     del sys.modules["sitecustomize"]
-    if sys.version_info < (3, 9) or sys.implementation.name != "cpython":
+    if sys.version_info < (3, 10) or sys.implementation.name != "cpython":
         raise NotImplementedError
 
     def beginning(path):
@@ -126,8 +126,7 @@ def wait():
     for at, absolute in now:
         posix.pwrite(memory, wide(program + "\0\0"), at - len(before) if absolute and program[0] == "/" else at)
     sys.argv[:] = argv
-    if hasattr(sys, "orig_argv"):
-        sys.orig_argv[-1:] = argv
+    sys.orig_argv[-1:] = argv
     rename(argv)
     for fd in memory, control, archive:
         posix.close(fd)
