@@ -66,13 +66,17 @@ func (b *bench) inARow(ctx context.Context, key string, clients []client) error 
 // offered has a free client take each call when it is due, at a rate that does not follow the answers. A call that finds no client free waits, and its time counts
 // from when it was due.
 func (b *bench) offered(ctx context.Context, key string, rate float64, clients []client) error {
+	return b.offeredFor(ctx, key, rate, b.during, clients)
+}
+
+func (b *bench) offeredFor(ctx context.Context, key string, rate float64, during time.Duration, clients []client) error {
 	free := make(chan client, len(clients))
 	for _, c := range clients {
 		free <- c
 	}
 	var calls load.Samples
 	begin := time.Now()
-	_, err := load.Run(ctx, load.Options{Rate: rate, For: b.during, AtATime: len(clients)}, func(ctx context.Context, _ int, due time.Time) error {
+	_, err := load.Run(ctx, load.Options{Rate: rate, For: during, AtATime: len(clients)}, func(ctx context.Context, _ int, due time.Time) error {
 		c := <-free
 		defer func() { free <- c }()
 		if err := c.step(ctx); err != nil {
@@ -85,7 +89,7 @@ func (b *bench) offered(ctx context.Context, key string, rate float64, clients [
 		return err
 	}
 	sorted := calls.Sorted()
-	return b.add(key, report.Measurement{Begin: begin, Calls: sorted, Rate: load.Answered(sorted, begin, b.during)})
+	return b.add(key, report.Measurement{Begin: begin, Calls: sorted, Rate: load.Answered(sorted, begin, during)})
 }
 
 // once takes note of a runner that was handed out, and refuses one that was before.

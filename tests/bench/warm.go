@@ -11,29 +11,23 @@ import (
 	"time"
 
 	"rockpool/tests/load"
+	"rockpool/tests/platform"
 )
 
 // warmCycles are cycles in an environment whose runners hold an interpreter that waits: first with the pool full each time, so that what the making of a runner takes is
-// not among it, then at a rate.
+// not among it, then at a rate, and last a burst.
 func warmCycles(ctx context.Context, b *bench) error {
-	body := map[string]any{
-		"prewarmingPoolSize": pool, "cpuLimit": 100, "memoryLimit": 128, "image": "host", "networkAccess": false, "exposedPorts": []int{},
-		"warmup": map[string]any{"command": []string{"python3"}},
-	}
-	status, answer, err := b.Do(ctx, http.MethodPut, fmt.Sprintf("/execution-environments/%d", warmEnv), body)
-	if err != nil || status/100 != 2 {
-		return fmt.Errorf("an environment with a warm-up: %d %s, %v", status, answer, err)
+	err := b.putWarm(ctx, pool)
+	if err != nil {
+		return err
 	}
 	var made struct{ WarmUp struct{ Active bool } }
-	status, answer, err = b.Do(ctx, http.MethodGet, fmt.Sprintf("/execution-environments/%d", warmEnv), nil)
+	status, answer, err := b.Do(ctx, http.MethodGet, fmt.Sprintf("/execution-environments/%d", warmEnv), nil)
 	if err == nil {
 		err = json.Unmarshal(answer, &made)
 	}
 	if err != nil || !made.WarmUp.Active { // programs would start as ever, and the figures be of something else
 		return errors.Join(fmt.Errorf("the gateway does not say that the warm-up is active: %d %s, %v", status, answer, err), b.DeleteEnvironment(ctx, warmEnv))
-	}
-	if err := b.waitIdleOf(ctx, warmEnv, pool); err != nil {
-		return err
 	}
 	before, err := b.starts(ctx)
 	if err != nil {
@@ -67,7 +61,26 @@ func warmCycles(ctx context.Context, b *bench) error {
 			err = b.addValue("WarmTakenOffered", after.share(between))
 		}
 	}
+	if err == nil {
+		err = b.putWarm(ctx, burstPool)
+	}
+	if err == nil { // a quarter of the pool, for which replacements wait
+		rate := float64(more * warmRate)
+		quarter := time.Duration(burstPool / 4 / rate * float64(time.Second))
+		err = joined(ctx, clientsOfCycle, join, func(c []client) error { return b.offeredFor(ctx, "WarmBurst", rate, quarter, c) })
+	}
 	return errors.Join(err, b.DeleteEnvironment(ctx, warmEnv))
+}
+
+// putWarm gives the environment so many runners, and waits until they are idle.
+func (b *bench) putWarm(ctx context.Context, size uint) error {
+	err := b.PutEnvironment(ctx, warmEnv, platform.Environment{
+		PrewarmingPoolSize: size, CPULimit: 10, MemoryLimit: 128, Image: "host", WarmUp: &platform.WarmUp{Command: []string{"python3"}},
+	})
+	if err != nil {
+		return err
+	}
+	return b.waitIdleOf(ctx, warmEnv, size)
 }
 
 // starts counts programs by how they were started.

@@ -122,7 +122,16 @@ func (e *env) size(now time.Time) int {
 
 // grow adds what is missing. The entries wait for their turn as Creating.
 func (p *Pools) grow(e *env, now time.Time) {
-	for missing := e.fitting(e.size(now) - e.warm()); missing > 0; missing-- {
+	size := e.size(now)
+	missing := e.fitting(size - e.warm())
+	if missing <= 0 {
+		return
+	}
+	if until, waits := e.breathes(size, now); waits {
+		e.wake = earlier(e.wake, until)
+		return
+	}
+	for ; missing > 0; missing-- {
 		r := &entry{id: p.newID(e.id), env: e, settings: e.spec.Settings, phase: Creating, since: now, born: now}
 		p.link(r)
 	}

@@ -132,6 +132,7 @@ type env struct {
 	count   [2][phases]int // of stale and of fresh runners
 	failed  int            // of those on their way in or out, how many could not be started
 	lead    lead
+	pace    pace
 
 	unplaced [2]int // of stale and of fresh runners that are not ready, those without a place
 	blocked  int    // of the fresh ones, those that the cluster has no room for
@@ -400,6 +401,7 @@ func (p *Pools) Take(id environment.ID, now time.Time) (string, bool) {
 		best.enter(Claiming, now)
 		best.ours = true
 	})
+	e.pace.add(now)
 	return best.id, true
 }
 
@@ -558,8 +560,11 @@ func (p *Pools) Observe(o Observed, now time.Time) {
 			}
 			r.die(now, false)
 		case o.Used && r.phase <= Idle:
-			if e.demand != nil && !found {
-				e.demand.arrive(e.lead.time(), now) // by way of another gateway
+			if !found { // by way of another gateway
+				e.pace.add(now)
+				if e.demand != nil {
+					e.demand.arrive(e.lead.time(), now)
+				}
 			}
 			r.enter(Used, now)
 		case o.State == Ready && r.phase <= Starting && !o.Used:

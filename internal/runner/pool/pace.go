@@ -1,0 +1,45 @@
+package pool
+
+import (
+	"math"
+	"time"
+)
+
+// When a claimed runner is replaced. Whoever claims one uploads and executes right away, and to make a sandbox takes as much of a processor as that: so replacements wait
+// for a moment without claims, as long as there are plenty of runners.
+const (
+	breath       = 25 * time.Millisecond // without a claim, before claimed runners are replaced
+	plenty       = 0.75                  // share of the pool that has to be idle for them to wait
+	ahead        = 2 * time.Second       // that the idle ones have to last at the present pace, or they do not wait
+	paceHalfLife = time.Second
+)
+
+// pace is how fast runners are claimed, and when the last one was.
+type pace struct {
+	weight float64 // of the claims, each of which counts half after paceHalfLife
+	at     time.Time
+}
+
+func (p *pace) add(now time.Time) {
+	p.weight = p.weight*p.aged(now) + 1
+	p.at = now
+}
+
+func (p *pace) aged(now time.Time) float64 {
+	if p.at.IsZero() {
+		return 0
+	}
+	return math.Exp2(-float64(max(0, now.Sub(p.at))) / float64(paceHalfLife))
+}
+
+// within is how many claims come within d if they go on like this.
+func (p *pace) within(d time.Duration, now time.Time) float64 {
+	return p.weight * p.aged(now) * math.Ln2 * float64(d) / float64(paceHalfLife)
+}
+
+// breathes reports whether replacements have to wait, and until when if no other claim comes.
+func (e *env) breathes(size int, now time.Time) (until time.Time, waits bool) {
+	idle := float64(len(e.ready.list))
+	until = e.pace.at.Add(breath)
+	return until, now.Before(until) && idle >= plenty*float64(size) && idle >= e.pace.within(ahead, now)
+}

@@ -1,0 +1,139 @@
+package pool_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"rockpool/internal/environment"
+	"rockpool/internal/runner/pool"
+)
+
+// filled is a pool whose runners are all idle.
+func filled(size int, now time.Time) *pool.Pools {
+	n := 0
+	limits := pool.DefaultLimits()
+	limits.Concurrency = 1000
+	p := pool.New(limits, func(environment.ID) string { n++; return fmt.Sprint(n) })
+	p.Want(1, pool.Spec{Size: size, Settings: "a"}, now)
+	actions, _ := p.Plan(now)
+	for _, a := range actions {
+		p.Registered(a.ID, 1, nil, now)
+	}
+	ready(p, actions, now)
+	return p
+}
+
+func ready(p *pool.Pools, created []pool.Action, now time.Time) {
+	for _, a := range created {
+		p.Observe(pool.Observed{ID: a.ID, Env: 1, Settings: "a", State: pool.Ready, Placed: true}, now)
+	}
+}
+
+func claim(t *testing.T, p *pool.Pools, now time.Time) {
+	t.Helper()
+	id, ok := p.Take(1, now)
+	if !ok {
+		t.Fatal("nobody is idle")
+	}
+	p.Claimed(id, now)
+}
+
+func TestReplacementsWaitForAMomentWithoutClaims(t *testing.T) {
+	for _, c := range []struct {
+		size, claims int // one each 10 ms
+		created      int // right after the last
+		later        int // 25 ms after it
+	}{
+		{size: 1, claims: 1, created: 1},
+		{size: 2, claims: 1, created: 1},
+		{size: 3, claims: 1, created: 1},
+		{size: 4, claims: 1, later: 1},
+		{size: 4, claims: 2, created: 2}, // less than three quarters are left
+		{size: 100, claims: 25, later: 25},
+		{size: 100, claims: 26, created: 26},
+	} {
+		now := time.Unix(1000, 0)
+		p := filled(c.size, now)
+		var actions []pool.Action
+		var next time.Time
+		for i := range c.claims {
+			if i > 0 {
+				now = now.Add(10 * time.Millisecond)
+			}
+			claim(t, p, now)
+			actions, next = p.Plan(now)
+		}
+		if len(actions) != c.created {
+			t.Errorf("%+v: %d are created at once", c, len(actions))
+		}
+		if c.later == 0 {
+			continue
+		}
+		if want := now.Add(25 * time.Millisecond); !next.Equal(want) {
+			t.Errorf("%+v: the next plan is due after %v", c, next.Sub(now))
+		}
+		if actions, _ = p.Plan(next); len(actions) != c.later {
+			t.Errorf("%+v: %d are created 25 ms later", c, len(actions))
+		}
+	}
+}
+
+// A pool that the present pace would empty within two seconds has no time to wait.
+func TestReplacementsDoNotWaitWhereTheIdleOnesWouldNotLast(t *testing.T) {
+	const each = 10 * time.Millisecond // 100 a second
+	for _, c := range []struct {
+		size  int
+		waits bool
+	}{{32, false}, {190, false}, {1000, true}} {
+		now := time.Unix(1000, 0)
+		p := filled(c.size, now)
+		least := c.size
+		for range 1000 {
+			now = now.Add(each)
+			claim(t, p, now)
+			least = min(least, p.Stats(1).Idle)
+			actions, _ := p.Plan(now)
+			for _, a := range actions {
+				p.Registered(a.ID, 1, nil, now)
+			}
+			ready(p, actions, now)
+		}
+		claim(t, p, now)
+		actions, _ := p.Plan(now)
+		if waits := len(actions) == 0 && p.Stats(1).Idle < c.size-1; waits != c.waits {
+			t.Errorf("size %d: %d created, %+v", c.size, len(actions), p.Stats(1))
+		}
+		if least < c.size*3/4-1 {
+			t.Errorf("size %d: %d were left", c.size, least)
+		}
+	}
+}
+
+// What another gateway claims is claimed as well.
+func TestReplacementsWaitForClaimsOfOtherGateways(t *testing.T) {
+	now := time.Unix(1000, 0)
+	p := filled(8, now)
+	p.Observe(pool.Observed{ID: "3", Env: 1, Settings: "a", State: pool.Ready, Placed: true, Used: true}, now)
+	if actions, next := p.Plan(now); len(actions) != 0 || next.Sub(now) != 25*time.Millisecond {
+		t.Errorf("got %v, and the next plan after %v", actions, next.Sub(now))
+	}
+}
+
+// A runner that died is nobody's who executes now.
+func TestTheDeadAreReplacedAtOnce(t *testing.T) {
+	now := time.Unix(1000, 0)
+	p := filled(8, now)
+	now = now.Add(time.Minute)
+	p.Observe(pool.Observed{ID: "3", Env: 1, Settings: "a", State: pool.Ended}, now)
+	actions, _ := p.Plan(now)
+	created := 0
+	for _, a := range actions {
+		if a.Kind == pool.Create {
+			created++
+		}
+	}
+	if created != 1 {
+		t.Errorf("got %v", actions)
+	}
+}
