@@ -30,9 +30,10 @@ def wait():
         return "\0\0\0".join(text).encode("latin-1")
 
     # Where the name of the program stands: as it was given, and made absolute. Both are found before anything else is done, so that what was found is what the
-    # interpreter made of its arguments. The name ends in 2000 times one letter, so a look at a few bytes of each 1984 wide ones misses none. Otherwise the command
-    # already has a program, and there is no place for another one's name.
+    # interpreter made of its arguments. The name ends in 2000 times one letter, so a look at a few bytes of each 1984 wide ones misses none.
     name, cwd = sys.argv[0], posix.getcwd()
+    if not name.startswith("rockpool-waits-for-a-program-w"):  # the command already has a program, and there is no place for another one's name
+        raise LookupError
     given, before = wide(name), wide(cwd + "/\0")[:-1]
     memory = posix.open("/proc/self/mem", posix.O_RDWR | posix.O_CLOEXEC)
     (heap,) = (line for line in beginning("/proc/self/maps").split(b"\n") if line.endswith(b"[heap]"))

@@ -7,20 +7,25 @@ import (
 	"time"
 )
 
-// calm is how long no task of the node must have been started before one that runs gets its interpreter.
+// calm is for how long starts must have left half of the processors before a task that runs gets its interpreter.
 const calm = 50 * time.Millisecond
 
 // starts knows how busy the node is with starting tasks, and when there is time for interpreters. Each start wants a processor for nearly all of its time: where more are
 // under way than there are processors, they wait for each other, and what one does besides makes all of them later.
 type starts struct {
-	turn chan struct{} // held for an interpreter of a task that runs already: there is one at a time
+	processors, half int
+	turns            chan struct{} // of interpreters of tasks that run already: half of the processors have one each
 
 	mu       sync.Mutex
 	underWay int
-	ended    time.Time // the last one
+	busy     time.Time // when they last had half of the processors or more
 }
 
-func newStarts() *starts { return &starts{turn: make(chan struct{}, 1)} }
+func newStarts() *starts {
+	processors := runtime.GOMAXPROCS(0)
+	half := max(1, processors/2)
+	return &starts{processors: processors, half: half, turns: make(chan struct{}, half)}
+}
 
 func (s *starts) begin() {
 	s.mu.Lock()
@@ -31,35 +36,37 @@ func (s *starts) begin() {
 func (s *starts) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.underWay >= s.half {
+		s.busy = time.Now()
+	}
 	s.underWay--
-	s.ended = time.Now()
 }
 
 // crowded reports whether starts have to wait for processors.
 func (s *starts) crowded() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.underWay > runtime.GOMAXPROCS(0)
+	return s.underWay > s.processors
 }
 
 // wait returns nil when the node has time for an interpreter, and then done must be called. The error is that of ctx.
 func (s *starts) wait(ctx context.Context) (done func(), err error) {
 	select {
-	case s.turn <- struct{}{}:
+	case s.turns <- struct{}{}:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
 	for {
 		rest := s.untilCalm()
 		if rest <= 0 {
-			return func() { <-s.turn }, nil
+			return func() { <-s.turns }, nil
 		}
 		pause := time.NewTimer(rest)
 		select {
 		case <-pause.C:
 		case <-ctx.Done():
 			pause.Stop()
-			<-s.turn
+			<-s.turns
 			return nil, context.Cause(ctx)
 		}
 	}
@@ -69,8 +76,8 @@ func (s *starts) wait(ctx context.Context) (done func(), err error) {
 func (s *starts) untilCalm() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.underWay > 0 {
+	if s.underWay >= s.half {
 		return calm
 	}
-	return calm - time.Since(s.ended)
+	return calm - time.Since(s.busy)
 }
