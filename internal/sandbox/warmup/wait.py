@@ -1,7 +1,7 @@
 # Run by the interpreter of a warm-up: see warm_linux.go and DESIGN.md. It runs inside the sandbox as the tenant's user, and nothing outside relies on what it does.
 # It waits at the end of the interpreter's start, before a program is opened; then it puts the program's name where the interpreter's own main function will look for
 # it, and returns. So the program is run by the same code, from the same state, as if it had been named from the start. Whatever it raises is the end of the
-# interpreter. It is compiled at each start: every line costs 10 µs.
+# interpreter. It is compiled at each start: a line costs some 10 µs.
 
 
 def wait():
