@@ -357,7 +357,7 @@ func (a *API) lookup(r *http.Request, route endpoint.Route, caller auth.Identity
 		return ctx, runner.Unknown(id) // nobody learns what others have
 	}
 	noteRunner(ctx, found)
-	ctx = logging.With(ctx, logging.From(ctx).WithFields(logging.Fields{"runner_id": id, "environment_id": int(found.Env)}))
+	ctx = logging.Add(logging.Add(ctx, "runner_id", id), "environment_id", int(found.Env))
 	return context.WithValue(ctx, runnerKey{}, found), nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"rockpool/internal/api/session"
 	"rockpool/internal/auth"
 	"rockpool/internal/fault"
-	"rockpool/internal/logging"
 )
 
 // Gateways are the others that share the cluster.
@@ -76,7 +75,7 @@ func (a *API) relay(w http.ResponseWriter, r *http.Request, caller auth.Identity
 	}
 	a.present.enter()
 	defer a.present.leave()
-	ctx, release := a.untilStopped(logging.With(context.WithoutCancel(r.Context()), logging.From(r.Context())))
+	ctx, release := a.untilStopped(context.WithoutCancel(r.Context()))
 	defer release()
 	if !a.connections.Do(func() { session.Relay(ctx, conn, peer) }) {
 		return true, errors.Join(conn.Close(), peer.Close())

@@ -276,10 +276,10 @@ func (a *API) resume(w http.ResponseWriter, r *http.Request, run *runner.Runner,
 }
 
 func (a *API) serve(ctx context.Context, conn *session.Conn, run *runner.Runner, id string, req execution.Request) {
-	log := logging.From(ctx).WithField("exec_id", id)
 	// The request's own context ends in ways that say nothing about the client once the connection is taken over.
-	ctx, unbind := run.Bind(logging.With(context.WithoutCancel(ctx), log))
+	ctx, unbind := run.Bind(logging.Add(context.WithoutCancel(ctx), "exec_id", id))
 	defer unbind()
+	log := logging.From(ctx)
 	ctx, release := a.untilStopped(ctx)
 	defer release()
 	run.Touch()

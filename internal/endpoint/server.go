@@ -169,8 +169,7 @@ func (s *Server) pipeline(route Route) http.Handler {
 		if r.Body != nil && r.Body != http.NoBody {
 			body.ReadCloser, r.Body = r.Body, body
 		}
-		log := s.opts.Log.WithField("request_id", id)
-		ctx := context.WithValue(logging.With(r.Context(), log), notesKey{}, notes)
+		ctx := context.WithValue(logging.Add(logging.With(r.Context(), s.opts.Log), "request_id", id), notesKey{}, notes)
 		var caller auth.Identity
 		if span := s.span(r, route); span != nil {
 			ctx = timeline.With(ctx, span)
@@ -196,6 +195,7 @@ func (s *Server) pipeline(route Route) http.Handler {
 		if err == nil {
 			return
 		}
+		log := logging.From(ctx)
 		if fault.KindOf(err) == fault.Internal && !refusal(err) {
 			log.WithFields(logging.Fields{"route": route.Name, "error": err.Error()}).Error("request failed")
 		} else {

@@ -36,7 +36,22 @@ type embedded struct {
 func (e embedded) Token() string { return e.token }
 
 func (e embedded) Inside() nomad.Inside {
-	return nomad.Inside{Transport: e.Transport(), Programs: programs{e.Agent}}
+	return nomad.Inside{Transport: e.Transport(), Programs: programs{e.Agent}, Changes: func(namespace string) (nomad.Changes, error) {
+		c, err := e.Agent.Changes(namespace)
+		return changes{c}, err
+	}}
+}
+
+// changes are those of the embedded orchestrator's state.
+type changes struct{ *orchestrator.Changes }
+
+func (c changes) Next(ctx context.Context) (uint64, []nomad.Change, error) {
+	index, list, err := c.Changes.Next(ctx)
+	out := make([]nomad.Change, len(list))
+	for i, ch := range list {
+		out[i] = nomad.Change(ch)
+	}
+	return index, out, err
 }
 
 // programs starts programs on the embedded orchestrator's own node.

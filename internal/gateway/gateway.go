@@ -143,6 +143,9 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	var services []lifecycle.Service
 	if g.embedded != nil {
 		options.Address, options.Token, options.Inside = g.embedded.URL(), g.embedded.Token(), g.embedded.Inside()
+		if g.telemetry.points != nil { // they have events as they are on the wire
+			options.Inside.Changes = nil
+		}
 		services = append(services, lifecycle.Service{Name: "orchestrator", Run: g.embedded.Run, Grace: 4 * stopTime})
 	}
 	cluster, err := nomad.New(options, g.log)

@@ -62,6 +62,10 @@ func (t *telemetry) Observe(o endpoint.Observation) {
 
 // access writes the access log.
 func (t *telemetry) access(o endpoint.Observation) {
+	own := o.Agent == t.agent
+	if own && !logging.Traces(t.log) || !logging.Debugs(t.log) {
+		return
+	}
 	fields := logging.Fields{
 		"code": o.Status, "method": o.Method, "path": o.Path, "duration": o.Duration.String(), "user_agent": o.Agent, "request_id": o.ID,
 	}
@@ -73,7 +77,7 @@ func (t *telemetry) access(o endpoint.Observation) {
 		fields["token"] = o.Caller.Name // its name
 	}
 	entry := t.log.WithFields(fields)
-	if o.Agent == t.agent {
+	if own {
 		logging.Trace(entry, "handled")
 		return
 	}

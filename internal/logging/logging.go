@@ -80,15 +80,57 @@ func oneLine(s string) string { return lineBreaks.Replace(s) }
 
 type key struct{}
 
+// carried is a logger, or a field more than another one has. Few requests write anything, so an entry is made for those that do.
+type carried struct {
+	logger Logger
+	than   *carried
+	name   string
+	value  any
+}
+
 // With returns a context that carries l.
-func With(ctx context.Context, l Logger) context.Context { return context.WithValue(ctx, key{}, l) }
+func With(ctx context.Context, l Logger) context.Context {
+	return context.WithValue(ctx, key{}, &carried{logger: l})
+}
+
+// Add returns a context whose logger has a field more, where it carries one.
+func Add(ctx context.Context, name string, value any) context.Context {
+	c, ok := ctx.Value(key{}).(*carried)
+	if !ok {
+		return ctx
+	}
+	return context.WithValue(ctx, key{}, &carried{than: c, name: name, value: value})
+}
 
 // From is the logger that ctx carries, or one that discards.
 func From(ctx context.Context) Logger {
-	if l, ok := ctx.Value(key{}).(Logger); ok {
-		return l
+	c, ok := ctx.Value(key{}).(*carried)
+	if !ok {
+		return Discard()
 	}
-	return Discard()
+	fields := Fields{}
+	for ; c.than != nil; c = c.than {
+		if _, newer := fields[c.name]; !newer {
+			fields[c.name] = c.value
+		}
+	}
+	return c.logger.WithFields(fields)
+}
+
+// Debugs reports whether l writes what is logged at the level debug. Who makes up much for one line asks first.
+func Debugs(l Logger) bool { return enabled(l, logrus.DebugLevel) }
+
+// Traces reports whether l writes what Trace logs.
+func Traces(l Logger) bool { return enabled(l, logrus.TraceLevel) }
+
+func enabled(l Logger, level logrus.Level) bool {
+	switch l := l.(type) {
+	case *logrus.Logger:
+		return l.IsLevelEnabled(level)
+	case *logrus.Entry:
+		return l.Logger.IsLevelEnabled(level)
+	}
+	return true
 }
 
 // Trace logs below debug, where the logger can.

@@ -1,8 +1,6 @@
 package nomad
 
 import (
-	"encoding/json"
-	"fmt"
 	"sync"
 
 	"github.com/hashicorp/nomad/api"
@@ -59,18 +57,18 @@ func (d *definitions) change(id environment.ID) (done func(index uint64)) {
 }
 
 // event takes in one change of a template job.
-func (d *definitions) event(id environment.ID, kind string, index uint64, data json.RawMessage) error {
-	if kind == "JobDeregistered" || kind == "JobBatchDeregistered" {
+func (d *definitions) event(id environment.ID, ev *event) error {
+	if removes(ev.kind) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if index >= d.past {
-			d.tell(id, index, nil)
+		if ev.index >= d.past {
+			d.tell(id, ev.index, nil)
 		}
 		return nil
 	}
-	var p payload
-	if err := json.Unmarshal(data, &p); err != nil {
-		return fmt.Errorf("decode an event of a template job: %w", err)
+	p, err := ev.payload()
+	if err != nil {
+		return err
 	}
 	if p.Job == nil || p.Job.JobModifyIndex == nil {
 		return nil

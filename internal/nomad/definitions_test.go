@@ -27,7 +27,7 @@ func TestDefinitionsForgetWhatIsGone(t *testing.T) {
 	}
 	event := func(id environment.ID, kind string, index int) {
 		t.Helper()
-		if err := d.event(id, kind, uint64(index), job(index)); err != nil {
+		if err := d.event(id, &event{topic: "Job", kind: kind, index: uint64(index), data: job(index)}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -21,6 +21,8 @@ import (
 type Inside struct {
 	Transport http.RoundTripper // of requests whose answer is no WebSocket
 	Programs  Programs
+	// Changes begins to tell what changes in a namespace, "" = the default one, from now on. Of these an Observer is told without a payload.
+	Changes func(namespace string) (Changes, error)
 }
 
 // Programs starts programs in runners.

@@ -107,10 +107,12 @@ func (c *Client) mark(ctx context.Context, job *api.Job, m runner.Mark) error {
 		err = c.markAlone(ctx, job, meta)
 	}
 	if errors.Is(err, errNotMarked) {
-		if group.Meta == nil {
-			group.Meta = map[string]string{}
+		all := maps.Clone(group.Meta) // it may be shared
+		if all == nil {
+			all = map[string]string{}
 		}
-		maps.Copy(group.Meta, meta)
+		maps.Copy(all, meta)
+		group.Meta = all
 		_, err = c.register(ctx, job, true, *job.JobModifyIndex)
 	}
 	if fault.Is(err, fault.Conflict) {

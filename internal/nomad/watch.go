@@ -2,13 +2,8 @@ package nomad
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"time"
-
-	"github.com/hashicorp/nomad/api"
 
 	"rockpool/internal/fault"
 	"rockpool/internal/logging"
@@ -48,39 +43,19 @@ func (c *Client) Watch(ctx context.Context, f runner.Feed) error {
 	}
 }
 
-// frame is one line of the event stream. nomad/api decodes through generic maps, which loses precision and time; here a payload is decoded
-// once, and only when it matters.
-type frame struct {
-	Index  uint64
-	Error  json.RawMessage // of a server that says why it ends the stream
-	Events []struct {
-		Topic, Type, Key string
-		Index            uint64
-		Payload          json.RawMessage
-	}
-}
-
-type payload struct {
-	Job        *api.Job
-	Evaluation *evaluation
-	Allocation *allocation
-}
-
 // follow is one connection of the feed.
 func (c *Client) follow(ctx context.Context, f runner.Feed) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	if err := c.probe(ctx); err != nil {
 		return err
 	}
-	alive := time.AfterFunc(silentTime, func() { cancel(errors.New("nothing was heard of the cluster")) })
-	defer alive.Stop()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	// Opened before the listing: whatever the listing lacks comes by event.
-	stream, err := c.api.Raw().Response("/v1/event/stream?topic=Job&topic=Evaluation&topic=Allocation&index=0", c.query(ctx))
+	events, err := c.events(ctx, cancel)
 	if err != nil {
-		return classify(err, "open the event stream")
+		return err
 	}
-	defer stream.Close()
+	defer events.close()
 	view, err := c.listing(ctx)
 	if err != nil {
 		return err
@@ -89,72 +64,47 @@ func (c *Client) follow(ctx context.Context, f runner.Feed) error {
 		c.opts.Observer.EventGap()
 	}
 	f.All(view.all(), view.jobsIndex)
-	lines := &lineLimit{from: stream, left: maxEvents}
-	d := json.NewDecoder(lines)
-	for last, heard := uint64(0), false; ; heard = true {
-		var fr frame
-		err := d.Decode(&fr)
+	for last := uint64(0); ; {
+		index, list, err := events.next(ctx)
 		switch {
-		case errors.Is(err, io.EOF) && !heard:
-			return errors.New("the cluster ended the event stream without a word: the token must be allowed to read jobs in the namespace")
 		case err != nil:
-			return fmt.Errorf("read the event stream: %w", errors.Join(err, context.Cause(ctx)))
-		case len(fr.Error) > 0 && string(fr.Error) != "null":
-			return fmt.Errorf("the cluster ended the event stream: %.500s", fr.Error)
-		case fr.Index != 0 && fr.Index < last:
+			return err
+		case index != 0 && index < last:
 			// What comes now would be taken for old: a snapshot was restored, or another server answers.
-			return fmt.Errorf("the event stream went back from index %d to %d", last, fr.Index)
+			return fmt.Errorf("the event stream went back from index %d to %d", last, index)
 		}
-		last, lines.left = max(last, fr.Index), maxEvents
-		alive.Reset(silentTime)
-		c.lag.heard(fr.Index, time.Now())
-		for _, ev := range fr.Events {
-			if ev.Index == 0 {
-				ev.Index = fr.Index
-			}
-			if err := c.event(ctx, view, f, ev.Topic, ev.Type, ev.Key, ev.Index, ev.Payload); err != nil {
+		last = max(last, index)
+		c.lag.heard(index, time.Now())
+		for i := range list {
+			if err := c.event(ctx, view, f, &list[i]); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// lineLimit bounds what is read without an end of line.
-type lineLimit struct {
-	from io.Reader
-	left int
-}
-
-func (l *lineLimit) Read(p []byte) (int, error) {
-	if l.left <= 0 {
-		return 0, fmt.Errorf("an event takes more than %d bytes", maxEvents)
-	}
-	n, err := l.from.Read(p)
-	l.left -= n
-	return n, err
-}
-
-func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind, key string, index uint64, data json.RawMessage) error {
+func (c *Client) event(ctx context.Context, v *view, f runner.Feed, ev *event) error {
+	topic, kind, key := ev.topic, ev.kind, ev.key
 	if c.opts.Observer != nil {
-		c.opts.Observer.Event(topic, kind, key, data)
+		c.opts.Observer.Event(topic, kind, key, ev.data)
 	}
 	if id, ok := templateEnvironment(key); ok && topic == "Job" && c.defs.feed != nil {
-		return c.defs.event(id, kind, index, data)
+		return c.defs.event(id, ev)
 	}
 	if topic == "Job" {
-		if _, ok := runnerEnvironment(key); !ok || index <= v.jobsIndex {
+		if _, ok := runnerEnvironment(key); !ok || ev.index <= v.jobsIndex {
 			return nil
 		}
-		if kind == "JobDeregistered" || kind == "JobBatchDeregistered" {
+		if removes(kind) {
 			v.forget(key)
 			c.known.take(key)
 			f.Gone(key)
 			return nil
 		}
 	}
-	var p payload
-	if err := json.Unmarshal(data, &p); err != nil {
-		return fmt.Errorf("decode an event of topic %s: %w", topic, err)
+	p, err := ev.payload()
+	if err != nil {
+		return err
 	}
 	switch {
 	case topic == "Evaluation" && p.Evaluation != nil:
@@ -165,12 +115,12 @@ func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind,
 	case topic == "Job" && p.Job != nil:
 		changed := v.job(p.Job)
 		if _, ok := runnerEnvironment(key); ok {
-			c.known.note(p.Job) // last: who takes it from there writes into it
+			c.known.note(p.Job)
 		}
 		if changed {
 			f.Changed(v.seen(key))
 		}
-	case topic == "Allocation" && p.Allocation != nil && p.Allocation.TaskGroup == mainGroup && index > v.allocsIndex:
+	case topic == "Allocation" && p.Allocation != nil && p.Allocation.TaskGroup == mainGroup && ev.index > v.allocsIndex:
 		id := p.Allocation.JobID
 		if _, ok := runnerEnvironment(id); !ok {
 			return nil
@@ -198,3 +148,6 @@ func (c *Client) event(ctx context.Context, v *view, f runner.Feed, topic, kind,
 	}
 	return nil
 }
+
+// removes reports whether an event of a job tells its end.
+func removes(kind string) bool { return kind == "JobDeregistered" || kind == "JobBatchDeregistered" }

@@ -31,8 +31,12 @@ func TestAPendingJobSaysWhy(t *testing.T) {
 	})
 	n := c.join(newModelNode())
 	c.running("10-a", 1)
-	e := ask("10-a")
-	if !strings.HasPrefix(e.Sentence, "Nothing is missing") || len(e.Placements) != 1 || e.Placements[0].NodeID != n.id ||
+	var e explanation
+	eventually(t, "the end of its evaluation is written", func() bool {
+		e = ask("10-a")
+		return strings.HasPrefix(e.Sentence, "Nothing is missing")
+	})
+	if len(e.Placements) != 1 || e.Placements[0].NodeID != n.id ||
 		len(e.Placements[0].Metrics.ScoreMetaData) == 0 {
 		t.Errorf("once it runs: %+v", e)
 	}

@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -8,7 +9,10 @@ import (
 
 	"rockpool/internal/endpoint"
 	"rockpool/internal/orchestrator/driver"
+	"rockpool/internal/orchestrator/events"
+	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/node/serve"
+	"rockpool/internal/orchestrator/wire"
 )
 
 // What a program that has the agent in its own process may use instead of connections to it.
@@ -46,4 +50,40 @@ func (n nearby) RoundTrip(r *http.Request) (*http.Response, error) {
 		return n.direct.RoundTrip(r)
 	}
 	return n.network.RoundTrip(r)
+}
+
+// Change is one event of the stream.
+type Change struct {
+	Topic, Type, Key string
+	// Object makes what it shows, as nomad/api has it. That shares parts with the state: nothing of it may be written to.
+	Object func() any
+}
+
+// Changes are the events of jobs, evaluations and allocations of one namespace.
+type Changes struct{ sub *events.Subscription }
+
+// Changes begins with what comes after now. The namespace "" is the default one.
+func (a *Agent) Changes(namespace string) (*Changes, error) {
+	every := []string{"*"}
+	sub, err := a.server.events.Subscribe(0, events.Filter{
+		Namespace: cmp.Or(namespace, model.DefaultNamespace),
+		Topics:    map[string][]string{events.TopicJob: every, events.TopicEvaluation: every, events.TopicAllocation: every},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Changes{sub}, nil
+}
+
+// Next waits for those of the next index. After an error some may have been missed.
+func (c *Changes) Next(ctx context.Context) (index uint64, list []Change, err error) {
+	index, batch, err := c.sub.Next(ctx)
+	if err != nil {
+		return 0, nil, err
+	}
+	list = make([]Change, len(batch))
+	for i, e := range batch {
+		list[i] = Change{Topic: e.Topic, Type: e.Type, Key: e.Key, Object: func() any { return wire.Plain(e.Object) }}
+	}
+	return index, list, nil
 }

@@ -2,6 +2,7 @@ package nomadtest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -20,7 +21,63 @@ func (c *Cluster) Inside() nomad.Inside {
 	c.mu.Lock()
 	c.marks = true
 	c.mu.Unlock()
-	return nomad.Inside{Transport: &endpoint.Direct{Handler: c.routes()}, Programs: programs{c}}
+	return nomad.Inside{Transport: &endpoint.Direct{Handler: c.routes()}, Programs: programs{c}, Changes: c.changes}
+}
+
+// handed is a stream of events whose objects are handed over.
+type handed struct {
+	c *Cluster
+	s *sub
+}
+
+func (c *Cluster) changes(string) (nomad.Changes, error) {
+	s := &sub{lines: make(chan []byte, 1<<16), cut: make(chan struct{})}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.subs[s] = true
+	return handed{c, s}, nil
+}
+
+// Next makes objects of what a connection would send, so that they are those of nomad/api.
+func (h handed) Next(ctx context.Context) (uint64, []nomad.Change, error) {
+	select {
+	case line := <-h.s.lines:
+		var got struct {
+			Index  uint64
+			Events []struct {
+				Topic, Type, Key string
+				Payload          struct {
+					Job        *api.Job
+					Evaluation *api.Evaluation
+					Allocation *api.Allocation
+				}
+			}
+		}
+		if err := json.Unmarshal(line, &got); err != nil {
+			return 0, nil, err
+		}
+		var list []nomad.Change
+		for _, e := range got.Events {
+			p := e.Payload
+			list = append(list, nomad.Change{Topic: e.Topic, Type: e.Type, Key: e.Key, Object: func() any {
+				switch e.Topic {
+				case "Job":
+					return p.Job
+				case "Evaluation":
+					return p.Evaluation
+				}
+				return p.Allocation
+			}})
+		}
+		return got.Index, list, nil
+	case <-h.s.cut:
+	case <-h.c.stopping:
+	case <-ctx.Done():
+	}
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	delete(h.c.subs, h.s)
+	return 0, nil, errors.New("the stream was cut")
 }
 
 type programs struct{ c *Cluster }

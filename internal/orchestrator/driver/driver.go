@@ -37,7 +37,7 @@ type TaskConfig struct {
 	Resources model.AllocatedTask
 	DiskMB    int
 	Env       map[string]string // complete: NOMAD_* and the task's own
-	StateDir  string            // private to this task, made by the agent
+	StateDir  string            // private to this task; who keeps something there makes it, and the agent removes it
 	Stdout    io.Writer         // takes what the main process writes, and never blocks for long or fails; nil = nobody wants it
 	Stderr    io.Writer         // the same of its other stream
 	Files     []File            // what the node puts into the task before its main process starts
@@ -242,7 +242,7 @@ func Fences(drivers iter.Seq[Driver], others ...any) []Fence {
 	return rows
 }
 
-// Bare is implemented by drivers whose tasks keep nothing on the node's disk: the agent makes no directory for them.
+// Bare is implemented by drivers whose tasks keep nothing on the node's disk: they are told of no directories.
 type Bare interface {
 	Bare() bool
 }

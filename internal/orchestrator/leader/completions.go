@@ -33,6 +33,9 @@ const (
 	settle     = 10 * time.Millisecond
 	settleEach = time.Millisecond // for each other that is held
 	settleMost = 500 * time.Millisecond
+
+	// Between two entries with ends, so that those of many evaluations are in one. The first after a pause does not wait.
+	spacing = 50 * time.Millisecond
 )
 
 func newCompletions(done func(id string)) *completions {
@@ -154,11 +157,11 @@ func (c *completions) run(ctx context.Context, log Log, logger logging.Logger) e
 			for _, e := range batch {
 				c.finish(e)
 			}
-			select {
-			case <-time.After(100 * time.Millisecond):
-			case <-ctx.Done():
-				return nil
-			}
+		}
+		select {
+		case <-time.After(spacing):
+		case <-ctx.Done():
+			return nil
 		}
 	}
 }

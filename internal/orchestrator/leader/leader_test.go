@@ -150,7 +150,7 @@ func TestTheEndOfAnEvaluationWaitsForItsHolder(t *testing.T) {
 		if ended("sent") {
 			t.Error("it ended before the answer had time to arrive")
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(60 * time.Millisecond) // the entry of "free" was a moment ago
 		synctest.Wait()
 		if !ended("sent") || ended("abandoned") {
 			t.Error("release did nothing, or too much")

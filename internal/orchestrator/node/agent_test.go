@@ -58,6 +58,23 @@ func TestASlowStartIsReportedAsPending(t *testing.T) {
 	})
 }
 
+func TestWhatIsPendingDoesNotTravelWithOthersStates(t *testing.T) {
+	inBubble(t, func(t *testing.T, m *machine) {
+		m.server.place(alloc("slow", config{"start_delay": "200ms"}))
+		after(100 * time.Millisecond)
+		m.server.place(alloc("one", config{}))
+		m.expect("one", model.ClientRunning)
+		if s := m.server.status("slow"); s != "" {
+			t.Errorf("slow was told as %s before it had a state", s)
+		}
+		after(100 * time.Millisecond)
+		m.expect("slow", model.ClientRunning)
+		if n := m.server.reportCount(); n != 2 {
+			t.Errorf("%d reports, want 2", n)
+		}
+	})
+}
+
 func TestEndOfTheMainProcess(t *testing.T) {
 	for name, c := range map[string]struct {
 		config  config

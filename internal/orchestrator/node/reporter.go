@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,13 +14,13 @@ import (
 const (
 	// reportBatch bounds one report.
 	reportBatch = 128
-	// lazyDelay is how long a step without a change of state (Task Setup, Killing) may wait to travel with one.
+	// lazyDelay is how long a step without a change of state (Task Setup, Killing) may wait: what has a state by then is told once.
 	lazyDelay = 500 * time.Millisecond
 	// reportTimeout bounds one attempt.
 	reportTimeout = 30 * time.Second
 )
 
-// reporter carries allocation states to the servers: the latest of each, at once, one report at a time.
+// reporter carries allocation states to the servers: the latest of each when it is due, one report at a time.
 type reporter struct {
 	send func(context.Context, []model.AllocUpdate) error
 	log  logging.Logger
@@ -28,29 +29,33 @@ type reporter struct {
 	limit int // of the next report; only Run and what it calls use it
 
 	mu    sync.Mutex
-	dirty map[string]model.AllocUpdate
-	order []string  // ids in dirty, oldest first
-	due   time.Time // when the waiting ones must leave; zero = nothing waits
+	dirty map[string]unsaid
+	order []string // ids in dirty, oldest first
+}
+
+// unsaid is a state that waits to be told.
+type unsaid struct {
+	model.AllocUpdate
+	due time.Time
 }
 
 func newReporter(send func(context.Context, []model.AllocUpdate) error, log logging.Logger) *reporter {
-	return &reporter{send: send, log: log, wake: make(chan struct{}, 1), limit: reportBatch, dirty: map[string]model.AllocUpdate{}}
+	return &reporter{send: send, log: log, wake: make(chan struct{}, 1), limit: reportBatch, dirty: map[string]unsaid{}}
 }
 
-// put replaces what is to be said about an allocation. Urgent reports leave at once and take the others along.
+// put replaces what is to be said about an allocation. Urgent reports leave at once.
 func (r *reporter) put(u model.AllocUpdate, urgent bool) {
 	due := time.Now()
 	if !urgent {
 		due = due.Add(lazyDelay)
 	}
 	r.mu.Lock()
-	if _, ok := r.dirty[u.ID]; !ok {
+	if old, ok := r.dirty[u.ID]; !ok {
 		r.order = append(r.order, u.ID)
+	} else if old.due.Before(due) {
+		due = old.due
 	}
-	r.dirty[u.ID] = u
-	if r.due.IsZero() || due.Before(r.due) {
-		r.due = due
-	}
+	r.dirty[u.ID] = unsaid{u, due}
 	r.mu.Unlock()
 	select {
 	case r.wake <- struct{}{}:
@@ -112,15 +117,19 @@ func (r *reporter) waiting() bool {
 func (r *reporter) untilDue() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.dirty) == 0 || r.due.IsZero() {
+	if len(r.dirty) == 0 {
 		return -1
 	}
-	return max(0, time.Until(r.due))
+	now, wait := time.Now(), lazyDelay
+	for _, u := range r.dirty {
+		wait = min(wait, u.due.Sub(now))
+	}
+	return max(0, wait)
 }
 
 // report sends one batch. What failed waits again, unless something newer was said meanwhile.
 func (r *reporter) report(ctx context.Context, last bool) error {
-	batch := r.take()
+	batch := r.take(last)
 	if len(batch) == 0 {
 		return nil
 	}
@@ -141,21 +150,23 @@ func (r *reporter) report(ctx context.Context, last bool) error {
 	return err
 }
 
-func (r *reporter) take() []model.AllocUpdate {
+// take is what is due, or everything.
+func (r *reporter) take(everything bool) []model.AllocUpdate {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	now := time.Now()
 	var batch []model.AllocUpdate
-	for len(r.order) > 0 && len(batch) < r.limit {
-		id := r.order[0]
-		r.order = r.order[1:]
-		if u, ok := r.dirty[id]; ok {
-			delete(r.dirty, id)
-			batch = append(batch, u)
+	r.order = slices.DeleteFunc(r.order, func(id string) bool {
+		u, ok := r.dirty[id]
+		if ok && (len(batch) == r.limit || !everything && u.due.After(now)) {
+			return false
 		}
-	}
-	if len(r.order) == 0 {
-		r.order, r.due = nil, time.Time{}
-	}
+		if ok {
+			delete(r.dirty, id)
+			batch = append(batch, u.AllocUpdate)
+		}
+		return true
+	})
 	return batch
 }
 
@@ -164,9 +175,8 @@ func (r *reporter) putBack(batch []model.AllocUpdate) {
 	defer r.mu.Unlock()
 	for _, u := range batch {
 		if _, newer := r.dirty[u.ID]; !newer {
-			r.dirty[u.ID] = u
+			r.dirty[u.ID] = unsaid{u, time.Now()}
 			r.order = append(r.order, u.ID)
 		}
 	}
-	r.due = time.Now()
 }

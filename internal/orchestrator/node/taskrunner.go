@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"rockpool/internal/fault"
@@ -191,11 +190,6 @@ func (t *taskRunner) tryStart(ctx context.Context) (_ driver.Task, err error) {
 		defer func() { <-t.alloc.agent.slots }()
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
-	}
-	if bare, ok := d.(driver.Bare); !ok || !bare.Bare() {
-		if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
-			return nil, fmt.Errorf("make task directory: %w", err)
-		}
 	}
 	if err := t.reserveDevices(&cfg); err != nil {
 		return nil, err

@@ -212,3 +212,16 @@ func EvalStub(e *model.Evaluation) *api.EvaluationStub {
 		CreateTime: e.CreateTime, ModifyTime: e.ModifyTime,
 	}
 }
+
+// Plain is an object of the event stream in nomad/api's own form; nil = of a kind that it has no need of.
+func Plain(object any) any {
+	switch o := object.(type) {
+	case *model.Job:
+		return JobOut(o)
+	case *model.Evaluation:
+		return EvalOut(o)
+	case *model.Allocation:
+		return (*api.Allocation)(AllocWithoutJob(o))
+	}
+	return nil
+}

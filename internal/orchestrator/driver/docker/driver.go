@@ -210,6 +210,9 @@ func (d *Driver) open(ctx context.Context, c *config, cfg driver.TaskConfig) (*t
 	}
 	b, err := json.Marshal(record{r.Container.ID, r.Container.State.StartedAt})
 	if err == nil {
+		err = os.MkdirAll(cfg.StateDir, 0o700)
+	}
+	if err == nil {
 		err = os.WriteFile(recordPath(cfg), b, 0o600)
 	}
 	if err != nil {

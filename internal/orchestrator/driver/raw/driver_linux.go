@@ -81,8 +81,10 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (driver.Task,
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(d.cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("start process: %w", err)
+	for _, dir := range []string{d.cfg.Dir, cfg.StateDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("start process: %w", err)
+		}
 	}
 	cmd := exec.Command(c.argv[0], c.argv[1:]...)
 	cmd.Dir = workDir(c.dir, cfg)
