@@ -24,27 +24,37 @@ func hostile(t *testing.T, s *sandbox.Sandbox, code string) {
 func TestWhatSaysThatItWaitsCannotWork(t *testing.T) {
 	needsPython(t)
 	s := create(t, newRuntime(t))
+	start := time.Now()
+	collect(t, begin(t, s, learnersSpec("true")), "")
+	usual := time.Since(start)
 	hostile(t, s, "import os\nos.write(4, b'R')\nos.fork()\nwhile True: pass\n")
 	warmUp(t, s, learnersWarmUp())
-	before, err := s.Usage()
-	if err != nil {
-		t.Fatal(err)
-	}
+	// A machine that is itself kept from its processors counts that as use, once in a while. What has no bound uses a whole processor and more each time.
 	const period = time.Second
-	<-time.After(period)
-	after, err := s.Usage()
-	if err != nil {
-		t.Fatal(err)
+	used := period
+	for range 8 {
+		before, err := s.Usage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(period)
+		after, err := s.Usage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if used = min(used, after.CPUTime-before.CPUTime); used <= period/20 {
+			break
+		}
 	}
-	if used := after.CPUTime - before.CPUTime; used > period/20 {
+	if used > period/20 {
 		t.Errorf("it used %v of %v", used, period)
 	}
-	start := time.Now()
+	start = time.Now()
 	if o := collect(t, begin(t, s, learnersSpec("true")), ""); o.Warm || o.ExitCode != 0 {
 		t.Errorf("%+v", o)
 	}
-	if took := time.Since(start); took > 2*time.Second {
-		t.Errorf("the next program took %v", took)
+	if took, most := time.Since(start), max(2*time.Second, 5*usual); took > most {
+		t.Errorf("the next program took %v, which is more than %v", took, most)
 	}
 }
 

@@ -28,8 +28,12 @@ const (
 	warmModule   = "sitecustomize.py"
 )
 
-//go:embed warmup/sitecustomize.py
-var warmCode []byte
+var (
+	//go:embed warmup/sitecustomize.py
+	warmEntry []byte // what the interpreter imports
+	//go:embed warmup/wait.py
+	warmCode []byte // what that runs: the first message
+)
 
 // waiting is an interpreter that waits, or one that is being started.
 type waiting struct {
@@ -132,6 +136,9 @@ func (w *waiting) start(ctx context.Context) (err error) {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = w.control.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
+	if _, err := w.control.Write(warmCode); err != nil {
+		return cause(ctx, err)
+	}
 	if err := w.tell('I', w.spec.Imports...); err != nil {
 		return cause(ctx, err)
 	}
@@ -353,7 +360,7 @@ func sealedArchive() (*os.File, error) {
 	z := zip.NewWriter(&content)
 	member, err := z.CreateHeader(&zip.FileHeader{Name: warmModule, Method: zip.Store})
 	if err == nil {
-		_, err = member.Write(warmCode)
+		_, err = member.Write(warmEntry)
 	}
 	if err = errors.Join(err, z.Close()); err != nil {
 		return nil, err

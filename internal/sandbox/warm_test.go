@@ -10,10 +10,13 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"rockpool/internal/sandbox"
 )
@@ -353,7 +356,7 @@ func TestWarmIsHeldToLimits(t *testing.T) {
 		if !o.Warm || o.Verdict != test.want {
 			t.Errorf("%s: %+v", program, o.Result)
 		}
-		if o.PeakMemory != 0 && o.PeakMemory < 4<<20 {
+		if o.PeakMemory != 0 && o.PeakMemory < 3<<20 {
 			t.Errorf("%s: an interpreter in %d bytes", program, o.PeakMemory)
 		}
 		if spec.OutputLimit > 0 && o.OutputBytes != spec.OutputLimit {
@@ -494,24 +497,69 @@ func TestWarmUpsThatAreRefused(t *testing.T) {
 	}
 }
 
+// cpu gives the CPU time that was used since the call before: inside a sandbox, and by everything, the node's part of it and the process that measures too.
+func cpu(b *testing.B, s *sandbox.Sandbox) func() (inside, all time.Duration) {
+	b.Helper()
+	read := func() (inside, node time.Duration) {
+		u, err := s.Usage()
+		if err != nil {
+			b.Fatal(err)
+		}
+		var self unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &self); err != nil {
+			b.Fatal(err)
+		}
+		return u.CPUTime, time.Duration(self.Utime.Nano() + self.Stime.Nano())
+	}
+	insideBefore, nodeBefore := read()
+	return func() (time.Duration, time.Duration) {
+		inside, node := read()
+		used, all := inside-insideBefore, inside-insideBefore+node-nodeBefore
+		insideBefore, nodeBefore = inside, node
+		return used, all
+	}
+}
+
+// middles reports medians by what they are of.
+func middles(b *testing.B, unit string, times map[string][]time.Duration) {
+	b.Helper()
+	for name, each := range times {
+		slices.Sort(each)
+		b.ReportMetric(float64(each[len(each)/2].Microseconds()), unit+name)
+	}
+}
+
+// BenchmarkExecPython is a program of one line: started as ever, and by an interpreter that waited. Old and new in turn, so that what else the machine does is the same
+// for both. Its CPU times are those of all processes; of a warm one there is the start before, too.
 func BenchmarkExecPython(b *testing.B) {
 	needsPython(b)
 	s := create(b, newRuntime(b))
 	put(b, s, map[string]string{"hello.py": "print('hello')"})
-	for _, warm := range []bool{false, true} {
-		b.Run(map[bool]string{false: "cold", true: "warm"}[warm], func(b *testing.B) {
-			for b.Loop() {
-				if warm {
-					b.StopTimer()
-					warmUp(b, s, learnersWarmUp())
-					b.StartTimer()
-				}
-				if o := collect(b, begin(b, s, learnersSpec("python3 hello.py")), ""); o.Warm != warm || o.stdout != "hello\r\n" {
-					b.Fatalf("%+v", o)
-				}
-			}
-		})
+	times, used := map[string][]time.Duration{}, map[string][]time.Duration{}
+	lap := cpu(b, s)
+	note := func(name string) {
+		inside, all := lap()
+		used[name] = append(used[name], all)
+		used[name+"-inside"] = append(used[name+"-inside"], inside)
 	}
+	for b.Loop() {
+		for _, name := range []string{"cold", "warm"} {
+			if name == "warm" {
+				lap()
+				warmUp(b, s, learnersWarmUp())
+				note("start")
+			}
+			lap()
+			start := time.Now()
+			if o := collect(b, begin(b, s, learnersSpec("python3 hello.py")), ""); o.Warm != (name == "warm") || o.stdout != "hello\r\n" {
+				b.Fatalf("%+v", o)
+			}
+			times[name] = append(times[name], time.Since(start))
+			note(name)
+		}
+	}
+	middles(b, "µs-", times)
+	middles(b, "µs-cpu-", used)
 }
 
 // BenchmarkWarm is what an interpreter that waits costs: the time until it does, and the memory that it holds meanwhile.

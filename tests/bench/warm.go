@@ -72,15 +72,28 @@ func warmCycles(ctx context.Context, b *bench) error {
 	return errors.Join(err, b.DeleteEnvironment(ctx, warmEnv))
 }
 
-// putWarm gives the environment so many runners, and waits until they are idle.
+// interpreters is the time in which those of a pool come to wait that was filled at once: its runners are there before them.
+func interpreters(size uint) time.Duration {
+	return time.Second + time.Duration(size)*30*time.Millisecond
+}
+
+// putWarm gives the environment so many runners, and waits until they are idle and their interpreters wait.
 func (b *bench) putWarm(ctx context.Context, size uint) error {
 	err := b.PutEnvironment(ctx, warmEnv, platform.Environment{
 		PrewarmingPoolSize: size, CPULimit: 10, MemoryLimit: 128, Image: "host", WarmUp: &platform.WarmUp{Command: []string{"python3"}},
 	})
+	if err == nil {
+		err = b.waitIdleOf(ctx, warmEnv, size)
+	}
 	if err != nil {
 		return err
 	}
-	return b.waitIdleOf(ctx, warmEnv, size)
+	select {
+	case <-time.After(interpreters(size)):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // starts counts programs by how they were started.

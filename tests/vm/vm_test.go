@@ -24,7 +24,7 @@ var tools = []string{
 	"mount", "mv", "nice", "perl", "ps", "rm", "seq", "setsid", "sleep", "sort", "stat", "stty", "tail", "touch", "true", "tty", "uname", "wc", "yes",
 }
 
-// warm are the tests of interpreters that wait: most of them start dozens, which takes an emulated processor longer than a machine lives.
+// warm are the tests of interpreters that wait. Most of them start dozens, which takes an emulated processor longer than a machine lives.
 const warm = "^Test(Warm|What(SaysThatItWaits|Waited)|TheCodeOfWarmUps|NothingRunsBesideOneThatWaits)"
 
 // TestSandboxOnControlGroupsV2 runs the test suite of the sandbox, but for warm-ups, where there is no other control group hierarchy than v2.
@@ -33,6 +33,13 @@ func TestSandboxOnControlGroupsV2(t *testing.T) {
 	report(t, results, "TestEcho", "TestExitCodesAreTheProgramsOwn", "TestNothingSurvivesItsExecution", "TestKillEndsTheWholeGroup", "TestOutOfMemoryIsTheKernelsVerdict",
 		"TestForkBombEndsAtTheLimit", "TestMemoryFilledWithFiles", "TestDestroyLeavesNothing", "TestAttachAfterRestart", "TestDelegationEmptiesTheGroup",
 		"TestTheGroupAloneRefusesOtherDevices", "TestDevicesAreThoseThatWereGiven", "TestAnImageCannotMoveTheFilesOfADevice")
+}
+
+// TestWarmUpsOnControlGroupsV2 runs those tests of warm-ups that start few, in a machine of their own.
+func TestWarmUpsOnControlGroupsV2(t *testing.T) {
+	names := []string{"TestWhatSaysThatItWaitsCannotWork", "TestWhatWaitedMayWork", "TestTheCodeOfWarmUpsIsNotShared", "TestWarmUpsThatNameAProgram",
+		"TestNothingRunsBesideOneThatWaits", "TestWarmEndsWithTheNode"}
+	report(t, boot(t, nil, "/sandbox.test", "-test.v", "-test.timeout=5m", "-test.run=^("+strings.Join(names, "|")+")$"), names...)
 }
 
 // TestSandboxInADelegatedGroup is what a container or a systemd unit with Delegate=yes is: the group at the root of what the node sees has the node itself in
@@ -216,7 +223,7 @@ func makeInitramfs(t *testing.T, k kernel, attacks []string) string {
 		}
 	}
 	must(a.programs(tools...))
-	must(a.python("mmap, multiprocessing, ssl, subprocess, threading"))
+	must(a.python("_ctypes, encodings.ascii, fcntl, mmap, multiprocessing, ssl, subprocess, threading"))
 	listing, _ := exec.Command("ldd", programs...).Output() // it fails for a static one, and tells of the others
 	for field := range strings.FieldsSeq(string(listing)) {
 		if strings.HasPrefix(field, "/") && !strings.HasSuffix(field, ":") {

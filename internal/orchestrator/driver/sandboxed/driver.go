@@ -60,6 +60,7 @@ type Driver struct {
 type core struct {
 	cfg      Config
 	watchers sync.WaitGroup
+	starts   *starts
 
 	mu    sync.Mutex
 	tasks map[string]*task
@@ -70,7 +71,7 @@ func New(cfg Config, names ...string) []driver.Driver {
 	if cfg.CoreMHz <= 0 {
 		cfg.CoreMHz = 1000
 	}
-	c := &core{cfg: cfg, tasks: map[string]*task{}}
+	c := &core{cfg: cfg, starts: newStarts(), tasks: map[string]*task{}}
 	all := make([]driver.Driver, len(names))
 	for i, n := range names {
 		all[i] = &Driver{n, c}
@@ -233,11 +234,13 @@ func (d *Driver) Start(ctx context.Context, cfg driver.TaskConfig) (_ driver.Tas
 	if c.runtime != "" {
 		cfg.Emit(fmt.Sprintf("Runs in %s %s", c.runtime, d.core.cfg.Classes[c.runtime].Version))
 	}
+	d.core.starts.begin()
+	defer d.core.starts.end()
 	s, err := runtime.Create(ctx, spec)
 	if err != nil {
 		return nil, fmt.Errorf("create sandbox: %w", err)
 	}
-	t := newTask(cfg, s)
+	t := newTask(cfg, s, d.core.starts)
 	t.release, t.warmUp = lease.Release, warm
 	err = introduce(ctx, s.Files(), cfg.Network)
 	if err == nil {
@@ -333,7 +336,7 @@ func (d *Driver) Recover(ctx context.Context, cfg driver.TaskConfig) (driver.Tas
 	if err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
-	t := newTask(cfg, s)
+	t := newTask(cfg, s, d.core.starts)
 	if t.warmUp, err = warmUpOf(cfg.Task); err != nil {
 		t.warmUp = nil // it was taken by an earlier build, and changes nothing of what the task is
 	}

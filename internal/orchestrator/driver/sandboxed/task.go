@@ -37,23 +37,24 @@ type task struct {
 	main     Execution // nil when the command only waits
 	accounts accounts
 	warmUp   *warmUp        // nil = none
-	warmTook time.Duration  // the first, while the task started; 0 = it is not known
 	warmers  sync.WaitGroup // of interpreters to come
+	starts   *starts        // of the node's tasks
 	done     chan struct{}
 	letGo    chan struct{}
 	once     sync.Once // letGo
 
 	mu       sync.Mutex
 	stopping bool
-	over     bool // no interpreter is to wait any more
-	begun    int  // executions, where there is a warm-up
-	others   bool // one of them was another user's, who may write what the warm-up's user may not
-	signal   int  // that the task was stopped with
+	over     bool          // no interpreter is to wait any more
+	begun    int           // executions, where there is a warm-up
+	warmTook time.Duration // the first interpreter, before any execution; 0 = it is not known
+	others   bool          // one of them was another user's, who may write what the warm-up's user may not
+	signal   int           // that the task was stopped with
 	exit     driver.Exit
 }
 
-func newTask(cfg driver.TaskConfig, s Sandbox) *task {
-	t := &task{cfg: cfg, sandbox: s, release: func() {}, done: make(chan struct{}), letGo: make(chan struct{})}
+func newTask(cfg driver.TaskConfig, s Sandbox, starts *starts) *task {
+	t := &task{cfg: cfg, sandbox: s, starts: starts, release: func() {}, done: make(chan struct{}), letGo: make(chan struct{})}
 	for k, v := range cfg.Env {
 		if !strings.HasPrefix(k, "NOMAD_") {
 			t.env = append(t.env, k+"="+v)

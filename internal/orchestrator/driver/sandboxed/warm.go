@@ -73,9 +73,18 @@ func (t *task) warmEnv(ctx context.Context) []string {
 	return slices.Concat(t.accounts.environment(ctx, t.sandbox.Files(), t.warmUp.User), t.env, t.warmUp.Env)
 }
 
-// warmFirst warms a task up that starts. That it cannot be is told, and no error: programs start without.
+// warmFirst warms a task up that starts. That it cannot be is told, and no error: programs start without. Where starts wait for processors the task is there without, and
+// gets its interpreter when the node has time.
 func (t *task) warmFirst(ctx context.Context) {
 	if t.warmUp == nil {
+		return
+	}
+	if t.starts.crowded() {
+		t.warmers.Go(func() {
+			ctx, cancel := t.lifetime()
+			defer cancel()
+			t.warmInTurn(ctx, 0)
+		})
 		return
 	}
 	begun := time.Now()
@@ -100,12 +109,12 @@ func (t *task) warmAgain(after Execution, user string) {
 		return
 	}
 	t.warmers.Go(func() {
+		ctx, cancel := t.lifetime()
+		defer cancel()
 		if after != nil {
 			select {
 			case <-after.Done():
-			case <-t.done:
-				return
-			case <-t.letGo:
+			case <-ctx.Done():
 				return
 			}
 		}
@@ -113,35 +122,61 @@ func (t *task) warmAgain(after Execution, user string) {
 		defer pause.Stop()
 		select {
 		case <-pause.C:
-		case <-t.done:
-			return
-		case <-t.letGo:
+		case <-ctx.Done():
 			return
 		}
-		t.mu.Lock()
-		late := t.begun != turn || t.stopping
-		t.mu.Unlock()
-		if late {
-			return
-		}
-		if t.couldTamper() {
-			return
-		}
-		ctx, cancel := context.WithCancelCause(context.Background())
-		ended := make(chan struct{})
-		t.warmers.Go(func() {
-			defer close(ended)
-			select {
-			case <-t.done:
-			case <-t.letGo:
-			case <-ctx.Done():
-			}
-			cancel(driver.ErrTaskGone)
-		})
-		_ = t.warm(ctx, min(max(warmLeast, 4*t.warmTook), warmWait)) // programs start without
-		cancel(errors.New("it is over"))
-		<-ended
+		t.warmInTurn(ctx, turn)
 	})
+}
+
+// lifetime is over when the task is, or is let go.
+func (t *task) lifetime() (ctx context.Context, cancel func()) {
+	ctx, end := context.WithCancelCause(context.Background())
+	ended := make(chan struct{})
+	t.warmers.Go(func() {
+		defer close(ended)
+		select {
+		case <-t.done:
+		case <-t.letGo:
+		case <-ctx.Done():
+		}
+		end(driver.ErrTaskGone)
+	})
+	return ctx, func() { end(errors.New("it is over")); <-ended }
+}
+
+// warmInTurn has an interpreter wait as soon as the node has time for it, unless another execution than the turn's has begun by then. Turn 0 is before the first.
+func (t *task) warmInTurn(ctx context.Context, turn int) {
+	if !t.due(turn) {
+		return
+	}
+	done, err := t.starts.wait(ctx)
+	if err != nil {
+		return
+	}
+	defer done()
+	if !t.due(turn) || turn > 0 && t.couldTamper() {
+		return
+	}
+	t.mu.Lock()
+	within := min(max(warmLeast, 4*t.warmTook), warmWait)
+	t.mu.Unlock()
+	if turn == 0 {
+		within = warmWait
+	}
+	begun := time.Now()
+	if err := t.warm(ctx, within); err == nil && turn == 0 { // otherwise programs start without
+		t.mu.Lock()
+		t.warmTook = time.Since(begun)
+		t.mu.Unlock()
+	}
+}
+
+// due reports whether there has been no execution since the turn's.
+func (t *task) due(turn int) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.begun == turn && !t.stopping
 }
 
 // couldTamper reports whether an earlier program may have left code that an interpreter reads before it waits. It would be in the next program although that code had

@@ -8,6 +8,7 @@ import (
 	"io"
 	"iter"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -151,6 +152,102 @@ func TestATaskIsWarmedUpAgain(t *testing.T) {
 		time.Sleep(time.Minute)
 		if len(r.warmed) > 0 {
 			t.Error("one waits for a task that has ended")
+		}
+	})
+}
+
+// heldRuntime has interpreters come to wait when they are let, each by a word.
+type heldRuntime struct {
+	*fakeRuntime
+	begun chan string // ids of sandboxes
+	let   chan struct{}
+}
+
+func (r heldRuntime) Create(ctx context.Context, spec sandbox.Spec) (sandboxed.Sandbox, error) {
+	s, err := r.fakeRuntime.Create(ctx, spec)
+	return heldSandbox{s, spec.ID, r}, err
+}
+
+type heldSandbox struct {
+	sandboxed.Sandbox
+	id string
+	of heldRuntime
+}
+
+func (s heldSandbox) Warm(ctx context.Context, _ sandbox.WarmSpec) error {
+	s.of.begun <- s.id
+	select {
+	case <-s.of.let:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Where starts wait for processors a task is there without its interpreter, and gets it in a calm moment, unless a program came first.
+func TestACrowdedNodeStartsTasksWithoutInterpreters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := newFake()
+		r := heldRuntime{fake, make(chan string, 100), make(chan struct{})}
+		d := sandboxed.New(sandboxed.Config{Runtime: r, Images: fake}, sandboxed.NameDocker)[0]
+		var notes []string
+		start := func() driver.Task {
+			cfg := warmTask(gatewaysWarmUp, &notes)
+			task, err := d.Start(t.Context(), cfg)
+			if err != nil {
+				t.Error(err)
+				return nil
+			}
+			t.Cleanup(func() {
+				if err := d.Cleanup(context.Background(), cfg.ID); err != nil {
+					t.Error(err)
+				}
+			})
+			return task
+		}
+		processors := runtime.GOMAXPROCS(0)
+		for range processors { // each of them has one, and waits for its interpreter
+			go start()
+			synctest.Wait()
+			<-r.begun
+		}
+		begun := time.Now()
+		waiting, claimed := start(), start()
+		if waiting == nil || claimed == nil || time.Since(begun) > 0 || len(r.begun) > 0 {
+			t.Fatalf("a task is there after %v, with %d interpreters more", time.Since(begun), len(r.begun))
+		}
+		time.Sleep(time.Second)
+		if len(r.begun) > 0 {
+			t.Error("an interpreter is started while starts wait for processors")
+		}
+		e, err := claimed.Exec(t.Context(), driver.ExecSpec{ID: ident.New(), Argv: []string{"sleep", "5m"}, User: "user"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range processors {
+			r.let <- struct{}{}
+		}
+		synctest.Wait()
+		freed := time.Now()
+		<-r.begun
+		if after := time.Since(freed); after < 40*time.Millisecond || after > 200*time.Millisecond {
+			t.Errorf("it gets its interpreter %v after the last start", after)
+		}
+		r.let <- struct{}{}
+		time.Sleep(time.Second)
+		if len(r.begun) > 0 {
+			t.Error("an interpreter is started beside a program")
+		}
+		_ = e.Kill()
+		<-e.Done()
+		freed = time.Now()
+		<-r.begun
+		if after := time.Since(freed); after < 100*time.Millisecond || after > time.Second {
+			t.Errorf("it gets its interpreter %v after its program", after)
+		}
+		r.let <- struct{}{}
+		if len(notes) > 0 {
+			t.Errorf("notes: %q", notes)
 		}
 	})
 }
