@@ -4,24 +4,10 @@
 // pipe that a successful execve closes.
 #include "supervisor_linux.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <grp.h>
+#include "bare_linux.h"
+
 #include <linux/capability.h>
 #include <linux/magic.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/vfs.h>
-#include <termios.h>
-#include <unistd.h>
 
 #ifndef TIOCGPTPEER
 #define TIOCGPTPEER 0x5441
@@ -58,7 +44,7 @@ static void announce(int connection, int master, uint32_t micros) {
 		char space[CMSG_SPACE(sizeof(int) * 2)];
 	} control;
 	memset(&control, 0, sizeof control);
-	int fds[2] = {(int)syscall(SYS_pidfd_open, getpid(), 0), master};
+	int fds[2] = {(int)syscall(__NR_pidfd_open, getpid(), 0), master};
 	need(fds[0] >= 0, "open a descriptor of the process");
 	size_t size = sizeof(int) * (master >= 0 ? 2 : 1);
 	struct iovec vector = {&e, sizeof e};
@@ -88,7 +74,7 @@ static int open_terminal(int pts, uint32_t width, uint32_t height, uint32_t uid,
 }
 
 // Executions are the first to go when memory is short, long before process 1. An undumpable process may not write its own
-// /proc files, so it is dumpable for this write; without CAP_SYS_PTRACE nobody inside can use that moment, because this
+// /proc files, so it is dumpable for this write; without CAP___NR_PTRACE nobody inside can use that moment, because this
 // process still has capabilities that they lack (cap_ptrace_access_check).
 static void prefer_for_oom(void) {
 	prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
@@ -103,7 +89,7 @@ static void become(uint32_t uid, uint32_t gid, const gid_t *groups, uint32_t cou
 	need(setresuid(uid, uid, uid) == 0, "set the user");
 	struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
 	struct __user_cap_data_struct none[2] = {{0, 0, 0}, {0, 0, 0}};
-	need(syscall(SYS_capset, &head, none) == 0, "drop capabilities");
+	need(syscall(__NR_capset, &head, none) == 0, "drop capabilities");
 }
 
 // A working directory below /proc, also by a link, could be a way out through another process's files (CVE-2024-21626):
@@ -115,7 +101,7 @@ static void enter(const char *dir) {
 	need(statfs(".", &reached) == 0, "look at the working directory");
 	errno = EPERM;
 	need(reached.f_type != PROC_SUPER_MAGIC, "enter the working directory");
-	need(syscall(SYS_getcwd, where, sizeof where) > 0 && where[0] == '/', "find the working directory in the root");
+	need(syscall(__NR_getcwd, where, sizeof where) > 0 && where[0] == '/', "find the working directory in the root");
 }
 
 // execute looks argv[0] up in the PATH of the given environment. There is no fall-back to a shell: what the kernel cannot
@@ -152,8 +138,8 @@ static char **take_list(struct message *m) {
 	uint32_t n = take_u32(m);
 	errno = E2BIG;
 	need(n <= MAX_ARGS, "decode the request");
-	char **list = mmap(NULL, (n + 1) * sizeof *list, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	need(list != MAP_FAILED, "allocate the request");
+	char **list = anonymous((n + 1) * sizeof *list);
+	need(list != NULL, "allocate the request");
 	for (uint32_t i = 0; i < n; i++) list[i] = (char *)take_str(m);
 	return list;
 }
@@ -162,7 +148,7 @@ static char **take_list(struct message *m) {
 static void hold(int connection) {
 	char byte;
 	// It stays undumpable: what it was forked from is nothing for the tenant to read.
-	need(dup2(connection, 0) == 0 && syscall(SYS_close_range, 1, ~0u, 0) == 0, "close descriptors");
+	need(dup2(connection, 0) == 0 && syscall(__NR_close_range, 1, ~0u, 0) == 0, "close descriptors");
 	struct timeval forever = {0};
 	setsockopt(0, SOL_SOCKET, SO_RCVTIMEO, &forever, sizeof forever);
 	if (read(0, &byte, 1) < 0) _exit(1);
@@ -172,8 +158,8 @@ static void hold(int connection) {
 void run_request(int connection, const struct header *h, int *fds, int pts) {
 	int given = (int)h->fds, next = h->kind == KIND_KEEP ? 1 + KEPT_STREAMS : 1;
 	status_fd = given > 0 ? fds[0] : -1;
-	char *body = mmap(NULL, h->length + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	need(body != MAP_FAILED, "allocate the request");
+	char *body = anonymous(h->length + 1);
+	need(body != NULL, "allocate the request");
 	need(read_full(connection, body, h->length) == 0, "read the request");
 	struct message m = {body, body + h->length, 0};
 	uint32_t uid = take_u32(&m), gid = take_u32(&m), count = take_u32(&m);
@@ -222,10 +208,8 @@ void run_request(int connection, const struct header *h, int *fds, int pts) {
 	need(dup3(status_fd, STATUS_FD, O_CLOEXEC) == STATUS_FD, "move descriptors");
 	status_fd = STATUS_FD;
 	for (int i = 0; i < extra; i++) need(dup2(extras[i], EXTRA_FD + i) == EXTRA_FD + i, "move descriptors");
-	need(syscall(SYS_close_range, EXTRA_FD + extra, ~0u, 0) == 0, "close descriptors");
-	sigset_t none;
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
+	need(syscall(__NR_close_range, EXTRA_FD + extra, ~0u, 0) == 0, "close descriptors");
+	set_mask(0);
 	if (h->kind == KIND_PROBE) {
 		close(STATUS_FD);
 		probe(argv);

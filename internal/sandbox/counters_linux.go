@@ -23,21 +23,31 @@ type counters struct {
 }
 
 func (g group) counters() counters {
-	var c counters
-	if path, ok := g.file("memory", "memory.oom_control", "memory.events"); ok {
-		c.oomKills, _ = keyed(path, "oom_kill")
-	}
+	c := g.spent()
 	if path, ok := g.file("memory", "memory.usage_in_bytes", "memory.current"); ok {
 		c.memory, _ = number(path)
 	}
-	if path, ok := g.file("memory", "memory.max_usage_in_bytes", "memory.peak"); ok {
-		c.peakMemory, _ = number(path)
-	}
-	c.cpu = g.cpuTime()
 	if path, ok := g.file("pids", "pids.current", "pids.current"); ok {
 		c.pids, _ = number(path)
 	}
 	return c
+}
+
+// spent are the counters that say something of a group whose processes have ended.
+func (g group) spent() counters {
+	c := counters{oomKills: g.oomKills(), cpu: g.cpuTime()}
+	if path, ok := g.file("memory", "memory.max_usage_in_bytes", "memory.peak"); ok {
+		c.peakMemory, _ = number(path)
+	}
+	return c
+}
+
+// oomKills counts processes of the group itself on v1, and of those below it too on v2.
+func (g group) oomKills() (n int64) {
+	if path, ok := g.file("memory", "memory.oom_control", "memory.events"); ok {
+		n, _ = keyed(path, "oom_kill")
+	}
+	return n
 }
 
 func number(path string) (int64, error) {

@@ -114,9 +114,6 @@ func checkedSpec(spec Spec) (Spec, error) {
 // start does the work between the reservation and the answer. What it leaves behind on an error, wipe removes.
 func (r *Runtime) start(ctx context.Context, spec Spec, slot int) (_ *Sandbox, err error) {
 	lap := timeline.From(ctx).Laps()
-	if err := r.writeState(spec.ID, state{Spec: spec, Slot: slot, BootID: r.bootID}); err != nil {
-		return nil, err
-	}
 	top := r.group(spec.ID)
 	if err := top.make(); err != nil {
 		return nil, err
@@ -134,12 +131,12 @@ func (r *Runtime) start(ctx context.Context, spec Spec, slot int) (_ *Sandbox, e
 		return nil, err
 	}
 	defer func() { closeAll(allowed) }()
-	if err := top.child("init").make(); err != nil {
+	if err := top.makeInit(); err != nil {
 		return nil, err
 	}
 	var inherited []*os.File
 	defer func() { closeAll(inherited) }()
-	join, err := top.child("init").join()
+	join, err := top.init().join()
 	if err != nil {
 		return nil, err
 	}
@@ -185,6 +182,10 @@ func (r *Runtime) start(ctx context.Context, spec Spec, slot int) (_ *Sandbox, e
 		return nil, err
 	}
 	lap.Done(timeline.SandboxLaunch)
+	if err := s.record(); err != nil {
+		s.abandon()
+		return nil, err
+	}
 	if err := s.converse(ctx, control, r.setupMessage(spec, slot, len(join))); err != nil {
 		s.abandon()
 		return nil, err
@@ -216,14 +217,17 @@ func (s *Sandbox) converse(ctx context.Context, control net.Conn, message []byte
 	s.runtime.mu.Lock()
 	s.runtime.features, s.runtime.created = features, true
 	s.runtime.mu.Unlock()
+	return s.openRoot()
+}
+
+// record writes down what there is to find, before process 1 is told to make anything of itself. Without the node it ends until then by itself, as nobody is
+// at the other end: one record says all, and no sandbox is without.
+func (s *Sandbox) record() error {
 	started, err := StartTime(s.pid)
 	if err != nil {
 		return err
 	}
-	if err := s.runtime.writeState(s.id, state{s.spec, s.slot, s.pid, started, s.runtime.bootID}); err != nil {
-		return err
-	}
-	return s.openRoot()
+	return s.runtime.writeState(s.id, state{s.spec, s.slot, s.pid, started, s.runtime.bootID})
 }
 
 // launch executes the sealed binary as process 1 of a new pid namespace, with no environment and no descriptors but

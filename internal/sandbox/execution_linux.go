@@ -170,7 +170,7 @@ func (e *Execution) await() {
 			err = errors.Join(err, killErr)
 		}
 	}
-	kernel := e.group.counters()
+	kernel := e.group.spent()
 	e.endStreams()
 	result := Result{OOMKilled: kernel.oomKills > 0, CPUTime: kernel.cpu, WallTime: wall, PeakMemory: kernel.peakMemory, Warm: e.warm}
 	result.OutputBytes, _ = e.meter.read()

@@ -18,13 +18,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// group is one control group, as a directory at the same place of every hierarchy. A sandbox has one; below it are
-// "init" with the supervisor, and one for each execution, named by a prefix and its id.
+// group is one control group, as a directory at the same place of every hierarchy. A sandbox has one; below it is one for each execution, named by a
+// prefix and its id. Process 1 is in the sandbox's own on v1, and below it in "init" on v2, where a group with others in it may hold no process.
 type group struct {
 	hierarchies []hierarchy
 	rel         string
-	leaf        bool // nothing is below it
+	inner       string // a directory more, on v2 only
+	leaf        bool   // nothing is below it
 }
+
+const groupOfInit = "init"
 
 const (
 	groupOfExecution = "x-"
@@ -33,9 +36,27 @@ const (
 	groupOfKept      = "k-" // outlives the node's process, and has its figures for the next one: it goes with the sandbox
 )
 
-func (g group) path(h hierarchy) string { return filepath.Join(h.base, g.rel) }
+func (g group) path(h hierarchy) string {
+	if h.unified {
+		return filepath.Join(h.base, g.rel, g.inner)
+	}
+	return filepath.Join(h.base, g.rel)
+}
+
 func (g group) child(name string) group {
-	return group{g.hierarchies, filepath.Join(g.rel, name), true}
+	return group{hierarchies: g.hierarchies, rel: filepath.Join(g.rel, name), leaf: true}
+}
+
+// init is the group of process 1 in that of its sandbox.
+func (g group) init() group {
+	return group{hierarchies: g.hierarchies, rel: g.rel, inner: groupOfInit}
+}
+
+// makeInit makes what init has of its own.
+func (g group) makeInit() error {
+	own := g.init()
+	own.hierarchies = slices.DeleteFunc(slices.Clone(g.hierarchies), func(h hierarchy) bool { return !h.unified })
+	return own.make()
 }
 
 // file finds a control file in the hierarchy that has the controller.

@@ -206,14 +206,22 @@ func enableControllers(group string, controllers []string) error {
 	return writeFile(filepath.Join(group, "cgroup.subtree_control"), "+"+strings.Join(controllers, " +"))
 }
 
-// writeFile writes without creating: a control file that is not there is an error.
+// writeFile writes without creating: a control file that is not there is an error. As with readControl, the poller hears nothing of it.
 func writeFile(path, text string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	_, err = f.WriteString(text)
-	return errors.Join(err, f.Close())
+	defer func() { _ = unix.Close(fd) }()
+	for {
+		_, err := unix.Write(fd, []byte(text))
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, unix.EINTR):
+			return &os.PathError{Op: "write", Path: path, Err: err}
+		}
+	}
 }
 
 const favourMoves = "favordynmods"

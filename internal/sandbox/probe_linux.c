@@ -4,32 +4,12 @@
 // It needs no program of the image. Each attempt reports the kernel's answer; selftest_linux.go says which ones are fine.
 #include "supervisor_linux.h"
 
-#include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
+#include "bare_linux.h"
+
 #include <linux/capability.h>
+#include <linux/in.h>
 #include <linux/magic.h>
-#include <netinet/in.h>
-#include <poll.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/ipc.h>
-#include <sys/mman.h>
-#include <sys/mount.h>
-#include <sys/personality.h>
-#include <sys/resource.h>
-#include <sys/shm.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/un.h>
-#include <sys/vfs.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include <linux/personality.h>
 
 #ifndef SYSFS_MAGIC
 #define SYSFS_MAGIC 0x62656572
@@ -40,7 +20,11 @@ enum { ARG_PORT, ARG_ABSTRACT, ARG_FILE, ARG_KEY, ARG_BYTES, ARG_FILES, ARG_PROC
 
 static char **arg;
 
-static long number(int which) { return strtol(arg[which], NULL, 10); }
+static long number(int which) {
+	long n = 0;
+	for (const char *s = arg[which]; *s >= '0' && *s <= '9'; s++) n = n * 10 + (*s - '0');
+	return n;
+}
 
 static long closed(int fd) {
 	if (fd < 0) return -1;
@@ -62,8 +46,8 @@ static long content(const char *path) {
 
 static long socket_of(int family, int type, int protocol) { return closed(socket(family, type | SOCK_CLOEXEC, protocol)); }
 
-static long connected(const struct sockaddr *to, socklen_t size) {
-	int fd = socket(to->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+static long connected(int family, const void *to, socklen_t size) {
+	int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0) return -1;
 	long done = connect(fd, to, size);
 	int saved = errno;
@@ -78,10 +62,12 @@ static long connected(const struct sockaddr *to, socklen_t size) {
 	return done;
 }
 
-static long connect_ip(const char *host, long port) {
-	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((unsigned short)port)};
-	inet_pton(AF_INET, host, &to.sin_addr);
-	return connected((struct sockaddr *)&to, sizeof to);
+static long connect_ip(uint8_t a, uint8_t b, uint8_t c, uint8_t d, long port) {
+	struct sockaddr_in to = {.sin_family = AF_INET};
+	uint8_t host[4] = {a, b, c, d}, at[2] = {(uint8_t)(port >> 8), (uint8_t)port};
+	memcpy(&to.sin_addr, host, sizeof host);
+	memcpy(&to.sin_port, at, sizeof at);
+	return connected(AF_INET, &to, sizeof to);
 }
 
 static long filled(const char *path, long bytes) {
@@ -97,16 +83,16 @@ static long filled(const char *path, long bytes) {
 	return n > 0 ? 0 : -1;
 }
 
-static long loopback(void) { return connect_ip("127.0.0.1", number(ARG_PORT)); }
-static long metadata(void) { return connect_ip("169.254.169.254", 80); }
+static long loopback(void) { return connect_ip(127, 0, 0, 1, number(ARG_PORT)); }
+static long metadata(void) { return connect_ip(169, 254, 169, 254, 80); }
 static long abstract(void) {
 	struct sockaddr_un to = {.sun_family = AF_UNIX};
 	size_t n = strlen(arg[ARG_ABSTRACT]);
 	if (n > sizeof to.sun_path - 1) n = sizeof to.sun_path - 1;
 	memcpy(to.sun_path + 1, arg[ARG_ABSTRACT], n);
-	return connected((struct sockaddr *)&to, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + n));
+	return connected(AF_UNIX, &to, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + n));
 }
-static long shared_memory(void) { return shmget((key_t)number(ARG_KEY), 0, 0); }
+static long shared_memory(void) { return syscall(__NR_shmget, number(ARG_KEY), 0, 0); }
 static long node_file(void) { return opened(arg[ARG_FILE], O_PATH); }
 static long lower(void) { return opened("/rockpool-self-test", O_CREAT | O_WRONLY); }
 static long proc_root(void) { return opened("/proc/1/root", O_RDONLY); }
@@ -129,37 +115,37 @@ static long oom_score(void) { return write_file(AT_FDCWD, "/proc/self/oom_score_
 static long foreign_uid(void) { return setresuid(100000, 100000, 100000); }
 static long groups(void) {
 	gid_t g = 5;
-	return syscall(SYS_setgroups, 1, &g);
+	return syscall(__NR_setgroups, 1, &g);
 }
 static long capabilities(void) {
 	struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
 	struct __user_cap_data_struct sets[2] = {{~0u, ~0u, 0}, {0, 0, 0}};
-	return syscall(SYS_capset, &head, sets);
+	return syscall(__NR_capset, &head, sets);
 }
 static long more_files(void) {
-	struct rlimit most = {1u << 30, 1u << 30};
+	struct limit most = {1u << 30, 1u << 30};
 	return setrlimit(RLIMIT_NOFILE, &most);
 }
 static long realtime(void) {
-	struct sched_param p = {1};
-	return sched_setscheduler(0, SCHED_FIFO, &p);
+	int priority = 1; // a sched_param
+	return syscall(__NR_sched_setscheduler, 0, SCHED_FIFO, &priority);
 }
 static long hostname(void) { return sethostname("escaped", 7); }
-static long keyctl(void) { return syscall(SYS_keyctl, 0, -3, 1); }
-static long add_key(void) { return syscall(SYS_add_key, "user", "rockpool", "x", 1, -3); }
-static long io_uring(void) { return syscall(SYS_io_uring_setup, 8, NULL); }
-static long bpf(void) { return syscall(SYS_bpf, 0, NULL, 0); }
-static long perf(void) { return syscall(SYS_perf_event_open, NULL, 0, -1, -1, 0); }
-static long userfault(void) { return syscall(SYS_userfaultfd, 0); }
-static long trace(void) { return syscall(SYS_ptrace, 16, 1, NULL, NULL); }
-static long read_memory(void) { return syscall(SYS_process_vm_readv, 1, NULL, 0, NULL, 0, 0); }
-static long handles(void) { return syscall(SYS_open_by_handle_at, -1, NULL, 0); }
-static long module(void) { return syscall(SYS_init_module, NULL, 0, ""); }
-static long kexec(void) { return syscall(SYS_kexec_load, 0, 1000, NULL, 0); } // more segments than there may be: it cannot succeed
-static long restart(void) { return syscall(SYS_reboot, 0, 0, 0, NULL); }
+static long keyctl(void) { return syscall(__NR_keyctl, 0, -3, 1); }
+static long add_key(void) { return syscall(__NR_add_key, "user", "rockpool", "x", 1, -3); }
+static long io_uring(void) { return syscall(__NR_io_uring_setup, 8, NULL); }
+static long bpf(void) { return syscall(__NR_bpf, 0, NULL, 0); }
+static long perf(void) { return syscall(__NR_perf_event_open, NULL, 0, -1, -1, 0); }
+static long userfault(void) { return syscall(__NR_userfaultfd, 0); }
+static long trace(void) { return syscall(__NR_ptrace, 16, 1, NULL, NULL); }
+static long read_memory(void) { return syscall(__NR_process_vm_readv, 1, NULL, 0, NULL, 0, 0); }
+static long handles(void) { return syscall(__NR_open_by_handle_at, -1, NULL, 0); }
+static long module(void) { return syscall(__NR_init_module, NULL, 0, ""); }
+static long kexec(void) { return syscall(__NR_kexec_load, 0, 1000, NULL, 0); } // more segments than there may be: it cannot succeed
+static long restart(void) { return syscall(__NR_reboot, 0, 0, 0, NULL); }
 static long type_ahead(void) { return ioctl(0, TIOCSTI, "x"); }
-static long persona(void) { return personality(READ_IMPLIES_EXEC); }
-static long clone_new(void) { return syscall(SYS_clone3, NULL, 0); }
+static long persona(void) { return syscall(__NR_personality, READ_IMPLIES_EXEC); }
+static long clone_new(void) { return syscall(__NR_clone3, NULL, 0); }
 static long unknown(void) { return syscall(1000, 0); }
 static long vsock(void) { return socket_of(40, SOCK_STREAM, 0); }
 static long packet(void) { return socket_of(AF_PACKET, SOCK_RAW, 0); }
@@ -186,13 +172,13 @@ static long inodes(void) {
 // What follows would change the ground for others if it got through.
 static long mounted(void) { return mount("none", "/tmp", "tmpfs", 0, NULL); }
 static long mount_groups(void) { return mount("none", "/tmp", "cgroup", 0, NULL); }
-static long new_mount(void) { return closed((int)syscall(SYS_fsopen, "tmpfs", 1)); }
+static long new_mount(void) { return closed((int)syscall(__NR_fsopen, "tmpfs", 1)); }
 static long uncover(void) { return umount2("/proc/sys", MNT_DETACH); }
-static long pivot(void) { return syscall(SYS_pivot_root, ".", "."); }
+static long pivot(void) { return syscall(__NR_pivot_root, ".", "."); }
 static long change_root(void) { return chroot("/tmp"); }
 static long enter_namespace(void) { return setns(0, 0); }
 static long clone_user(void) {
-	long child = syscall(SYS_clone, (unsigned long)(CLONE_NEWUSER | SIGCHLD), 0L, 0L, 0L, 0L);
+	long child = syscall(__NR_clone, CLONE_NEWUSER | SIGCHLD);
 	if (child == 0) _exit(0);
 	if (child > 0) waitpid((pid_t)child, NULL, 0);
 	return child;
@@ -209,29 +195,29 @@ static long processes(void) {
 	return 0;
 }
 
-static const struct { const char *name; long (*attempt)(void); } attempts[] = {
-	{"loopback", loopback}, {"metadata", metadata}, {"abstract", abstract}, {"shared-memory", shared_memory}, {"node-file", node_file}, {"lower", lower},
-	{"proc-root", proc_root}, {"proc-environ", proc_environ}, {"proc-sys", proc_sys}, {"sysrq", sysrq}, {"kcore", kcore}, {"kallsyms", kallsyms},
-	{"sysfs", sysfs}, {"dev-mem", dev_mem}, {"dev-kvm", dev_kvm}, {"dev-write", dev_write}, {"mknod", device}, {"oom-score", oom_score},
-	{"setuid", foreign_uid}, {"setgroups", groups}, {"capset", capabilities}, {"rlimit", more_files}, {"realtime", realtime}, {"sethostname", hostname},
-	{"keyctl", keyctl}, {"add_key", add_key}, {"io_uring", io_uring}, {"bpf", bpf}, {"perf", perf}, {"userfaultfd", userfault}, {"ptrace", trace},
-	{"vm_readv", read_memory}, {"file-handle", handles}, {"init_module", module}, {"kexec", kexec}, {"reboot", restart}, {"TIOCSTI", type_ahead},
-	{"personality", persona}, {"clone3", clone_new}, {"unknown-call", unknown}, {"vsock", vsock}, {"packet", packet}, {"alg", algorithm},
-	{"netfilter", netfilter}, {"raw", raw}, {"disk", disk}, {"shm", shm}, {"inodes", inodes}, {"mount", mounted}, {"mount-cgroup", mount_groups},
-	{"fsopen", new_mount}, {"umount", uncover}, {"pivot_root", pivot}, {"chroot", change_root}, {"setns", enter_namespace}, {"clone-user", clone_user},
-	{"unshare-user", new_user}, {"processes", processes},
-};
+static void try(const char *name, long (*attempt)(void)) {
+	struct trial t = {0};
+	snprintf(t.name, sizeof t.name, "%s", name);
+	errno = 0;
+	if (attempt() < 0) t.error = errno ? errno : -1;
+	if (write(1, &t, sizeof t) != sizeof t) _exit(1);
+}
 
 void probe(char **argv) {
 	for (int i = 0; i < ARGS; i++)
 		if (!argv[i]) _exit(2);
 	arg = argv;
-	for (size_t i = 0; i < sizeof attempts / sizeof *attempts; i++) {
-		struct trial t = {0};
-		snprintf(t.name, sizeof t.name, "%s", attempts[i].name);
-		errno = 0;
-		if (attempts[i].attempt() < 0) t.error = errno ? errno : -1;
-		if (write(1, &t, sizeof t) != sizeof t) _exit(1);
-	}
+	try("loopback", loopback); try("metadata", metadata); try("abstract", abstract); try("shared-memory", shared_memory); try("node-file", node_file);
+	try("lower", lower); try("proc-root", proc_root); try("proc-environ", proc_environ); try("proc-sys", proc_sys); try("sysrq", sysrq);
+	try("kcore", kcore); try("kallsyms", kallsyms); try("sysfs", sysfs); try("dev-mem", dev_mem); try("dev-kvm", dev_kvm); try("dev-write", dev_write);
+	try("mknod", device); try("oom-score", oom_score); try("setuid", foreign_uid); try("setgroups", groups); try("capset", capabilities);
+	try("rlimit", more_files); try("realtime", realtime); try("sethostname", hostname); try("keyctl", keyctl); try("add_key", add_key);
+	try("io_uring", io_uring); try("bpf", bpf); try("perf", perf); try("userfaultfd", userfault); try("ptrace", trace); try("vm_readv", read_memory);
+	try("file-handle", handles); try("init_module", module); try("kexec", kexec); try("reboot", restart); try("TIOCSTI", type_ahead);
+	try("personality", persona); try("clone3", clone_new); try("unknown-call", unknown); try("vsock", vsock); try("packet", packet);
+	try("alg", algorithm); try("netfilter", netfilter); try("raw", raw); try("disk", disk); try("shm", shm); try("inodes", inodes);
+	try("mount", mounted); try("mount-cgroup", mount_groups); try("fsopen", new_mount); try("umount", uncover); try("pivot_root", pivot);
+	try("chroot", change_root); try("setns", enter_namespace); try("clone-user", clone_user); try("unshare-user", new_user);
+	try("processes", processes);
 	_exit(0);
 }

@@ -4,17 +4,9 @@
 // as descriptors and moved to descriptors; a target is resolved once, confined to the new root (CVE-2021-30465).
 #include "supervisor_linux.h"
 
-#include <errno.h>
-#include <fcntl.h>
+#include "bare_linux.h"
+
 #include <linux/openat2.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mount.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/sysmacros.h>
-#include <unistd.h>
 
 enum {
 	ATTR_RDONLY = 0x1, ATTR_NOSUID = 0x2, ATTR_NODEV = 0x4, ATTR_NOEXEC = 0x8, ATTR_IDMAP = 0x00100000,
@@ -26,30 +18,30 @@ struct attributes { // struct mount_attr, which older C libraries lack
 
 static int set_attributes(int mount, uint64_t set, int user_ns) {
 	struct attributes a = {.set = set, .user_ns = user_ns >= 0 ? (uint64_t)user_ns : 0};
-	return (int)syscall(SYS_mount_setattr, mount, "", AT_EMPTY_PATH, &a, sizeof a);
+	return (int)syscall(__NR_mount_setattr, mount, "", AT_EMPTY_PATH, &a, sizeof a);
 }
 
 static void move_to(int mount, int target, const char *step) {
-	check(syscall(SYS_move_mount, mount, "", target, "", MOVE_FROM_EMPTY | MOVE_TO_EMPTY) == 0, step);
+	check(syscall(__NR_move_mount, mount, "", target, "", MOVE_FROM_EMPTY | MOVE_TO_EMPTY) == 0, step);
 }
 
 static int clone_tree(int dir, const char *path, const char *step) {
-	int fd = (int)syscall(SYS_open_tree, dir, path, TREE_CLONE | TREE_CLOEXEC | AT_SYMLINK_NOFOLLOW | (*path ? 0 : AT_EMPTY_PATH));
+	int fd = (int)syscall(__NR_open_tree, dir, path, TREE_CLONE | TREE_CLOEXEC | AT_SYMLINK_NOFOLLOW | (*path ? 0 : AT_EMPTY_PATH));
 	check(fd >= 0, step);
 	return fd;
 }
 
 static int new_tmpfs(uint64_t bytes, uint64_t inodes, const char *mode, uint64_t attributes) {
 	char text[32];
-	int context = (int)syscall(SYS_fsopen, "tmpfs", 1);
+	int context = (int)syscall(__NR_fsopen, "tmpfs", 1);
 	check(context >= 0, "open a tmpfs");
 	snprintf(text, sizeof text, "%llu", (unsigned long long)bytes);
-	check(syscall(SYS_fsconfig, context, 1, "size", text, 0) == 0, "set the size of a tmpfs");
+	check(syscall(__NR_fsconfig, context, 1, "size", text, 0) == 0, "set the size of a tmpfs");
 	snprintf(text, sizeof text, "%llu", (unsigned long long)inodes);
-	check(syscall(SYS_fsconfig, context, 1, "nr_inodes", text, 0) == 0, "set the inodes of a tmpfs");
-	check(syscall(SYS_fsconfig, context, 1, "mode", mode, 0) == 0, "set the mode of a tmpfs");
-	check(syscall(SYS_fsconfig, context, 6, NULL, NULL, 0) == 0, "create a tmpfs");
-	int fd = (int)syscall(SYS_fsmount, context, 1, attributes);
+	check(syscall(__NR_fsconfig, context, 1, "nr_inodes", text, 0) == 0, "set the inodes of a tmpfs");
+	check(syscall(__NR_fsconfig, context, 1, "mode", mode, 0) == 0, "set the mode of a tmpfs");
+	check(syscall(__NR_fsconfig, context, 6, NULL, NULL, 0) == 0, "create a tmpfs");
+	int fd = (int)syscall(__NR_fsmount, context, 1, attributes);
 	check(fd >= 0, "mount a tmpfs");
 	close(context);
 	return fd;
@@ -57,7 +49,7 @@ static int new_tmpfs(uint64_t bytes, uint64_t inodes, const char *mode, uint64_t
 
 static int open_below(int root, const char *path, uint64_t flags) {
 	struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
-	return (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+	return (int)syscall(__NR_openat2, root, path, &how, sizeof how);
 }
 
 // make_below opens a directory below root and makes what is missing of it. Images are hostile too: a link in one of its
@@ -171,23 +163,23 @@ static void make_node(int dev, const struct device *d, uid_t owner) {
 		at = next;
 		rest += n + 1;
 	}
-	check(mknodat(at, name, (d->block ? S_IFBLK : S_IFCHR) | d->mode, makedev(d->major, d->minor)) == 0, step);
+	check(mknodat(at, name, (d->block ? S_IFBLK : S_IFCHR) | d->mode, device_number(d->major, d->minor)) == 0, step);
 	check(fchownat(at, name, owner, owner, AT_SYMLINK_NOFOLLOW) == 0, step);
 	close(at);
 }
 
 static void make_devices(int root, struct setup *s) {
-	static const struct { const char *name; unsigned major, minor; } nodes[] = {
+	static const struct { char name[8]; unsigned major, minor; } nodes[] = {
 		{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0},
 	};
-	static const struct { const char *name, *target; } links[] = {
+	static const struct { char name[8], target[16]; } links[] = {
 		{"ptmx", "pts/ptmx"}, {"fd", "/proc/self/fd"}, {"stdin", "/proc/self/fd/0"},
 		{"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"},
 	};
 	int dev = new_tmpfs(65536, 64 + 8 * (uint64_t)s->devices, "0755", ATTR_NOSUID | ATTR_NOEXEC);
 	check(fchownat(dev, "", s->id_base, s->id_base, AT_EMPTY_PATH) == 0, "own /dev");
 	for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++) {
-		check(mknodat(dev, nodes[i].name, S_IFCHR | 0666, makedev(nodes[i].major, nodes[i].minor)) == 0, "make a device");
+		check(mknodat(dev, nodes[i].name, S_IFCHR | 0666, device_number(nodes[i].major, nodes[i].minor)) == 0, "make a device");
 		check(fchownat(dev, nodes[i].name, s->id_base, s->id_base, AT_SYMLINK_NOFOLLOW) == 0, "own a device");
 	}
 	for (size_t i = 0; i < sizeof links / sizeof *links; i++)
@@ -200,14 +192,14 @@ static void make_devices(int root, struct setup *s) {
 	close(target);
 
 	char text[16];
-	int context = (int)syscall(SYS_fsopen, "devpts", 1);
+	int context = (int)syscall(__NR_fsopen, "devpts", 1);
 	check(context >= 0, "open a devpts");
 	snprintf(text, sizeof text, "%u", s->id_base + 5);
-	check(syscall(SYS_fsconfig, context, 1, "gid", text, 0) == 0 && syscall(SYS_fsconfig, context, 1, "mode", "0620", 0) == 0 &&
-	      syscall(SYS_fsconfig, context, 1, "ptmxmode", "0666", 0) == 0 && syscall(SYS_fsconfig, context, 1, "max", "1024", 0) == 0,
+	check(syscall(__NR_fsconfig, context, 1, "gid", text, 0) == 0 && syscall(__NR_fsconfig, context, 1, "mode", "0620", 0) == 0 &&
+	      syscall(__NR_fsconfig, context, 1, "ptmxmode", "0666", 0) == 0 && syscall(__NR_fsconfig, context, 1, "max", "1024", 0) == 0,
 	      "set the options of devpts");
-	check(syscall(SYS_fsconfig, context, 6, NULL, NULL, 0) == 0, "create a devpts");
-	s->pts = (int)syscall(SYS_fsmount, context, 1, ATTR_NOSUID | ATTR_NOEXEC);
+	check(syscall(__NR_fsconfig, context, 6, NULL, NULL, 0) == 0, "create a devpts");
+	s->pts = (int)syscall(__NR_fsmount, context, 1, ATTR_NOSUID | ATTR_NOEXEC);
 	check(s->pts >= 0, "mount a devpts");
 	close(context);
 	target = openat(dev, "pts", O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -227,13 +219,13 @@ static void make_devices(int root, struct setup *s) {
 // What /proc tells about the host, or could change, is covered: with an empty read-only tmpfs and a file of it, never with
 // a null device that something could have swapped (CVE-2025-31133).
 static void mask_proc(struct setup *s) {
-	static const char *const empty_dirs[] = {"acpi", "asound", "bus", "driver", "fs", "irq", "scsi", "tty", "sysvipc"};
-	static const char *const empty_files[] = {
+	static const char empty_dirs[][16] = {"acpi", "asound", "bus", "driver", "fs", "irq", "scsi", "tty", "sysvipc"};
+	static const char empty_files[][16] = {
 		"kcore", "keys", "key-users", "kallsyms", "kmsg", "latency_stats", "timer_list", "sched_debug", "config.gz", "cmdline",
 		"interrupts", "kpagecount", "kpageflags", "kpagecgroup", "modules", "iomem", "ioports", "slabinfo", "vmallocinfo",
 		"pagetypeinfo", "partitions", "diskstats", "swaps", "zoneinfo", "softirqs", "schedstat", "sysrq-trigger", "mtrr",
 	};
-	static const char *const read_only[] = {"sys"};
+	static const char read_only[][8] = {"sys"};
 	int cover = new_tmpfs(4096, 4, "0555", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
 	int file = openat(cover, "empty", O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0444);
 	check(file >= 0, "make an empty file");
@@ -244,7 +236,7 @@ static void mask_proc(struct setup *s) {
 	int place = openat(s->proc, "sys", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	move_to(cover, place, "attach the cover");
 	for (int pass = 0; pass < 2; pass++) {
-		const char *const *names = pass ? empty_files : empty_dirs;
+		const char(*names)[16] = pass ? empty_files : empty_dirs;
 		size_t count = pass ? sizeof empty_files / sizeof *empty_files : sizeof empty_dirs / sizeof *empty_dirs;
 		for (size_t i = 0; i < count; i++) {
 			int target = openat(s->proc, names[i], O_PATH | O_NOFOLLOW | O_CLOEXEC);
@@ -350,10 +342,10 @@ void build_root(struct setup *s) {
 
 	// pivot_root stacks the old root on the new one; detaching it leaves no path to the node's files.
 	check(fchdir(root) == 0, "enter the new root");
-	check(syscall(SYS_pivot_root, ".", ".") == 0, "pivot the root");
+	check(syscall(__NR_pivot_root, ".", ".") == 0, "pivot the root");
 	check(umount2(".", MNT_DETACH) == 0, "detach the old root");
 	check(chdir("/") == 0, "enter the new root");
-	check(syscall(SYS_close_range, first_lower, first_bind + (int)s->binds - 1, 0) == 0, "close the sources of mounts");
+	check(syscall(__NR_close_range, first_lower, first_bind + (int)s->binds - 1, 0) == 0, "close the sources of mounts");
 	close(root);
 	close(scratch);
 }

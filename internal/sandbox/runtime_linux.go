@@ -4,12 +4,15 @@ package sandbox
 
 import (
 	"context"
+	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -130,7 +133,7 @@ func pathFromChildren(f *os.File) (string, error) {
 }
 
 // sealedSelf copies this program into memory that nothing can write again: a supervisor never runs from a file whose
-// descriptor could be had from inside (CVE-2019-5736).
+// descriptor could be had from inside (CVE-2019-5736). The copy begins in the supervisor, and asks for no dynamic linker.
 func sealedSelf() (*os.File, error) {
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {
@@ -155,11 +158,51 @@ func sealedSelf() (*os.File, error) {
 	if _, err := io.Copy(copied, self); err != nil {
 		return nil, errors.Join(fmt.Errorf("copy own program: %w", err), copied.Close())
 	}
+	if err := beginInSupervisor(copied); err != nil {
+		return nil, errors.Join(fmt.Errorf("prepare the copy of own program: %w", err), copied.Close())
+	}
 	seals := unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 	if _, err := unix.FcntlInt(uintptr(high), unix.F_ADD_SEALS, seals); err != nil {
 		return nil, errors.Join(fmt.Errorf("seal the memory file: %w", err), copied.Close())
 	}
 	return copied, nil
+}
+
+// beginInSupervisor changes where the kernel begins to execute a copy of this program, and takes away its interpreter, which is the dynamic linker. The
+// supervisor needs neither that nor what a C library and Go do before main.
+func beginInSupervisor(program *os.File) error {
+	var head elf.Header64
+	if err := binary.Read(io.NewSectionReader(program, 0, int64(binary.Size(head))), native, &head); err != nil {
+		return err
+	}
+	values, err := unix.Auxv()
+	if err != nil {
+		return err
+	}
+	const entry = 9 // AT_ENTRY: where the header's own entry is in this process
+	at := slices.IndexFunc(values, func(v [2]uintptr) bool { return v[0] == entry })
+	if string(head.Ident[:len(elf.ELFMAG)]) != elf.ELFMAG || elf.Class(head.Ident[elf.EI_CLASS]) != elf.ELFCLASS64 || at < 0 {
+		return errors.New("it is no program of this machine")
+	}
+	head.Entry += uint64(supervisorEntry() - values[at][1])
+	if err := binary.Write(io.NewOffsetWriter(program, 0), native, &head); err != nil {
+		return err
+	}
+	for i := range int64(head.Phnum) {
+		var segment elf.Prog64
+		place := int64(head.Phoff) + i*int64(head.Phentsize)
+		if err := binary.Read(io.NewSectionReader(program, place, int64(binary.Size(segment))), native, &segment); err != nil {
+			return err
+		}
+		if elf.ProgType(segment.Type) != elf.PT_INTERP {
+			continue
+		}
+		segment.Type = uint32(elf.PT_NULL)
+		if err := binary.Write(io.NewOffsetWriter(program, place), native, &segment); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r *Runtime) runners() string                     { return filepath.Join(r.cfg.Dir, "sandboxes") }

@@ -205,8 +205,7 @@ func (s *Sandbox) watch() {
 	}
 	// Our child, unless an earlier process of the node started it.
 	_ = unix.Waitid(unix.P_PIDFD, s.pidfdNumber(), nil, unix.WEXITED|unix.WNOHANG, nil)
-	init := s.group.child("init").counters()
-	s.exit = Exit{OOMKilled: init.oomKills > 0, Removed: removed}
+	s.exit = Exit{OOMKilled: s.group.init().oomKills() > 0, Removed: removed}
 	close(s.done)
 }
 

@@ -4,30 +4,13 @@
 // A connection is one request and becomes one child; the child reads and judges the request, never process 1 itself.
 #include "supervisor_linux.h"
 
-#include <errno.h>
-#include <fcntl.h>
+#include "bare_linux.h"
+
 #include <linux/capability.h>
 #include <linux/filter.h>
-#include <linux/securebits.h>
 #include <linux/seccomp.h>
-#include <grp.h>
-#include <poll.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/prctl.h>
-#include <sys/signalfd.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <sys/time.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#ifndef PR_CAP_AMBIENT
-#define PR_CAP_AMBIENT 47
-#define PR_CAP_AMBIENT_CLEAR_ALL 4
-#endif
+#include <linux/securebits.h>
+#include <linux/signalfd.h>
 
 // scope puts a second wall round the sandbox, where the kernel has it (Landlock ABI 6, Linux 6.12): no signal to a process outside, and no connection to an
 // abstract socket of one, whatever the namespaces say.
@@ -55,16 +38,16 @@ void drop_power(struct setup *s) {
 	struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
 	uint32_t kept = 1u << CAP_CHOWN | 1u << CAP_SETGID | 1u << CAP_SETUID;
 	struct __user_cap_data_struct sets[2] = {{kept, kept, 0}, {0, 0, 0}};
-	check(syscall(SYS_capset, &head, sets) == 0, "drop capabilities");
+	check(syscall(__NR_capset, &head, sets) == 0, "drop capabilities");
 	check(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0, "become undumpable");
 	check(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "set no_new_privs");
 	// The terminals' file system moves next to the listening socket; nothing else stays open.
 	check(dup3(s->pts, FIRST_FD, O_CLOEXEC) == FIRST_FD || s->pts == FIRST_FD, "keep the terminals' directory");
 	s->pts = FIRST_FD;
-	check(syscall(SYS_close_range, FIRST_FD + 1, ~0u, 0) == 0, "close descriptors");
+	check(syscall(__NR_close_range, FIRST_FD + 1, ~0u, 0) == 0, "close descriptors");
 	scope(s);
 	struct sock_fprog program = {(unsigned short)(s->filter_length / sizeof(struct sock_filter)), (struct sock_filter *)s->filter};
-	check(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) == 0, "install the system call filter");
+	check(syscall(__NR_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) == 0, "install the system call filter");
 }
 
 // receive_header takes the header of a request and its descriptors. The peer is the node: the socket's path lies in its
@@ -82,7 +65,7 @@ static int receive_header(int connection, struct header *h, int *fds, int *count
 	*count = 0;
 	ssize_t n = recvmsg(connection, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL);
 	if (n >= 0)
-		for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
+		for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = next_cmsg(&message, c))
 			if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
 				*count = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
 				memcpy(fds, CMSG_DATA(c), sizeof(int) * (size_t)*count);
@@ -153,7 +136,7 @@ static int resume(int connection) {
 		say(connection, KIND_NONE, 0);
 		return 0;
 	}
-	if (!kept.ended && (fds[count] = (int)syscall(SYS_pidfd_open, kept.pid, 0)) >= 0) count++;
+	if (!kept.ended && (fds[count] = (int)syscall(__NR_pidfd_open, kept.pid, 0)) >= 0) count++;
 	tell(connection, KIND_STARTING, kept.pid, fds, count);
 	if (count > KEPT_STREAMS) close(fds[KEPT_STREAMS]);
 	if (kept.ended) say(connection, KIND_EXITED, kept.status);
@@ -163,10 +146,9 @@ static int resume(int connection) {
 void serve(struct setup *s) {
 	static struct running table[MAX_RUNNING];
 	int count = 0;
-	sigset_t all;
-	sigfillset(&all);
 	fcntl(LISTEN_FD, F_SETFL, O_NONBLOCK); // a connection may be gone again before it is accepted
-	int signals = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
+	uint64_t all = ~0ull;
+	int signals = (int)syscall(__NR_signalfd4, -1, &all, sizeof all, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (signals < 0) _exit(73);
 	for (;;) {
 		// A full table stops accepting; the node's connections wait in the backlog.

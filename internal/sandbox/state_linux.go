@@ -7,7 +7,7 @@ package sandbox
 type state struct {
 	Spec    Spec
 	Slot    int
-	PID     int    // of process 1, on the host; 0 until it answered
+	PID     int    // of process 1, on the host
 	Started string // its start time in ticks: a number can pass to another process, number and time cannot
 	BootID  string
 }

@@ -1,40 +1,28 @@
 //go:build linux && cgo
 
-// The supervisor: process 1 of a sandbox. It is compiled into the node's own binary and takes over before the Go runtime
-// starts, so that it costs no second binary, no Go heap and no threads. This file holds the entry and the order of the
-// set-up; DESIGN.md explains the order.
+// The supervisor: process 1 of a sandbox. It is compiled into the node's own binary, which is executed with another entry, so that it costs no second
+// binary, no library, no Go heap and no threads. This file holds the entry and the order of the set-up; DESIGN.md explains the order.
 #include "supervisor_linux.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/sched.h>
-#include <net/if.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/mount.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
+#include "bare_linux.h"
+
+#include <linux/sockios.h>
 
 #ifndef CLONE_NEWTIME
 #define CLONE_NEWTIME 0x00000080
 #endif
 
-static const char *current_step = "start";
+enum { IFF_UP = 0x1, IFF_RUNNING = 0x40 };
+
+int bare_errno;
+
+static const char *current_step;
 
 void set_step(const char *step) { current_step = step; }
 
 static void answer(int error, uint32_t features) {
 	struct verdict v = {.magic = FRAME_MAGIC, .error = error, .features = features};
-	snprintf(v.step, sizeof v.step, "%s", current_step);
+	snprintf(v.step, sizeof v.step, "%s", current_step ? current_step : "start");
 	if (send(CONTROL_FD, &v, sizeof v, MSG_NOSIGNAL) < 0) _exit(71);
 }
 
@@ -111,8 +99,8 @@ static void read_setup(struct setup *s) {
 	check(read_full(CONTROL_FD, &h, sizeof h) == 0, "read the set-up");
 	errno = EPROTO;
 	check(h.magic == FRAME_MAGIC && h.length <= MAX_SETUP, "read the set-up");
-	char *body = mmap(NULL, h.length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	check(body != MAP_FAILED, "allocate the set-up");
+	char *body = anonymous(h.length);
+	check(body != NULL, "allocate the set-up");
 	check(read_full(CONTROL_FD, body, h.length) == 0, "read the set-up");
 	struct message m = {body, body + h.length, 0};
 	s->cgroups = take_u32(&m);
@@ -174,10 +162,9 @@ static void hide_uptime(struct setup *s) {
 }
 
 static void loopback_up(void) {
-	struct ifreq request = {.ifr_name = "lo"};
+	struct { char name[16]; short flags; char rest[22]; } request = {.name = "lo", .flags = IFF_UP | IFF_RUNNING}; // an ifreq
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	check(fd >= 0, "open a socket for the loopback interface");
-	request.ifr_flags = IFF_UP | IFF_RUNNING;
 	check(ioctl(fd, SIOCSIFFLAGS, &request) == 0, "bring the loopback interface up");
 	close(fd);
 }
@@ -186,7 +173,7 @@ static void loopback_up(void) {
 // process 1 enters it last of all. The maps are written here, by the real root of the parent namespace.
 static void make_user_ns(struct setup *s) {
 	char path[64], map[64];
-	pid_t child = (pid_t)syscall(SYS_clone, (unsigned long)(CLONE_NEWUSER | SIGCHLD), 0L, 0L, 0L, 0L);
+	pid_t child = (pid_t)syscall(__NR_clone, CLONE_NEWUSER | SIGCHLD);
 	check(child >= 0, "create a user namespace");
 	if (child == 0)
 		for (;;) pause();
@@ -204,14 +191,12 @@ static void make_user_ns(struct setup *s) {
 
 static void supervise(void) {
 	static struct setup s; // static: the kernel gives it zeroed, and its size needs no stack
-	sigset_t all;
-	sigfillset(&all);
-	sigprocmask(SIG_SETMASK, &all, NULL);
+	set_mask(~0ull);
 	errno = EINVAL;
 	check(getpid() == 1, "be process 1 of a pid namespace");
 	// Once for all: a node may ignore some, and what is ignored stays so across execve.
 	for (int n = 1; n < 65; n++)
-		if (n != SIGKILL && n != SIGSTOP) signal(n, SIG_DFL);
+		if (n != SIGKILL && n != SIGSTOP) default_signal(n);
 	umask(0);
 	read_setup(&s);
 	// Groups first: everything that the kernel allocates from here on is charged to the sandbox.
@@ -219,7 +204,7 @@ static void supervise(void) {
 		check(write(FIRST_FD + (int)i, "0", 1) == 1, "join the control group");
 		close(FIRST_FD + (int)i);
 	}
-	// Written with CAP_SYS_RESOURCE this is also the least value that anything inside can ever give itself
+	// Written with CAP___NR_RESOURCE this is also the least value that anything inside can ever give itself
 	// (oom_score_adj_min in fs/proc/base.c), so it must not be negative: a tenant would outlive the host's services.
 	check(write_file(AT_FDCWD, "/proc/self/oom_score_adj", "0") == 0, "set the out-of-memory score");
 	setsid();
@@ -234,23 +219,22 @@ static void supervise(void) {
 	check(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0, "make mounts private");
 	check(sethostname(s.hostname, strlen(s.hostname)) == 0 && setdomainname("", 0) == 0, "set the host name");
 	loopback_up();
-	s.proc = (int)syscall(SYS_fsopen, "proc", 1 /* FSOPEN_CLOEXEC */);
+	s.proc = (int)syscall(__NR_fsopen, "proc", 1 /* FSOPEN_CLOEXEC */);
 	check(s.proc >= 0, "open a new proc file system");
 	int context = s.proc;
-	check(syscall(SYS_fsconfig, context, 1 /* SET_STRING */, "hidepid", "2", 0) == 0, "set hidepid");
-	check(syscall(SYS_fsconfig, context, 6 /* CMD_CREATE */, NULL, NULL, 0) == 0, "create a proc file system");
-	s.proc = (int)syscall(SYS_fsmount, context, 1 /* CLOEXEC */, 0x2 | 0x4 | 0x8 /* nosuid nodev noexec */);
+	check(syscall(__NR_fsconfig, context, 1 /* SET_STRING */, "hidepid", "2", 0) == 0, "set hidepid");
+	check(syscall(__NR_fsconfig, context, 6 /* CMD_CREATE */, NULL, NULL, 0) == 0, "create a proc file system");
+	s.proc = (int)syscall(__NR_fsmount, context, 1 /* CLOEXEC */, 0x2 | 0x4 | 0x8 /* nosuid nodev noexec */);
 	check(s.proc >= 0, "mount a new proc file system");
 	close(context);
 	make_user_ns(&s);
 	build_root(&s);
 	for (uint32_t i = 0; i < s.rlimits; i++) {
-		// A node may lack CAP_SYS_RESOURCE, in a container for instance: then a limit can fall but not rise.
-		struct rlimit limit, now;
-		check(getrlimit((int)s.rlimit[i].resource, &now) == 0, "read a resource limit");
-		limit.rlim_cur = limit.rlim_max = s.rlimit[i].value;
+		// A node may lack CAP___NR_RESOURCE, in a container for instance: then a limit can fall but not rise.
+		struct limit limit = {s.rlimit[i].value, s.rlimit[i].value}, had;
+		check(getrlimit((int)s.rlimit[i].resource, &had) == 0, "read a resource limit");
 		if (setrlimit((int)s.rlimit[i].resource, &limit) == 0) continue;
-		limit.rlim_cur = limit.rlim_max = now.rlim_max;
+		limit.now = limit.most = had.most;
 		check(errno == EPERM && setrlimit((int)s.rlimit[i].resource, &limit) == 0, "set a resource limit");
 	}
 	drop_power(&s);
@@ -259,15 +243,16 @@ static void supervise(void) {
 	serve(&s);
 }
 
-// Runs before main and before the Go runtime. The name comes from the kernel, not from the arguments of the
-// constructor, which only glibc passes.
-__attribute__((constructor)) static void take_over(void) {
-	char name[sizeof SUPERVISOR_NAME];
-	int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
-	if (fd < 0) return;
-	ssize_t n = read(fd, name, sizeof name);
-	close(fd);
-	if (n != sizeof name || memcmp(name, SUPERVISOR_NAME, sizeof name) != 0) return;
+// The kernel leaves nothing on the stack that is of use here but its alignment.
+__attribute__((used)) static void __attribute__((noreturn)) begin_supervisor(void) {
 	supervise();
 	_exit(72);
 }
+
+#if defined(__x86_64__)
+__asm__(".text\n.globl enter_supervisor\n.hidden enter_supervisor\n.type enter_supervisor, @function\n"
+	"enter_supervisor:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall begin_supervisor\n");
+#elif defined(__aarch64__)
+__asm__(".text\n.globl enter_supervisor\n.hidden enter_supervisor\n.type enter_supervisor, %function\n"
+	"enter_supervisor:\n\tmov x29, #0\n\tmov x30, #0\n\tb begin_supervisor\n");
+#endif

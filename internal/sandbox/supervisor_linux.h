@@ -4,15 +4,10 @@
 #ifndef ROCKPOOL_SUPERVISOR_H
 #define ROCKPOOL_SUPERVISOR_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/syscall.h>
-#include <sys/time.h>
-#include <sys/types.h>
-#include <time.h>
+
+#pragma GCC visibility push(hidden)
 
 #define SUPERVISOR_NAME "rockpool-supervisor"
 #define STEP_MAPPED_OVERLAY "mount the overlay on mapped layers"
@@ -100,6 +95,7 @@ void set_step(const char *step);
 void fail(void) __attribute__((noreturn));
 void check(int ok, const char *step);
 
+struct timespec;
 extern struct timespec asked; // when the request that is served came
 
 void build_root(struct setup *s);
@@ -109,4 +105,8 @@ void run_request(int connection, const struct header *h, int *fds, int pts) __at
 void probe(char **argv) __attribute__((noreturn));
 int write_file(int dir, const char *path, const char *text);
 
+// enter_supervisor is where the kernel begins to execute the copy that the node has of its own program: see sealedSelf.
+void enter_supervisor(void);
+
+#pragma GCC visibility pop
 #endif

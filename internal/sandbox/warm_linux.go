@@ -86,7 +86,7 @@ func (s *Sandbox) await(w *waiting) error {
 	switch {
 	case s.removed, s.detached:
 		return ErrEnded
-	case s.waiting != nil, len(s.executions) > 0, slices.ContainsFunc(s.group.children(), func(name string) bool { return name != "init" }):
+	case s.waiting != nil, len(s.executions) > 0, slices.ContainsFunc(s.group.children(), func(name string) bool { return name != groupOfInit }):
 		return ErrBusy
 	}
 	s.warmed++
