@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -41,6 +42,9 @@ const callTime = 10 * time.Second
 // abandonedTime is the inactivity timeout of a runner that is taken in order to be destroyed. If this gateway ends in between, whoever finds it used
 // destroys it after that time.
 const abandonedTime = time.Minute
+
+// dropTime is how long the removal of an environment's runners is waited for. There may be thousands, whose sandboxes end one after the other.
+const dropTime = 10 * time.Second
 
 // safetyNet is how often the plan is looked at although nothing happened.
 const safetyNet = time.Minute
@@ -278,7 +282,10 @@ func (m *Manager) Roll(id environment.ID) {
 }
 
 // Forget ends an environment: the runners that are known here go.
-func (m *Manager) Forget(id environment.ID) {
+func (m *Manager) Forget(id environment.ID) { m.forget(id) }
+
+// forget tells which runners were used.
+func (m *Manager) forget(id environment.ID) map[string]bool {
 	m.mu.Lock()
 	delete(m.envs, id)
 	delete(m.below, id)
@@ -292,25 +299,87 @@ func (m *Manager) Forget(id environment.ID) {
 	m.pools.Drop(id, time.Now())
 	m.dissolve(id)
 	m.mu.Unlock()
+	used := map[string]bool{}
 	for _, r := range ended {
 		r.end(execution.ErrDeleted)
+		used[r.ID] = true
 	}
 	m.poke()
+	return used
 }
 
-// Drop forgets an environment and removes all its runners, also those that this process never saw.
+// Drop forgets an environment and removes all its runners, also those that this process never saw. What is left of them when dropTime is over is the reconciler's,
+// which has been removing them from the other end: how many there are does not decide how long this takes. That none could be removed in that time is an error.
 func (m *Manager) Drop(ctx context.Context, id environment.ID) error {
-	m.Forget(id)
-	strays, err := m.cluster.RunnersOf(ctx, id)
+	used := m.forget(id)
+	limited, cancel := context.WithTimeout(ctx, dropTime)
+	defer cancel()
+	runners, err := m.cluster.RunnersOf(limited, id)
 	if err != nil {
 		return err
 	}
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(m.opts.Limits.Concurrency)
-	for _, rid := range strays {
-		g.Go(func() error { return m.cluster.DestroyRunner(gctx, rid) })
+	listed := m.condemn(id, runners)
+	// Used ones first: if this process ended now, an idle one would be found for a stray, a used one only by its inactivity.
+	rank := func(rid string) int {
+		if used[rid] {
+			return 0
+		}
+		return 1
 	}
-	return g.Wait()
+	slices.SortFunc(runners, func(a, b string) int { return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(b, a)) })
+	var removed atomic.Int64
+	g, gctx := errgroup.WithContext(limited)
+	g.SetLimit(m.opts.Limits.Concurrency)
+	for _, rid := range runners {
+		g.Go(func() error {
+			if listed[rid] && m.gone(rid) {
+				return nil
+			}
+			if gctx.Err() != nil {
+				return context.Cause(gctx)
+			}
+			if err := m.cluster.DestroyRunner(gctx, rid); err != nil {
+				return err
+			}
+			removed.Add(1)
+			m.mu.Lock()
+			m.pools.Removed(rid, time.Now())
+			m.mu.Unlock()
+			return nil
+		})
+	}
+	err = g.Wait()
+	if err != nil && limited.Err() != nil && ctx.Err() == nil && removed.Load() > 0 {
+		m.log.WithField("environment_id", int(id)).Info("the runners of a deleted environment are many: their removal goes on")
+		return nil
+	}
+	return err
+}
+
+// condemn has the reconciler remove runners, also such as it does not know, and tells which of them it has not removed yet.
+func (m *Manager) condemn(id environment.ID, runners []string) map[string]bool {
+	left := make(map[string]bool, len(runners))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	for _, rid := range runners {
+		phase, known := m.pools.Phase(rid)
+		if !known {
+			m.pools.Observe(pool.Observed{ID: rid, Env: id}, now)
+		}
+		m.pools.Discard(rid, now)
+		left[rid] = phase != pool.Dead
+	}
+	m.poke()
+	return left
+}
+
+// gone reports whether the cluster is known to have a runner no more.
+func (m *Manager) gone(id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	phase, known := m.pools.Phase(id)
+	return !known || phase == pool.Dead
 }
 
 // Stats of one environment.

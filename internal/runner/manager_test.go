@@ -28,10 +28,12 @@ type cluster struct {
 	claim    func(id string) error // nil = it works
 	destroy  func(id string) error
 	create   error
-	defined  bool // there is a definition of every environment
-	asked    int  // for orphans
-	held     bool // nothing new becomes ready
-	room     int  // for so many runners; 0 = for all
+	removal  time.Duration // that one takes
+	removals []string      // in the order in which they were done
+	defined  bool          // there is a definition of every environment
+	asked    int           // for orphans
+	held     bool          // nothing new becomes ready
+	room     int           // for so many runners; 0 = for all
 	claims   []string
 	tasks    sync.WaitGroup
 }
@@ -101,9 +103,20 @@ func (c *cluster) ClaimRunner(_ context.Context, id string, m runner.Mark) error
 	return nil
 }
 
-func (c *cluster) DestroyRunner(_ context.Context, id string) error {
+func (c *cluster) DestroyRunner(ctx context.Context, id string) error {
+	c.mu.Lock()
+	takes := c.removal
+	c.mu.Unlock()
+	if takes > 0 {
+		select {
+		case <-time.After(takes):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.removals = append(c.removals, id)
 	if c.destroy != nil {
 		if err := c.destroy(id); err != nil {
 			return err
@@ -113,7 +126,17 @@ func (c *cluster) DestroyRunner(_ context.Context, id string) error {
 	return nil
 }
 
-func (c *cluster) RunnersOf(context.Context, environment.ID) ([]string, error) { return nil, nil }
+func (c *cluster) RunnersOf(_ context.Context, env environment.ID) ([]string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var ids []string
+	for id, s := range c.there {
+		if s.Env == env {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
 
 func (c *cluster) Orphans(_ context.Context, _ environment.ID, runners []string) ([]string, error) {
 	c.mu.Lock()

@@ -94,7 +94,7 @@ type Task interface {
 	// Exit is valid after Done.
 	Exit() Exit
 	// Stop sends signal (a number; 0 = the driver's default), and kills everything after the timeout, or at once when ctx
-	// ends. It returns when nothing is left.
+	// ends. It returns when nothing is left. From its call on, Exec and Files answer ErrTaskGone.
 	Stop(ctx context.Context, signal int, timeout time.Duration) error
 	Signal(ctx context.Context, signal int) error
 	Exec(ctx context.Context, spec ExecSpec) (Execution, error)

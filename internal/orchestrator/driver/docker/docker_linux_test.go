@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"rockpool/internal/fault"
 	"rockpool/internal/ident"
 	"rockpool/internal/orchestrator/driver"
@@ -31,13 +33,30 @@ func TestConformanceOfARealEngine(t *testing.T) {
 	node := ident.New()
 	drivertest.Run(t, drivertest.ShellSubject(drivertest.Subject{
 		New: func(t *testing.T) driver.Driver {
-			return open(t, docker.Config{Endpoint: e.endpoint, Node: node, Files: filesOf})
+			return open(t, docker.Config{Endpoint: e.endpoint, Node: node, Files: lasting(t)})
 		},
 		Forever: map[string]any{"image": testImage, "command": "sleep", "args": []any{"infinity"}},
 		Exits:   map[string]any{"image": testImage, "command": "sh", "args": []any{"-c", "exit 3"}},
 		Wrong:   map[string]any{"image": testImage, "privileged": true},
 		Names:   "privileged",
 	}))
+}
+
+// lasting gives access to a container's root that outlives the container, as an engine may that takes its time.
+func lasting(t *testing.T) func(root *os.File, idBase uint32, workDir string) driver.Files {
+	if filesOf == nil {
+		return nil
+	}
+	return func(root *os.File, idBase uint32, workDir string) driver.Files {
+		fd, err := unix.Dup(int(root.Fd()))
+		if err != nil {
+			t.Error(err)
+			return nil
+		}
+		kept := os.NewFile(uintptr(fd), root.Name())
+		t.Cleanup(func() { _ = kept.Close() })
+		return filesOf(kept, idBase, workDir)
+	}
 }
 
 // An engine that is too old for devices, and one that does not know these, say so; no container is left.

@@ -57,15 +57,7 @@ func (t *task) exec(ctx context.Context, spec driver.ExecSpec, stdout, stderr *m
 	case <-ctx.Done():
 		return nil, fmt.Errorf("exec %s: %w", spec.Argv[0], context.Cause(ctx))
 	}
-	t.mu.Lock()
-	stopping := t.stopping
-	t.mu.Unlock()
-	select {
-	case <-t.done:
-		stopping = true
-	default:
-	}
-	if stopping {
+	if t.gone() {
 		return nil, driver.ErrTaskGone
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)

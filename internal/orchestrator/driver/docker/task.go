@@ -68,7 +68,7 @@ func (d *Driver) task(c *config, cfg driver.TaskConfig, r container.InspectRespo
 		if r.Config != nil {
 			ofImage = r.Config.WorkingDir
 		}
-		t.files = d.cfg.Files(t.inside.root, uint32(t.inside.idBase), cmp.Or(c.workDir, ofImage, "/"))
+		t.files = driver.FilesUntil(t.gone, d.cfg.Files(t.inside.root, uint32(t.inside.idBase), cmp.Or(c.workDir, ofImage, "/")))
 	}
 	return t, nil
 }
@@ -179,6 +179,18 @@ func (t *task) Exit() driver.Exit {
 }
 
 func (t *task) Files() driver.Files { return t.files }
+
+// gone says whether the task is being stopped, or has ended.
+func (t *task) gone() bool {
+	select {
+	case <-t.done:
+		return true
+	default:
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.stopping
+}
 
 // Stop asks the command by a signal, and removes the container once that has ended or the timeout is over.
 func (t *task) Stop(ctx context.Context, signal int, timeout time.Duration) error {

@@ -84,7 +84,21 @@ func (s Subject) files(t *testing.T) {
 	if err := task.Stop(bounded(t), 9, 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := f.Open(bounded(t), "dir/a", ""); err == nil {
-		t.Error("a file was opened after the task's end")
+	refuses(t, f, "dir/a")
+}
+
+// refuses holds the files of a task that was stopped to being out of reach.
+func refuses(t *testing.T, f driver.Files, path string) {
+	t.Helper()
+	if _, _, err := f.Open(bounded(t), path, ""); !errors.Is(err, driver.ErrTaskGone) {
+		t.Errorf("open after the task's end: %v, want ErrTaskGone", err)
+	}
+	for _, err := range f.List(bounded(t), ".", false, "") {
+		if !errors.Is(err, driver.ErrTaskGone) {
+			t.Errorf("list after the task's end: %v, want ErrTaskGone", err)
+		}
+	}
+	if err := f.Apply(bounded(t), []string{path}, tarball(t)); !errors.Is(err, driver.ErrTaskGone) {
+		t.Errorf("apply after the task's end: %v, want ErrTaskGone", err)
 	}
 }

@@ -11,7 +11,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -30,6 +33,7 @@ import (
 // fakeRuntime keeps sandboxes in memory. What runs inside are the programs of the mock driver.
 type fakeRuntime struct {
 	machine *mock.Driver
+	deaf    bool // programs take no notice of signals
 
 	mu    sync.Mutex
 	specs map[string]sandbox.Spec
@@ -95,7 +99,7 @@ func (s *fakeSandbox) Exec(ctx context.Context, spec sandbox.ExecSpec) (sandboxe
 	if err != nil {
 		return nil, err
 	}
-	return fakeExecution{e}, nil
+	return fakeExecution{e, s.runtime.deaf}, nil
 }
 
 func (s *fakeSandbox) Resume(context.Context) (sandboxed.Execution, error) {
@@ -110,7 +114,17 @@ func (s *fakeSandbox) Destroy(ctx context.Context) error {
 }
 func (s *fakeSandbox) Files() driver.Files { return passwd{} }
 
-type fakeExecution struct{ driver.Execution }
+type fakeExecution struct {
+	driver.Execution
+	deaf bool
+}
+
+func (e fakeExecution) Signal(n int) error {
+	if e.deaf {
+		return nil
+	}
+	return e.Execution.Signal(n)
+}
 
 func (e fakeExecution) Result() (sandbox.Result, error) {
 	r, err := e.Execution.Result()
@@ -271,6 +285,36 @@ func TestACommandThatOnlyWaitsIsNotStarted(t *testing.T) {
 	if e := task.Exit(); e.ExitCode != 130 || e.Signal != 2 {
 		t.Errorf("exit %+v", e)
 	}
+}
+
+// A sandbox whose files stay within reach, as they are until it is destroyed, is out of reach all the same once its task stops.
+func TestATaskThatStopsIsOutOfReach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newFake()
+		r.deaf = true
+		task, _ := started(t, r, map[string]any{"image": "python", "command": "sleep", "args": []any{"1h"}})
+		files := task.Files()
+		if _, _, err := files.Open(t.Context(), "/etc/passwd", ""); err != nil {
+			t.Fatal(err)
+		}
+		begun := time.Now()
+		var stopping sync.WaitGroup
+		stopping.Go(func() {
+			if err := task.Stop(t.Context(), int(syscall.SIGTERM), time.Minute); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		if _, _, err := files.Open(t.Context(), "/etc/passwd", ""); !errors.Is(err, driver.ErrTaskGone) {
+			t.Errorf("open: %v", err)
+		}
+		if _, err := task.Exec(t.Context(), driver.ExecSpec{ID: "x", Argv: []string{"cat"}}); !errors.Is(err, driver.ErrTaskGone) {
+			t.Errorf("exec: %v", err)
+		}
+		if stopping.Wait(); time.Since(begun) != time.Minute {
+			t.Errorf("it was asked after the command had ended, after %s", time.Since(begun))
+		}
+	})
 }
 
 func TestWhatSandboxesDoNotOfferIsRefused(t *testing.T) {

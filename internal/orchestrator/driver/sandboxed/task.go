@@ -1,6 +1,7 @@
 package sandboxed
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -193,6 +194,7 @@ func (t *task) Stop(ctx context.Context, signal int, timeout time.Duration) erro
 	if signal == 0 {
 		signal = int(syscall.SIGTERM)
 	}
+	t.end(signal)
 	if t.main != nil && !t.ended() {
 		if err := t.main.Signal(signal); err == nil {
 			driver.EndsWithin(ctx, t, timeout)
@@ -203,13 +205,22 @@ func (t *task) Stop(ctx context.Context, signal int, timeout time.Duration) erro
 	return t.destroy(clean, signal)
 }
 
-func (t *task) destroy(ctx context.Context, signal int) error {
+// end takes no more executions and opens no more files. The first signal is the one that the task counts as ended by.
+func (t *task) end(signal int) {
 	t.mu.Lock()
-	t.stopping = true
-	if t.signal == 0 {
-		t.signal = signal
-	}
-	t.mu.Unlock()
+	defer t.mu.Unlock()
+	t.stopping, t.signal = true, cmp.Or(t.signal, signal)
+}
+
+// gone says whether the task is being stopped, or has ended.
+func (t *task) gone() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.stopping || t.ended()
+}
+
+func (t *task) destroy(ctx context.Context, signal int) error {
+	t.end(signal)
 	if err := t.sandbox.Destroy(ctx); err != nil {
 		return fmt.Errorf("destroy sandbox: %w", err)
 	}
@@ -249,7 +260,7 @@ func (t *task) Signal(_ context.Context, n int) error {
 }
 
 // Files is the view that the inside has.
-func (t *task) Files() driver.Files { return t.sandbox.Files() }
+func (t *task) Files() driver.Files { return driver.FilesUntil(t.gone, t.sandbox.Files()) }
 
 func (t *task) Usage(context.Context) (driver.Usage, error) {
 	u, err := t.sandbox.Usage()
@@ -262,10 +273,7 @@ func (t *task) Usage(context.Context) (driver.Usage, error) {
 // Exec runs a program inside. The environment is, the later winning: what the image gives, the user's home and name, the
 // task's own variables, and those of the execution.
 func (t *task) Exec(ctx context.Context, spec driver.ExecSpec) (driver.Execution, error) {
-	t.mu.Lock()
-	gone := t.stopping
-	t.mu.Unlock()
-	if gone || t.ended() {
+	if t.gone() {
 		return nil, driver.ErrTaskGone
 	}
 	if len(spec.Argv) == 0 {
