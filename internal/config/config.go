@@ -212,12 +212,16 @@ type Tracing struct {
 	Headers   []string `yaml:"headers"`   // name=value
 	CAFile    string   `yaml:"cafile"`
 	Timeout   uint     `yaml:"timeout"` // seconds
+
+	// From the environment alone, by OpenTelemetry's standard variables.
+	Service  string            `yaml:"-"` // "" = what the program calls itself
+	Resource map[string]string `yaml:"-"` // attributes of the sender
 }
 
 // Options are what a recorder is made of. The headers have been checked.
 func (t Tracing) Options() timeline.Options {
 	headers, _ := timeline.Headers(t.Headers)
-	return timeline.Options{Ratio: t.Ratio, Keep: int(t.Timelines), Collector: timeline.Collector{
+	return timeline.Options{Service: t.Service, Resource: t.Resource, Ratio: t.Ratio, Keep: int(t.Timelines), Collector: timeline.Collector{
 		Endpoint: t.Endpoint, Headers: headers, CAFile: t.CAFile, Timeout: time.Duration(t.Timeout) * time.Second,
 	}}
 }
@@ -235,7 +239,7 @@ func (t Tracing) environ(environ []string) (Tracing, error) {
 	if o.Endpoint == "" && t.Timelines == 0 {
 		return t, nil
 	}
-	t.Ratio, t.Endpoint, t.CAFile = o.Ratio, o.Endpoint, o.CAFile
+	t.Ratio, t.Endpoint, t.CAFile, t.Service, t.Resource = o.Ratio, o.Endpoint, o.CAFile, o.Service, o.Resource
 	if o.Timeout > 0 {
 		t.Timeout = uint((o.Timeout + time.Second - 1) / time.Second)
 	}

@@ -183,3 +183,16 @@ func TestProblemsNameNoSecrets(t *testing.T) {
 		}
 	}
 }
+
+// Who sends spans is said by OpenTelemetry's own variables; a file has no key for it.
+func TestTheEnvironmentSaysWhoSends(t *testing.T) {
+	c, _, err := load(t, "tracing:\n  timelines: 1\n", "OTEL_SERVICE_NAME=mine", "OTEL_RESOURCE_ATTRIBUTES=host.name=a%20b")
+	if o := c.Tracing.Options(); err != nil || o.Service != "mine" || o.Resource["host.name"] != "a b" {
+		t.Errorf("%+v, %v", o, err)
+	}
+	for _, key := range []string{"-", `""`, "service"} {
+		if c, n, err := load(t, "tracing:\n  "+key+": mine\n"); err != nil || c.Tracing.Service != "" || len(n.Doubts) != 1 {
+			t.Errorf("key %s: %+v, %+v, %v", key, c.Tracing, n, err)
+		}
+	}
+}

@@ -90,7 +90,7 @@ func (n *Notes) file(v reflect.Value, prefix string, node *yaml.Node) (problems 
 
 func field(v reflect.Value, name string) (reflect.Value, bool) {
 	for i := range v.NumField() {
-		if v.Type().Field(i).Tag.Get("yaml") == name {
+		if tag := v.Type().Field(i).Tag.Get("yaml"); tag == name && tag != unwritten {
 			return v.Field(i), true
 		}
 	}
@@ -226,10 +226,17 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
+// unwritten is the tag of a field that has no key.
+const unwritten = "-"
+
 // walk visits every key.
 func walk(v reflect.Value, prefix string, visit func(path string, f reflect.Value)) {
 	for i := range v.NumField() {
-		path := join(prefix, v.Type().Field(i).Tag.Get("yaml"))
+		tag := v.Type().Field(i).Tag.Get("yaml")
+		if tag == unwritten {
+			continue
+		}
+		path := join(prefix, tag)
 		if f := v.Field(i); f.Kind() == reflect.Struct {
 			walk(f, path, visit)
 		} else {

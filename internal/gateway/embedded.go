@@ -24,6 +24,8 @@ type Embedded interface {
 	Token() string
 	// Inside are the ways to it that need no connection; all nil = there are none.
 	Inside() nomad.Inside
+	// Timeline is what it records with; nil = nothing is recorded.
+	Timeline() *timeline.Recorder
 	Ready() <-chan struct{}
 	Run(ctx context.Context) error
 }

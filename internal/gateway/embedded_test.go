@@ -14,6 +14,7 @@ import (
 	"rockpool/internal/logging"
 	"rockpool/internal/nomad"
 	"rockpool/internal/nomad/nomadtest"
+	"rockpool/internal/timeline"
 )
 
 // starting is an embedded orchestrator that is not ready yet.
@@ -24,6 +25,7 @@ type starting struct {
 
 func (s starting) URL() string                   { return s.url }
 func (s starting) Token() string                 { return "" }
+func (s starting) Timeline() *timeline.Recorder  { return nil }
 func (s starting) Inside() nomad.Inside          { return nomad.Inside{} }
 func (s starting) Ready() <-chan struct{}        { return s.ready }
 func (s starting) Run(ctx context.Context) error { <-ctx.Done(); return nil }

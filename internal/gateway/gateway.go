@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,9 +71,12 @@ func New(cfg config.Config, embedded Embedded, log logging.Logger) (*Gateway, er
 	}
 	g.telemetry = newTelemetry(g.pools, g.agent(), log)
 	o := cfg.Tracing.Options()
-	o.Service, o.Version, o.Namespace, o.Count, o.Log = "rockpool-gateway", Version(), cfg.Nomad.Namespace, g.telemetry.figures.Spans, log
+	o.Service, o.Version, o.Namespace, o.Count, o.Log = cmp.Or(o.Service, "rockpool-gateway"), Version(), cfg.Nomad.Namespace, g.telemetry.figures.Spans, log
 	if g.timeline, err = timeline.New(o); err != nil {
 		return nil, fmt.Errorf("tracing: %w", err)
+	}
+	if embedded != nil {
+		embedded.Timeline().ShowIn(g.timeline)
 	}
 	if i := cfg.InfluxDB; i.URL != "" {
 		g.telemetry.points = influx.New(influx.Options{

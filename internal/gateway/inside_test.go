@@ -6,6 +6,7 @@ import (
 
 	"rockpool/internal/nomad"
 	"rockpool/internal/nomad/nomadtest"
+	"rockpool/internal/timeline"
 )
 
 // within has start run gateways whose cluster is in their own process.
@@ -14,9 +15,10 @@ var within bool
 // neighbour is a cluster as an embedded orchestrator.
 type neighbour struct{ *nomadtest.Cluster }
 
-func (n neighbour) URL() string          { return n.Cluster.URL }
-func (n neighbour) Token() string        { return "" }
-func (n neighbour) Inside() nomad.Inside { return n.Cluster.Inside() }
+func (n neighbour) URL() string                  { return n.Cluster.URL }
+func (n neighbour) Token() string                { return "" }
+func (n neighbour) Timeline() *timeline.Recorder { return nil }
+func (n neighbour) Inside() nomad.Inside         { return n.Cluster.Inside() }
 
 func (n neighbour) Ready() <-chan struct{} {
 	ready := make(chan struct{})

@@ -195,9 +195,16 @@ func TestOneTraceFromTheGatewayToTheSupervisor(t *testing.T) {
 		shown = h.timelines("?execution=" + execution.WebSocketURL[strings.LastIndex(execution.WebSocketURL, "=")+1:])
 		return len(shown) == 1 && !strings.Contains(string(mustJSON(t, shown)), `"open":true`)
 	})
+	start := h.timelines("?runner=" + runner.RunnerID)
 	h.stop()
 	stopped = true
 
+	// Also what the node did for the start of the runner is shown, below that.
+	for _, step := range []string{"runner.started", "task.start", "task.prepare", "task.turn", "task.create", "sandbox.setup"} {
+		if !strings.Contains(string(mustJSON(t, start)), `"step":"`+step+`"`) {
+			t.Errorf("the runner's timeline has no %s: %s", step, mustJSON(t, start))
+		}
+	}
 	// Without any collector a person sees all of it.
 	for _, step := range []string{"execution", "execution.call", "node.exec", "exec.request", "exec.fork", "exec.program", "exec.end", "execution.close"} {
 		if !strings.Contains(string(mustJSON(t, shown)), `"step":"`+step+`"`) {

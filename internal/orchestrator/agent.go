@@ -270,6 +270,9 @@ func (a *Agent) Ready() <-chan struct{} {
 // stopGrace bounds how long the allocations of a node may take to end.
 const stopGrace = 30 * time.Second
 
+// Timeline is what the agent records with; nil = nothing is recorded.
+func (a *Agent) Timeline() *timeline.Recorder { return a.timeline }
+
 // Run serves until ctx ends. The node stops first, while the API still takes its last reports.
 func (a *Agent) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, a.close()) }()

@@ -122,8 +122,16 @@ func TestKillWithoutUnifiedHierarchy(t *testing.T) {
 	if result, err := e.Result(); err != nil || result.ExitCode != 6 {
 		t.Errorf("%+v %v", result, err)
 	}
-	if u, err := s.Usage(); err != nil || u.PIDs != 1 {
-		t.Errorf("%+v %v", u, err)
+	// What has ended counts until process 1 has reaped it.
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		u, err := s.Usage()
+		if err == nil && u.PIDs == 1 {
+			break
+		}
+		if err != nil || time.Now().After(deadline) {
+			t.Errorf("%+v %v", u, err)
+			break
+		}
 	}
 	if err := s.Destroy(t.Context()); err != nil {
 		t.Error(err)

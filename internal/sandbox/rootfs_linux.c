@@ -11,14 +11,17 @@
 enum {
 	ATTR_RDONLY = 0x1, ATTR_NOSUID = 0x2, ATTR_NODEV = 0x4, ATTR_NOEXEC = 0x8, ATTR_IDMAP = 0x00100000,
 	TREE_CLONE = 1, TREE_CLOEXEC = O_CLOEXEC, MOVE_FROM_EMPTY = 0x4, MOVE_TO_EMPTY = 0x40,
+	OWN_INODES = 17, // /dev with its 13 entries, and the three of the cover
 };
 struct attributes { // struct mount_attr, which older C libraries lack
 	uint64_t set, clear, propagation, user_ns;
 };
 
+static int change_attributes(int mount, const struct attributes *a) { return (int)syscall(__NR_mount_setattr, mount, "", AT_EMPTY_PATH, a, sizeof *a); }
+
 static int set_attributes(int mount, uint64_t set, int user_ns) {
 	struct attributes a = {.set = set, .user_ns = user_ns >= 0 ? (uint64_t)user_ns : 0};
-	return (int)syscall(__NR_mount_setattr, mount, "", AT_EMPTY_PATH, &a, sizeof a);
+	return change_attributes(mount, &a);
 }
 
 static void move_to(int mount, int target, const char *step) {
@@ -168,7 +171,9 @@ static void make_node(int dev, const struct device *d, uid_t owner) {
 	close(at);
 }
 
-static void make_devices(int root, struct setup *s) {
+// make_devices makes /dev in a directory of the writable layer, which only a read-only mount shows: each file system has every memory group of
+// the machine take more.
+static void make_devices(int root, struct setup *s, int scratch) {
 	static const struct { char name[8]; unsigned major, minor; } nodes[] = {
 		{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0},
 	};
@@ -176,8 +181,9 @@ static void make_devices(int root, struct setup *s) {
 		{"ptmx", "pts/ptmx"}, {"fd", "/proc/self/fd"}, {"stdin", "/proc/self/fd/0"},
 		{"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"},
 	};
-	int dev = new_tmpfs(65536, 64 + 8 * (uint64_t)s->devices, "0755", ATTR_NOSUID | ATTR_NOEXEC);
-	check(fchownat(dev, "", s->id_base, s->id_base, AT_EMPTY_PATH) == 0, "own /dev");
+	check(mkdirat(scratch, "dev", 0755) == 0, "make a directory for /dev");
+	int dev = openat(scratch, "dev", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	check(dev >= 0 && fchownat(dev, "", s->id_base, s->id_base, AT_EMPTY_PATH) == 0, "own /dev");
 	for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++) {
 		check(mknodat(dev, nodes[i].name, S_IFCHR | 0666, device_number(nodes[i].major, nodes[i].minor)) == 0, "make a device");
 		check(fchownat(dev, nodes[i].name, s->id_base, s->id_base, AT_SYMLINK_NOFOLLOW) == 0, "own a device");
@@ -186,7 +192,11 @@ static void make_devices(int root, struct setup *s) {
 		check(symlinkat(links[i].target, dev, links[i].name) == 0, "link a device");
 	check(mkdirat(dev, "pts", 0755) == 0 && mkdirat(dev, "shm", 0755) == 0, "make directories in /dev");
 	for (uint32_t i = 0; i < s->devices; i++) make_node(dev, &s->device[i], s->id_base);
+	close(dev);
 
+	dev = clone_tree(scratch, "dev", "clone /dev");
+	struct attributes ours = {.set = ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC, .clear = ATTR_NODEV};
+	check(change_attributes(dev, &ours) == 0, "make /dev read-only");
 	int target = make_below(root, "/dev", s->id_base);
 	move_to(dev, target, "mount /dev");
 	close(target);
@@ -212,13 +222,12 @@ static void make_devices(int root, struct setup *s) {
 	move_to(shm, target, "mount /dev/shm");
 	close(target);
 	close(shm);
-	check(set_attributes(dev, ATTR_RDONLY, -1) == 0, "make /dev read-only");
 	close(dev);
 }
 
-// What /proc tells about the host, or could change, is covered: with an empty read-only tmpfs and a file of it, never with
-// a null device that something could have swapped (CVE-2025-31133).
-static void mask_proc(struct setup *s) {
+// What /proc tells about the host, or could change, is covered: with an empty directory and an empty file of the writable layer that only read-only mounts
+// show, never with a null device that something could have swapped (CVE-2025-31133).
+static void mask_proc(struct setup *s, int scratch) {
 	static const char empty_dirs[][16] = {"acpi", "asound", "bus", "driver", "fs", "irq", "scsi", "tty", "sysvipc"};
 	static const char empty_files[][16] = {
 		"kcore", "keys", "key-users", "kallsyms", "kmsg", "latency_stats", "timer_list", "sched_debug", "config.gz", "cmdline",
@@ -226,12 +235,12 @@ static void mask_proc(struct setup *s) {
 		"pagetypeinfo", "partitions", "diskstats", "swaps", "zoneinfo", "softirqs", "schedstat", "sysrq-trigger", "mtrr",
 	};
 	static const char read_only[][8] = {"sys"};
-	int cover = new_tmpfs(4096, 4, "0555", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
-	int file = openat(cover, "empty", O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0444);
+	check(mkdirat(scratch, "cover", 0555) == 0 && mkdirat(scratch, "cover/dir", 0555) == 0, "make an empty directory");
+	int file = openat(scratch, "cover/empty", O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0444);
 	check(file >= 0, "make an empty file");
 	close(file);
-	check(mkdirat(cover, "dir", 0555) == 0, "make an empty directory");
-	check(set_attributes(cover, ATTR_RDONLY, -1) == 0, "make the cover read-only");
+	int cover = clone_tree(scratch, "cover", "clone the cover");
+	check(set_attributes(cover, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC, -1) == 0, "make the cover read-only");
 	// A detached tree cannot be cloned on older kernels: attach it for as long as it is needed.
 	int place = openat(s->proc, "sys", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	move_to(cover, place, "attach the cover");
@@ -284,8 +293,9 @@ void build_root(struct setup *s) {
 	for (uint32_t i = 0; i < s->binds; i++) mapped &= seal_mount(first_bind + (int)i, s, (int)s->bind_writable[i]);
 	if (mapped) s->features |= FEATURE_IDMAP;
 
-	// One bounded tmpfs holds all that can be written: the overlay's upper layer, the workspace, /tmp and the homes.
-	int scratch = new_tmpfs(s->disk_bytes, s->disk_inodes, "0700", ATTR_NOSUID | ATTR_NODEV);
+	// One bounded tmpfs holds all that can be written: the overlay's upper layer, the workspace, /tmp and the homes. What is made here of /dev and of what
+	// covers /proc is not counted.
+	int scratch = new_tmpfs(s->disk_bytes, s->disk_inodes + OWN_INODES + 8 * (uint64_t)s->devices, "0700", ATTR_NOSUID | ATTR_NODEV);
 	int place = open(s->mount_point, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	check(place >= 0, "open the mount point");
 	move_to(scratch, place, "mount the writable layer");
@@ -334,11 +344,11 @@ void build_root(struct setup *s) {
 		close(target);
 	}
 	if (*s->work_dir) close(make_below(root, s->work_dir, root_id + s->work_uid));
-	make_devices(root, s);
+	make_devices(root, s, scratch);
 	int target = make_below(root, "/proc", root_id);
 	move_to(s->proc, target, "mount /proc");
 	close(target);
-	mask_proc(s);
+	mask_proc(s, scratch);
 
 	// pivot_root stacks the old root on the new one; detaching it leaves no path to the node's files.
 	check(fchdir(root) == 0, "enter the new root");

@@ -59,7 +59,8 @@ func (r *Runtime) setupMessage(spec Spec, slot, cgroups int) []byte {
 		b.u32(d.Major)
 		b.u32(d.Minor)
 	}
-	dirs := ownDirs(spec.Root)
+	users := lowerUsers(spec.Root.Lower)
+	dirs := ownDirs(spec.Root, users)
 	b.u32(uint32(len(dirs)))
 	for _, d := range dirs {
 		b.str(d.path)
@@ -67,9 +68,8 @@ func (r *Runtime) setupMessage(spec Spec, slot, cgroups int) []byte {
 		b.u32(d.uid)
 		b.u32(d.gid)
 	}
-	owner := workDirOwner(spec.Root)
 	b.str(path.Clean(spec.Root.WorkDir))
-	b.u32(owner)
+	b.u32(workDirOwner(spec.Root, users))
 	b.str(string(r.filter))
 	return append(header(0, len(b), 0), b...)
 }
@@ -80,9 +80,9 @@ type ownDir struct {
 	uid, gid uint32
 }
 
-// ownDirs are the directories that a sandbox starts with empty and writable. They lie on the bounded tmpfs itself, not
+// ownDirs are the directories that a sandbox starts with empty and writable; users are those of the image. They lie on the bounded tmpfs itself, not
 // on the overlay, which is slower and refuses to rename directories.
-func ownDirs(root Root) []ownDir {
+func ownDirs(root Root, users []account) []ownDir {
 	dirs := []ownDir{
 		{defaultWorkDir, 0o1777, 0, 0},
 		{"/tmp", 0o1777, 0, 0},
@@ -91,7 +91,6 @@ func ownDirs(root Root) []ownDir {
 	if w := path.Clean(root.WorkDir); w == "/home" || strings.HasPrefix(w, "/home/") {
 		return dirs
 	}
-	users := lowerUsers(root.Lower)
 	if !slices.ContainsFunc(users, func(u account) bool { return u.name == learner.name }) {
 		users = append(users, learner)
 	}
@@ -106,9 +105,9 @@ func ownDirs(root Root) []ownDir {
 }
 
 // workDirOwner is the uid that a working directory belongs to which the image does not have: that of the image's user.
-func workDirOwner(root Root) uint32 {
+func workDirOwner(root Root, users []account) uint32 {
 	name, _, _ := strings.Cut(root.User, ":")
-	for _, u := range lowerUsers(root.Lower) {
+	for _, u := range users {
 		if u.name == name {
 			return u.uid
 		}

@@ -41,7 +41,7 @@ type OwnDir struct {
 // OwnDirs are those of a root.
 func OwnDirs(root Root) []OwnDir {
 	var all []OwnDir
-	for _, d := range ownDirs(root) {
+	for _, d := range ownDirs(root, lowerUsers(root.Lower)) {
 		all = append(all, OwnDir{d.path, d.mode, d.uid, d.gid})
 	}
 	return all

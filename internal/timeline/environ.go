@@ -1,12 +1,14 @@
 package timeline
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // variables are those of OpenTelemetry's standard that have a meaning here. Each stands in where the configuration says nothing. A later one of the same meaning is the more special.
@@ -44,7 +46,8 @@ var variables = []struct {
 		return only("otlp")(o, given, v)
 	}},
 	{"OTEL_PROPAGATORS", only("tracecontext")},
-	{"OTEL_SERVICE_NAME", func(o, _ *Options, v string) error { o.Service = clean(v); return nil }},
+	{"OTEL_RESOURCE_ATTRIBUTES", setResource},
+	{"OTEL_SERVICE_NAME", func(o, _ *Options, v string) error { o.Service = strings.ToValidUTF8(v, ""); return nil }},
 	{"OTEL_SDK_DISABLED", func(o, _ *Options, v string) error {
 		if strings.EqualFold(v, "true") {
 			o.Ratio = 0
@@ -101,6 +104,26 @@ func setHeaders(o, given *Options, v string) error {
 		headers[strings.TrimSpace(name)] = value
 	}
 	o.Headers = headers
+	return nil
+}
+
+// setResource takes in what the spans' sender is, besides what it knows of itself. The service's name is one of the attributes.
+func setResource(o, _ *Options, v string) error {
+	attributes := map[string]string{}
+	for pair := range strings.SplitSeq(v, ",") {
+		if strings.TrimSpace(pair) == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(pair, "=")
+		name, err1 := url.PathUnescape(strings.TrimSpace(name))
+		value, err2 := url.PathUnescape(strings.TrimSpace(value))
+		if !ok || name == "" || err1 != nil || err2 != nil || !utf8.ValidString(name) || !utf8.ValidString(value) {
+			return errors.New("it is not a list of name=value, percent-encoded and with commas between them")
+		}
+		attributes[name] = value
+	}
+	o.Service = cmp.Or(attributes[serviceName], o.Service)
+	o.Resource = attributes
 	return nil
 }
 

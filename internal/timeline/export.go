@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -69,6 +70,24 @@ type uploader struct {
 	client  otlptrace.Client
 	timeout time.Duration
 	idle    func()
+	// Of the sender.
+	resource []*commonpb.KeyValue
+}
+
+const (
+	serviceName    = "service.name"
+	serviceVersion = "service.version"
+)
+
+// attributes are what the sender is.
+func (o Options) attributes() []*commonpb.KeyValue {
+	all := []*commonpb.KeyValue{text(serviceName, o.Service), text(serviceVersion, o.Version)}
+	for _, name := range slices.Sorted(maps.Keys(o.Resource)) {
+		if name != serviceName && name != serviceVersion {
+			all = append(all, text(name, o.Resource[name]))
+		}
+	}
+	return all
 }
 
 // maxReply bounds what is read of a collector's answer, in bytes.
@@ -136,7 +155,7 @@ func newUploader(c Collector) (uploader, error) {
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the headers are for the collector alone
 		}),
 	)
-	return uploader{client, timeout, transport.CloseIdleConnections}, nil
+	return uploader{client: client, timeout: timeout, idle: transport.CloseIdleConnections}, nil
 }
 
 func (u uploader) open(ctx context.Context) error {
@@ -151,7 +170,7 @@ func (u uploader) close(ctx context.Context) error {
 	return u.client.Stop(ctx)
 }
 
-func (u uploader) upload(ctx context.Context, service, version string, batch []export) error {
+func (u uploader) upload(ctx context.Context, batch []export) error {
 	ctx, cancel := context.WithTimeout(ctx, u.timeout)
 	defer cancel()
 	spans := make([]*tracepb.Span, len(batch))
@@ -159,7 +178,7 @@ func (u uploader) upload(ctx context.Context, service, version string, batch []e
 		spans[i] = batch[i].proto()
 	}
 	return u.client.UploadTraces(ctx, []*tracepb.ResourceSpans{{
-		Resource:   &resourcepb.Resource{Attributes: []*commonpb.KeyValue{text("service.name", service), text("service.version", version)}},
+		Resource:   &resourcepb.Resource{Attributes: u.resource},
 		ScopeSpans: []*tracepb.ScopeSpans{{Scope: &commonpb.InstrumentationScope{Name: "rockpool"}, Spans: spans}},
 	}})
 }

@@ -22,12 +22,13 @@ const (
 
 // Options of a recorder.
 type Options struct {
-	Service   string  // that spans are sent as
-	Version   string  // of it
-	Namespace string  // of the jobs that are runners; "" = default
-	Ratio     float64 // of traces that are recorded, 0 to 1
-	Keep      int     // traces that are kept to be looked at; 0 = none
-	Tell      bool    // record although nothing is kept or sent, for callers that are told the steps
+	Service   string            // that spans are sent as
+	Version   string            // of it
+	Resource  map[string]string // more attributes of the sender; the service's name and version are the ones above
+	Namespace string            // of the jobs that are runners; "" = default
+	Ratio     float64           // of traces that are recorded, 0 to 1
+	Keep      int               // traces that are kept to be looked at; 0 = none
+	Tell      bool              // record although nothing is kept or sent, for callers that are told the steps
 	Collector
 	// Count is told what became of spans: sent, dropped or refused. It must not block. nil = nobody is told.
 	Count func(result string, n int)
@@ -40,6 +41,7 @@ type Recorder struct {
 	queue chan export // nil = there is no collector
 	up    uploader
 	limit perSecond
+	shown atomic.Pointer[Recorder] // by which starts of jobs are shown; see ShowIn
 
 	mu   sync.Mutex
 	ring []*record // of opts.Keep; next is the oldest
@@ -67,6 +69,7 @@ func New(o Options) (*Recorder, error) {
 		if err != nil {
 			return nil, err
 		}
+		up.resource = o.attributes()
 		r.up, r.queue = up, make(chan export, queueLength)
 	}
 	return r, nil
@@ -152,7 +155,46 @@ func (r *Recorder) OfJob(namespace, job string, step Step) *Span {
 	if !r.chosen(trace) {
 		return nil
 	}
-	return r.begin(trace, newSpanID(), root, step)
+	s := r.begin(trace, newSpanID(), root, step)
+	if s != nil {
+		s.record.start = true
+	}
+	return s
+}
+
+// ShowIn has the steps of jobs' starts that take place here appear in the timelines that another recorder of this process keeps of them. Only r sends them.
+func (r *Recorder) ShowIn(keeper *Recorder) {
+	if r != nil {
+		r.shown.Store(keeper)
+	}
+}
+
+// show tells the steps of a start that is over.
+func (r *Recorder) show(rec *record) {
+	keeper := r.shown.Load()
+	if keeper == nil {
+		return
+	}
+	rec.mu.Lock()
+	root := rec.spans[0].parent
+	rec.mu.Unlock()
+	top := keeper.first(rec.trace, root)
+	if top == nil {
+		return
+	}
+	rec.mu.Lock()
+	spans := make([]*Span, 0, len(rec.spans))
+	for _, s := range rec.spans {
+		if !s.ended.IsZero() {
+			spans = append(spans, &Span{record: top.record, id: s.id, parent: s.parent, step: s.step, begun: s.begun, ended: s.ended, failed: s.failed, told: true, tags: slices.Clone(s.tags)})
+		}
+	}
+	rec.mu.Unlock()
+	top.record.mu.Lock()
+	defer top.record.mu.Unlock()
+	n := min(len(spans), max(maxSpans-len(top.record.spans), 0))
+	top.record.spans = append(top.record.spans, spans[:n]...)
+	top.record.dropped += len(spans) - n
 }
 
 func (r *Recorder) begin(trace TraceID, id, parent SpanID, step Step) *Span {
@@ -198,6 +240,11 @@ func (r *Recorder) Runner(id string) *Span {
 	if !r.chosen(trace) {
 		return nil
 	}
+	return r.first(trace, root)
+}
+
+// first is the first span of a trace while it is kept, if that is root.
+func (r *Recorder) first(trace TraceID, root SpanID) *Span {
 	for _, rec := range r.records() {
 		if rec.trace != trace {
 			continue
@@ -306,7 +353,7 @@ func (r *Recorder) flush(ctx context.Context, batch []export) {
 }
 
 func (r *Recorder) upload(ctx context.Context, batch []export) error {
-	err := r.up.upload(ctx, r.opts.Service, r.opts.Version, batch)
+	err := r.up.upload(ctx, batch)
 	if err != nil {
 		r.count(refused, len(batch))
 		return err

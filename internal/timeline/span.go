@@ -59,7 +59,8 @@ type Span struct {
 type record struct {
 	recorder *Recorder
 	trace    TraceID
-	link     Ref // of the start of the runner that it has to do with; zero = none
+	link     Ref  // of the start of the runner that it has to do with; zero = none
+	start    bool // of a job, as far as it takes place here
 
 	mu      sync.Mutex
 	spans   []*Span
@@ -211,9 +212,14 @@ func (s *Span) endAt(now time.Time) {
 		s.ended = now
 	}
 	silent := r.silent
+	whole := !silent && r.start && r.spans[0] == s
 	r.mu.Unlock()
-	if !done && !silent {
-		r.recorder.send(r, s)
+	if done || silent {
+		return
+	}
+	r.recorder.send(r, s)
+	if whole {
+		r.recorder.show(r)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -308,7 +309,7 @@ func TestSpansGoToTheCollector(t *testing.T) {
 	c := timelinetest.New(t)
 	var mu sync.Mutex
 	count := map[string]int{}
-	r := recorder(t, timeline.Options{Service: "rockpool-gateway", Version: "1", Keep: 1,
+	r := recorder(t, timeline.Options{Service: "rockpool-gateway", Version: "1", Resource: map[string]string{"host.name": "a b", "service.version": "2"}, Keep: 1,
 		Collector: timeline.Collector{Endpoint: c.URL, Headers: map[string]string{"Authorization": "Bearer secret"}},
 		Count:     func(result string, n int) { mu.Lock(); count[result] += n; mu.Unlock() }})
 	run(t, r, func() {
@@ -328,7 +329,7 @@ func TestSpansGoToTheCollector(t *testing.T) {
 	}
 	call, request := spans[0], spans[1]
 	trace, _ := timeline.OfJob("", "10-x")
-	if request.Trace != parent[3:35] || request.Parent != parent[36:52] || call.Parent != request.ID || call.Trace != request.Trace || request.Service != "rockpool-gateway" ||
+	if request.Trace != parent[3:35] || request.Parent != parent[36:52] || call.Parent != request.ID || call.Trace != request.Trace || request.Service != "rockpool-gateway" || request.Resource["service.version"] != "1" || request.Resource["host.name"] != "a b" ||
 		request.Number["http.response.status_code"] != 200 || request.Text["rockpool.runner_id"] != "10-x" || len(request.Links) != 1 || request.Links[0] != trace.String() ||
 		call.Begun.Before(request.Begun) || call.Ended.After(request.Ended) {
 		t.Errorf("%+v", spans)
@@ -419,9 +420,12 @@ func TestBadCollectorsAreRefused(t *testing.T) {
 func TestStandardVariablesStandInOrAreRefused(t *testing.T) {
 	o := timeline.Options{Ratio: 1}
 	got, err := o.Environ([]string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://a:1/", "OTEL_EXPORTER_OTLP_HEADERS=x=a%20b,y=c", "OTEL_EXPORTER_OTLP_TIMEOUT=1500", "OTEL_SERVICE_NAME=mine",
-		"OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", "OTEL_RESOURCE_ATTRIBUTES=a=b", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=http://m", "HOME=/", "OTEL_BSP_SCHEDULE_DELAY="})
-	if err != nil || got.Endpoint != "http://a:1/v1/traces" || got.Headers["x"] != "a b" || got.Headers["y"] != "c" || got.Timeout != 1500*time.Millisecond || got.Service != "mine" {
+		"OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", "OTEL_RESOURCE_ATTRIBUTES=a=b%2Cc,service.name=yours", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=http://m", "HOME=/", "OTEL_BSP_SCHEDULE_DELAY="})
+	if err != nil || got.Endpoint != "http://a:1/v1/traces" || got.Headers["x"] != "a b" || got.Headers["y"] != "c" || got.Timeout != 1500*time.Millisecond || got.Service != "mine" || got.Resource["a"] != "b,c" {
 		t.Errorf("%+v, %v", got, err)
+	}
+	if got, err = o.Environ([]string{"OTEL_RESOURCE_ATTRIBUTES= service.name = yours ,b= c,"}); err != nil || got.Service != "yours" || got.Resource["b"] != "c" {
+		t.Errorf("a service's name among the attributes: %+v, %v", got, err)
 	}
 	got, err = o.Environ([]string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://a:1", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://b:1/x"})
 	if err != nil || got.Endpoint != "http://b:1/x" {
@@ -436,11 +440,51 @@ func TestStandardVariablesStandInOrAreRefused(t *testing.T) {
 		t.Errorf("it is not off: %+v, %v", got, err)
 	}
 	for _, v := range []string{"OTEL_EXPORTER_OTLP_PROTOCOL=grpc", "OTEL_TRACES_SAMPLER=always_on", "OTEL_BSP_MAX_QUEUE_SIZE=1", "OTEL_EXPORTER_OTLP_CLIENT_KEY=/secret",
-		"OTEL_EXPORTER_OTLP_TIMEOUT=secret", "OTEL_EXPORTER_OTLP_HEADERS=secret", "OTEL_TRACES_EXPORTER=zipkin", "OTEL_PROPAGATORS=b3"} {
+		"OTEL_EXPORTER_OTLP_TIMEOUT=secret", "OTEL_EXPORTER_OTLP_HEADERS=secret", "OTEL_RESOURCE_ATTRIBUTES=secret", "OTEL_RESOURCE_ATTRIBUTES=a=%zzsecret", "OTEL_RESOURCE_ATTRIBUTES=%00secret,a=b", "OTEL_RESOURCE_ATTRIBUTES=a=%ffsecret", "OTEL_TRACES_EXPORTER=zipkin", "OTEL_PROPAGATORS=b3"} {
 		name, _, _ := strings.Cut(v, "=")
 		if _, err := (timeline.Options{Ratio: 1}).Environ([]string{v}); err == nil || !strings.Contains(err.Error(), name) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v", v, err)
 		}
+	}
+}
+
+// A node in the same process tells the steps of a start, once it is over.
+func TestAStartIsShownByWhoKeepsIt(t *testing.T) {
+	keeper := recorder(t, timeline.Options{Keep: 2})
+	node := recorder(t, timeline.Options{Tell: true})
+	node.ShowIn(keeper)
+	top := keeper.Start("10-x")
+	task := node.OfJob("", "10-x", timeline.TaskStart)
+	create := task.Child(timeline.TaskCreate)
+	create.Child(timeline.SandboxSetup) // never ends
+	create.End()
+	if shown := keeper.Find(timeline.Query{Runner: "10-x", Limit: 1}); len(shown) != 1 || len(shown[0].Steps) != 1 {
+		t.Errorf("before it is over: %+v", shown)
+	}
+	task.End()
+	node.OfJob("", "10-unknown", timeline.TaskStart).End()
+	node.Partner(top.Traceparent()).End()
+	top.End()
+	shown := keeper.Find(timeline.Query{Runner: "10-x", Limit: 2})
+	if len(shown) != 1 {
+		t.Fatalf("%+v", shown)
+	}
+	var got []string
+	for _, s := range shown[0].Steps {
+		got = append(got, fmt.Sprintf("%d%s %t", s.Depth, s.Step, s.Elsewhere))
+	}
+	if want := []string{"0runner false", "1task.start true", "2task.create true"}; !slices.Equal(got, want) {
+		t.Errorf("shown are %q, want %q", got, want)
+	}
+	for range 10 { // a task that starts over and over
+		again := node.OfJob("", "10-x", timeline.TaskStart)
+		for range 20 {
+			again.Child(timeline.TaskCreate).End()
+		}
+		again.End()
+	}
+	if shown = keeper.Find(timeline.Query{Runner: "10-x", Limit: 1}); len(shown[0].Steps) != 96 || shown[0].Dropped != 3+210-96 {
+		t.Errorf("%d steps are kept, %d dropped", len(shown[0].Steps), shown[0].Dropped)
 	}
 }
 

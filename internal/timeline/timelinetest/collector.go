@@ -18,6 +18,7 @@ import (
 // Span is one that came.
 type Span struct {
 	Service, Name, Trace, ID, Parent string
+	Resource                         map[string]string
 	Links                            []string // traces
 	Begun, Ended                     time.Time
 	Text                             map[string]string // attributes
@@ -60,16 +61,14 @@ func (c *Collector) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer c.mu.Unlock()
 	c.headers, c.bodies = append(c.headers, r.Header), append(c.bodies, body)
 	for _, rs := range in.ResourceSpans {
-		service := ""
+		resource := map[string]string{}
 		for _, a := range rs.Resource.Attributes {
-			if a.Key == "service.name" {
-				service = a.Value.GetStringValue()
-			}
+			resource[a.Key] = a.Value.GetStringValue()
 		}
 		for _, ss := range rs.ScopeSpans {
 			for _, s := range ss.Spans {
 				one := Span{
-					Service: service, Name: s.Name, Trace: hex.EncodeToString(s.TraceId), ID: hex.EncodeToString(s.SpanId), Parent: hex.EncodeToString(s.ParentSpanId),
+					Service: resource["service.name"], Resource: resource, Name: s.Name, Trace: hex.EncodeToString(s.TraceId), ID: hex.EncodeToString(s.SpanId), Parent: hex.EncodeToString(s.ParentSpanId),
 					Begun: time.Unix(0, int64(s.StartTimeUnixNano)), Ended: time.Unix(0, int64(s.EndTimeUnixNano)), Text: map[string]string{}, Number: map[string]int64{},
 				}
 				for _, l := range s.Links {
