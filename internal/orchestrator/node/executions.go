@@ -70,13 +70,18 @@ func (x *executions) end(k execKey, result driver.ExecResult, err error, now tim
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	r := x.byKey[k]
-	r.state, r.result, r.ended = ExecExited, result, now
+	r.over(result, err)
+	r.ended = now
+	x.ended = append(x.ended, k)
+	x.prune(now)
+}
+
+// over takes in how it ended.
+func (r *execRecord) over(result driver.ExecResult, err error) {
+	r.execution, r.state, r.result = nil, ExecExited, result
 	if err != nil {
 		r.state, r.result = ExecLost, driver.ExecResult{}
 	}
-	r.execution = nil
-	x.ended = append(x.ended, k)
-	x.prune(now)
 }
 
 func (x *executions) prune(now time.Time) {
@@ -88,7 +93,7 @@ func (x *executions) prune(now time.Time) {
 	x.ended = x.ended[n:]
 }
 
-// get answers what is known of an execution.
+// get answers what is known of an execution. Who has seen its end may ask before the end is noted, and is told of it all the same.
 func (x *executions) get(k execKey, now time.Time) (execRecord, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -97,7 +102,15 @@ func (x *executions) get(k execKey, now time.Time) (execRecord, error) {
 	if r == nil {
 		return execRecord{}, fault.New(fault.NotFound, "Unknown execution %q", k.id)
 	}
-	return *r, nil
+	known := *r
+	if e := known.execution; e != nil {
+		select {
+		case <-e.Done():
+			known.over(e.Result())
+		default:
+		}
+	}
+	return known, nil
 }
 
 // all lists the running ones.
