@@ -76,7 +76,7 @@ cross: ## build for every platform that is served
 	CGO_ENABLED=0 GOOS=darwin GOARCH=amd64 $(GO) build -o /dev/null ./cmd/orchestrator
 	CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 $(GO) build -o /dev/null ./cmd/gateway
 
-bench: build ## measure everything that has a budget, and print one table; OUT=file for benchstat (root; 15 minutes; ONLY=claim,one FOR=3s N=30 DENSITY=500)
+bench: build ## measure everything that has a budget, and print one table; OUT=file for benchstat (root; 7 minutes; ONLY=claim,one FOR=3s N=30 DENSITY=500)
 	$(GO) build -o $(BIN)/bench ./tests/bench
 	$(BIN)/bench -gateway $(BIN)/gateway -orchestrator $(BIN)/orchestrator $(if $(OUT),-out $(OUT)) $(if $(ONLY),-only $(ONLY)) \
 		$(if $(FOR),-for $(FOR)) $(if $(N),-n $(N)) $(if $(DENSITY),-density $(DENSITY))
