@@ -8,6 +8,7 @@ import (
 
 	"rockpool/internal/environment"
 	"rockpool/internal/runner"
+	"rockpool/internal/runner/execution"
 	"rockpool/internal/runner/pool"
 )
 
@@ -103,6 +104,40 @@ func TestADeletionThatRemovesNothingFails(t *testing.T) {
 					t.Errorf("%d runners stay although the cluster works again", len(left))
 				}
 			})
+		})
+	}
+}
+
+// A runner whose removal failed is not known any more, also when the news of its claim comes only while it is being removed.
+func TestTheNewsOfAClaimDoNotReviveWhatIsBeingRemoved(t *testing.T) {
+	for _, refused := range []error{nil, errors.New("refused")} {
+		with(t, 1, runner.Options{}, func(t *testing.T, m *runner.Manager, c *cluster) {
+			settle(time.Minute)
+			r, err := m.Claim(t.Context(), runner.Claim{Env: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			told := false
+			c.mu.Lock()
+			news := c.there[r.ID]
+			news.Used = true
+			c.destroy = func(id string) error {
+				if id == r.ID && !told {
+					told = true
+					c.feed.Changed(news)
+				}
+				return refused
+			}
+			c.mu.Unlock()
+			if err := m.Destroy(t.Context(), r, execution.ErrDeleted); !errors.Is(err, refused) || !told {
+				t.Errorf("%v, told %t", err, told)
+			}
+			if _, err := m.Lookup(r.ID); err == nil {
+				t.Errorf("it is known again, where the cluster answered %v", refused)
+			}
+			c.mu.Lock()
+			c.destroy = nil
+			c.mu.Unlock()
 		})
 	}
 }

@@ -427,12 +427,13 @@ func (m *Manager) Destroy(ctx context.Context, r *Runner, cause error) error {
 	m.release(r, cause)
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	if err := m.cluster.DestroyRunner(ctx, r.ID); err != nil {
-		m.discard(r.ID)
-		return err
-	}
+	err := m.cluster.DestroyRunner(ctx, r.ID)
 	m.mu.Lock()
-	m.pools.Removed(r.ID, time.Now())
+	if now := time.Now(); err != nil {
+		m.pools.Discard(r.ID, now)
+	} else {
+		m.pools.Removed(r.ID, now)
+	}
 	late := m.used[r.ID] // made anew by the news of its claim, which came only now
 	if late != nil {
 		m.part(late)
@@ -443,7 +444,7 @@ func (m *Manager) Destroy(ctx context.Context, r *Runner, cause error) error {
 		late.end(cause)
 	}
 	m.poke()
-	return nil
+	return err
 }
 
 // Discard ends a runner; the reconciler removes it.
