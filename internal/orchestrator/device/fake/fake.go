@@ -48,30 +48,30 @@ func Report(n int) device.Report {
 
 // Sliced is the report of n healthy GPUs that are offered as slots.
 func Sliced(n, slots int) device.Report {
-	r := Report(n)
-	whole := r.Groups[0]
-	each := whole.MemoryMB() / slots
-	g := model.NodeDevice{Vendor: whole.Vendor, Type: whole.Type, Name: "Fake slot " + strconv.Itoa(each) + "mb", Attributes: map[string]model.Attribute{
-		model.AttrMemory: model.IntOf(int64(each), "MiB"), model.AttrShare: model.TextOf(model.ShareSlot)}}
-	for _, in := range whole.Instances {
-		for i := range slots {
-			g.Instances = append(g.Instances, model.DeviceInstance{ID: model.SlotID(in.ID, i), Healthy: true, Parent: in.ID, ParentMemoryMB: whole.MemoryMB()})
-		}
-	}
-	r.Groups[0] = g
-	return r
+	return split(n, slots, "slot", model.ShareSlot, func(whole model.DeviceInstance, i, memory int) model.DeviceInstance {
+		return model.DeviceInstance{ID: model.SlotID(whole.ID, i), ParentMemoryMB: memory}
+	})
 }
 
 // Divided is the report of n healthy GPUs that the hardware has divided into so many parts each: MIG-<parts>-<gpu>-<part>.
 func Divided(n, parts int) device.Report {
+	return split(n, parts, "MIG", model.ShareMIG, func(whole model.DeviceInstance, i, _ int) model.DeviceInstance {
+		return model.DeviceInstance{ID: "MIG-" + strconv.Itoa(parts) + "-" + whole.ID + "-" + strconv.Itoa(i)}
+	})
+}
+
+// split is the report of n healthy GPUs that are offered in parts. part names one of them, of a GPU with so many MB of memory.
+func split(n, parts int, name, share string, part func(whole model.DeviceInstance, i, memory int) model.DeviceInstance) device.Report {
 	r := Report(n)
 	whole := r.Groups[0]
 	each := whole.MemoryMB() / parts
-	g := model.NodeDevice{Vendor: whole.Vendor, Type: whole.Type, Name: "Fake MIG " + strconv.Itoa(each) + "mb", Attributes: map[string]model.Attribute{
-		model.AttrMemory: model.IntOf(int64(each), "MiB"), model.AttrShare: model.TextOf(model.ShareMIG)}}
+	g := model.NodeDevice{Vendor: whole.Vendor, Type: whole.Type, Name: "Fake " + name + " " + strconv.Itoa(each) + "mb", Attributes: map[string]model.Attribute{
+		model.AttrMemory: model.IntOf(int64(each), "MiB"), model.AttrShare: model.TextOf(share)}}
 	for _, in := range whole.Instances {
 		for i := range parts {
-			g.Instances = append(g.Instances, model.DeviceInstance{ID: "MIG-" + strconv.Itoa(parts) + "-" + in.ID + "-" + strconv.Itoa(i), Healthy: true, Parent: in.ID})
+			p := part(in, i, whole.MemoryMB())
+			p.Healthy, p.Parent = true, in.ID
+			g.Instances = append(g.Instances, p)
 		}
 	}
 	r.Groups[0] = g
