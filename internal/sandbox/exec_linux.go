@@ -62,15 +62,8 @@ func (s *Sandbox) exec(ctx context.Context, spec ExecSpec, kind uint32) (*Execut
 	if err != nil {
 		return nil, err
 	}
-	prefix := groupOfExecution
-	if spec.Background {
-		prefix = groupOfService
-	}
-	if spec.Keep {
-		prefix = groupOfKept
-	}
 	e := &Execution{
-		sandbox: s, id: spec.ID, group: s.group.child(prefix + spec.ID), bounds: boundsOf(spec), meter: newMeter(spec.OutputLimit), kept: spec.Keep,
+		sandbox: s, id: spec.ID, bounds: boundsOf(spec), meter: newMeter(spec.OutputLimit), kept: spec.Keep,
 		over: make(chan struct{}), done: make(chan struct{}), started: time.Now(),
 	}
 	span := timeline.From(ctx)
@@ -82,7 +75,7 @@ func (s *Sandbox) exec(ctx context.Context, spec ExecSpec, kind uint32) (*Execut
 	}
 	s.discard() // no program runs beside an interpreter that waits
 	e.lap = span.Laps()
-	if err := e.group.make(); err != nil {
+	if err := e.join(spec); err != nil {
 		s.dismiss(e)
 		if errors.Is(err, os.ErrExist) {
 			return nil, fmt.Errorf("%w: execution %s", ErrExists, spec.ID)
@@ -93,12 +86,29 @@ func (s *Sandbox) exec(ctx context.Context, spec ExecSpec, kind uint32) (*Execut
 	if err := e.start(ctx, spec, user, kind); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
-		err = errors.Join(err, e.group.kill(clean), e.group.remove(clean))
+		err = errors.Join(err, e.group.clear(clean))
 		close(e.done)
 		s.dismiss(e)
 		return nil, fmt.Errorf("start execution: %w", err)
 	}
 	return e, nil
+}
+
+// join gives the execution its control group.
+func (e *Execution) join(spec ExecSpec) error {
+	switch {
+	case spec.Background:
+		e.group = e.sandbox.group.child(groupOfService + spec.ID)
+	case spec.Keep:
+		e.group = e.sandbox.group.child(groupOfKept + spec.ID)
+	default:
+		next, isMade := e.sandbox.groupForNext()
+		e.group, e.before = next.group, next.before
+		if isMade {
+			return nil
+		}
+	}
+	return e.group.make()
 }
 
 // enrol registers the execution, so that Destroy waits for it.

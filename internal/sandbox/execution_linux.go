@@ -27,6 +27,7 @@ type Execution struct {
 	sandbox    *Sandbox
 	id         string
 	group      group
+	before     counters // of the group, from executions that had it earlier
 	connection connection
 	pidfd      *os.File // of the main process
 	terminal   *os.File // nil without a TTY
@@ -40,7 +41,7 @@ type Execution struct {
 	meter      *meter // of stdout and stderr together
 	started    time.Time
 	abandoned  atomic.Bool             // the runtime is closing: the execution goes on without us
-	cause      atomic.Pointer[Verdict] // why the node wanted its end; nil while it does not
+	cause      atomic.Pointer[Verdict] // why the node wanted its end; nil while it does not; &settled when it can want it no more
 
 	call *timeline.Span // that asked for it; nil = it is not recorded
 	lap  timeline.Laps  // of call, from the program's execution on
@@ -120,7 +121,9 @@ func (e *Execution) Kill() error {
 		return nil
 	default:
 	}
-	e.blame(VerdictKilled)
+	if !e.blame(VerdictKilled) {
+		return nil
+	}
 	return e.killGroup()
 }
 
@@ -165,12 +168,15 @@ func (e *Execution) await() {
 	defer cancel()
 	// What a service left behind lives on; so does its group, until it is empty or the sandbox ends.
 	stays := e.bounds.background && err == nil && e.cause.Load() == nil
+	killed := false
 	if !stays {
-		if killErr := e.group.kill(ctx); killErr != nil {
+		var killErr error
+		if killed, killErr = e.group.kill(ctx); killErr != nil {
 			err = errors.Join(err, killErr)
 		}
 	}
-	kernel := e.group.spent()
+	counted := e.group.spent()
+	kernel := counted.since(e.before)
 	e.endStreams()
 	result := Result{OOMKilled: kernel.oomKills > 0, CPUTime: kernel.cpu, WallTime: wall, PeakMemory: kernel.peakMemory, Warm: e.warm}
 	result.OutputBytes, _ = e.meter.read()
@@ -185,6 +191,7 @@ func (e *Execution) await() {
 			log.WithError(removeErr).Warn("the control group of a service that has ended is left")
 		}
 	} else if e.kept { // a later process of the node may still ask how it ended
+	} else if err == nil && !killed && e.settle() && e.sandbox.putSpare(e.group, counted) { // the next execution has it
 	} else if removeErr := e.group.remove(ctx); removeErr != nil {
 		log.WithError(removeErr).Warn("control group of an execution is left")
 	}

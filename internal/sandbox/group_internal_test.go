@@ -161,8 +161,8 @@ func TestDelegationEmptiesTheGroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := g.kill(t.Context()); err != nil {
-			t.Error(err)
+		if found, err := g.kill(t.Context()); err != nil || !found {
+			t.Error(found, err)
 		}
 		_ = cmd.Wait()
 		if err := g.remove(t.Context()); err != nil {
@@ -180,6 +180,30 @@ func TestDelegationEmptiesTheGroup(t *testing.T) {
 	left, _ := os.ReadFile(own + "/cgroup.procs")
 	if !strings.Contains(string(enabled), "memory") || len(left) > 0 {
 		t.Errorf("enabled %q, left %q", enabled, left)
+	}
+}
+
+// Between the end of an execution and its being known, its group may already be the next one's: a kill, or a limit that is passed, comes too late then.
+func TestWhatHasEndedIsNotKilled(t *testing.T) {
+	for _, ended := range []bool{false, true} {
+		base := t.TempDir()
+		if err := os.WriteFile(filepath.Join(base, "cgroup.kill"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		e := &Execution{group: group{hierarchies: []hierarchy{{unified: true, base: base}}}, bounds: bounds{time: 1}, meter: newMeter(0), over: make(chan struct{}), done: make(chan struct{})}
+		if ended && !e.settle() {
+			t.Error("nobody has wanted its end")
+		}
+		if err := e.Kill(); err != nil {
+			t.Error(err)
+		}
+		e.enforce()
+		if killed, err := os.ReadFile(filepath.Join(base, "cgroup.kill")); err != nil || (len(killed) > 0) == ended {
+			t.Errorf("ended %v: %q %v", ended, killed, err)
+		}
+		if e.settle() {
+			t.Error("its end is wanted, or over already, and it ends once more")
+		}
 	}
 }
 

@@ -30,9 +30,8 @@ type group struct {
 const groupOfInit = "init"
 
 const (
-	groupOfExecution = "x-"
+	groupOfExecution = "x-" // has an execution, or an interpreter that waits and then the execution that took it, or is free for the next one
 	groupOfService   = "b-" // outlives its execution
-	groupOfWarm      = "w-" // has an interpreter that waits, and then the execution that took it
 	groupOfKept      = "k-" // outlives the node's process, and has its figures for the next one: it goes with the sandbox
 )
 
@@ -239,22 +238,31 @@ func ignoreGone(err error) error {
 	return err
 }
 
-// kill ends every process of the group and waits until none is left.
-func (g group) kill(ctx context.Context) error {
+// kill ends every process of the group and waits until none is left. found says whether there was any; after that v1 starts none in it again.
+func (g group) kill(ctx context.Context) (found bool, err error) {
 	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
 		alive, err := g.populated()
 		if !alive || err != nil {
-			return err
+			return found, err
 		}
+		found = true
 		if err := g.killOnce(); err != nil {
-			return err
+			return found, err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("control group %s still has processes: %w", g.rel, context.Cause(ctx))
+			return found, fmt.Errorf("control group %s still has processes: %w", g.rel, context.Cause(ctx))
 		case <-time.After(wait):
 		}
 	}
+}
+
+// clear kills what is in the group and removes it.
+func (g group) clear(ctx context.Context) error {
+	if _, err := g.kill(ctx); err != nil {
+		return err
+	}
+	return g.remove(ctx)
 }
 
 // killOnce uses cgroup.kill, which no fork can outrun (Linux 5.14). Where there is only v1, forks are stopped first by a

@@ -21,8 +21,17 @@ func boundsOf(spec ExecSpec) bounds {
 
 func (b bounds) any() bool { return b.time > 0 || b.cpu > 0 || b.output > 0 }
 
-// blame notes why the node wants the end of an execution. The first reason stays.
-func (e *Execution) blame(v Verdict) { e.cause.CompareAndSwap(nil, &v) }
+// settled is the cause of an execution whose group may be another's.
+var settled Verdict
+
+// blame notes why the node wants the end of an execution. The first reason stays. false: it has ended, and its group is nobody's to kill for its sake.
+func (e *Execution) blame(v Verdict) bool {
+	e.cause.CompareAndSwap(nil, &v)
+	return e.cause.Load() != &settled
+}
+
+// settle makes the end of an execution final, unless the node has wanted it; then the group may still be being killed.
+func (e *Execution) settle() bool { return e.cause.CompareAndSwap(nil, &settled) }
 
 // enforce waits for a limit to be passed and ends the execution then: QUIT to the main process, after the grace KILL to all.
 func (e *Execution) enforce() {
@@ -30,7 +39,9 @@ func (e *Execution) enforce() {
 	if verdict == "" {
 		return
 	}
-	e.blame(verdict)
+	if !e.blame(verdict) {
+		return
+	}
 	if e.bounds.grace > 0 && e.Signal(int(syscall.SIGQUIT)) == nil {
 		grace := time.NewTimer(e.bounds.grace)
 		defer grace.Stop()
@@ -68,7 +79,7 @@ func (e *Execution) passed() Verdict {
 		case <-late:
 			return VerdictTime
 		case <-look:
-			left := e.bounds.cpu - e.group.cpuTime()
+			left := e.bounds.cpu - (e.group.cpuTime() - e.before.cpu)
 			if left <= 0 {
 				return VerdictCPU
 			}

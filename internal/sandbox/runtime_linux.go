@@ -311,11 +311,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 
 // wipe kills by group and removes groups and state. Mounts need nothing: they live and die with the mount namespace.
 func (r *Runtime) wipe(ctx context.Context, id string) error {
-	g := r.group(id)
-	if err := g.kill(ctx); err != nil {
-		return fmt.Errorf("kill sandbox: %w", err)
-	}
-	if err := g.remove(ctx); err != nil {
+	if err := r.group(id).clear(ctx); err != nil {
 		return err
 	}
 	if err := errors.Join(r.blkioGroup(id).remove(ctx), r.devicesGroup(id).remove(ctx)); err != nil {

@@ -35,7 +35,8 @@ type Sandbox struct {
 	mu         sync.Mutex
 	executions map[string]*Execution
 	waiting    *waiting // an interpreter for the next program; nil = none
-	warmed     int      // how many there were
+	spare      spare    // a group for the next execution
+	grouped    int      // how many groups of executions there were
 	removed    bool     // Destroy was called
 	detached   bool     // the runtime was closed
 	wiped      bool
@@ -95,11 +96,11 @@ func (s *Sandbox) reopen(ctx context.Context) (err error) {
 		return err
 	}
 	for _, name := range s.group.children() {
-		if !strings.HasPrefix(name, groupOfExecution) && !strings.HasPrefix(name, groupOfWarm) {
+		if !strings.HasPrefix(name, groupOfExecution) {
 			continue
 		}
 		left := s.group.child(name)
-		if err := errors.Join(left.kill(ctx), left.remove(ctx)); err != nil {
+		if err := left.clear(ctx); err != nil {
 			return err
 		}
 	}

@@ -227,10 +227,7 @@ func (g Groups) End(ctx context.Context) error {
 		_, err := os.Stat(present.path(h))
 		return errors.Is(err, os.ErrNotExist)
 	})
-	if err := present.kill(ctx); err != nil {
-		return err
-	}
-	if err := present.remove(ctx); err != nil {
+	if err := present.clear(ctx); err != nil {
 		return err
 	}
 	return g.removeOthers()

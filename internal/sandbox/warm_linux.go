@@ -90,13 +90,13 @@ func (s *Sandbox) await(w *waiting) error {
 	switch {
 	case s.removed, s.detached:
 		return ErrEnded
-	case s.waiting != nil, len(s.executions) > 0, slices.ContainsFunc(s.group.children(), func(name string) bool { return name != groupOfInit }):
+	case s.waiting != nil, len(s.executions) > 0, s.crowded():
 		return ErrBusy
 	}
-	s.warmed++
+	g := s.nextGroup()
 	w.execution = &Execution{
-		sandbox: s, id: fmt.Sprintf("/%d", s.warmed), // no id that a client could choose
-		group: s.group.child(fmt.Sprintf("%s%d", groupOfWarm, s.warmed)), meter: newMeter(0), over: make(chan struct{}), done: make(chan struct{}),
+		sandbox: s, id: "/" + g.rel, // no id that a client could choose
+		group: g, meter: newMeter(0), over: make(chan struct{}), done: make(chan struct{}),
 	}
 	s.waiting = w
 	return nil
@@ -326,7 +326,7 @@ func (w *waiting) end() {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
 	_ = e.group.rest(false)
-	if err := errors.Join(e.group.kill(ctx), e.group.remove(ctx)); err != nil {
+	if err := e.group.clear(ctx); err != nil {
 		e.sandbox.runtime.logFor(e.sandbox.id).WithError(err).Warn("the control group of a warm-up is left")
 	}
 	if e.pidfd != nil {
