@@ -13,6 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+const fileOfPeak = "memory.max_usage_in_bytes" // on v1
+
 // counters are a group's own figures of the kernel; a figure that the machine does not keep is zero.
 type counters struct {
 	oomKills   int64
@@ -36,7 +38,7 @@ func (g group) counters() counters {
 // spent are the counters that say something of a group whose processes have ended.
 func (g group) spent() counters {
 	c := counters{oomKills: g.oomKills(), cpu: g.cpuTime()}
-	if path, ok := g.file("memory", "memory.max_usage_in_bytes", "memory.peak"); ok {
+	if path, ok := g.file("memory", fileOfPeak, "memory.peak"); ok {
 		c.peakMemory, _ = number(path)
 	}
 	return c

@@ -8,9 +8,9 @@ import (
 	"slices"
 )
 
-// spareMost is how much memory may be left charged to a group that another execution gets: caches of the kernel and small files. More belongs to what was written,
-// and stays out of the next one's figures by leaving with its group.
-const spareMost = 256 << 10
+// spareMost is how much memory may be left charged to a group that another execution gets: what each processor has been granted in advance, 256 KiB, what the kernel frees
+// a moment later, caches and small files. More was written by the program, and stays out of the next one's peak by leaving with its group.
+const spareMost = 1536 << 10
 
 // spare is a control group that nothing runs in any more, with what its executions have used. The next execution takes it: to make and remove one for each costs more
 // than everything else the node does for a short program, most of it in the memory controller.
@@ -24,27 +24,29 @@ func (s *Sandbox) groupForNext() (taken spare, isMade bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	taken, s.spare = s.spare, spare{}
-	if taken.group.rel != "" {
+	if taken.group.rel != "" && taken.group.forgetPeak() {
 		return taken, true
 	}
 	return spare{group: s.nextGroup()}, false
 }
 
-// putSpare keeps the group of an execution that has ended by itself, if it is as good as a new one. Otherwise, as where the kernel cannot begin its highest use of memory anew
-// (v2), it is the caller's to remove.
+// forgetPeak begins the highest use of memory anew, which is done late: most of what was left is gone by then.
+func (g group) forgetPeak() bool {
+	path, ok := g.file("memory", fileOfPeak, "")
+	return !ok || writeFile(path, "0") == nil
+}
+
+// putSpare keeps the group of an execution that has ended by itself, if it is as good as a new one. Otherwise, as where the kernel cannot begin a peak anew (v2), it is the
+// caller's to remove.
 func (s *Sandbox) putSpare(g group, c counters) bool {
 	if c.oomKills > 0 {
 		return false
 	}
 	if path, ok := g.file("memory", "memory.usage_in_bytes", "memory.current"); ok {
 		left, err := number(path)
-		if err != nil || left > spareMost {
+		if _, resets := g.file("memory", fileOfPeak, ""); err != nil || left > spareMost || !resets {
 			return false
 		}
-		if path, ok = g.file("memory", "memory.max_usage_in_bytes", ""); !ok || writeFile(path, "0") != nil {
-			return false
-		}
-		c.memory = left
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -66,10 +68,9 @@ func (s *Sandbox) crowded() bool {
 	return slices.ContainsFunc(s.group.children(), func(name string) bool { return name != groupOfInit && name != filepath.Base(s.spare.group.rel) })
 }
 
-// since is what was used after before. What was left then is part of the peak.
+// since is what was used after before. What was left of memory then is part of the peak.
 func (c counters) since(before counters) counters {
 	c.cpu -= before.cpu
 	c.oomKills -= before.oomKills
-	c.peakMemory = max(0, c.peakMemory-before.memory)
 	return c
 }
