@@ -8,9 +8,9 @@ import (
 // When a claimed runner is replaced. Whoever claims one uploads and executes right away, and to make a sandbox takes as much of a processor as that: so replacements wait
 // for a moment without claims, as long as there are plenty of runners.
 const (
-	breath       = 25 * time.Millisecond // without a claim, before claimed runners are replaced
-	plenty       = 0.75                  // share of the pool that has to be idle for them to wait
-	ahead        = 2 * time.Second       // that the idle ones have to last at the present pace, or they do not wait
+	breath       = 25 * time.Millisecond  // without a claim, before claimed runners are replaced
+	plenty       = 0.75                   // share of the pool that has to be idle for them to wait
+	ahead        = 500 * time.Millisecond // that the idle ones have to last at the present pace, or they do not wait
 	paceHalfLife = time.Second
 )
 

@@ -79,13 +79,13 @@ func TestReplacementsWaitForAMomentWithoutClaims(t *testing.T) {
 	}
 }
 
-// A pool that the present pace would empty within two seconds has no time to wait.
+// A pool that the present pace would empty within half a second has no time to wait.
 func TestReplacementsDoNotWaitWhereTheIdleOnesWouldNotLast(t *testing.T) {
 	const each = 10 * time.Millisecond // 100 a second
 	for _, c := range []struct {
 		size  int
 		waits bool
-	}{{32, false}, {190, false}, {1000, true}} {
+	}{{32, false}, {48, false}, {250, true}} {
 		now := time.Unix(1000, 0)
 		p := filled(c.size, now)
 		least := c.size
