@@ -11,6 +11,8 @@ const (
 	breath       = 25 * time.Millisecond  // without a claim, before claimed runners are replaced
 	plenty       = 0.75                   // share of the pool that has to be idle for them to wait
 	ahead        = 500 * time.Millisecond // that the idle ones have to last at the present pace, or they do not wait
+	few          = 4                      // are made at a time where they could wait, or
+	fewOf        = 64                     // one for so many of the pool: the next claim may come soon
 	paceHalfLife = time.Second
 )
 
@@ -37,9 +39,18 @@ func (p *pace) within(d time.Duration, now time.Time) float64 {
 	return p.weight * p.aged(now) * math.Ln2 * float64(d) / float64(paceHalfLife)
 }
 
-// breathes reports whether replacements have to wait, and until when if no other claim comes.
-func (e *env) breathes(size int, now time.Time) (until time.Time, waits bool) {
+// replaceable is how many of the missing runners may be made now. Of the others, next says when to ask again if no claim comes; zero: they need not wait.
+func (e *env) replaceable(missing, size int, now time.Time) (n int, next time.Time) {
 	idle := float64(len(e.ready.list))
-	until = e.pace.at.Add(breath)
-	return until, now.Before(until) && idle >= plenty*float64(size) && idle >= e.pace.within(ahead, now)
+	if idle < plenty*float64(size) || idle < e.pace.within(ahead, now) {
+		return missing, time.Time{}
+	}
+	if until := e.pace.at.Add(breath); now.Before(until) {
+		return 0, until
+	}
+	n = min(missing, max(0, max(few, size/fewOf)-(e.warm()-len(e.ready.list))))
+	if n < missing {
+		next = now.Add(breath)
+	}
+	return n, next
 }

@@ -43,14 +43,15 @@ func TestReplacementsWaitForAMomentWithoutClaims(t *testing.T) {
 	for _, c := range []struct {
 		size, claims int // one each 10 ms
 		created      int // right after the last
-		later        int // 25 ms after it
+		later        int // 25 ms after it, while the others wait for these
 	}{
 		{size: 1, claims: 1, created: 1},
 		{size: 2, claims: 1, created: 1},
 		{size: 3, claims: 1, created: 1},
 		{size: 4, claims: 1, later: 1},
 		{size: 4, claims: 2, created: 2}, // less than three quarters are left
-		{size: 100, claims: 25, later: 25},
+		{size: 100, claims: 25, later: 4},
+		{size: 1000, claims: 20, later: 15},
 		{size: 100, claims: 26, created: 26},
 	} {
 		now := time.Unix(1000, 0)
@@ -75,6 +76,19 @@ func TestReplacementsWaitForAMomentWithoutClaims(t *testing.T) {
 		}
 		if actions, _ = p.Plan(next); len(actions) != c.later {
 			t.Errorf("%+v: %d are created 25 ms later", c, len(actions))
+		}
+		all := len(actions)
+		for now = next; all < c.claims; all += len(actions) {
+			for _, a := range actions {
+				p.Registered(a.ID, 1, nil, now)
+			}
+			if early, again := p.Plan(now); len(early) != 0 || again.Sub(now) != 25*time.Millisecond {
+				t.Fatalf("%+v: %d more while those are not there yet, and the next plan after %v", c, len(early), again.Sub(now))
+			}
+			ready(p, actions, now)
+			if actions, _ = p.Plan(now); len(actions) != min(c.later, c.claims-all) {
+				t.Fatalf("%+v: %d follow %d", c, len(actions), all)
+			}
 		}
 	}
 }

@@ -127,10 +127,8 @@ func (p *Pools) grow(e *env, now time.Time) {
 	if missing <= 0 {
 		return
 	}
-	if until, waits := e.breathes(size, now); waits {
-		e.wake = earlier(e.wake, until)
-		return
-	}
+	missing, next := e.replaceable(missing, size, now)
+	e.wake = earlier(e.wake, next)
 	for ; missing > 0; missing-- {
 		r := &entry{id: p.newID(e.id), env: e, settings: e.spec.Settings, phase: Creating, since: now, born: now}
 		p.link(r)
