@@ -68,6 +68,36 @@ func TestRoomThatCameFreeMeanwhileIsNotOverlooked(t *testing.T) {
 	want(t, "again", dequeue(q, 1), "b")
 }
 
+// Between being set aside again and the end of its work an evaluation is in both places: what comes free then is for it as well.
+func TestAnOfferBeforeTheEndOfTheWorkIsNotLost(t *testing.T) {
+	for name, offer := range map[string]func(q *broker.Queue, e *model.Evaluation, index uint64){
+		"room":  func(q *broker.Queue, _ *model.Evaluation, i uint64) { q.Offer(broker.Offer{Index: i, Node: "n", Room: small}, 1) },
+		"sweep": func(q *broker.Queue, _ *model.Evaluation, i uint64) { q.Sweep(i, 1) },
+		"quota": func(q *broker.Queue, e *model.Evaluation, i uint64) {
+			e.QuotaReached = "course"
+			q.OfferQuota("course", i, 1)
+		},
+	} {
+		q := broker.NewQueue(limits)
+		e := blocked("a", 50, nil)
+		q.Enqueue(e, 0)
+		want(t, name, dequeue(q, 0), "a")
+		if name == "quota" {
+			e.QuotaReached = "course"
+		}
+		q.Block(e, 5, small, 0)
+		offer(q, e, 6)
+		want(t, name+": not twice at once", dequeue(q, 1), "")
+		q.Ack("a", 1)
+		want(t, name+": once its work has ended", dequeue(q, 1), "a")
+		q.Block(e, 6, small, 1)
+		q.Ack("a", 1)
+		want(t, name+": nothing new", dequeue(q, 1), "")
+		offer(q, e, 7)
+		want(t, name+": it still waits", dequeue(q, 1), "a")
+	}
+}
+
 func TestAnOfferThatWasOfNoUseIsPassedOn(t *testing.T) {
 	q := broker.NewQueue(limits)
 	for i := range 3 {

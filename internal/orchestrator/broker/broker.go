@@ -47,8 +47,8 @@ func (b *Broker) Skip(id string) { b.do(func(q *Queue, now int64) { q.Skip(id, n
 func (b *Broker) Nack(id string) { b.do(func(q *Queue, now int64) { q.Nack(id, now) }) }
 
 // Block keeps an evaluation aside; see [Queue.Block].
-func (b *Broker) Block(e *model.Evaluation, snapshot uint64, need Room) (superseded *model.Evaluation) {
-	b.do(func(q *Queue, now int64) { superseded = q.Block(e, snapshot, need, now) })
+func (b *Broker) Block(e *model.Evaluation, tried uint64, need Room) (superseded *model.Evaluation) {
+	b.do(func(q *Queue, now int64) { superseded = q.Block(e, tried, need, now) })
 	return superseded
 }
 

@@ -30,7 +30,15 @@ func jobOf(e *model.Evaluation) job { return job{e.Namespace, e.JobID} }
 type item struct {
 	eval     *model.Evaluation
 	attempts int
-	due      int64 // of a delayed or an unacknowledged one
+	due      int64  // of a delayed or an unacknowledged one
+	aside    *aside // what it waits for when its work ends; nil = nothing
+}
+
+// aside is an evaluation in work that has found no room.
+type aside struct {
+	eval  *model.Evaluation
+	tried uint64
+	need  Room
 }
 
 // Queue is the core.
@@ -110,6 +118,9 @@ func (q *Queue) ack(id string, unused bool, now int64) {
 	}
 	delete(q.inWork, id)
 	delete(q.known, id)
+	if a := it.aside; a != nil {
+		q.blocked.put(a.eval, a.tried, a.need)
+	}
 	q.release(jobOf(it.eval), now)
 	q.tried(it.eval, unused, now)
 }
@@ -121,6 +132,7 @@ func (q *Queue) Nack(id string, now int64) {
 		return
 	}
 	delete(q.inWork, id)
+	it.aside = nil
 	if it.attempts >= q.limits.Attempts {
 		delete(q.known, id)
 		q.failures = append(q.failures, it.eval)
@@ -198,19 +210,20 @@ func (q *Queue) Failures() []*model.Evaluation {
 	return f
 }
 
-// Block keeps an evaluation aside that found no room on the state at snapshot; need is what the smallest allocation that it waits with needs. It returns
-// the one of the same job that it takes the place of. When an offer came since snapshot that may help, the evaluation is queued at once.
-func (q *Queue) Block(e *model.Evaluation, snapshot uint64, need Room, now int64) (superseded *model.Evaluation) {
+// Block keeps an evaluation aside that found no room on the state up to an index; need is what the smallest allocation that it waits with needs. It returns
+// the one of the same job that it takes the place of. When an offer came since then that may help, the evaluation is queued at once.
+func (q *Queue) Block(e *model.Evaluation, tried uint64, need Room, now int64) (superseded *model.Evaluation) {
 	if old := q.blocked.byJob[jobOf(e)]; old != nil {
 		if old.eval.ID != e.ID {
 			superseded = old.eval
 		}
 		q.blocked.take(old)
 	}
-	w := q.blocked.put(e, snapshot, need)
-	if !q.known[e.ID] {
-		q.retry(w, now)
-	} // else it is in work, and Ack looks at it
+	if it := q.inWork[e.ID]; it != nil { // from the end of its work on: an offer before that could not have it queued
+		it.aside = &aside{e, tried, need}
+		return superseded
+	}
+	q.retry(q.blocked.put(e, tried, need), now)
 	return superseded
 }
 
@@ -272,6 +285,9 @@ func (q *Queue) tried(e *model.Evaluation, unused bool, now int64) {
 func (q *Queue) Forget(e *model.Evaluation) {
 	if w := q.blocked.byJob[jobOf(e)]; w != nil && w.eval.ID == e.ID {
 		q.blocked.take(w)
+	}
+	if it := q.inWork[e.ID]; it != nil {
+		it.aside = nil
 	}
 }
 

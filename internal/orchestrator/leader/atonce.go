@@ -55,7 +55,9 @@ func (t *term) atOnce(e *command.JobRegister) (*plan.Registration, *state.Placem
 		return nil, nil
 	}
 	began := time.Now()
-	d := sched.Schedule(view{snap, t.ledger.current(), j}, e.Eval, e.Now)
+	v := t.view(snap)
+	v.next = j
+	d := sched.Schedule(v, e.Eval, e.Now)
 	timed(d, time.Since(began))
 	t.measure("nomad.nomad.worker.invoke_scheduler."+e.Eval.Type, began)
 	if len(d.Place) != tasks || len(d.Failed)+len(d.Update)+len(d.Stop)+len(d.FollowUps)+len(d.DeploymentUpdates) > 0 || d.Deployment != nil || d.RollAt != 0 {

@@ -15,6 +15,7 @@ import (
 type ledger struct {
 	mu      sync.Mutex
 	fleet   *sched.Fleet   // guarded by mu; nil until begin
+	index   uint64         // guarded by mu; of the last commit that fleet has
 	pending []state.Commit // guarded by mu; that came before begin
 }
 
@@ -24,7 +25,7 @@ func (l *ledger) begin(snap *state.Snapshot) {
 	at := snap.Index()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.fleet = fleet
+	l.fleet, l.index = fleet, at
 	for _, c := range l.pending {
 		if c.Index > at {
 			l.take(c)
@@ -33,11 +34,12 @@ func (l *ledger) begin(snap *state.Snapshot) {
 	l.pending = nil
 }
 
-// current is the newest, nil before begin.
-func (l *ledger) current() *sched.Fleet {
+// current is the newest, nil before begin, and the index of the commit up to which it goes. A snapshot is seen before the ledger has its changes, which it gets from the
+// store as every other observer: so it may be behind the newest snapshot.
+func (l *ledger) current() (*sched.Fleet, uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.fleet
+	return l.fleet, l.index
 }
 
 // observe takes a commit and returns the room that it made, a node at a time, and the namespaces that hold less.
@@ -60,6 +62,7 @@ func (l *ledger) observe(c state.Commit) (offers []broker.Offer, namespaces []st
 
 // take brings the fleet up to a commit and returns the nodes that have more room now, and the namespaces that hold less. Callers hold mu.
 func (l *ledger) take(c state.Commit) (roomier, namespaces []string) {
+	l.index = c.Index
 	var e *sched.Edit
 	edit := func() *sched.Edit {
 		if e == nil {

@@ -12,6 +12,7 @@ import (
 type view struct {
 	snap  *state.Snapshot
 	fleet *sched.Fleet
+	known uint64     // index up to which both have everything: what came free after it was not seen
 	next  *model.Job // that is to be registered; nil = none
 }
 
@@ -20,10 +21,13 @@ func (l *Leader) View(snap *state.Snapshot) sched.State {
 	if t := l.current(); t != nil {
 		return t.view(snap)
 	}
-	return view{snap, sched.NewFleet(snap.Nodes(nil, ""), snap.Allocs(nil, "")), nil}
+	return view{snap, sched.NewFleet(snap.Nodes(nil, ""), snap.Allocs(nil, "")), snap.Index(), nil}
 }
 
-func (t *term) view(snap *state.Snapshot) view { return view{snap, t.ledger.current(), nil} }
+func (t *term) view(snap *state.Snapshot) view {
+	fleet, index := t.ledger.current()
+	return view{snap, fleet, min(index, snap.Index()), nil}
+}
 
 func (v view) Index() uint64 { return v.snap.Index() }
 

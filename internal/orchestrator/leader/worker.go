@@ -56,7 +56,8 @@ func (t *term) evaluate(ctx context.Context, e *model.Evaluation) error {
 	for range planAttempts {
 		snap := t.cfg.Store.Snapshot()
 		began := time.Now()
-		d := sched.Schedule(t.view(snap), e, began.UnixNano())
+		v := t.view(snap)
+		d := sched.Schedule(v, e, began.UnixNano())
 		timed(d, time.Since(began))
 		t.measure("nomad.nomad.worker.invoke_scheduler."+e.Type, began)
 		planned := time.Now()
@@ -66,7 +67,7 @@ func (t *term) evaluate(ctx context.Context, e *model.Evaluation) error {
 			return err
 		}
 		if done {
-			return t.finish(ctx, e, d, snap.Index())
+			return t.finish(ctx, e, d, v)
 		}
 	}
 	c := *e
@@ -214,15 +215,15 @@ func preempted(snap *state.Snapshot, e *model.Evaluation, stopped []*model.Alloc
 }
 
 // finish records the outcome. What found no room stays behind as a blocked evaluation.
-func (t *term) finish(ctx context.Context, e *model.Evaluation, d *sched.Decision, snapshot uint64) error {
+func (t *term) finish(ctx context.Context, e *model.Evaluation, d *sched.Decision, v view) error {
 	c := *e
-	c.Status, c.SnapshotIndex, c.DeploymentID = model.EvalComplete, snapshot, cmp.Or(d.DeploymentID, e.DeploymentID)
+	c.Status, c.SnapshotIndex, c.DeploymentID = model.EvalComplete, v.Index(), cmp.Or(d.DeploymentID, e.DeploymentID)
 	c.FailedTGAllocs, c.QueuedAllocations = nil, d.Queued
 	switch {
 	case len(d.Failed) > 0 && e.Status == model.EvalBlocked:
 		b := *e // in the state it stays as it is: it still waits
 		waits(&b, d)
-		t.supersede(t.broker.Block(&b, snapshot, broker.Room(d.Need)))
+		t.supersede(t.broker.Block(&b, v.known, broker.Room(d.Need)))
 		return nil
 	case len(d.Failed) > 0:
 		c.FailedTGAllocs = d.Failed
@@ -233,7 +234,7 @@ func (t *term) finish(ctx context.Context, e *model.Evaluation, d *sched.Decisio
 			return err
 		}
 		c.BlockedEval = b.ID
-		t.supersede(t.broker.Block(b, snapshot, broker.Room(d.Need)))
+		t.supersede(t.broker.Block(b, v.known, broker.Room(d.Need)))
 	case e.NodeID == "" || e.TriggeredBy != model.TriggerNodeUpdate: // which may have looked at one node only
 		t.supersede(t.broker.TakeBlocked(e.Namespace, e.JobID))
 	}
