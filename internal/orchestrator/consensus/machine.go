@@ -22,6 +22,7 @@ type machine struct {
 
 	entries, bytes atomic.Int64
 	since          atomic.Int64 // unix nanoseconds of the first of them; 0 = none
+	size           atomic.Int64 // bytes of the newest snapshot that was written or read
 }
 
 var _ raft.BatchingFSM = (*machine)(nil)
@@ -78,13 +79,17 @@ func (m *machine) count(bytes int64) {
 	if m.entries.Add(1) == 1 {
 		m.since.Store(time.Now().UnixNano()) // of this server's own snapshots; the state does not see it
 	}
-	if m.bytes.Add(bytes) >= m.bound {
+	if m.bytes.Add(bytes) >= m.enough() {
 		select {
 		case m.full <- struct{}{}:
 		default:
 		}
 	}
 }
+
+// enough is how many bytes of entries make a snapshot worth its while: with as many as it is large itself, all snapshots together cost no more than the entries, however large
+// the state becomes.
+func (m *machine) enough() int64 { return max(m.bound, m.size.Load()) }
 
 // older reports whether something was applied so long ago and is in no snapshot.
 func (m *machine) older(now time.Time, age time.Duration) bool {
@@ -109,12 +114,28 @@ func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 	case <-m.full:
 	default:
 	}
-	return snapshot{m.Machine.Snapshot(), &m.ending}, nil
+	return snapshot{m.Machine.Snapshot(), m}, nil
 }
 
 func (m *machine) Restore(r io.ReadCloser) error {
 	defer r.Close()
-	return m.Machine.Restore(r)
+	read := counted{Reader: r}
+	err := m.Machine.Restore(&read)
+	if err == nil {
+		m.size.Store(read.n)
+	}
+	return err
+}
+
+type counted struct {
+	io.Reader
+	n int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n += int64(n)
+	return n, err
 }
 
 // end has a snapshot that is being written given up: a large one takes longer than a server may take to stop, and the log has all of it.
@@ -124,27 +145,52 @@ var errEnding = errors.New("the server ends")
 
 type snapshot struct {
 	persist func(io.Writer) error
-	ending  *atomic.Bool
+	machine *machine
 }
 
 func (s snapshot) Persist(sink raft.SnapshotSink) error {
-	if err := s.persist(unlessEnding{sink, s.ending}); err != nil {
+	w := &background{Writer: sink, machine: s.machine, begun: time.Now()}
+	if err := s.persist(w); err != nil {
 		_ = sink.Cancel()
 		return fmt.Errorf("persist a snapshot: %w", err)
 	}
-	return sink.Close()
+	if err := sink.Close(); err != nil {
+		return err
+	}
+	s.machine.size.Store(w.n)
+	return nil
 }
 
 func (snapshot) Release() {}
 
-type unlessEnding struct {
+// background writes a snapshot beside other work: a state that takes seconds to be written must not take them from who waits for an entry.
+type background struct {
 	io.Writer
-	ending *atomic.Bool
+	machine *machine
+	n       int64
+	begun   time.Time // the work for the next Write
+	entries int64     // of the machine, at that time
 }
 
-func (w unlessEnding) Write(b []byte) (int, error) {
-	if w.ending.Load() {
+func (w *background) Write(b []byte) (int, error) {
+	if w.machine.ending.Load() {
 		return 0, errEnding
 	}
-	return w.Writer.Write(b)
+	n, err := w.Writer.Write(b)
+	w.n += int64(n)
+	entries := w.machine.entries.Load()
+	time.Sleep(rest(time.Since(w.begun), entries != w.entries, w.machine.bytes.Load() > w.machine.enough()/2))
+	w.begun, w.entries = time.Now(), entries
+	return n, err
+}
+
+const longestRest = 50 * time.Millisecond
+
+// rest is the pause after so much work on a snapshot: three times as long while entries are applied, none while nobody else has work, or when so much was applied since that the
+// next snapshot is in sight.
+func rest(worked time.Duration, busy, late bool) time.Duration {
+	if !busy || late {
+		return 0
+	}
+	return min(3*worked, longestRest)
 }

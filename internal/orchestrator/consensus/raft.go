@@ -49,7 +49,7 @@ type Config struct {
 	Timeout time.Duration
 	// A snapshot is written once so many entries or bytes were applied since the last one, or one entry and so much time has passed.
 	SnapshotEntries uint64        // 0 = 16,384
-	SnapshotBytes   int64         // 0 = 64 MiB
+	SnapshotBytes   int64         // 0 = 64 MiB; more where the last snapshot was larger
 	SnapshotAge     time.Duration // 0 = 1 h
 }
 

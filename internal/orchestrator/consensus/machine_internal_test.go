@@ -1,0 +1,126 @@
+package consensus
+
+import (
+	"bytes"
+	"io"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// letters is a machine whose state is text.
+type letters struct{ state string }
+
+func (l *letters) Apply(_ uint64, b []byte) (any, error) { l.state += string(b); return nil, nil }
+
+func (l *letters) Snapshot() func(io.Writer) error {
+	state := l.state
+	return func(w io.Writer) error { _, err := io.WriteString(w, state); return err }
+}
+
+func (l *letters) Restore(r io.Reader) error {
+	b, err := io.ReadAll(r)
+	l.state = string(b)
+	return err
+}
+
+type shelf struct{ bytes.Buffer }
+
+func (*shelf) ID() string    { return "s" }
+func (*shelf) Cancel() error { return nil }
+func (*shelf) Close() error  { return nil }
+
+// A snapshot is due when as many bytes were applied as are configured, or as the last one has, whatever is more: with a state of a million entries the next snapshot is not due after ten.
+func TestSnapshotsAreAsFarApartAsTheyAreLarge(t *testing.T) {
+	m := newMachine(Config{Machine: &letters{}, SnapshotBytes: 10}, nil, new(atomic.Int32))
+	due := func(after int) {
+		t.Helper()
+		for i := range after {
+			select {
+			case <-m.full:
+				t.Fatalf("due after %d of %d bytes", i, after)
+			default:
+			}
+			m.apply(&raft.Log{Type: raft.LogCommand, Data: []byte("x")})
+		}
+		select {
+		case <-m.full:
+		default:
+			t.Fatalf("not due after %d bytes", after)
+		}
+	}
+	write := func() *shelf {
+		t.Helper()
+		s, err := m.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		to := &shelf{}
+		if err := s.Persist(to); err != nil {
+			t.Fatal(err)
+		}
+		return to
+	}
+	due(10)
+	write() // of 10
+	due(10)
+	write() // of 20
+	due(20)
+	last := write() // of 40
+	due(40)
+
+	if err := m.Restore(io.NopCloser(&last.Buffer)); err != nil {
+		t.Fatal(err)
+	}
+	write()
+	due(40)
+	if err := m.Restore(io.NopCloser(strings.NewReader("xyz"))); err != nil {
+		t.Fatal(err)
+	}
+	write()
+	due(10)
+}
+
+func TestASnapshotRestsWhileThereIsOtherWork(t *testing.T) {
+	for _, c := range []struct {
+		worked     time.Duration
+		busy, late bool
+		want       time.Duration
+	}{
+		{2 * time.Millisecond, true, false, 6 * time.Millisecond},
+		{time.Second, true, false, longestRest}, // a sink that waits for a disk is no reason to wait longer
+		{2 * time.Millisecond, false, false, 0},
+		{2 * time.Millisecond, true, true, 0},
+	} {
+		if got := rest(c.worked, c.busy, c.late); got != c.want {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
+}
+
+// Pauses come of entries only: what nobody disturbs is written without one.
+func TestASnapshotOfAnIdleServerDoesNotRest(t *testing.T) {
+	m := newMachine(Config{Machine: &letters{}, SnapshotBytes: 1 << 20}, nil, new(atomic.Int32))
+	w := &background{Writer: io.Discard, machine: m}
+	paused := func(entry bool) bool {
+		w.begun = time.Now().Add(-time.Hour)
+		if entry {
+			m.apply(&raft.Log{Type: raft.LogCommand, Data: []byte("x")})
+		}
+		begun := time.Now()
+		if _, err := w.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(begun) >= longestRest
+	}
+	if paused(false) || !paused(true) || paused(false) {
+		t.Error("it does not rest after an entry, or it does without one")
+	}
+	m.end()
+	if _, err := w.Write([]byte("x")); err == nil {
+		t.Error("a server that ends goes on writing")
+	}
+}
