@@ -49,7 +49,7 @@ type pair struct {
 var pairs = []pair{
 	{"claim | fsync and ten requests over loopback", 12, limits{wall: 3.6}, claims, fsyncAndRequests},
 	{"claim, destroy and refill | true in new namespaces", 12, limits{cpu: 11, allocations: 6500}, claims, trueInNamespaces},
-	{"echo | bash -c echo", 32, limits{wall: 4.2, cpu: 4, allocations: 1050}, each(echo), each(plainEcho)},
+	{"echo | bash -c echo", 32, limits{wall: 4, cpu: 3.6, allocations: 940}, each(echo), each(plainEcho)},
 	{"cycle | python3", 8, limits{cpu: 4.2, allocations: 8800}, each(cycle), each(plainPython)},
 	{"line to a program and back | the same over TCP and pipes", 1000, limits{wall: 11, allocations: 16}, lines, plainLines},
 	{"upload | ten requests that write a file", 40, limits{wall: 3.8, cpu: 3.4, allocations: 720}, each(upload), each(plainUpload)},
