@@ -25,7 +25,11 @@ const MetaMemoryMax = "rockpool_memory_max_percent"
 
 // memoryMax is that bound in MiB, 0 = none.
 func memoryMax(n *model.Node, mem int) int {
-	percent, err := strconv.Atoi(n.Meta[MetaMemoryMax])
+	text, ok := n.Meta[MetaMemoryMax]
+	if !ok { // as nearly everywhere, for each node that is looked at: no number is an error, which costs an allocation
+		return 0
+	}
+	percent, err := strconv.Atoi(text)
 	if err != nil || percent <= 0 {
 		return 0
 	}
