@@ -71,7 +71,9 @@ func TestRoomThatCameFreeMeanwhileIsNotOverlooked(t *testing.T) {
 // Between being set aside again and the end of its work an evaluation is in both places: what comes free then is for it as well.
 func TestAnOfferBeforeTheEndOfTheWorkIsNotLost(t *testing.T) {
 	for name, offer := range map[string]func(q *broker.Queue, e *model.Evaluation, index uint64){
-		"room":  func(q *broker.Queue, _ *model.Evaluation, i uint64) { q.Offer(broker.Offer{Index: i, Node: "n", Room: small}, 1) },
+		"room": func(q *broker.Queue, _ *model.Evaluation, i uint64) {
+			q.Offer(broker.Offer{Index: i, Node: "n", Room: small}, 1)
+		},
 		"sweep": func(q *broker.Queue, _ *model.Evaluation, i uint64) { q.Sweep(i, 1) },
 		"quota": func(q *broker.Queue, e *model.Evaluation, i uint64) {
 			e.QuotaReached = "course"
