@@ -22,6 +22,7 @@ type counters struct {
 	peakMemory int64
 	cpu        time.Duration
 	pids       int64
+	unread     bool // one of what spent reads could not be read, and is zero
 }
 
 func (g group) counters() counters {
@@ -37,7 +38,9 @@ func (g group) counters() counters {
 
 // spent are the counters that say something of a group whose processes have ended.
 func (g group) spent() counters {
-	c := counters{oomKills: g.oomKills(), cpu: g.cpuTime()}
+	oomKills, oomErr := g.oomKills()
+	cpu, cpuErr := g.cpuTime()
+	c := counters{oomKills: oomKills, cpu: cpu, unread: oomErr != nil || cpuErr != nil}
 	if path, ok := g.file("memory", fileOfPeak, "memory.peak"); ok {
 		c.peakMemory, _ = number(path)
 	}
@@ -45,11 +48,11 @@ func (g group) spent() counters {
 }
 
 // oomKills counts processes of the group itself on v1, and of those below it too on v2.
-func (g group) oomKills() (n int64) {
+func (g group) oomKills() (int64, error) {
 	if path, ok := g.file("memory", "memory.oom_control", "memory.events"); ok {
-		n, _ = keyed(path, "oom_kill")
+		return keyed(path, "oom_kill")
 	}
-	return n
+	return 0, nil
 }
 
 func number(path string) (int64, error) {

@@ -79,9 +79,11 @@ func (e *Execution) passed() Verdict {
 		case <-late:
 			return VerdictTime
 		case <-look:
-			left := e.bounds.cpu - (e.group.cpuTime() - e.before.cpu)
-			if left <= 0 {
-				return VerdictCPU
+			left := time.Duration(0) // where it cannot be read it is looked at again soon
+			if used, err := e.group.cpuTime(); err == nil {
+				if left = e.bounds.cpu - (used - e.before.cpu); left <= 0 {
+					return VerdictCPU
+				}
 			}
 			cpu.Reset(nextLook(left))
 		}
@@ -126,15 +128,13 @@ func (e *Execution) judge(status syscall.WaitStatus, r *Result) {
 }
 
 // cpuTime is what the group has used so far.
-func (g group) cpuTime() time.Duration {
+func (g group) cpuTime() (time.Duration, error) {
 	if path, ok := g.file("cpuacct", "cpuacct.usage", ""); ok {
-		if ns, err := number(path); err == nil {
-			return time.Duration(ns)
-		}
+		ns, err := number(path)
+		return time.Duration(ns), err
 	} else if path, ok := g.file("cpu", "", "cpu.stat"); ok {
-		if us, err := keyed(path, "usage_usec"); err == nil {
-			return time.Duration(us) * time.Microsecond
-		}
+		us, err := keyed(path, "usage_usec")
+		return time.Duration(us) * time.Microsecond, err
 	}
-	return 0
+	return 0, nil
 }

@@ -96,7 +96,7 @@ func (s *Sandbox) reopen(ctx context.Context) (err error) {
 		return err
 	}
 	for _, name := range s.group.children() {
-		if !strings.HasPrefix(name, groupOfExecution) {
+		if name == groupOfInit || strings.HasPrefix(name, groupOfService) || strings.HasPrefix(name, groupOfKept) {
 			continue
 		}
 		left := s.group.child(name)
@@ -206,7 +206,8 @@ func (s *Sandbox) watch() {
 	}
 	// Our child, unless an earlier process of the node started it.
 	_ = unix.Waitid(unix.P_PIDFD, s.pidfdNumber(), nil, unix.WEXITED|unix.WNOHANG, nil)
-	s.exit = Exit{OOMKilled: s.group.init().oomKills() > 0, Removed: removed}
+	oomKills, _ := s.group.init().oomKills()
+	s.exit = Exit{OOMKilled: oomKills > 0, Removed: removed}
 	close(s.done)
 }
 

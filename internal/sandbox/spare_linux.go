@@ -19,15 +19,15 @@ type spare struct {
 	before counters
 }
 
-// groupForNext gives an execution the spare group, or one that is to be made.
+// groupForNext gives an execution the spare group, or one that is to be made. A spare one whose peak cannot be begun anew stays what it is: nothing else would remove it.
 func (s *Sandbox) groupForNext() (taken spare, isMade bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	taken, s.spare = s.spare, spare{}
-	if taken.group.rel != "" && taken.group.forgetPeak() {
-		return taken, true
+	if s.spare.group.rel == "" || !s.spare.group.forgetPeak() {
+		return spare{group: s.nextGroup()}, false
 	}
-	return spare{group: s.nextGroup()}, false
+	taken, s.spare = s.spare, spare{}
+	return taken, true
 }
 
 // forgetPeak begins the highest use of memory anew, which is done late: most of what was left is gone by then.
@@ -39,7 +39,7 @@ func (g group) forgetPeak() bool {
 // putSpare keeps the group of an execution that has ended by itself, if it is as good as a new one. Otherwise, as where the kernel cannot begin a peak anew (v2), it is the
 // caller's to remove.
 func (s *Sandbox) putSpare(g group, c counters) bool {
-	if c.oomKills > 0 {
+	if c.unread || c.oomKills > 0 || !g.vacant() {
 		return false
 	}
 	if path, ok := g.file("memory", "memory.usage_in_bytes", "memory.current"); ok {
@@ -57,6 +57,17 @@ func (s *Sandbox) putSpare(g group, c counters) bool {
 	return true
 }
 
+// vacant says whether the kernel counts no process in the group, not even one that it would let somebody wait for. v1 lists processes one by one, and a program that forks
+// and ends all the while could be missed there; a group that is removed is looked at by the kernel itself.
+func (g group) vacant() bool {
+	path, ok := g.file("pids", "pids.current", "pids.current")
+	if !ok {
+		return true
+	}
+	n, err := number(path)
+	return err == nil && n == 0
+}
+
 // nextGroup names a group as no other of this sandbox was named: what holds on to one that is gone finds nothing. It is called with mu held.
 func (s *Sandbox) nextGroup() group {
 	s.grouped++
@@ -70,7 +81,7 @@ func (s *Sandbox) crowded() bool {
 
 // since is what was used after before. What was left of memory then is part of the peak.
 func (c counters) since(before counters) counters {
-	c.cpu -= before.cpu
-	c.oomKills -= before.oomKills
+	c.cpu = max(0, c.cpu-before.cpu) // it may be unread
+	c.oomKills = max(0, c.oomKills-before.oomKills)
 	return c
 }

@@ -13,6 +13,7 @@ const (
 	ahead        = 500 * time.Millisecond // that the idle ones have to last at the present pace, or they do not wait
 	few          = 4                      // are made at a time where they could wait, or
 	fewOf        = 64                     // one for so many of the pool: the next claim may come soon
+	slow         = time.Second            // who starts for longer is not waited for: it may hang, or there is no room for it
 	paceHalfLife = time.Second
 )
 
@@ -39,7 +40,8 @@ func (p *pace) within(d time.Duration, now time.Time) float64 {
 	return p.weight * p.aged(now) * math.Ln2 * float64(d) / float64(paceHalfLife)
 }
 
-// replaceable is how many of the missing runners may be made now. Of the others, next says when to ask again if no claim comes; zero: they need not wait.
+// replaceable is how many of the missing runners may be made now. Of the others, next says when to ask again if nothing happens; zero: they need not wait, or only for the
+// outcome of what is under way.
 func (e *env) replaceable(missing, size int, now time.Time) (n int, next time.Time) {
 	idle := float64(len(e.ready.list))
 	if idle < plenty*float64(size) || idle < e.pace.within(ahead, now) {
@@ -48,9 +50,15 @@ func (e *env) replaceable(missing, size int, now time.Time) (n int, next time.Ti
 	if until := e.pace.at.Add(breath); now.Before(until) {
 		return 0, until
 	}
-	n = min(missing, max(0, max(few, size/fewOf)-(e.warm()-len(e.ready.list))))
-	if n < missing {
-		next = now.Add(breath)
+	underway := e.count[1][Creating]
+	for _, r := range e.starting.list {
+		if late := r.since.Add(slow); now.Before(late) {
+			underway++
+			next = earlier(next, late)
+		}
+	}
+	if n = min(missing, max(0, max(few, size/fewOf)-underway)); n == missing {
+		next = time.Time{}
 	}
 	return n, next
 }

@@ -82,7 +82,7 @@ func TestReplacementsWaitForAMomentWithoutClaims(t *testing.T) {
 			for _, a := range actions {
 				p.Registered(a.ID, 1, nil, now)
 			}
-			if early, again := p.Plan(now); len(early) != 0 || again.Sub(now) != 25*time.Millisecond {
+			if early, again := p.Plan(now); len(early) != 0 || again.Sub(now) != time.Second {
 				t.Fatalf("%+v: %d more while those are not there yet, and the next plan after %v", c, len(early), again.Sub(now))
 			}
 			ready(p, actions, now)
@@ -149,5 +149,71 @@ func TestTheDeadAreReplacedAtOnce(t *testing.T) {
 	}
 	if created != 1 {
 		t.Errorf("got %v", actions)
+	}
+}
+
+// used has so many runners of a pool claimed, one after the other, and the breath after that over.
+func used(t *testing.T, p *pool.Pools, n int, now time.Time) time.Time {
+	t.Helper()
+	for range n {
+		claim(t, p, now)
+	}
+	p.Plan(now)
+	return now.Add(25 * time.Millisecond)
+}
+
+// Those that hang, or that the cluster has no room for, do not keep the others from being made; and nobody asks for them all the time.
+func TestReplacementsDoNotWaitForThoseThatHang(t *testing.T) {
+	start := time.Unix(1000, 0)
+	p := filled(100, start)
+	created := 0
+	now := used(t, p, 10, start)
+	for plans := 0; !now.IsZero() && now.Sub(start) < time.Minute; plans++ {
+		actions, next := p.Plan(now)
+		for _, a := range actions {
+			p.Registered(a.ID, 1, nil, now)
+		}
+		created += len(actions)
+		if plans > 10 {
+			t.Fatalf("%d plans within %v", plans, now.Sub(start))
+		}
+		if len(actions) > 0 { // the registration is an event
+			_, next = p.Plan(now)
+		}
+		now = next
+	}
+	if created != 10 {
+		t.Errorf("%d of 10 are created, and the next plan is due at %v", created, now)
+	}
+}
+
+// Where the limit of all is reached there is nothing to ask for until a runner has gone.
+func TestReplacementsThatHaveNoRoomAreNotPlannedAgainAndAgain(t *testing.T) {
+	now := time.Unix(1000, 0)
+	n := 0
+	limits := pool.DefaultLimits()
+	limits.Concurrency, limits.Runners = 1000, 100
+	p := pool.New(limits, func(environment.ID) string { n++; return fmt.Sprint(n) })
+	p.Want(1, pool.Spec{Size: 100, Settings: "a"}, now)
+	actions, _ := p.Plan(now)
+	for _, a := range actions {
+		p.Registered(a.ID, 1, nil, now)
+	}
+	ready(p, actions, now)
+	now = used(t, p, 10, now)
+	if actions, next := p.Plan(now); len(actions) != 0 || !next.IsZero() {
+		t.Fatalf("%d are created above the limit, and the next plan is due after %v", len(actions), next.Sub(now))
+	}
+	for _, id := range []string{"1", "2", "3", "4", "5", "6"} { // one after the other
+		p.Discard(id, now)
+		actions, _ := p.Plan(now)
+		for _, a := range actions {
+			p.Destroyed(a.ID, false, nil, now)
+		}
+		if actions, _ = p.Plan(now); len(actions) != 1 || actions[0].Kind != pool.Create {
+			t.Fatalf("after the end of %s: %v", id, actions)
+		}
+		p.Registered(actions[0].ID, 1, nil, now)
+		ready(p, actions, now)
 	}
 }
