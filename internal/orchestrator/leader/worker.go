@@ -32,7 +32,7 @@ func (t *term) work(ctx context.Context) error {
 		}
 		t.measure("nomad.nomad.worker.dequeue_eval", idle)
 		if now := t.cfg.Store.Snapshot().Eval(nil, e.ID); now == nil || now.Terminal() {
-			t.broker.Skip(e.ID) // it was canceled or collected meanwhile
+			t.broker.Ack(e.ID) // it was canceled or collected meanwhile
 			continue
 		}
 		begun := time.Now()
@@ -112,6 +112,11 @@ func (t *term) submit(ctx context.Context, snap *state.Snapshot, e *model.Evalua
 			return false, err
 		}
 		done = done && !r.Partial
+		nodes := make([]string, len(r.Place))
+		for i, a := range r.Place {
+			nodes[i] = a.NodeID
+		}
+		t.broker.Used(e.ID, nodes...)
 		if again := preempted(snap, e, r.Stop); len(again) > 0 {
 			if err := t.create(ctx, again...); err != nil {
 				return false, err
