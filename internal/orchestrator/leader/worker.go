@@ -239,12 +239,21 @@ func (t *term) finish(ctx context.Context, e *model.Evaluation, d *sched.Decisio
 			return err
 		}
 		c.BlockedEval = b.ID
-		t.supersede(t.broker.Block(b, v.known, broker.Room(d.Need)))
-	case e.NodeID == "" || e.TriggeredBy != model.TriggerNodeUpdate: // which may have looked at one node only
+		need := broker.Room(d.Need)
+		if oneNode(e) { // what the job waits for on the others is not known: the next that comes free anywhere shows it
+			need, b.EscapedClass = broker.Room{}, true
+		}
+		t.supersede(t.broker.Block(b, v.known, need))
+	case !oneNode(e):
 		t.supersede(t.broker.TakeBlocked(e.Namespace, e.JobID))
 	}
 	t.completions.finish(&c)
 	return nil
+}
+
+// oneNode reports whether an evaluation may have looked at one node only.
+func oneNode(e *model.Evaluation) bool {
+	return e.NodeID != "" && e.TriggeredBy == model.TriggerNodeUpdate
 }
 
 // waits says what a blocked evaluation waits for.
