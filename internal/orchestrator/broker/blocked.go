@@ -17,6 +17,11 @@ func (r Room) holds(n Room) bool {
 	return n.CPU <= r.CPU && n.MemoryMB <= r.MemoryMB && n.DiskMB <= r.DiskMB && n.Devices <= r.Devices
 }
 
+// with is the room with n times another one.
+func (r Room) with(o Room, n int) Room {
+	return Room{r.CPU + n*o.CPU, r.MemoryMB + n*o.MemoryMB, r.DiskMB + n*o.DiskMB, r.Devices + n*o.Devices}
+}
+
 // Offer is room that came free at an index of the state.
 type Offer struct {
 	Index uint64
@@ -26,6 +31,10 @@ type Offer struct {
 
 	quota string // it came free under this quota, whatever the node
 	all   bool   // something else changed: everybody may try
+
+	left  Room // what those that it woke do not need
+	out   int  // those that it woke and that have not been tried
+	width int  // how many there may be of them
 }
 
 // shape is what evaluations have in common that wait for the same. The backlog of a course is a thousand evaluations of one shape.
@@ -51,14 +60,14 @@ type waiter struct {
 	pos   int
 }
 
-// takes reports whether an offer may help.
-func (q *queue) takes(o *Offer) bool {
+// takes reports whether an offer may help, of which so much room is there.
+func (q *queue) takes(o *Offer, room Room) bool {
 	switch {
 	case o.all:
 		return true
 	case o.quota != "" || q.shape.quota != "":
 		return o.quota == q.shape.quota
-	case !o.Room.holds(q.shape.need):
+	case !room.holds(q.shape.need):
 		return false
 	case q.shape.escaped:
 		return true
@@ -67,9 +76,9 @@ func (q *queue) takes(o *Offer) bool {
 	return fit || !seen
 }
 
-// backlog is all that waits for room. An offer wakes as many as it has room for and no more; one that is woken in vain passes the offer on. So however many
-// wait, a freed allocation costs about one attempt, and yet nobody waits for ever beside room that would do. Who waits for devices passes an offer on in any case:
-// devices are of many kinds, so that it may have found its own elsewhere.
+// backlog is all that waits for room. An offer wakes as many as it has room for and no more; one that takes nothing of it, for it found no room, or some elsewhere, or needed none any
+// more, gives its part back, for others, which may be many where it is large. So however many wait, a freed allocation costs about one attempt, and yet nobody waits for ever beside room that would do. Who waits for devices gives its part back in any
+// case: devices are of many kinds, so that it may have found its own elsewhere.
 type backlog struct {
 	byJob  map[job]*waiter
 	queues map[shape]*queue
@@ -83,10 +92,11 @@ func newBacklog() backlog {
 	return backlog{byJob: map[job]*waiter{}, queues: map[shape]*queue{}, woken: map[string]woken{}}
 }
 
-// woken is what woke a waiter.
+// woken is what woke a waiter, and its part of that.
 type woken struct {
-	by      *Offer
-	devices bool // it waits for some
+	by   *Offer
+	part Room
+	used bool // it was placed on the node
 }
 
 const keptOffers = 4096 // for those that were decided on an older state
@@ -135,21 +145,17 @@ func (b *backlog) take(w *waiter) {
 	}
 }
 
-// wake takes out those that an offer has room for.
-func (b *backlog) wake(o *Offer, width int) (all []*waiter) {
-	left := o.Room
-	for i := 0; i < len(b.order) && width > 0; {
+// wake takes out those that an offer still has room for.
+func (b *backlog) wake(o *Offer) (all []*waiter) {
+	for i := 0; i < len(b.order) && o.out < o.width; {
 		q := b.order[i]
-		for width > 0 && q.waiting.Len() > 0 && q.waiting[0].tried < o.Index && q.takes(&Offer{o.Index, o.Node, o.Class, left, o.quota, o.all}) {
+		for o.out < o.width && q.waiting.Len() > 0 && q.waiting[0].tried < o.Index && q.takes(o, o.left) {
 			w := q.waiting[0]
 			b.take(w)
 			all = append(all, w)
-			b.woken[w.eval.ID] = woken{o, q.shape.need.Devices > 0}
-			left.CPU -= q.shape.need.CPU
-			left.MemoryMB -= q.shape.need.MemoryMB
-			left.DiskMB -= q.shape.need.DiskMB
-			left.Devices -= q.shape.need.Devices
-			width--
+			b.woken[w.eval.ID] = woken{by: o, part: q.shape.need}
+			o.left = o.left.with(q.shape.need, -1)
+			o.out++
 		}
 		if q.waiting.Len() > 0 {
 			i++
@@ -173,8 +179,8 @@ func (b *backlog) overlooked(w *waiter) *Offer {
 		return &Offer{Index: b.missed, all: true}
 	}
 	for i := len(b.recent) - 1; i >= 0 && b.recent[i].Index > w.tried; i-- {
-		if w.queue.takes(b.recent[i]) {
-			return b.recent[i]
+		if o := b.recent[i]; w.queue.takes(o, o.Room) {
+			return o
 		}
 	}
 	return nil

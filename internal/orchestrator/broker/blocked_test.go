@@ -111,8 +111,9 @@ func TestAnOfferThatWasOfNoUseIsPassedOn(t *testing.T) {
 	q.Block(blocked("0", 50, nil), 6, small, 1)
 	q.Ack("0", 1)
 	want(t, "after one tried in vain", dequeue(q, 1), "1")
-	q.Skip("1", 1)
+	q.Ack("1", 1)
 	want(t, "after one had ended", dequeue(q, 1), "2")
+	q.Used("2", "n")
 	q.Ack("2", 1)
 	want(t, "after it was used", dequeue(q, 1), "")
 	q.Offer(broker.Offer{Index: 7, Node: "n", Room: small}, 1)
@@ -155,6 +156,7 @@ func TestABacklogDrainsWithTheRoom(t *testing.T) {
 				if need := needs[e.ID].CPU; !stubborn[e.ID] && need <= room {
 					room -= need
 					delete(left, e.ID)
+					q.Used(e.ID, "n")
 				} else {
 					q.Block(e, index, needs[e.ID], int64(index))
 				}
@@ -193,6 +195,7 @@ func BenchmarkABacklogOf25000(b *testing.B) {
 		q.Offer(broker.Offer{Index: uint64(i + 1), Node: fmt.Sprint("n", i%1000), Class: "c", Room: broker.Room{CPU: 150, MemoryMB: 150}}, int64(i))
 		for e := q.Dequeue(int64(i)); e != nil; e = q.Dequeue(int64(i)) {
 			attempts++
+			q.Used(e.ID, fmt.Sprint("n", i%1000))
 			q.Ack(e.ID, int64(i)) // it found its place, and another one comes in its stead
 			e.CreateIndex += 25_000
 			q.Block(e, uint64(i+1), needs[e.ID], int64(i))
@@ -213,6 +216,7 @@ func TestOffersOfDevicesArePassedOn(t *testing.T) {
 		if e == nil || q.Dequeue(2) != nil {
 			t.Fatalf("not just one is woken by room for one")
 		}
+		q.Used(e.ID, "n")
 		q.Ack(e.ID, 3)
 		if next := q.Dequeue(4); (next != nil) != want {
 			t.Errorf("with %d devices the next one is %v", devices, next)
@@ -230,5 +234,48 @@ func TestWhoWaitsForDevicesIsNotWokenWithoutThem(t *testing.T) {
 	q.Offer(broker.Offer{Index: 7, Node: "n", Class: "c1", Room: broker.Room{CPU: 100, Devices: 2}}, 3)
 	if q.Dequeue(4) == nil {
 		t.Error("it is not woken by two")
+	}
+}
+
+// What one gives back that needs much is room for several that need little; what is used on another node, or not at all, is given back as well.
+func TestWhatIsGivenBackIsForAllThatItHolds(t *testing.T) {
+	for name, end := range map[string]func(q *broker.Queue, e *model.Evaluation){
+		"in vain":      func(q *broker.Queue, e *model.Evaluation) { q.Block(e, 6, broker.Room{CPU: 3}, 1) },
+		"elsewhere":    func(q *broker.Queue, e *model.Evaluation) { q.Used(e.ID, "m") },
+		"nothing left": func(*broker.Queue, *model.Evaluation) {},
+	} {
+		q := broker.NewQueue(limits)
+		large := blocked("large", 90, nil)
+		q.Block(large, 4, broker.Room{CPU: 3}, 0)
+		for i := range 4 {
+			q.Block(blocked(fmt.Sprint(i), 50, nil), 5, broker.Room{CPU: 1}, 0)
+		}
+		q.Offer(broker.Offer{Index: 6, Node: "n", Room: broker.Room{CPU: 3}}, 1)
+		want(t, name, dequeue(q, 1), "large")
+		want(t, name+": it has all the room", dequeue(q, 1), "")
+		end(q, large)
+		q.Ack("large", 1)
+		for i := range 3 {
+			want(t, name+": it did not use it", dequeue(q, 1), fmt.Sprint(i))
+		}
+		want(t, name+": there is no more", dequeue(q, 1), "")
+	}
+}
+
+// A node may have room for more than are woken at a time: all of them get it.
+func TestALargeNodeIsFilled(t *testing.T) {
+	q := broker.NewQueue(limits)
+	for i := range 1000 {
+		q.Block(blocked(fmt.Sprint(i), 50, nil), 5, broker.Room{CPU: 1}, 0)
+	}
+	q.Offer(broker.Offer{Index: 6, Node: "n", Room: broker.Room{CPU: 700}}, 1)
+	tried := 0
+	for e := q.Dequeue(1); e != nil; e = q.Dequeue(1) {
+		tried++
+		q.Used(e.ID, "n")
+		q.Ack(e.ID, 1)
+	}
+	if tried != 700 {
+		t.Errorf("%d were tried beside room for 700", tried)
 	}
 }

@@ -40,8 +40,14 @@ func (b *Broker) Enqueue(e *model.Evaluation) { b.do(func(q *Queue, now int64) {
 // Ack ends an evaluation's work.
 func (b *Broker) Ack(id string) { b.do(func(q *Queue, now int64) { q.Ack(id, now) }) }
 
-// Skip is Ack for an evaluation that had ended already.
-func (b *Broker) Skip(id string) { b.do(func(q *Queue, now int64) { q.Skip(id, now) }) }
+// Used notes where an evaluation in work has placed something; see [Queue.Used].
+func (b *Broker) Used(id string, nodes ...string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, n := range nodes {
+		b.queue.Used(id, n)
+	}
+}
 
 // Nack gives an evaluation back.
 func (b *Broker) Nack(id string) { b.do(func(q *Queue, now int64) { q.Nack(id, now) }) }

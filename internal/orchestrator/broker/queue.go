@@ -105,13 +105,16 @@ func (q *Queue) Dequeue(now int64) *model.Evaluation {
 	return it.eval
 }
 
+// Used notes that an evaluation in work has placed something on a node: its part of what it was woken for is not there for others.
+func (q *Queue) Used(id, node string) {
+	if w, is := q.blocked.woken[id]; is && w.by.Node == node {
+		w.used = true
+		q.blocked.woken[id] = w
+	}
+}
+
 // Ack ends an evaluation's work.
-func (q *Queue) Ack(id string, now int64) { q.ack(id, false, now) }
-
-// Skip is Ack for an evaluation that had ended already: what it was woken for is still there.
-func (q *Queue) Skip(id string, now int64) { q.ack(id, true, now) }
-
-func (q *Queue) ack(id string, unused bool, now int64) {
+func (q *Queue) Ack(id string, now int64) {
 	it := q.inWork[id]
 	if it == nil {
 		return
@@ -122,7 +125,7 @@ func (q *Queue) ack(id string, unused bool, now int64) {
 		q.blocked.put(a.eval, a.tried, a.need)
 	}
 	q.release(jobOf(it.eval), now)
-	q.tried(it.eval, unused, now)
+	q.tried(it.eval, now)
 }
 
 // Nack gives an evaluation back, to be delivered again a little later. After too many deliveries it has failed.
@@ -136,7 +139,7 @@ func (q *Queue) Nack(id string, now int64) {
 	if it.attempts >= q.limits.Attempts {
 		delete(q.known, id)
 		q.failures = append(q.failures, it.eval)
-		defer q.tried(it.eval, true, now)
+		defer q.tried(it.eval, now)
 	} else {
 		it.due = now + int64(it.attempts)*q.limits.Retry
 		heap.Push(q.delayed, it)
@@ -161,7 +164,7 @@ func (q *Queue) release(k job, now int64) {
 		}
 		delete(q.known, it.eval.ID)
 		q.duplicates = append(q.duplicates, it.eval)
-		q.tried(it.eval, true, now)
+		q.tried(it.eval, now)
 		if it.eval.NodeID != newest.eval.NodeID && newest.eval.NodeID != "" {
 			all := *newest.eval // each is about a node of its own: together they are about all
 			all.NodeID = ""
@@ -219,11 +222,12 @@ func (q *Queue) Block(e *model.Evaluation, tried uint64, need Room, now int64) (
 		}
 		q.blocked.take(old)
 	}
-	if it := q.inWork[e.ID]; it != nil { // from the end of its work on: an offer before that could not have it queued
+	switch it := q.inWork[e.ID]; {
+	case it != nil: // from the end of its work on: an offer before that could not have it queued
 		it.aside = &aside{e, tried, need}
-		return superseded
+	case !q.known[e.ID]: // or it is to be delivered again, and tried anyway
+		q.retry(q.blocked.put(e, tried, need), now)
 	}
-	q.retry(q.blocked.put(e, tried, need), now)
 	return superseded
 }
 
@@ -237,27 +241,28 @@ func (q *Queue) retry(w *waiter, now int64) {
 
 // Offer wakes those that a node's room may be enough for.
 func (q *Queue) Offer(o Offer, now int64) {
-	q.blocked.note(&o)
-	q.enqueue(q.blocked.wake(&o, mostWoken), now)
+	o.left, o.width = o.Room, mostWoken
+	q.offer(&o, now)
+}
+
+func (q *Queue) offer(o *Offer, now int64) {
+	q.blocked.note(o)
+	q.enqueue(q.blocked.wake(o), now)
 }
 
 // OfferQuota wakes those that wait for a quota, one after the other.
 func (q *Queue) OfferQuota(name string, index uint64, now int64) {
-	o := &Offer{Index: index, quota: name}
-	q.blocked.note(o)
-	q.enqueue(q.blocked.wake(o, 1), now)
+	q.offer(&Offer{Index: index, quota: name, width: 1}, now)
 }
 
 // Sweep wakes everybody, a few at a time.
 func (q *Queue) Sweep(index uint64, now int64) {
-	o := &Offer{Index: index, all: true}
-	q.blocked.note(o)
-	q.enqueue(q.blocked.wake(o, sweepWidth), now)
+	q.offer(&Offer{Index: index, all: true, width: sweepWidth}, now)
 }
 
 const (
-	mostWoken  = 256 // by one offer
-	sweepWidth = 8   // at a time
+	mostWoken  = 256 // by one offer, at a time
+	sweepWidth = 8
 )
 
 func (q *Queue) enqueue(list []*waiter, now int64) {
@@ -266,18 +271,21 @@ func (q *Queue) enqueue(list []*waiter, now int64) {
 	}
 }
 
-// tried passes on the offer that woke an evaluation: one of room when it was of no use, one of devices or to everybody always.
-func (q *Queue) tried(e *model.Evaluation, unused bool, now int64) {
+// tried passes on the offer that woke an evaluation: what is left of it, with its part when that was not used, or of devices.
+func (q *Queue) tried(e *model.Evaluation, now int64) {
 	w := q.blocked.byJob[jobOf(e)]
 	inVain := w != nil && w.eval.ID == e.ID
-	if inVain && !unused {
+	if inVain {
 		q.retry(w, now)
 	}
 	if was, is := q.blocked.woken[e.ID]; is {
 		delete(q.blocked.woken, e.ID)
-		if o := was.by; inVain || unused || was.devices || o.all || o.quota != "" {
-			q.enqueue(q.blocked.wake(o, 1), now)
+		o := was.by
+		o.out--
+		if inVain || !was.used || was.part.Devices > 0 {
+			o.left = o.left.with(was.part, 1)
 		}
+		q.enqueue(q.blocked.wake(o), now)
 	}
 }
 

@@ -96,8 +96,10 @@ func (r *Raft) save(n *raft.Raft) (_ *Archive, err error) {
 
 // newest is a snapshot of the state as it is now: a new one, or the last one where nothing has happened since.
 func (r *Raft) newest(n *raft.Raft) (meta, io.ReadCloser, error) {
+	r.awaited.Add(1)
 	f := n.Snapshot()
 	err := f.Error()
+	r.awaited.Add(-1)
 	var m *raft.SnapshotMeta
 	var state io.ReadCloser
 	switch {

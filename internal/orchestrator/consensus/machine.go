@@ -18,6 +18,8 @@ type machine struct {
 	bound   int64
 	stopped error         // once set, nothing is applied any more
 	timed   *atomic.Int32 // calls under way that want to know when their entry was applied
+	awaited *atomic.Int32 // calls under way that wait for a snapshot
+	asked   atomic.Bool   // for a snapshot: it waits for its turn or is being written
 	ending  atomic.Bool
 
 	entries, bytes atomic.Int64
@@ -27,8 +29,8 @@ type machine struct {
 
 var _ raft.BatchingFSM = (*machine)(nil)
 
-func newMachine(cfg Config, fatal chan<- error, timed *atomic.Int32) *machine {
-	return &machine{Machine: cfg.Machine, fatal: fatal, full: make(chan struct{}, 1), bound: cfg.SnapshotBytes, timed: timed}
+func newMachine(cfg Config, fatal chan<- error, timed, awaited *atomic.Int32) *machine {
+	return &machine{Machine: cfg.Machine, fatal: fatal, full: make(chan struct{}, 1), bound: cfg.SnapshotBytes, timed: timed, awaited: awaited}
 }
 
 func (m *machine) Apply(l *raft.Log) any { return m.apply(l) }
@@ -179,17 +181,18 @@ func (w *background) Write(b []byte) (int, error) {
 	n, err := w.Writer.Write(b)
 	w.n += int64(n)
 	entries := w.machine.entries.Load()
-	time.Sleep(rest(time.Since(w.begun), entries != w.entries, w.machine.bytes.Load() > w.machine.enough()/2))
+	hurry := w.machine.awaited.Load() > 0 || w.machine.bytes.Load() > w.machine.enough()/2
+	time.Sleep(rest(time.Since(w.begun), entries != w.entries, hurry))
 	w.begun, w.entries = time.Now(), entries
 	return n, err
 }
 
 const longestRest = 50 * time.Millisecond
 
-// rest is the pause after so much work on a snapshot: three times as long while entries are applied, none while nobody else has work, or when so much was applied since that the
-// next snapshot is in sight.
-func rest(worked time.Duration, busy, late bool) time.Duration {
-	if !busy || late {
+// rest is the pause after so much work on a snapshot: three times as long while entries are applied, none while nobody else has work, or in a hurry: somebody waits for it, or so
+// much was applied since that the next snapshot is in sight.
+func rest(worked time.Duration, busy, hurry bool) time.Duration {
+	if !busy || hurry {
 		return 0
 	}
 	return min(3*worked, longestRest)

@@ -35,7 +35,7 @@ func (*shelf) Close() error  { return nil }
 
 // A snapshot is due when as many bytes were applied as are configured, or as the last one has, whatever is more: with a state of a million entries the next snapshot is not due after ten.
 func TestSnapshotsAreAsFarApartAsTheyAreLarge(t *testing.T) {
-	m := newMachine(Config{Machine: &letters{}, SnapshotBytes: 10}, nil, new(atomic.Int32))
+	m := newMachine(Config{Machine: &letters{}, SnapshotBytes: 10}, nil, new(atomic.Int32), new(atomic.Int32))
 	due := func(after int) {
 		t.Helper()
 		for i := range after {
@@ -86,16 +86,16 @@ func TestSnapshotsAreAsFarApartAsTheyAreLarge(t *testing.T) {
 
 func TestASnapshotRestsWhileThereIsOtherWork(t *testing.T) {
 	for _, c := range []struct {
-		worked     time.Duration
-		busy, late bool
-		want       time.Duration
+		worked      time.Duration
+		busy, hurry bool
+		want        time.Duration
 	}{
 		{2 * time.Millisecond, true, false, 6 * time.Millisecond},
 		{time.Second, true, false, longestRest}, // a sink that waits for a disk is no reason to wait longer
 		{2 * time.Millisecond, false, false, 0},
 		{2 * time.Millisecond, true, true, 0},
 	} {
-		if got := rest(c.worked, c.busy, c.late); got != c.want {
+		if got := rest(c.worked, c.busy, c.hurry); got != c.want {
 			t.Errorf("%+v: %v", c, got)
 		}
 	}
@@ -103,7 +103,7 @@ func TestASnapshotRestsWhileThereIsOtherWork(t *testing.T) {
 
 // Pauses come of entries only: what nobody disturbs is written without one.
 func TestASnapshotOfAnIdleServerDoesNotRest(t *testing.T) {
-	m := newMachine(Config{Machine: &letters{}, SnapshotBytes: 1 << 20}, nil, new(atomic.Int32))
+	m := newMachine(Config{Machine: &letters{}, SnapshotBytes: 1 << 20}, nil, new(atomic.Int32), new(atomic.Int32))
 	w := &background{Writer: io.Discard, machine: m}
 	paused := func(entry bool) bool {
 		w.begun = time.Now().Add(-time.Hour)
@@ -118,6 +118,10 @@ func TestASnapshotOfAnIdleServerDoesNotRest(t *testing.T) {
 	}
 	if paused(false) || !paused(true) || paused(false) {
 		t.Error("it does not rest after an entry, or it does without one")
+	}
+	m.awaited.Add(1)
+	if paused(true) {
+		t.Error("it rests while somebody waits for it")
 	}
 	m.end()
 	if _, err := w.Write([]byte("x")); err == nil {

@@ -87,6 +87,7 @@ type Raft struct {
 	caught  atomic.Bool // the state is no longer that of before the start
 	snaps   atomic.Pointer[raft.SnapshotStore]
 	timed   atomic.Int32 // calls of Apply that are recorded
+	awaited atomic.Int32 // calls of Save and Snapshot
 }
 
 // New makes a server's part. It does nothing before Run.
@@ -104,7 +105,7 @@ func (r *Raft) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, stores.close()) }()
 
 	conf, trans := r.config(), r.transport()
-	m := newMachine(r.cfg, r.fatal, &r.timed)
+	m := newMachine(r.cfg, r.fatal, &r.timed, &r.awaited)
 	if err := r.prepare(conf, m, stores, trans); err != nil {
 		return errors.Join(err, closeTransport(trans))
 	}
@@ -212,14 +213,19 @@ func (r *Raft) follow(ctx context.Context, node *raft.Raft, m *machine) error {
 	}
 }
 
-// compact has a snapshot written in the background. How much of the log stays behind it follows the size of entries.
+// compact has a snapshot written in the background, one at a time: what asks for it goes on asking until the state was taken, and Raft would write one for each time it was asked.
+// How much of the log stays behind it follows the size of entries.
 func (r *Raft) compact(node *raft.Raft, m *machine) {
+	if !m.asked.CompareAndSwap(false, true) {
+		return
+	}
 	keep := node.ReloadableConfig()
 	keep.TrailingLogs = m.trailing(r.cfg.SnapshotBytes)
 	if err := node.ReloadConfig(keep); err != nil {
 		r.cfg.Log.WithError(err).Warn("the length of the log that stays could not be set")
 	}
 	r.tasks.Go(func() {
+		defer m.asked.Store(false)
 		if err := node.Snapshot().Error(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) && !errors.Is(err, raft.ErrRaftShutdown) && !m.ending.Load() {
 			r.cfg.Log.WithError(err).Warn("a snapshot could not be written, it will be tried again")
 		}
@@ -350,6 +356,8 @@ func (r *Raft) Snapshot() error {
 	if err != nil {
 		return err
 	}
+	r.awaited.Add(1)
+	defer r.awaited.Add(-1)
 	if err := n.Snapshot().Error(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return fmt.Errorf("write a snapshot: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -179,5 +180,67 @@ func TestAServerEndsInTheMiddleOfASnapshot(t *testing.T) {
 	}
 	if err := <-written; err == nil {
 		t.Error("a snapshot that was given up counts as written")
+	}
+}
+
+// slow is a machine whose snapshots wait until they may be written.
+type slow struct {
+	sum
+	begun   chan struct{} // of 1
+	write   chan struct{} // closed when they may
+	written atomic.Int32
+}
+
+func (s *slow) Snapshot() func(io.Writer) error {
+	persist := s.sum.Snapshot()
+	return func(w io.Writer) error {
+		select {
+		case s.begun <- struct{}{}:
+		default:
+		}
+		<-s.write
+		s.written.Add(1)
+		return persist(w)
+	}
+}
+
+// However many entries come while a snapshot is written, one more is due after it, and not one for each.
+func TestOneSnapshotIsAskedForAtATime(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	m := &slow{begun: make(chan struct{}, 1), write: make(chan struct{})}
+	r := consensus.New(consensus.Config{ServerID: "one", Machine: m, SnapshotBytes: 4})
+	ctx, cancel := context.WithCancel(context.Background())
+	result := make(chan error, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() { result <- r.Run(ctx) })
+	for lead := range r.Leadership() {
+		if lead {
+			break
+		}
+	}
+	entry := func() {
+		t.Helper()
+		if _, _, err := r.Apply(t.Context(), []byte{1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 4 {
+		entry()
+	}
+	<-m.begun
+	for range 100 {
+		entry()
+	}
+	close(m.write)
+	if err := r.Snapshot(); err != nil { // it waits for its turn behind the others
+		t.Fatal(err)
+	}
+	if n := m.written.Load(); n > 3 {
+		t.Errorf("%d snapshots were written", n)
+	}
+	cancel()
+	wg.Wait()
+	if err := <-result; err != nil {
+		t.Errorf("Run: %v", err)
 	}
 }

@@ -127,7 +127,7 @@ func (c *completions) take() []*model.Evaluation {
 	return batch
 }
 
-// reset forgets what an earlier term has left. It is called before any worker of a new one has begun, whose results must not be lost.
+// reset forgets what an earlier term has left. It is called before anything of a new one has begun, whose results must not be lost.
 func (c *completions) reset() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -141,6 +141,7 @@ func (l *Leader) lead(ctx context.Context) error {
 	l.admission.reset()
 	t.plans.Measure, t.plans.Encode = t.measure, l.cfg.Encode
 	established := time.Now()
+	l.completions.reset()
 	// Observe first, read then: an evaluation that comes in between is seen twice, which does no harm, rather than never.
 	end := l.cfg.Store.Observe(t.observe)
 	defer end()
@@ -163,7 +164,6 @@ func (l *Leader) lead(ctx context.Context) error {
 			return nil
 		}
 	}
-	l.completions.reset()
 	if err := t.ensureNamespaces(ctx); err != nil {
 		l.cfg.Logger.WithField("error", err.Error()).Error("a configured namespace could not be made")
 	}
@@ -233,7 +233,7 @@ func (t *term) restore(ctx context.Context) error {
 		case model.EvalPending:
 			t.broker.Enqueue(e)
 		case model.EvalBlocked:
-			t.broker.Block(e, 0, broker.Room{})
+			t.supersede(t.broker.Block(e, 0, broker.Room{})) // the end of an earlier one of its job may not have been written any more
 		}
 	}
 	t.broker.Sweep(snap.Index()) // nobody knows what came free meanwhile: what is blocked is tried once
@@ -261,6 +261,9 @@ func (t *term) observe(c state.Commit) {
 					t.admission.begin(after.ID, time.Now())
 				}
 				t.broker.Enqueue(after)
+			case after.Status == model.EvalBlocked && before == nil:
+				// Its worker says what it needs as soon as it knows that it is there. One that never learns of it tries again, and must find this one.
+				t.supersede(t.broker.Block(after, c.Index, broker.Room{}))
 			}
 		case *model.Quota, *model.Namespace, *model.NodePool:
 			changed = true

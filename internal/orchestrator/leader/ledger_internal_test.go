@@ -73,3 +73,28 @@ func TestRoomThatTheLedgerHadNotSeenIsNotOverlooked(t *testing.T) {
 		}
 	})
 }
+
+// deaf is a log that takes everything and applies nothing.
+type deaf struct{}
+
+func (deaf) Apply(context.Context, any) (any, uint64, error) { return nil, 0, nil }
+func (deaf) Barrier(context.Context) error                   { return nil }
+
+// An evaluation that looked at one node only stands for one that waits for room on any: it must not wait for less than that one.
+func TestWhoHasLookedAtOneNodeWaitsForAny(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tm := &term{cfg: Config{Store: state.New(), Log: deaf{}}, broker: broker.New(broker.DefaultLimits), completions: newCompletions(func(string) {})}
+		tm.broker.Block(&model.Evaluation{ID: "all", Namespace: "default", JobID: "j", Status: model.EvalBlocked}, 5, broker.Room{CPU: 10})
+		e := &model.Evaluation{ID: "e", Namespace: "default", JobID: "j", NodeID: "n", TriggeredBy: model.TriggerNodeUpdate, Status: model.EvalPending}
+		d := &sched.Decision{Failed: map[string]*model.AllocMetric{"large": {}}, Need: sched.Size{CPU: 50}, Classes: map[string]bool{"c": false}}
+		if err := tm.finish(t.Context(), e, d, view{snap: tm.cfg.Store.Snapshot(), known: 6}); err != nil {
+			t.Fatal(err)
+		}
+		tm.broker.Offer(broker.Offer{Index: 7, Node: "m", Class: "c", Room: broker.Room{CPU: 10}})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if got, _ := tm.broker.Dequeue(ctx); got == nil || got.JobID != "j" {
+			t.Error("it sleeps beside room that the one before it waited for")
+		}
+	})
+}

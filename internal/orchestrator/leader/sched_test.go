@@ -249,3 +249,65 @@ func TestAPoolHasItsOwnAlgorithm(t *testing.T) {
 		}
 	})
 }
+
+// open are the evaluations of a job that have not ended.
+func (l *led) open(job string) (ids []string) {
+	for e := range l.store.Snapshot().EvalsByJob(nil, "default", job) {
+		if !e.Terminal() {
+			ids = append(ids, e.ID)
+		}
+	}
+	return ids
+}
+
+// A worker that is not told that its blocked evaluation is on the log makes another one: the first must not wait beside it for ever, for its job would never count as ended.
+func TestABlockedEvaluationThatItsWorkerDoesNotKnowOfEnds(t *testing.T) {
+	bubble(t, func(l *led) {
+		l.do(&command.NodeRegister{Node: smallNode("n1", 100)})
+		l.register(asking("first", 80, 50))
+		second := asking("second", 60, 50)
+		l.register(second)
+		unknown := l.eval(second, model.TriggerQueuedAllocs)
+		unknown.Status = model.EvalBlocked
+		l.do(&command.EvalUpdate{Now: time.Now().UnixNano(), Create: []*model.Evaluation{unknown}})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if open := l.open("second"); len(open) != 1 {
+			t.Errorf("%q wait", open)
+		}
+		l.report(l.allocs("first")[0], model.ClientComplete)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if open := l.open("second"); len(l.allocs("second")) != 1 || len(open) != 0 {
+			t.Errorf("there is room, %d are placed and %q wait", len(l.allocs("second")), open)
+		}
+	})
+}
+
+// A leadership may end before the end of an evaluation is written that a newer one of its job stands for.
+func TestOfTwoBlockedEvaluationsOfAJobATermKeepsOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &led{t: t, log: newLog()}
+		j := asking("j", 60, 50)
+		e := l.eval(j, model.TriggerJobRegister)
+		l.do(&command.JobRegister{Now: time.Now().UnixNano(), Job: j, Eval: e})
+		c := *e
+		c.Status = model.EvalComplete
+		old, newer := l.eval(j, model.TriggerQueuedAllocs), l.eval(j, model.TriggerQueuedAllocs)
+		old.Status, newer.Status = model.EvalBlocked, model.EvalBlocked
+		l.do(&command.EvalUpdate{Now: time.Now().UnixNano(), Finish: []*model.Evaluation{&c}, Create: []*model.Evaluation{old, newer}})
+		l.Leader = leader.New(leader.Config{Store: l.store, Log: l.log, HeartbeatTTL: 1000 * time.Hour})
+		signal := make(chan bool, 1)
+		ctx, cancel := context.WithCancel(context.Background())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = l.Run(ctx, signal) })
+		signal <- true
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if open := l.open("j"); len(open) != 1 {
+			t.Errorf("%q wait", open)
+		}
+		cancel()
+		wg.Wait()
+	})
+}

@@ -32,7 +32,7 @@ func (t *term) work(ctx context.Context) error {
 		}
 		t.measure("nomad.nomad.worker.dequeue_eval", idle)
 		if now := t.cfg.Store.Snapshot().Eval(nil, e.ID); now == nil || now.Terminal() {
-			t.broker.Skip(e.ID) // it was canceled or collected meanwhile
+			t.broker.Ack(e.ID) // it was canceled or collected meanwhile
 			continue
 		}
 		begun := time.Now()
@@ -112,6 +112,11 @@ func (t *term) submit(ctx context.Context, snap *state.Snapshot, e *model.Evalua
 			return false, err
 		}
 		done = done && !r.Partial
+		nodes := make([]string, len(r.Place))
+		for i, a := range r.Place {
+			nodes[i] = a.NodeID
+		}
+		t.broker.Used(e.ID, nodes...)
 		if again := preempted(snap, e, r.Stop); len(again) > 0 {
 			if err := t.create(ctx, again...); err != nil {
 				return false, err
@@ -234,12 +239,21 @@ func (t *term) finish(ctx context.Context, e *model.Evaluation, d *sched.Decisio
 			return err
 		}
 		c.BlockedEval = b.ID
-		t.supersede(t.broker.Block(b, v.known, broker.Room(d.Need)))
-	case e.NodeID == "" || e.TriggeredBy != model.TriggerNodeUpdate: // which may have looked at one node only
+		need := broker.Room(d.Need)
+		if oneNode(e) { // what the job waits for on the others is not known: the next that comes free anywhere shows it
+			need, b.EscapedClass = broker.Room{}, true
+		}
+		t.supersede(t.broker.Block(b, v.known, need))
+	case !oneNode(e):
 		t.supersede(t.broker.TakeBlocked(e.Namespace, e.JobID))
 	}
 	t.completions.finish(&c)
 	return nil
+}
+
+// oneNode reports whether an evaluation may have looked at one node only.
+func oneNode(e *model.Evaluation) bool {
+	return e.NodeID != "" && e.TriggeredBy == model.TriggerNodeUpdate
 }
 
 // waits says what a blocked evaluation waits for.
