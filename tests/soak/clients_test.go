@@ -180,7 +180,7 @@ const outOfMemory = "exit 137|error .*OOM Killed.*"
 
 // hostile are acts that have to end as they say, whatever they do inside.
 var hostile = []act{
-	program("fork bomb", 1, ":(){ :|:& };: ; while :; do :; done", "timeout"),
+	program("fork bomb", 1, ":(){ :|:& };: ; while :; do :; done", outOfMemory+"|timeout"), // as many processes as are allowed take 110 to 127 MB of 128
 	program("memory", 60, `python3 -c 'h = []
 while True: h.append(b"x" * (1 << 20))'`, outOfMemory),
 	program("endless output", 1, "yes hostile", "timeout"),

@@ -125,10 +125,11 @@ func (e *Engine) Run(ctx context.Context, at Place, id string, req Request, c Cl
 	select {
 	case r := <-result:
 		stopExec()
-		if errors.Is(r.err, ErrLeftRunning) {
+		out := e.judge(ctx, at, id, c, r, flow)
+		if errors.Is(r.err, ErrLeftRunning) { // not before: it may be that the runner has ended, and then that is the verdict
 			discard(r.err)
 		}
-		return e.judge(ctx, at, id, c, r, flow)
+		return out
 	case <-ctx.Done():
 	}
 	cause := context.Cause(ctx)

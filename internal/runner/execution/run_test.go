@@ -149,6 +149,32 @@ func TestHowExecutionsEnd(t *testing.T) {
 	}
 }
 
+// An exec that cannot be ended is most often one whose runner has just ended. The news of that comes by another way, and is the verdict; to discard the runner first would be one of ours.
+func TestARunnersOwnEndIsTheVerdictOfWhatItLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &program{killed: make(chan struct{})}
+		p.run = func(context.Context, execution.Spec, execution.Stdio) (int, error) {
+			return 0, execution.ErrLeftRunning
+		}
+		var tasks lifecycle.Tasks
+		e := &execution.Engine{Executor: p, Native: func() bool { return false }, Tasks: &tasks}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
+		time.AfterFunc(200*time.Millisecond, func() { cancel(execution.ErrCompleted) })
+		discarded := false
+		out := e.Run(ctx, execution.Place{}, "id", execution.Request{}, execution.Client{Stdin: nullio.NewStdin(0), Stdout: io.Discard, Stderr: io.Discard}, func(err error) {
+			discarded = true
+			cancel(err)
+		})
+		if out.Kind != execution.Stopped || !discarded {
+			t.Errorf("%v, discarded %v", out, discarded)
+		}
+		if err := tasks.Wait(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // Output that was cut off is never taken for complete, whoever has cut it.
 func TestTheOutputLimit(t *testing.T) {
 	const limit = 8
