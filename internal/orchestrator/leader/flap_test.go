@@ -210,7 +210,7 @@ func flap(t *testing.T, seed uint64, flaps int) {
 			t.Errorf("there was no flap at the step %q", step)
 		}
 	}
-	if terms.Load() < 20 || len(written) < 50 {
+	if terms.Load() < 20 || len(written) < 25 {
 		t.Error("the script was too tame")
 	}
 	sig.set(false)
