@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -168,15 +169,14 @@ func delegate(group string) ([]string, error) {
 		}
 	}
 	err = enableControllers(group, controllers)
-	// Again, as a process may fork between being listed and being moved; its children are then born in the leaf.
-	for range 10 {
-		if !errors.Is(err, unix.EBUSY) {
-			break
-		}
+	// Again, as a process may fork between being listed and being moved, and its children are born in the leaf only then; one that ends cannot be moved, and is there until it has.
+	for wait := 100 * time.Microsecond; errors.Is(err, unix.EBUSY) && wait < time.Second; wait *= 2 {
 		if err := empty(group); err != nil {
 			return nil, err
 		}
-		err = enableControllers(group, controllers)
+		if err = enableControllers(group, controllers); errors.Is(err, unix.EBUSY) {
+			time.Sleep(wait)
+		}
 	}
 	return controllers, err
 }
