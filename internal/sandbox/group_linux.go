@@ -273,7 +273,7 @@ func (g group) killOnce() error {
 		if h.unified {
 			err := writeFile(filepath.Join(g.path(h), "cgroup.kill"), "1")
 			if !errors.Is(err, fs.ErrNotExist) {
-				return err
+				return ignoreGone(err) // it may be removed between the opening of the file and the writing
 			}
 		}
 	}
