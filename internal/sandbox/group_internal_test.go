@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -286,4 +287,27 @@ func TestMovesAreFavoured(t *testing.T) {
 		return
 	}
 	t.Skip("programs are in groups of v1 here")
+}
+
+// There is always a group that is bounded: a kernel that has none patches itself each time one is.
+func TestAGroupIsKeptBounded(t *testing.T) {
+	r := testRuntime(t)
+	path, ok := r.group(nameOfBounded).file("cpu", "cpu.cfs_quota_us", "cpu.max")
+	if !ok {
+		t.Skip("there is no control group for processors")
+	}
+	text, err := os.ReadFile(path)
+	if quota, _, _ := strings.Cut(strings.TrimSpace(string(text)), " "); err != nil || quota != restQuota {
+		t.Errorf("%q, %v", text, err)
+	}
+	again, err := New(r.cfg) // as after a death
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v, and the runtime is closed", err)
+	}
 }

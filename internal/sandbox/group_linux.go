@@ -159,6 +159,28 @@ func (g group) rest(on bool) error {
 	return nil
 }
 
+// nameOfBounded is no id of a sandbox.
+const nameOfBounded = ".bounded"
+
+// keepBounds makes a group with a bound and nothing in it. The kernel patches its own scheduler, and interrupts every processor for that, when the first
+// group of the machine is bounded and when the last is no more (the static key of cfs_bandwidth_used in kernel/sched/fair.c): without this one, each
+// time that one who rests begins to work. Emulated processors were seen to hang in it. drop removes the group.
+func (g group) keepBounds() (drop func() error, err error) {
+	kept := g.child(nameOfBounded)
+	path, ok := kept.file("cpu", "cpu.cfs_quota_us", "cpu.max")
+	if !ok {
+		return func() error { return nil }, nil
+	}
+	dir := filepath.Dir(path)
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("make control group: %w", err)
+	}
+	if err := kept.rest(true); err != nil {
+		return nil, errors.Join(err, unix.Rmdir(dir))
+	}
+	return func() error { return ignoreGone(unix.Rmdir(dir)) }, nil
+}
+
 // join opens what a process writes "0" to in order to enter the group. "tasks" moves a single thread, for which v1
 // needs no lock over all processes of the machine.
 func (g group) join() ([]*os.File, error) {

@@ -33,6 +33,7 @@ type Runtime struct {
 	filter      []byte
 	mountPoint  string
 	bootID      string
+	dropBounds  func() error // removes the group that is kept bounded
 	wg          sync.WaitGroup
 	noIDMap     atomic.Bool // the kernel refused to map the layers of an overlay
 
@@ -92,6 +93,9 @@ func (r *Runtime) open() (err error) {
 	}
 	if err := r.group("").boundTogether(); err != nil {
 		return err
+	}
+	if r.dropBounds, err = r.group("").keepBounds(); err != nil {
+		r.log.WithError(err).Info("no control group is kept bounded; an interpreter that waited begins a little later")
 	}
 	for _, h := range r.hierarchies {
 		if !h.unified {
@@ -340,11 +344,14 @@ func (r *Runtime) Close() error {
 		s.detach()
 	}
 	r.wg.Wait()
-	if r.binary == nil {
-		return nil
+	var problems []error
+	if r.dropBounds != nil {
+		problems = append(problems, r.dropBounds())
 	}
-	if r.archive != nil {
-		return errors.Join(r.archive.Close(), r.binary.Close())
+	for _, f := range []*os.File{r.archive, r.binary} {
+		if f != nil {
+			problems = append(problems, f.Close())
+		}
 	}
-	return r.binary.Close()
+	return errors.Join(problems...)
 }
