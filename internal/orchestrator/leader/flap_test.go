@@ -152,9 +152,10 @@ func flap(t *testing.T, seed uint64, flaps int) {
 	}
 	var mu sync.Mutex
 	var written []string // acknowledged
+	var writers sync.WaitGroup
 	writing, stopWriting := context.WithCancel(ctx)
 	for w := range 3 {
-		wg.Go(func() {
+		writers.Go(func() {
 			for i := 0; writing.Err() == nil; i++ {
 				id := fmt.Sprintf("job-%d-%d", w, i)
 				bounded, cancel := context.WithTimeout(writing, time.Second)
@@ -179,9 +180,8 @@ func flap(t *testing.T, seed uint64, flaps int) {
 	stopWriting()
 	m.calm.Store(true)
 	sig.set(true)
+	writers.Wait()
 	deadline := time.Now().Add(5 * time.Minute)
-	mu.Lock()
-	defer mu.Unlock()
 	for _, id := range written {
 		for {
 			snap := m.store.Snapshot()

@@ -25,10 +25,7 @@ import (
 )
 
 // Log is what the services need of consensus. Every call has a deadline.
-type Log interface {
-	plan.Log
-	Barrier(ctx context.Context) error
-}
+type Log = plan.Log
 
 // Config says how the services behave; zero values have defaults.
 type Config struct {

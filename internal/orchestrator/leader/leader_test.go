@@ -206,3 +206,69 @@ func TestCollectionKeepsWhatIsNeeded(t *testing.T) {
 		t.Errorf("by count, collected would be %+v", g)
 	}
 }
+
+// A plan that was not seen to be applied may be: its evaluation is decided again on a state that shows it, and places nothing twice.
+func TestAPlanOfUnknownOutcomePlacesNothingTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &lateLog{log: newLog()}
+		ld := leader.New(leader.Config{Store: l.store, Log: l})
+		signal := make(chan bool, 1)
+		ctx, cancel := context.WithCancel(context.Background())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = ld.Run(ctx, signal) })
+		signal <- true
+		synctest.Wait()
+		for _, e := range []any{
+			&command.NodeRegister{Node: readyNode()},
+			&command.JobRegister{Job: batch("j"), Eval: &model.Evaluation{ID: "e", Namespace: "default", JobID: "j", Status: model.EvalPending, Priority: 50}},
+		} {
+			if _, _, err := l.Apply(ctx, e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		n := 0
+		for range l.store.Snapshot().AllocsByJob(nil, "default", "j") {
+			n++
+		}
+		if e := l.store.Snapshot().Eval(nil, "e"); n != 1 || e.Status != model.EvalComplete || !l.failed.Load() || l.held != nil {
+			t.Errorf("%d were placed, the evaluation is %s, a plan failed is %v", n, e.Status, l.failed.Load())
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
+// lateLog says of the first plan that it took too long, and applies it when it is asked for all that is on the log the second time.
+type lateLog struct {
+	*log
+	failed atomic.Bool
+	mu     sync.Mutex
+	held   any
+	asked  int
+}
+
+func (l *lateLog) Apply(ctx context.Context, entry any) (any, uint64, error) {
+	if _, ok := entry.(*command.PlanResults); ok && !l.failed.Swap(true) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.held = entry
+		return nil, 0, context.DeadlineExceeded
+	}
+	return l.log.Apply(ctx, entry)
+}
+
+func (l *lateLog) Barrier(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held == nil {
+		return ctx.Err()
+	}
+	if l.asked++; l.asked < 2 {
+		return errors.New("no answer")
+	}
+	_, _, err := l.log.Apply(ctx, l.held)
+	l.held = nil
+	return err
+}

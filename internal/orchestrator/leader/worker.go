@@ -44,10 +44,31 @@ func (t *term) work(ctx context.Context) error {
 			}
 			t.cfg.Logger.WithFields(logging.Fields{"eval_id": e.ID, "job_id": e.JobID, "error": err.Error()}).
 				Warn("evaluation will be tried again")
+			if !t.settle(ctx) {
+				return nil
+			}
 			t.broker.Nack(e.ID)
 			continue
 		}
 		t.broker.Ack(e.ID)
+	}
+}
+
+// settle waits until all that may be on the log is in the state: an evaluation whose plan has an unknown outcome, decided again on a state without it, would
+// place everything twice. False = the term ends.
+func (t *term) settle(ctx context.Context) bool {
+	for {
+		bound, cancel := context.WithTimeout(ctx, logBound)
+		err := t.cfg.Log.Barrier(bound)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err == nil
+		}
+		select {
+		case <-time.After(retryMost):
+		case <-ctx.Done():
+			return false
+		}
 	}
 }
 
@@ -107,7 +128,7 @@ func (t *term) submit(ctx context.Context, snap *state.Snapshot, e *model.Evalua
 	}
 	done := true
 	for _, p := range plans {
-		r, err := t.plans.Submit(ctx, p)
+		r, err := t.plans.Submit(ctx, p, preempted(snap, e, p.Stop)...)
 		if err != nil {
 			return false, err
 		}
@@ -117,11 +138,6 @@ func (t *term) submit(ctx context.Context, snap *state.Snapshot, e *model.Evalua
 			nodes[i] = a.NodeID
 		}
 		t.broker.Used(e.ID, nodes...)
-		if again := preempted(snap, e, r.Stop); len(again) > 0 {
-			if err := t.create(ctx, again...); err != nil {
-				return false, err
-			}
-		}
 	}
 	return done, nil
 }
@@ -201,12 +217,19 @@ func followUps(e *model.Evaluation, d *sched.Decision) ([]*model.Evaluation, map
 	return out, links
 }
 
-// preempted makes an evaluation for each job that lost an allocation to another one.
-func preempted(snap *state.Snapshot, e *model.Evaluation, stopped []*model.Allocation) []*model.Evaluation {
+// preempted makes an evaluation for each job that is to lose an allocation to another one.
+func preempted(snap *state.Snapshot, e *model.Evaluation, stops []state.Stop) []*model.Evaluation {
 	var out []*model.Evaluation
 	seen := map[[2]string]bool{}
-	for _, a := range stopped {
-		if k := [2]string{a.Namespace, a.JobID}; a.DesiredStatus == model.DesiredEvict && !seen[k] {
+	for _, s := range stops {
+		if s.PreemptedBy == "" {
+			continue
+		}
+		a := snap.Alloc(nil, s.AllocID)
+		if a == nil {
+			continue
+		}
+		if k := [2]string{a.Namespace, a.JobID}; !seen[k] {
 			seen[k] = true
 			if j := snap.Job(nil, a.Namespace, a.JobID); j != nil {
 				out = append(out, &model.Evaluation{

@@ -23,6 +23,7 @@ import (
 // Log brings an entry onto the log; see consensus.
 type Log interface {
 	Apply(ctx context.Context, entry any) (result any, index uint64, err error)
+	Barrier(ctx context.Context) error
 }
 
 // Result is what became of a plan.
@@ -41,10 +42,11 @@ type Registration struct {
 
 type submission struct {
 	plan     *state.Placement
-	register *Registration  // nil = the job is there
-	answer   chan<- answer  // of 1
-	span     *timeline.Span // of whoever waits; nil = it is not recorded
-	handed   time.Time      // when it was handed in; only with a span
+	register *Registration       // nil = the job is there
+	evicted  []*model.Evaluation // of jobs that lose something to the plan
+	answer   chan<- answer       // of 1
+	span     *timeline.Span      // of whoever waits; nil = it is not recorded
+	handed   time.Time           // when it was handed in; only with a span
 }
 
 type answer struct {
@@ -65,7 +67,9 @@ type Applier struct {
 	log   Log
 	queue chan submission
 	ended chan struct{} // closed when Run has returned
-	// Encode makes the form on the log of an entry that becomes part of a command.Batch. Without it nothing may be registered.
+	// unsure says that the last entry failed, and may be applied nevertheless. Only Run's goroutine knows.
+	unsure bool
+	// Encode makes the form on the log of an entry that becomes part of a command.Batch; an error = a server does not know it. Without it nothing may be registered.
 	Encode func(entry any) ([]byte, error)
 	// Measure is told how long the steps took. nil = nobody is.
 	Measure func(name string, start time.Time)
@@ -93,11 +97,14 @@ func submitted(ctx context.Context, p *state.Placement, r *Registration, ch chan
 	return s
 }
 
-// Submit hands in a plan and waits for its result. The plan is the applier's from here on.
-func (a *Applier) Submit(ctx context.Context, p *state.Placement) (Result, error) {
+// Submit hands in a plan and waits for its result. The plan is the applier's from here on. evicted are evaluations of the jobs that lose allocations to it: if
+// anything is evicted, they are created in the same entry, as whoever leads next would know of none. After an error the outcome is not known.
+func (a *Applier) Submit(ctx context.Context, p *state.Placement, evicted ...*model.Evaluation) (Result, error) {
 	ch := make(chan answer, 1)
+	s := submitted(ctx, p, nil, ch)
+	s.evicted = evicted
 	select {
-	case a.queue <- submitted(ctx, p, nil, ch):
+	case a.queue <- s:
 	case <-a.ended:
 		return Result{}, errEnded()
 	case <-ctx.Done():
@@ -192,18 +199,28 @@ func (a *Applier) gather(batch []submission) (_ []submission, kept *submission) 
 }
 
 func (a *Applier) apply(ctx context.Context, batch []submission) {
+	bound, cancel := context.WithTimeout(ctx, applyBound)
+	defer cancel()
+	if err := a.settle(bound); err != nil {
+		for _, s := range batch {
+			s.answer <- answer{err: fault.Wrap(fault.Unavailable, err, "it is not known what became of the plans before")}
+		}
+		return
+	}
 	start := time.Now()
 	check := newCheck(a.store.Snapshot())
 	partial := make([]bool, len(batch))
 	for i, s := range batch {
 		partial[i] = check.admit(s.plan, s.register != nil)
+		if !slices.ContainsFunc(s.plan.Stop, func(s state.Stop) bool { return s.PreemptedBy != "" }) {
+			batch[i].evicted = nil
+		}
 	}
 	a.measure("nomad.nomad.plan.evaluate", start)
-	bound, cancel := context.WithTimeout(ctx, applyBound)
-	defer cancel()
 	start = time.Now()
 	bound, shared := recorded(bound, batch, start)
 	answers, index, err := a.commit(bound, batch)
+	a.unsure = err != nil
 	for _, s := range shared {
 		s.End()
 	}
@@ -220,6 +237,17 @@ func (a *Applier) apply(ctx context.Context, batch []submission) {
 		answers[i].result.Partial = partial[i] || answers[i].result.Refused
 		s.answer <- answers[i]
 	}
+}
+
+// settle waits until an entry of unknown outcome is in the state, or never will be: what is checked next would get the room that it may have taken.
+func (a *Applier) settle(ctx context.Context) error {
+	if a.unsure {
+		if err := a.log.Barrier(ctx); err != nil {
+			return err
+		}
+		a.unsure = false
+	}
+	return nil
 }
 
 // recorded tells who waits how long it took until now. The entry's own steps go to the first of them; the others only see how long it took.
@@ -239,10 +267,13 @@ func recorded(ctx context.Context, batch []submission, checked time.Time) (_ con
 	return ctx, shared
 }
 
-// commit brings a batch onto the log as one entry: the plans alone, or registrations, then the plans of these, then the others.
+// commit brings a batch onto the log as one entry: the plans alone, or registrations, then the plans of these, then the others, then evaluations of the jobs that
+// lost something to those.
 func (a *Applier) commit(ctx context.Context, batch []submission) ([]answer, uint64, error) {
 	var registered, atOnce, others []int // of the batch
+	var evicted []*model.Evaluation
 	for i, s := range batch {
+		evicted = append(evicted, s.evicted...)
 		switch {
 		case s.register == nil:
 			others = append(others, i)
@@ -255,11 +286,15 @@ func (a *Applier) commit(ctx context.Context, batch []submission) ([]answer, uin
 	answers := make([]answer, len(batch))
 	now := time.Now().UnixNano()
 	plans := &command.PlanResults{Now: now, Plans: plansAt(batch, others)}
-	if len(registered) == 0 {
+	alone := func() (uint64, error) {
 		result, index, err := a.log.Apply(ctx, plans)
 		if err == nil {
 			err = placedAt(answers, others, result)
 		}
+		return index, err
+	}
+	if len(registered) == 0 && len(evicted) == 0 {
+		index, err := alone()
 		return answers, index, err
 	}
 	entry := &command.Batch{Now: now}
@@ -270,8 +305,23 @@ func (a *Applier) commit(ctx context.Context, batch []submission) ([]answer, uin
 	if err != nil {
 		return nil, 0, err
 	}
-	for _, e := range []any{ofNew, plans} {
-		b, err := a.Encode(e)
+	parts := []any{plans}
+	if len(registered) > 0 {
+		parts = []any{ofNew, plans}
+	}
+	again := &command.EvalUpdate{Now: now, Create: evicted}
+	if len(evicted) > 0 {
+		parts = append(parts, again)
+	}
+	for _, e := range parts {
+		b, err := a.encode(e)
+		if err != nil && len(registered) == 0 { // a server knows entries of one part only
+			index, err := alone()
+			if err == nil {
+				_, _, err = a.log.Apply(ctx, again)
+			}
+			return answers, index, err
+		}
 		if err != nil {
 			return nil, 0, err
 		}
@@ -288,8 +338,25 @@ func (a *Applier) commit(ctx context.Context, batch []submission) ([]answer, uin
 	for n, i := range registered {
 		answers[i].registered = results[n]
 	}
-	results = results[len(registered):]
-	return answers, index, errors.Join(placedAt(answers, atOnce, results[0]), placedAt(answers, others, results[1]))
+	if results = results[len(registered):]; len(registered) > 0 {
+		if err := placedAt(answers, atOnce, results[0]); err != nil {
+			return nil, 0, err
+		}
+		results = results[1:]
+	}
+	if len(evicted) > 0 {
+		if err, ok := results[1].(error); ok {
+			return nil, 0, err
+		}
+	}
+	return answers, index, placedAt(answers, others, results[0])
+}
+
+func (a *Applier) encode(entry any) ([]byte, error) {
+	if a.Encode == nil {
+		return nil, errors.New("entries have one part")
+	}
+	return a.Encode(entry)
 }
 
 func plansAt(batch []submission, of []int) []*state.Placement {

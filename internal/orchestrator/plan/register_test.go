@@ -43,6 +43,8 @@ func (l *straight) Apply(ctx context.Context, entry any) (any, uint64, error) {
 	return r, l.index, err
 }
 
+func (l *straight) Barrier(ctx context.Context) error { return ctx.Err() }
+
 func registration(t *testing.T, j *model.Job, enforce bool) *Registration {
 	t.Helper()
 	b, err := command.Encode(&command.JobRegister{Now: 1, Job: j, EnforceIndex: enforce, Eval: &model.Evaluation{
