@@ -44,6 +44,7 @@ type shape struct {
 	classes  string // that were looked at, with the verdict
 	escaped  bool
 	quota    string
+	noRoom   bool // under the quota, some of it found no room
 }
 
 // queue holds the evaluations of one shape. Those that tried longest ago are first.
@@ -65,8 +66,10 @@ func (q *queue) takes(o *Offer, room Room) bool {
 	switch {
 	case o.all:
 		return true
-	case o.quota != "" || q.shape.quota != "":
+	case o.quota != "":
 		return o.quota == q.shape.quota
+	case q.shape.quota != "" && !q.shape.noRoom:
+		return false
 	case !room.holds(q.shape.need):
 		return false
 	case q.shape.escaped:
@@ -103,7 +106,10 @@ const keptOffers = 4096 // for those that were decided on an older state
 
 func shapeOf(e *model.Evaluation, need Room) shape {
 	s := shape{priority: e.Priority, need: need, escaped: e.EscapedClass, quota: e.QuotaReached}
-	if s.quota != "" || s.escaped {
+	for _, m := range e.FailedTGAllocs {
+		s.noRoom = s.noRoom || s.quota != "" && len(m.QuotaExhausted) == 0
+	}
+	if s.quota != "" && !s.noRoom || s.escaped {
 		return s
 	}
 	var b strings.Builder

@@ -240,6 +240,31 @@ func TestAQuotaHoldsBackAndLetsGo(t *testing.T) {
 	})
 }
 
+// A job of which a part waits for the quota, and a part for room, is tried for either.
+func TestAQuotaDoesNotHideThatThereIsNoRoom(t *testing.T) {
+	bubble(t, func(l *led) {
+		l.do(&command.NodeRegister{Node: smallNode("n1", 100)})
+		l.do(&command.QuotaUpsert{Quota: &model.Quota{Name: "course", CPU: 300}})
+		l.do(&command.NamespaceUpsert{Namespace: &model.Namespace{Name: "default", Quota: "course"}})
+		j := asking("j", 200, 50)
+		large := asking("", 350, 50).TaskGroups[0]
+		large.Name = "large"
+		j.TaskGroups = append(j.TaskGroups, large)
+		l.register(j)
+		if n := len(l.allocs("j")); n != 0 {
+			t.Fatalf("%d are placed", n)
+		}
+		l.do(&command.NodeRegister{Node: smallNode("n2", 1000)})
+		if placed := l.allocs("j"); len(placed) != 1 || placed[0].TaskGroup != "g" {
+			t.Errorf("with a node that has room, %d are placed", len(placed))
+		}
+		l.do(&command.QuotaUpsert{Quota: &model.Quota{Name: "course", CPU: 600}})
+		if n := len(l.allocs("j")); n != 2 {
+			t.Errorf("with a larger quota, %d are placed", n)
+		}
+	})
+}
+
 func TestAPoolHasItsOwnAlgorithm(t *testing.T) {
 	bubble(t, func(l *led) {
 		l.do(&command.NodePoolUpsert{Pool: &model.NodePool{Name: "wide", Scheduler: &model.PoolScheduling{Algorithm: state.AlgorithmSpread}}})
