@@ -167,7 +167,7 @@ func (e *Execution) await() {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
 	// What a service left behind lives on; so does its group, until it is empty or the sandbox ends.
-	stays := e.bounds.background && err == nil && e.cause.Load() == nil
+	stays := e.bounds.background && err == nil && e.settle()
 	killed := false
 	if !stays {
 		var killErr error

@@ -3,6 +3,7 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -94,20 +95,7 @@ func TestASpareGroupIsNotLost(t *testing.T) {
 
 // Many executions at a time, of which some are killed when they end anyway: no group has two of them, and what is handed on is empty and as free as a new one.
 func TestAGroupHasOneExecution(t *testing.T) {
-	r := testRuntime(t)
-	root := Root{Lower: []string{t.TempDir()}, Env: []string{"PATH=/usr/bin"}}
-	for _, name := range []string{"bin", "lib", "lib64", "usr", "etc", "sbin"} {
-		root.Binds = append(root.Binds, Bind{Source: "/" + name, Target: "/" + name})
-	}
-	s, err := r.Create(t.Context(), Spec{ID: "shared", Root: root})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.Destroy(t.Context()); err != nil {
-			t.Error(err)
-		}
-	}()
+	s := withPrograms(t, testRuntime(t))
 	const each = 40
 	var mu sync.Mutex
 	running := map[*Execution]bool{}
@@ -168,5 +156,57 @@ func TestAGroupHasOneExecution(t *testing.T) {
 		if s.crowded() {
 			t.Errorf("left are %v", s.group.children())
 		}
+	}
+}
+
+// withPrograms is a sandbox that has the machine's own programs.
+func withPrograms(t *testing.T, r *Runtime) *Sandbox {
+	t.Helper()
+	root := Root{Lower: []string{t.TempDir()}, Env: []string{"PATH=/usr/bin"}}
+	for _, name := range []string{"bin", "lib", "lib64", "usr", "etc", "sbin"} {
+		root.Binds = append(root.Binds, Bind{Source: "/" + name, Target: "/" + name})
+	}
+	s, err := r.Create(t.Context(), Spec{ID: "shared", Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Destroy(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// A service that its execution has left behind is not killed by who still means the execution.
+func TestALateKillLeavesTheServiceAlone(t *testing.T) {
+	s := withPrograms(t, testRuntime(t))
+	lived := 0
+	for i := range 60 {
+		e, err := s.Exec(t.Context(), ExecSpec{ID: fmt.Sprint("s", i), Argv: []string{"sh", "-c", "sleep 1000 >/dev/null 2>&1 &"}, MergeStderr: true, Background: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-e.over
+		for range i % 3 { // before, while and after its end is settled
+			time.Sleep(20 * time.Microsecond)
+		}
+		if err := e.Kill(); err != nil {
+			t.Error(err)
+		}
+		<-e.Done()
+		alive, err := e.group.populated()
+		if settled := e.cause.Load() == &settled; alive != settled || err != nil {
+			t.Fatalf("the end is settled: %v, and the service is alive: %v, %v", settled, alive, err)
+		}
+		if alive {
+			lived++
+			if err := e.group.clear(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if lived == 0 {
+		t.Error("none was killed too late")
 	}
 }
