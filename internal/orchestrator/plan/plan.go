@@ -267,96 +267,111 @@ func recorded(ctx context.Context, batch []submission, checked time.Time) (_ con
 	return ctx, shared
 }
 
-// commit brings a batch onto the log as one entry: the plans alone, or registrations, then the plans of these, then the others, then evaluations of the jobs that
-// lost something to those.
-func (a *Applier) commit(ctx context.Context, batch []submission) ([]answer, uint64, error) {
-	var registered, atOnce, others []int // of the batch
+// part is an entry that a batch becomes, or one of several in it.
+type part struct {
+	entry   any                    // nil = it cannot stand alone
+	encoded []byte                 // where it is known already
+	take    func(result any) error // gives the answers what became of it
+}
+
+// parts are what a batch comes to: registrations, then the plans of these, then the others, then evaluations of the jobs that lost something to those.
+func parts(batch []submission, answers []answer) ([]part, error) {
+	var list []part
+	var atOnce, others []int // of the batch
 	var evicted []*model.Evaluation
 	for i, s := range batch {
 		evicted = append(evicted, s.evicted...)
-		switch {
-		case s.register == nil:
+		if s.register == nil {
 			others = append(others, i)
-		case len(s.plan.Place) == 0:
-			registered = append(registered, i)
-		default:
-			registered, atOnce = append(registered, i), append(atOnce, i)
+			continue
+		}
+		list = append(list, part{encoded: s.register.Entry, take: func(result any) error { answers[i].registered = result; return nil }})
+		if len(s.plan.Place) > 0 {
+			atOnce = append(atOnce, i)
 		}
 	}
-	answers := make([]answer, len(batch))
 	now := time.Now().UnixNano()
-	plans := &command.PlanResults{Now: now, Plans: plansAt(batch, others)}
-	alone := func() (uint64, error) {
-		result, index, err := a.log.Apply(ctx, plans)
-		if err == nil {
-			err = placedAt(answers, others, result)
+	if len(list) > 0 {
+		ofNew, err := command.NewJobPlans(now, plansAt(batch, atOnce))
+		if err != nil {
+			return nil, err
 		}
-		return index, err
+		list = append(list, part{entry: ofNew, take: func(result any) error { return placedAt(answers, atOnce, result) }})
 	}
-	if len(registered) == 0 && len(evicted) == 0 {
-		index, err := alone()
-		return answers, index, err
+	list = append(list, part{entry: &command.PlanResults{Now: now, Plans: plansAt(batch, others)}, take: func(result any) error { return placedAt(answers, others, result) }})
+	if len(evicted) > 0 {
+		list = append(list, part{entry: &command.EvalUpdate{Now: now, Create: evicted}, take: func(result any) error {
+			err, _ := result.(error)
+			return err
+		}})
 	}
-	entry := &command.Batch{Now: now}
-	for _, i := range registered {
-		entry.Entries = append(entry.Entries, batch[i].register.Entry)
-	}
-	ofNew, err := command.NewJobPlans(now, plansAt(batch, atOnce))
+	return list, nil
+}
+
+// commit brings a batch onto the log as one entry, unless a server does not know how to read that.
+func (a *Applier) commit(ctx context.Context, batch []submission) ([]answer, uint64, error) {
+	answers := make([]answer, len(batch))
+	list, err := parts(batch, answers)
 	if err != nil {
 		return nil, 0, err
 	}
-	parts := []any{plans}
-	if len(registered) > 0 {
-		parts = []any{ofNew, plans}
+	whole := &command.Batch{Now: time.Now().UnixNano()}
+	if len(list) > 1 {
+		whole.Entries, err = a.encoded(list)
 	}
-	again := &command.EvalUpdate{Now: now, Create: evicted}
-	if len(evicted) > 0 {
-		parts = append(parts, again)
+	switch alone := !slices.ContainsFunc(list, func(p part) bool { return p.entry == nil }); {
+	case err != nil && !alone:
+		return nil, 0, err
+	case err != nil || len(list) == 1:
+		index, err := a.oneByOne(ctx, list)
+		return answers, index, err
 	}
-	for _, e := range parts {
-		b, err := a.encode(e)
-		if err != nil && len(registered) == 0 { // a server knows entries of one part only
-			index, err := alone()
-			if err == nil {
-				_, _, err = a.log.Apply(ctx, again)
-			}
-			return answers, index, err
-		}
-		if err != nil {
-			return nil, 0, err
-		}
-		entry.Entries = append(entry.Entries, b)
-	}
-	result, index, err := a.log.Apply(ctx, entry)
+	result, index, err := a.log.Apply(ctx, whole)
 	if err != nil {
 		return nil, 0, err
 	}
 	results, ok := result.([]any)
-	if !ok || len(results) != len(entry.Entries) {
-		return nil, 0, fault.New(fault.Internal, "the log answered a batch of %d with %T", len(entry.Entries), result)
+	if !ok || len(results) != len(list) {
+		return nil, 0, fault.New(fault.Internal, "the log answered a batch of %d with %T", len(list), result)
 	}
-	for n, i := range registered {
-		answers[i].registered = results[n]
+	for n, p := range list {
+		err = errors.Join(err, p.take(results[n]))
 	}
-	if results = results[len(registered):]; len(registered) > 0 {
-		if err := placedAt(answers, atOnce, results[0]); err != nil {
-			return nil, 0, err
-		}
-		results = results[1:]
-	}
-	if len(evicted) > 0 {
-		if err, ok := results[1].(error); ok {
-			return nil, 0, err
-		}
-	}
-	return answers, index, placedAt(answers, others, results[0])
+	return answers, index, err
 }
 
-func (a *Applier) encode(entry any) ([]byte, error) {
+func (a *Applier) encoded(list []part) ([][]byte, error) {
 	if a.Encode == nil {
-		return nil, errors.New("entries have one part")
+		return nil, errors.New("nothing makes entries of several parts")
 	}
-	return a.Encode(entry)
+	entries := make([][]byte, len(list))
+	for n, p := range list {
+		if entries[n] = p.encoded; p.encoded != nil {
+			continue
+		}
+		var err error
+		if entries[n], err = a.Encode(p.entry); err != nil {
+			return nil, err
+		}
+	}
+	return entries, nil
+}
+
+// oneByOne brings parts onto the log as entries of their own.
+func (a *Applier) oneByOne(ctx context.Context, list []part) (first uint64, err error) {
+	for n, p := range list {
+		result, index, err := a.log.Apply(ctx, p.entry)
+		if n == 0 {
+			first = index
+		}
+		if err == nil {
+			err = p.take(result)
+		}
+		if err != nil {
+			return first, err
+		}
+	}
+	return first, nil
 }
 
 func plansAt(batch []submission, of []int) []*state.Placement {
