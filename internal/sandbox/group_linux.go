@@ -163,8 +163,8 @@ func (g group) rest(on bool) error {
 const nameOfBounded = ".bounded"
 
 // keepBounds makes a group with a bound and nothing in it. The kernel patches its own scheduler, and interrupts every processor for that, when the first
-// group of the machine is bounded and when the last is no more (the static key of cfs_bandwidth_used in kernel/sched/fair.c): without this one, each
-// time that one who rests begins to work. Emulated processors were seen to hang in it. drop removes the group.
+// group of the machine is bounded and when the bound of the last is lifted (the static key of cfs_bandwidth_used in kernel/sched/fair.c): without this
+// one, each time that one who rests begins to work. Emulated processors were seen to hang in it. drop removes the group.
 func (g group) keepBounds() (drop func() error, err error) {
 	kept := g.child(nameOfBounded)
 	path, ok := kept.file("cpu", "cpu.cfs_quota_us", "cpu.max")

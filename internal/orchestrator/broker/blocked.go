@@ -44,7 +44,7 @@ type shape struct {
 	classes  string // that were looked at, with the verdict
 	escaped  bool
 	quota    string
-	noRoom   bool // under the quota, some of it found no room
+	noRoom   bool // under the quota, some of it found no room, or may have: it is not known what it needs
 }
 
 // queue holds the evaluations of one shape. Those that tried longest ago are first.
@@ -105,7 +105,7 @@ type woken struct {
 const keptOffers = 4096 // for those that were decided on an older state
 
 func shapeOf(e *model.Evaluation, need Room) shape {
-	s := shape{priority: e.Priority, need: need, escaped: e.EscapedClass, quota: e.QuotaReached}
+	s := shape{priority: e.Priority, need: need, escaped: e.EscapedClass, quota: e.QuotaReached, noRoom: e.QuotaReached != "" && need == (Room{})}
 	for _, m := range e.FailedTGAllocs {
 		s.noRoom = s.noRoom || s.quota != "" && len(m.QuotaExhausted) == 0
 	}

@@ -279,3 +279,26 @@ func TestALargeNodeIsFilled(t *testing.T) {
 		t.Errorf("%d were tried beside room for 700", tried)
 	}
 }
+
+// Who lacks a quota here may lack room elsewhere: where that is not known, either helps.
+func TestAQuotaIsNotAllThatIsWaitedFor(t *testing.T) {
+	room := broker.Offer{Node: "n", Class: "c", Room: broker.Room{CPU: 5, MemoryMB: 5}}
+	for name, c := range map[string]struct {
+		need   broker.Room
+		failed map[string]*model.AllocMetric
+		woken  string
+	}{
+		"the quota alone":   {small, map[string]*model.AllocMetric{"g": {QuotaExhausted: []string{"cpu"}}}, ""},
+		"room for a part":   {small, map[string]*model.AllocMetric{"g": {QuotaExhausted: []string{"cpu"}}, "h": {}}, "e"},
+		"what is not known": {broker.Room{}, map[string]*model.AllocMetric{"g": {QuotaExhausted: []string{"cpu"}}}, "e"},
+		"more room than is": {broker.Room{CPU: 9}, map[string]*model.AllocMetric{"h": {}}, ""},
+	} {
+		q := broker.NewQueue(limits)
+		e := blocked("e", 50, nil)
+		e.QuotaReached, e.FailedTGAllocs = "course", c.failed
+		q.Block(e, 5, c.need, 0)
+		room.Index = 6
+		q.Offer(room, 1)
+		want(t, name, dequeue(q, 1), c.woken)
+	}
+}

@@ -40,6 +40,13 @@ func (b *Broker) Enqueue(e *model.Evaluation) { b.do(func(q *Queue, now int64) {
 // Ack ends an evaluation's work.
 func (b *Broker) Ack(id string) { b.do(func(q *Queue, now int64) { q.Ack(id, now) }) }
 
+// Renew says that an evaluation is still in work; see [Queue.Renew].
+func (b *Broker) Renew(id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.queue.Renew(id, time.Now().UnixNano())
+}
+
 // Used notes where an evaluation in work has placed something; see [Queue.Used].
 func (b *Broker) Used(id string, nodes ...string) {
 	b.mu.Lock()

@@ -113,6 +113,13 @@ func (q *Queue) Used(id, node string) {
 	}
 }
 
+// Renew says that an evaluation is still in work: it is not delivered again before another Limits.Visible.
+func (q *Queue) Renew(id string, now int64) {
+	if it := q.inWork[id]; it != nil {
+		it.due = now + q.limits.Visible
+	}
+}
+
 // Ack ends an evaluation's work.
 func (q *Queue) Ack(id string, now int64) {
 	it := q.inWork[id]

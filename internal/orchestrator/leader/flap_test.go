@@ -179,8 +179,9 @@ func flap(t *testing.T, seed uint64, flaps int) {
 	}
 	stopWriting()
 	m.calm.Store(true)
-	sig.set(true)
 	writers.Wait()
+	synctest.Wait() // for a step that was about to have leadership lost
+	sig.set(true)
 	deadline := time.Now().Add(5 * time.Minute)
 	for _, id := range written {
 		for {

@@ -209,9 +209,15 @@ func TestCollectionKeepsWhatIsNeeded(t *testing.T) {
 
 // A plan that was not seen to be applied may be: its evaluation is decided again on a state that shows it, and places nothing twice.
 func TestAPlanOfUnknownOutcomePlacesNothingTwice(t *testing.T) {
+	for _, after := range []time.Duration{500 * time.Millisecond, 66 * time.Second} { // also longer than evaluations are in work
+		t.Run(after.String(), func(t *testing.T) { unknownOutcome(t, after) })
+	}
+}
+
+func unknownOutcome(t *testing.T, after time.Duration) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &lateLog{log: newLog()}
-		ld := leader.New(leader.Config{Store: l.store, Log: l})
+		l := &lateLog{log: newLog(), after: after}
+		ld := leader.New(leader.Config{Store: l.store, Log: l, HeartbeatTTL: time.Hour})
 		signal := make(chan bool, 1)
 		ctx, cancel := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
@@ -226,7 +232,13 @@ func TestAPlanOfUnknownOutcomePlacesNothingTwice(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(300 * time.Millisecond)
+		other := readyNode() // what is decided now is of another index, and has other ids
+		other.ID, other.Name = "n2", "n2"
+		if _, _, err := l.Apply(ctx, &command.NodeRegister{Node: other}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Minute)
 		synctest.Wait()
 		n := 0
 		for range l.store.Snapshot().AllocsByJob(nil, "default", "j") {
@@ -240,20 +252,21 @@ func TestAPlanOfUnknownOutcomePlacesNothingTwice(t *testing.T) {
 	})
 }
 
-// lateLog says of the first plan that it took too long, and applies it when it is asked for all that is on the log the second time.
+// lateLog says of the first plan that it took too long, and applies it when it is asked, so long after, for all that is on the log.
 type lateLog struct {
 	*log
+	after  time.Duration
 	failed atomic.Bool
 	mu     sync.Mutex
 	held   any
-	asked  int
+	since  time.Time
 }
 
 func (l *lateLog) Apply(ctx context.Context, entry any) (any, uint64, error) {
 	if _, ok := entry.(*command.PlanResults); ok && !l.failed.Swap(true) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.held = entry
+		l.held, l.since = entry, time.Now()
 		return nil, 0, context.DeadlineExceeded
 	}
 	return l.log.Apply(ctx, entry)
@@ -261,12 +274,20 @@ func (l *lateLog) Apply(ctx context.Context, entry any) (any, uint64, error) {
 
 func (l *lateLog) Barrier(ctx context.Context) error {
 	l.mu.Lock()
+	due := l.since.Add(l.after)
+	waits := l.held != nil
+	l.mu.Unlock()
+	if waits {
+		select {
+		case <-time.After(time.Until(due)):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.held == nil {
 		return ctx.Err()
-	}
-	if l.asked++; l.asked < 2 {
-		return errors.New("no answer")
 	}
 	_, _, err := l.log.Apply(ctx, l.held)
 	l.held = nil

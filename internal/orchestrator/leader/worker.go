@@ -44,7 +44,7 @@ func (t *term) work(ctx context.Context) error {
 			}
 			t.cfg.Logger.WithFields(logging.Fields{"eval_id": e.ID, "job_id": e.JobID, "error": err.Error()}).
 				Warn("evaluation will be tried again")
-			if !t.settle(ctx) {
+			if !t.settle(ctx, e.ID) {
 				return nil
 			}
 			t.broker.Nack(e.ID)
@@ -55,9 +55,10 @@ func (t *term) work(ctx context.Context) error {
 }
 
 // settle waits until all that may be on the log is in the state: an evaluation whose plan has an unknown outcome, decided again on a state without it, would
-// place everything twice. False = the term ends.
-func (t *term) settle(ctx context.Context) bool {
+// place everything twice. Until then nobody else gets it. False = the term ends.
+func (t *term) settle(ctx context.Context, id string) bool {
 	for {
+		t.broker.Renew(id)
 		bound, cancel := context.WithTimeout(ctx, logBound)
 		err := t.cfg.Log.Barrier(bound)
 		cancel()
@@ -75,6 +76,7 @@ func (t *term) settle(ctx context.Context) bool {
 // evaluate brings one evaluation to its end.
 func (t *term) evaluate(ctx context.Context, e *model.Evaluation) error {
 	for range planAttempts {
+		t.broker.Renew(e.ID)
 		snap := t.cfg.Store.Snapshot()
 		began := time.Now()
 		v := t.view(snap)

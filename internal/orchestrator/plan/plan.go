@@ -58,7 +58,7 @@ type answer struct {
 const (
 	maxBatch   = 128              // plans in one entry
 	maxPlaced  = 4096             // placements in one entry, unless a single plan has more: what else waits for the log waits that long
-	applyBound = 10 * time.Second // of one entry
+	applyBound = 10 * time.Second // of one entry, or of the wait for those before
 )
 
 // Applier is the one place where plans become state.
@@ -199,11 +199,9 @@ func (a *Applier) gather(batch []submission) (_ []submission, kept *submission) 
 }
 
 func (a *Applier) apply(ctx context.Context, batch []submission) {
-	bound, cancel := context.WithTimeout(ctx, applyBound)
-	defer cancel()
-	if err := a.settle(bound); err != nil {
+	if err := a.settle(ctx); err != nil {
 		for _, s := range batch {
-			s.answer <- answer{err: fault.Wrap(fault.Unavailable, err, "it is not known what became of the plans before")}
+			s.answer <- answer{err: fmt.Errorf("find out what became of the plans before: %w", fault.Wrap(fault.Unavailable, err, "No cluster leader"))}
 		}
 		return
 	}
@@ -217,6 +215,8 @@ func (a *Applier) apply(ctx context.Context, batch []submission) {
 		}
 	}
 	a.measure("nomad.nomad.plan.evaluate", start)
+	bound, cancel := context.WithTimeout(ctx, applyBound)
+	defer cancel()
 	start = time.Now()
 	bound, shared := recorded(bound, batch, start)
 	answers, index, err := a.commit(bound, batch)
@@ -242,7 +242,9 @@ func (a *Applier) apply(ctx context.Context, batch []submission) {
 // settle waits until an entry of unknown outcome is in the state, or never will be: what is checked next would get the room that it may have taken.
 func (a *Applier) settle(ctx context.Context) error {
 	if a.unsure {
-		if err := a.log.Barrier(ctx); err != nil {
+		bound, cancel := context.WithTimeout(ctx, applyBound)
+		defer cancel()
+		if err := a.log.Barrier(bound); err != nil {
 			return err
 		}
 		a.unsure = false
