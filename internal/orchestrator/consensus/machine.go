@@ -111,12 +111,12 @@ func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 	}
 	m.entries.Store(0)
 	m.bytes.Store(0)
-	m.since.Store(0)
+	since := m.since.Swap(0)
 	select {
 	case <-m.full:
 	default:
 	}
-	return snapshot{m.Machine.Snapshot(), m}, nil
+	return snapshot{m.Machine.Snapshot(), m, since}, nil
 }
 
 func (m *machine) Restore(r io.ReadCloser) error {
@@ -148,16 +148,23 @@ var errEnding = errors.New("the server ends")
 type snapshot struct {
 	persist func(io.Writer) error
 	machine *machine
+	since   int64 // when the first of its entries was applied that no snapshot has
 }
 
 func (s snapshot) Persist(sink raft.SnapshotSink) error {
 	w := &background{Writer: sink, machine: s.machine, begun: time.Now()}
-	if err := s.persist(w); err != nil {
+	err := s.persist(w)
+	if err != nil {
 		_ = sink.Cancel()
-		return fmt.Errorf("persist a snapshot: %w", err)
+	} else {
+		err = sink.Close()
 	}
-	if err := sink.Close(); err != nil {
-		return err
+	if err != nil {
+		// Its entries are as old as they were. Their bytes are not counted again: where a disk is full, each entry would ask for the next attempt.
+		if s.since != 0 {
+			s.machine.since.Store(s.since)
+		}
+		return fmt.Errorf("persist a snapshot: %w", err)
 	}
 	s.machine.size.Store(w.n)
 	return nil

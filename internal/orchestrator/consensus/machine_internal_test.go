@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"strings"
 	"sync/atomic"
@@ -83,6 +84,38 @@ func TestSnapshotsAreAsFarApartAsTheyAreLarge(t *testing.T) {
 	write()
 	due(10)
 }
+
+// What a snapshot that failed would have had is as old as it was, so that the next attempt does not wait for its age anew.
+func TestAFailedSnapshotIsDueAgain(t *testing.T) {
+	m := newMachine(Config{Machine: &letters{}, SnapshotBytes: 1 << 20}, nil, new(atomic.Int32), new(atomic.Int32))
+	for _, sink := range []raft.SnapshotSink{&shelf{}, fullShelf{&shelf{}}} {
+		before := time.Now()
+		m.apply(&raft.Log{Type: raft.LogCommand, Data: []byte("x")})
+		applied := time.Now()
+		s, err := m.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.older(applied.Add(time.Hour), 0) {
+			t.Error("what is being written counts as unwritten")
+		}
+		m.apply(&raft.Log{Type: raft.LogCommand, Data: []byte("y")})
+		_, full := sink.(fullShelf)
+		if err := s.Persist(sink); (err != nil) != full {
+			t.Errorf("it was written: %v", err)
+		}
+		if first := time.Unix(0, m.since.Load()); full != (!first.Before(before) && !first.After(applied)) {
+			t.Errorf("a failed one: %v, and the first entry that is not written is of %v, the first of all was between %v and %v", full, first, before, applied)
+		}
+		if _, err := m.Snapshot(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+type fullShelf struct{ *shelf }
+
+func (fullShelf) Write([]byte) (int, error) { return 0, errors.New("no space left") }
 
 func TestASnapshotRestsWhileThereIsOtherWork(t *testing.T) {
 	for _, c := range []struct {
