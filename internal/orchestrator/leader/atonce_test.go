@@ -26,14 +26,7 @@ func atOnceWith(t *testing.T, cfg leader.Config, f func(l *led)) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &led{t: t, log: newLog()}
 		cfg.Store, cfg.Log, cfg.HeartbeatTTL, cfg.Encode = l.store, l.log, 1000*time.Hour, command.Encode
-		l.Leader = leader.New(cfg)
-		signal := make(chan bool, 1)
-		ctx, cancel := context.WithCancel(context.Background())
-		var wg sync.WaitGroup
-		wg.Go(func() { _ = l.Run(ctx, signal) })
-		signal <- true
-		synctest.Wait()
-		defer func() { cancel(); wg.Wait() }()
+		l.Leader = lead(t, cfg)
 		f(l)
 	})
 }
@@ -250,17 +243,12 @@ func TestABurstIsRegisteredAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := stuck{l, make(chan struct{}), new(atomic.Int32)}
-		ld := leader.New(leader.Config{Store: l.store, Log: s, HeartbeatTTL: 1000 * time.Hour, Encode: command.Encode})
-		signal := make(chan bool, 1)
-		ctx, cancel := context.WithCancel(t.Context())
+		ld := lead(t, leader.Config{Store: l.store, Log: s, HeartbeatTTL: 1000 * time.Hour, Encode: command.Encode})
 		var wg sync.WaitGroup
-		wg.Go(func() { _ = ld.Run(ctx, signal) })
-		signal <- true
-		synctest.Wait()
 		for i := range 1100 {
 			j := batch(fmt.Sprint("j", i))
 			wg.Go(func() {
-				if _, _, err := ld.Register(ctx, &command.JobRegister{Now: 1, Job: j, Eval: leader.JobEval(j, model.TriggerJobRegister)}); err != nil {
+				if _, _, err := ld.Register(t.Context(), &command.JobRegister{Now: 1, Job: j, Eval: leader.JobEval(j, model.TriggerJobRegister)}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -277,7 +265,6 @@ func TestABurstIsRegisteredAlone(t *testing.T) {
 				t.Fatalf("job %d has %d allocations", i, n)
 			}
 		}
-		cancel()
 		wg.Wait()
 	})
 }

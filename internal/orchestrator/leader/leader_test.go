@@ -118,21 +118,15 @@ func TestLeadershipMayFlap(t *testing.T) {
 func TestTheEndOfAnEvaluationWaitsForItsHolder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLog()
-		ld := leader.New(leader.Config{Store: l.store, Log: l})
-		signal := make(chan bool, 1)
-		ctx, cancel := context.WithCancel(context.Background())
-		var wg sync.WaitGroup
-		wg.Go(func() { _ = ld.Run(ctx, signal) })
-		signal <- true
-		synctest.Wait()
+		ld := lead(t, leader.Config{Store: l.store, Log: l})
 		register := func(id string) {
-			if _, _, err := l.Apply(ctx, &command.JobRegister{Job: batch(id), Eval: &model.Evaluation{
+			if _, _, err := l.Apply(t.Context(), &command.JobRegister{Job: batch(id), Eval: &model.Evaluation{
 				ID: id, Namespace: "default", JobID: id, Status: model.EvalPending, Priority: 50}}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		ended := func(id string) bool { return l.store.Snapshot().Eval(nil, id).Terminal() }
-		if _, _, err := l.Apply(ctx, &command.NodeRegister{Node: readyNode()}); err != nil {
+		if _, _, err := l.Apply(t.Context(), &command.NodeRegister{Node: readyNode()}); err != nil {
 			t.Fatal(err)
 		}
 		release := ld.Hold("sent")
@@ -160,8 +154,6 @@ func TestTheEndOfAnEvaluationWaitsForItsHolder(t *testing.T) {
 		if !ended("abandoned") {
 			t.Error("an evaluation is held for ever")
 		}
-		cancel()
-		wg.Wait()
 	})
 }
 
@@ -216,39 +208,18 @@ func TestAPlanOfUnknownOutcomePlacesNothingTwice(t *testing.T) {
 
 func unknownOutcome(t *testing.T, after time.Duration) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &lateLog{log: newLog(), after: after}
-		ld := leader.New(leader.Config{Store: l.store, Log: l, HeartbeatTTL: time.Hour})
-		signal := make(chan bool, 1)
-		ctx, cancel := context.WithCancel(context.Background())
-		var wg sync.WaitGroup
-		wg.Go(func() { _ = ld.Run(ctx, signal) })
-		signal <- true
-		synctest.Wait()
-		for _, e := range []any{
-			&command.NodeRegister{Node: readyNode()},
-			&command.JobRegister{Job: batch("j"), Eval: &model.Evaluation{ID: "e", Namespace: "default", JobID: "j", Status: model.EvalPending, Priority: 50}},
-		} {
-			if _, _, err := l.Apply(ctx, e); err != nil {
-				t.Fatal(err)
-			}
-		}
+		late := &lateLog{log: newLog(), after: after}
+		l := &led{t: t, log: late.log}
+		l.Leader = lead(t, leader.Config{Store: l.store, Log: late, HeartbeatTTL: time.Hour})
+		l.do(&command.NodeRegister{Node: smallNode("n1", 100)})
+		l.register(asking("j", 10, 50))
 		time.Sleep(300 * time.Millisecond)
-		other := readyNode() // what is decided now is of another index, and has other ids
-		other.ID, other.Name = "n2", "n2"
-		if _, _, err := l.Apply(ctx, &command.NodeRegister{Node: other}); err != nil {
-			t.Fatal(err)
-		}
+		l.do(&command.NodeRegister{Node: smallNode("n2", 100)}) // what is decided now is of another index, and has other ids
 		time.Sleep(5 * time.Minute)
 		synctest.Wait()
-		n := 0
-		for range l.store.Snapshot().AllocsByJob(nil, "default", "j") {
-			n++
+		if placed, open := l.allocs("j"), l.open("j"); len(placed) != 1 || len(open) != 0 || !late.failed.Load() || late.held != nil {
+			t.Errorf("%d were placed, %q are open, a plan failed is %v", len(placed), open, late.failed.Load())
 		}
-		if e := l.store.Snapshot().Eval(nil, "e"); n != 1 || e.Status != model.EvalComplete || !l.failed.Load() || l.held != nil {
-			t.Errorf("%d were placed, the evaluation is %s, a plan failed is %v", n, e.Status, l.failed.Load())
-		}
-		cancel()
-		wg.Wait()
 	})
 }
 

@@ -23,17 +23,28 @@ type led struct {
 	evals int
 }
 
+// lead has a leader lead until the test, which is in a bubble, ends.
+func lead(t *testing.T, cfg leader.Config) *leader.Leader {
+	t.Helper()
+	ld := leader.New(cfg)
+	signal := make(chan bool, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := ld.Run(ctx, signal); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	signal <- true
+	synctest.Wait()
+	return ld
+}
+
 func bubble(t *testing.T, f func(l *led)) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &led{t: t, log: newLog()}
-		l.Leader = leader.New(leader.Config{Store: l.store, Log: l.log, HeartbeatTTL: 1000 * time.Hour})
-		signal := make(chan bool, 1)
-		ctx, cancel := context.WithCancel(context.Background())
-		var wg sync.WaitGroup
-		wg.Go(func() { _ = l.Run(ctx, signal) })
-		signal <- true
-		synctest.Wait()
-		defer func() { cancel(); wg.Wait() }()
+		l.Leader = lead(t, leader.Config{Store: l.store, Log: l.log, HeartbeatTTL: 1000 * time.Hour})
 		f(l)
 	})
 }
