@@ -15,7 +15,7 @@ import (
 
 // Limits of a Queue.
 type Limits struct {
-	Visible  int64 // ns until an evaluation that was neither acknowledged nor refused is delivered again
+	Visible  int64 // ns until an evaluation that was neither acknowledged, refused nor renewed is delivered again
 	Attempts int   // deliveries before an evaluation counts as failed
 	Retry    int64 // ns of delay after a refusal, times the number of deliveries
 }
