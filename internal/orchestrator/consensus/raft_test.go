@@ -54,7 +54,12 @@ func (s *sum) Restore(r io.Reader) error {
 
 func run(t *testing.T, dir string) (r *consensus.Raft, stop func() error) {
 	t.Helper()
-	r = consensus.New(consensus.Config{Dir: dir, ServerID: "one", Machine: &sum{}, SegmentBytes: 1 << 20})
+	return begin(consensus.Config{Dir: dir, ServerID: "one", Machine: &sum{}, SegmentBytes: 1 << 20})
+}
+
+// begin runs a server until stop, and returns once it leads.
+func begin(cfg consensus.Config) (r *consensus.Raft, stop func() error) {
+	r = consensus.New(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	result := make(chan error, 1)
 	var wg sync.WaitGroup
@@ -208,16 +213,7 @@ func (s *slow) Snapshot() func(io.Writer) error {
 func TestOneSnapshotIsAskedForAtATime(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	m := &slow{begun: make(chan struct{}, 1), write: make(chan struct{})}
-	r := consensus.New(consensus.Config{ServerID: "one", Machine: m, SnapshotBytes: 4})
-	ctx, cancel := context.WithCancel(context.Background())
-	result := make(chan error, 1)
-	var wg sync.WaitGroup
-	wg.Go(func() { result <- r.Run(ctx) })
-	for lead := range r.Leadership() {
-		if lead {
-			break
-		}
-	}
+	r, stop := begin(consensus.Config{ServerID: "one", Machine: m, SnapshotBytes: 4})
 	entry := func() {
 		t.Helper()
 		if _, _, err := r.Apply(t.Context(), []byte{1}); err != nil {
@@ -238,9 +234,7 @@ func TestOneSnapshotIsAskedForAtATime(t *testing.T) {
 	if n := m.written.Load(); n > 3 {
 		t.Errorf("%d snapshots were written", n)
 	}
-	cancel()
-	wg.Wait()
-	if err := <-result; err != nil {
+	if err := stop(); err != nil {
 		t.Errorf("Run: %v", err)
 	}
 }
