@@ -16,7 +16,7 @@ const (
 	clientsOfEcho, echoRate   = 8, 400
 	clientsOfCycle, cycleRate = 6, 60
 	warmEnv, warmRate         = 12, 150 // of an environment with a warm-up
-	burstPool                 = 300     // of it, before a quarter of the runners is used at once
+	burstPool                 = 600     // of it, before a quarter of the runners is used at once
 	churnRate, churnPool      = 100, 32
 	idleExecutions            = 1000
 	jobRate                   = 2000
@@ -55,7 +55,8 @@ var catalogue = []report.Figure{
 	{Key: "WarmCycleOffered", Name: "cycle with a warm-up, 151.5/s offered to 6 clients", Bounds: []report.Bound{report.AtLeast(warmRate)}},
 	{Key: "WarmTaken", Name: "cycle with a warm-up, the pool full each time: programs that took it over", Unit: "%", Higher: true, Bounds: []report.Bound{report.Limit(100)}},
 	{Key: "WarmTakenOffered", Name: "the same, 151.5/s offered", Unit: "%", Higher: true},
-	{Key: "WarmBurst", Name: "cycle with a warm-up, 75 of them offered at 151.5/s to 6 clients, from a pool of 300"},
+	{Key: "WarmBurst", Name: "cycle with a warm-up, 150 of them offered at 151.5/s to 6 clients, from a pool of 600"},
+	{Key: "WarmTakenBurst", Name: "the same: programs that took it over", Unit: "%", Higher: true},
 	{Key: "ChurnOffered", Name: "churn: 101 claims a second, each destroyed, pool of 32", Bounds: []report.Bound{report.AtLeast(churnRate)}},
 	{Key: "ChurnIdle", Name: "churn: fewest idle runners of the 32 meanwhile", Unit: "runners", Higher: true, Bounds: []report.Bound{report.Limit(churnPool / 2)}},
 	{Key: "ChurnMost", Name: "churn: claim and destroy, 4 clients in a row"},
@@ -98,7 +99,8 @@ var scenarios = []scenario{
 	{"thousand", needService, thousandIdle, []string{"IdleExecutionsCPU", "IdleExecutionMemory"}},
 	{"cycle", needGateway, cycle, []string{"Cycle"}},
 	{"cycles", needGateway, manyCycles, []string{"CycleOffered", "CycleMost"}},
-	{"warm", needGateway, warmCycles, []string{"WarmCycle", "WarmCycleOffered", "WarmTaken", "WarmTakenOffered", "WarmBurst"}},
+	{"warm", needGateway, warmCycles, []string{"WarmCycle", "WarmCycleOffered", "WarmTaken", "WarmTakenOffered"}},
+	{"burst", needNothing, warmBurst, []string{"WarmBurst", "WarmTakenBurst"}},
 	{"churn", needGateway, churn, []string{"ChurnMost"}},
 	{"paced", needGateway, pacedChurn, []string{"ChurnOffered", "ChurnIdle"}},
 	{"dense", needService, dense, []string{"DenseFill", "DenseMemory", "DenseResident", "DenseCPU", "DenseClaim", "DenseEcho", "DenseDelete"}},

@@ -39,15 +39,20 @@ func smallEnvironment(size uint) platform.Environment {
 
 // dense fills a node of its own with idle runners, and measures what they cost and what the service is like meanwhile.
 func dense(ctx context.Context, b *bench) error {
+	return b.withSmall(ctx, "dense", func() error { return b.full(ctx) })
+}
+
+// withSmall calls f with a service in place of the shared one, of which many runners fit on its node.
+func (b *bench) withSmall(ctx context.Context, name string, f func() error) error {
 	template, err := b.smallTemplate()
 	if err != nil {
 		return err
 	}
-	return b.withService(ctx, "dense", []string{"ROCKPOOL_SERVER_TEMPLATEJOBFILE=" + template}, func(s *service.Service) error {
+	return b.withService(ctx, name, []string{"ROCKPOOL_SERVER_TEMPLATEJOBFILE=" + template}, func(s *service.Service) error {
 		shared, client := b.service, b.Client
 		b.service, b.Client = s, s.Client
 		defer func() { b.service, b.Client = shared, client }()
-		return b.full(ctx)
+		return f()
 	})
 }
 

@@ -88,27 +88,13 @@ func withOrchestrator(ctx context.Context, b *bench, f func(*orchestrator) error
 // readRunning tells each job once.
 func readRunning(stream io.Reader, running chan<- ran) {
 	defer close(running)
-	d := json.NewDecoder(bufio.NewReaderSize(stream, 1<<20))
 	seen := map[string]bool{}
-	for {
-		var frame struct {
-			Events []struct {
-				Payload struct {
-					Allocation struct{ JobID, ClientStatus string }
-				}
-			}
+	_ = load.Running(stream, func(job string) { // whoever waits for a job hears that the stream has ended
+		if !seen[job] {
+			seen[job] = true
+			running <- ran{job, time.Now()}
 		}
-		if d.Decode(&frame) != nil {
-			return
-		}
-		now := time.Now()
-		for _, e := range frame.Events {
-			if a := e.Payload.Allocation; a.ClientStatus != "pending" && a.ClientStatus != "" && !seen[a.JobID] {
-				seen[a.JobID] = true
-				running <- ran{a.JobID, now}
-			}
-		}
-	}
+	})
 }
 
 // registerToRunning measures the orchestrator alone: from sending a job to the event that its allocation runs.

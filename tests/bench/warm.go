@@ -61,15 +61,35 @@ func warmCycles(ctx context.Context, b *bench) error {
 			err = b.addValue("WarmTakenOffered", after.share(between))
 		}
 	}
-	if err == nil {
-		err = b.putWarm(ctx, burstPool)
-	}
-	if err == nil { // a quarter of the pool, for which replacements wait
+	return errors.Join(err, b.DeleteEnvironment(ctx, warmEnv))
+}
+
+// warmBurst is what a full pool is for: cycles at a rate that the making of runners does not keep up with, until a quarter of the runners is used, for which
+// replacements wait.
+func warmBurst(ctx context.Context, b *bench) error {
+	return b.withSmall(ctx, "burst", func() error {
+		err := b.putWarm(ctx, burstPool)
+		if err != nil {
+			return err
+		}
+		before, err := b.starts(ctx)
+		if err != nil {
+			return err
+		}
 		rate := float64(more * warmRate)
 		quarter := time.Duration(burstPool / 4 / rate * float64(time.Second))
+		one := func(ctx context.Context) error { return b.cycleIn(ctx, warmEnv) }
+		join := func(context.Context) (client, error) { return client{step: one}, nil }
 		err = joined(ctx, clientsOfCycle, join, func(c []client) error { return b.offeredFor(ctx, "WarmBurst", rate, quarter, c) })
-	}
-	return errors.Join(err, b.DeleteEnvironment(ctx, warmEnv))
+		if err != nil {
+			return err
+		}
+		after, err := b.starts(ctx)
+		if err != nil {
+			return err
+		}
+		return errors.Join(b.addValue("WarmTakenBurst", after.share(before)), b.DeleteEnvironment(ctx, warmEnv))
+	})
 }
 
 // interpreters is the time in which those of a pool come to wait that was filled at once: its runners are there before them.
@@ -80,7 +100,7 @@ func interpreters(size uint) time.Duration {
 // putWarm gives the environment so many runners, and waits until they are idle and their interpreters wait.
 func (b *bench) putWarm(ctx context.Context, size uint) error {
 	err := b.PutEnvironment(ctx, warmEnv, platform.Environment{
-		PrewarmingPoolSize: size, CPULimit: 10, MemoryLimit: 128, Image: "host", WarmUp: &platform.WarmUp{Command: []string{"python3"}},
+		PrewarmingPoolSize: size, CPULimit: 5, MemoryLimit: 128, Image: "host", WarmUp: &platform.WarmUp{Command: []string{"python3"}},
 	})
 	if err == nil {
 		err = b.waitIdleOf(ctx, warmEnv, size)

@@ -1,12 +1,19 @@
 package load_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/nomad/api"
 
 	"rockpool/tests/load"
 )
@@ -65,5 +72,32 @@ func TestAnswersThatComeInTime(t *testing.T) {
 		if got, want := load.Answered(s.Sorted(), begin, 10*time.Second), 1/c.want.Seconds(); got < 0.99*want || got > 1.01*want {
 			t.Errorf("%s: %.1f a second", c.name, got)
 		}
+	}
+}
+
+// What the wire has of an event is found without decoding it, also where a line is longer than the buffer it is read into.
+func TestRunningJobs(t *testing.T) {
+	event := func(job, status string) any {
+		return map[string]any{"Topic": "Allocation", "Payload": map[string]any{"Allocation": &api.Allocation{
+			ID: "a", JobID: job, ClientStatus: status, TaskGroup: strings.Repeat("g", 1<<21), TaskStates: map[string]*api.TaskState{"t": {State: status}},
+		}}}
+	}
+	var stream bytes.Buffer
+	enc := json.NewEncoder(&stream)
+	for _, frame := range []any{
+		map[string]any{"Index": 1, "Events": []any{event("one", "pending"), event("two", "running")}}, struct{}{},
+		map[string]any{"Index": 2, "Events": []any{event("one", "complete"), event("three", "pending"), event("two", "failed")}},
+	} {
+		if err := enc.Encode(frame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got []string
+	if err := load.Running(&stream, func(job string) { got = append(got, job) }); err != nil || !slices.Equal(got, []string{"two", "one", "two"}) {
+		t.Errorf("%q, %v", got, err)
+	}
+	broken := errors.New("broken")
+	if err := load.Running(iotest.ErrReader(broken), nil); !errors.Is(err, broken) {
+		t.Errorf("a stream that breaks: %v", err)
 	}
 }

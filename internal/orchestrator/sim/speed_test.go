@@ -1,8 +1,6 @@
 package sim_test
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -129,33 +127,10 @@ func (w *world) running(ctx context.Context, f func(job string)) error {
 		return err
 	}
 	defer resp.Body.Close()
-	lines := bufio.NewReaderSize(resp.Body, 1<<20)
-	for {
-		line, err := lines.ReadBytes('\n')
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
-		}
-		for rest := line; ; {
-			var job, status string
-			if job, rest = after(rest, `"JobID":"`); job == "" {
-				break
-			}
-			if status, rest = after(rest, `"ClientStatus":"`); status != "pending" { // one that was short is told only as complete
-				f(job)
-			}
-		}
+	if err := load.Running(resp.Body, f); ctx.Err() == nil {
+		return err
 	}
-}
-
-// after is the text that follows a key, and what comes after that. The reader shares the cores with what is measured: it looks for all that it needs, which decoding
-// all of an event would cost more than ten times as much.
-func after(line []byte, key string) (text string, rest []byte) {
-	_, line, _ = bytes.Cut(line, []byte(key))
-	value, rest, _ := bytes.Cut(line, []byte{'"'})
-	return string(value), rest
+	return nil
 }
 
 // BenchmarkSustained registers one-task jobs at a rate, whether or not the server keeps up, on a durable log and 20 nodes, and measures from the time at

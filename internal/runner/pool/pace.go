@@ -11,8 +11,8 @@ const (
 	breath       = 25 * time.Millisecond  // without a claim, before claimed runners are replaced
 	plenty       = 0.75                   // share of the pool that has to be idle for them to wait
 	ahead        = 500 * time.Millisecond // that the idle ones have to last at the present pace, or they do not wait
-	few          = 4                      // are made at a time where they could wait, or
-	fewOf        = 64                     // one for so many of the pool: the next claim may come soon
+	few          = 4                      // are made at a time at most where they could wait, or
+	fewOf        = 64                     // one for so many of the pool
 	slow         = time.Second            // who starts for longer is not waited for: it may hang, or there is no room for it
 	paceHalfLife = time.Second
 )
@@ -40,15 +40,18 @@ func (p *pace) within(d time.Duration, now time.Time) float64 {
 	return p.weight * p.aged(now) * math.Ln2 * float64(d) / float64(paceHalfLife)
 }
 
-// replaceable is how many of the missing runners may be made now. Of the others, next says when to ask again if nothing happens; zero: they need not wait, or only for the
+// replaceable is how many of the missing runners may be made now: one more at a time for each breath that nobody has claimed, as the next claim may come soon, and a moment
+// without claims may be one in which all who claim wait for a processor. Of the others, next says when to ask again if nothing happens; zero: they need not wait, or only for the
 // outcome of what is under way.
 func (e *env) replaceable(missing, size int, now time.Time) (n int, next time.Time) {
 	idle := float64(len(e.ready.list))
 	if idle < plenty*float64(size) || idle < e.pace.within(ahead, now) {
 		return missing, time.Time{}
 	}
-	if until := e.pace.at.Add(breath); now.Before(until) {
-		return 0, until
+	breaths := int(now.Sub(e.pace.at) / breath)
+	most := max(few, size/fewOf)
+	if breaths < most {
+		next = e.pace.at.Add(time.Duration(breaths+1) * breath)
 	}
 	underway := e.count[1][Creating]
 	for _, r := range e.starting.list {
@@ -57,7 +60,7 @@ func (e *env) replaceable(missing, size int, now time.Time) (n int, next time.Ti
 			next = earlier(next, late)
 		}
 	}
-	if n = min(missing, max(0, max(few, size/fewOf)-underway)); n == missing {
+	if n = min(missing, max(0, min(breaths, most)-underway)); n == missing {
 		next = time.Time{}
 	}
 	return n, next

@@ -43,7 +43,7 @@ func TestReplacementsWaitForAMomentWithoutClaims(t *testing.T) {
 	for _, c := range []struct {
 		size, claims int // one each 10 ms
 		created      int // right after the last
-		later        int // 25 ms after it, while the others wait for these
+		later        int // one more each 25 ms after it, until so many are under way
 	}{
 		{size: 1, claims: 1, created: 1},
 		{size: 2, claims: 1, created: 1},
@@ -71,23 +71,31 @@ func TestReplacementsWaitForAMomentWithoutClaims(t *testing.T) {
 		if c.later == 0 {
 			continue
 		}
-		if want := now.Add(25 * time.Millisecond); !next.Equal(want) {
-			t.Errorf("%+v: the next plan is due after %v", c, next.Sub(now))
-		}
-		if actions, _ = p.Plan(next); len(actions) != c.later {
-			t.Errorf("%+v: %d are created 25 ms later", c, len(actions))
-		}
-		all := len(actions)
-		for now = next; all < c.claims; all += len(actions) {
-			for _, a := range actions {
-				p.Registered(a.ID, 1, nil, now)
+		var made []pool.Action
+		for last := now; len(made) < c.later; {
+			if want := last.Add(time.Duration(len(made)+1) * 25 * time.Millisecond); !next.Equal(want) {
+				t.Fatalf("%+v: after %d the next plan is due after %v", c, len(made), next.Sub(last))
 			}
-			if early, again := p.Plan(now); len(early) != 0 || again.Sub(now) != time.Second {
+			now = next
+			if actions, _ = p.Plan(now); len(actions) != 1 {
+				t.Fatalf("%+v: %d are created %v later", c, len(actions), now.Sub(last))
+			}
+			p.Registered(actions[0].ID, 1, nil, now)
+			made = append(made, actions...)
+			if actions, next = p.Plan(now); len(actions) != 0 {
+				t.Fatalf("%+v: %d more at once", c, len(actions))
+			}
+		}
+		for all := c.later; all < c.claims; all += len(made) {
+			if early, again := p.Plan(now); len(early) != 0 || again.After(now.Add(time.Second)) {
 				t.Fatalf("%+v: %d more while those are not there yet, and the next plan after %v", c, len(early), again.Sub(now))
 			}
-			ready(p, actions, now)
-			if actions, _ = p.Plan(now); len(actions) != min(c.later, c.claims-all) {
-				t.Fatalf("%+v: %d follow %d", c, len(actions), all)
+			ready(p, made, now)
+			if made, _ = p.Plan(now); len(made) != min(c.later, c.claims-all) {
+				t.Fatalf("%+v: %d follow %d", c, len(made), all)
+			}
+			for _, a := range made {
+				p.Registered(a.ID, 1, nil, now)
 			}
 		}
 	}
@@ -152,14 +160,14 @@ func TestTheDeadAreReplacedAtOnce(t *testing.T) {
 	}
 }
 
-// used has so many runners of a pool claimed, one after the other, and the breath after that over.
+// used has so many runners of a pool claimed, one after the other, and the breaths after that over.
 func used(t *testing.T, p *pool.Pools, n int, now time.Time) time.Time {
 	t.Helper()
 	for range n {
 		claim(t, p, now)
 	}
 	p.Plan(now)
-	return now.Add(25 * time.Millisecond)
+	return now.Add(4 * 25 * time.Millisecond)
 }
 
 // Those that hang, or that the cluster has no room for, do not keep the others from being made; and nobody asks for them all the time.
