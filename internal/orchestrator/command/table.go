@@ -6,7 +6,7 @@ import (
 	"reflect"
 	"slices"
 
-	"rockpool/internal/orchestrator/packed"
+	"rockpool/internal/orchestrator/msgpack"
 	"rockpool/internal/orchestrator/state"
 )
 
@@ -31,7 +31,7 @@ func define[T any](tag byte, name string, apply func(*state.Tx, *T) (any, error)
 	r.step = func(index uint64, data []byte, result *any) (state.Step, error) {
 		decode := func() (*T, error) {
 			e := new(T)
-			if err := packed.Decode(data, e); err != nil {
+			if err := msgpack.Decode(data, e); err != nil {
 				return nil, fmt.Errorf("%w: entry %d, tag %d, cannot be decoded: %w", ErrUnknown, index, tag, err)
 			}
 			return e, nil
@@ -93,7 +93,7 @@ func Encode(entry any) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("encode: %T is no log entry", entry)
 	}
-	b, err := packed.Append([]byte{r.Tag, versionOf(entry)}, entry)
+	b, err := msgpack.Append([]byte{r.Tag, versionOf(entry)}, entry)
 	if err != nil {
 		return nil, fmt.Errorf("encode %T: %w", entry, err)
 	}

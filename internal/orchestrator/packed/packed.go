@@ -12,6 +12,7 @@ import (
 	"math"
 
 	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator/msgpack"
 )
 
 // Formats, the first byte of each list.
@@ -24,6 +25,12 @@ const (
 const (
 	mostTexts   = 1 << 16
 	longestText = 512
+)
+
+// What a writer that waits for its next use may hold.
+const (
+	keptBuffer = 1 << 20 // bytes
+	keptTexts  = 1 << 8
 )
 
 type writer struct {
@@ -97,7 +104,7 @@ func (w *writer) float(f float64) { w.b = binary.BigEndian.AppendUint64(w.b, mat
 
 // whole writes a value in MessagePack.
 func (w *writer) whole(v any) {
-	b, err := Append(w.scratch[:0], v)
+	b, err := msgpack.Append(w.scratch[:0], v)
 	if err != nil && w.err == nil {
 		w.err = err
 	}
@@ -217,7 +224,7 @@ func (r *reader) whole(v any) {
 	if r.err != nil {
 		return
 	}
-	if err := Decode(b, v); err != nil {
+	if err := msgpack.Decode(b, v); err != nil {
 		r.fail(err.Error())
 	}
 }

@@ -13,11 +13,9 @@ import (
 	"github.com/hashicorp/go-msgpack/v2/codec"
 
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/msgpack"
 	"rockpool/internal/orchestrator/packed"
 )
-
-// Handle is the one binary encoding of model values.
-var Handle = packed.Handle
 
 // Kinds of records in a snapshot that are no table's. They are on disk: never renumber.
 const (
@@ -138,7 +136,7 @@ func (s *Snapshot) PersistDense(w io.Writer) error { return s.persist(w, true) }
 
 func (s *Snapshot) persist(w io.Writer, dense bool) error {
 	b := bufio.NewWriterSize(w, 1<<16)
-	out := &writer{enc: codec.NewEncoder(b, Handle), specs: map[specKey]bool{}, dense: dense}
+	out := &writer{enc: codec.NewEncoder(b, msgpack.Handle), specs: map[specKey]bool{}, dense: dense}
 	out.put(recordHeader, header{formatVersion, s.Index()})
 	for _, t := range tables {
 		t.persist(s, out)
@@ -166,7 +164,7 @@ func (s *Store) Hash() (string, error) { return s.Snapshot().Hash() }
 func (s *Store) Restore(r io.Reader) error {
 	db := newDatabase()
 	txn := db.write()
-	if err := restore(txn, codec.NewDecoder(bufio.NewReaderSize(r, 1<<16), Handle)); err != nil {
+	if err := restore(txn, codec.NewDecoder(bufio.NewReaderSize(r, 1<<16), msgpack.Handle)); err != nil {
 		return fmt.Errorf("restore the state: %w", err)
 	}
 	restoreUsage(txn)
