@@ -19,6 +19,7 @@ import (
 	"rockpool/internal/ident"
 	"rockpool/internal/orchestrator"
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/model/modeltest"
 )
 
 // cluster is a server with an HTTP listener.
@@ -302,4 +303,4 @@ func (c *cluster) running(id string, n int) []*api.AllocationListStub {
 	return out
 }
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(modeltest.Main{M: m}) }

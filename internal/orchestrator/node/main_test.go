@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"rockpool/internal/orchestrator/model/modeltest"
 )
 
 // becomeAgent makes this process an agent instead, where a test has started it as one.
@@ -11,5 +13,5 @@ var becomeAgent = func() {}
 
 func TestMain(m *testing.M) {
 	becomeAgent()
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(modeltest.Main{M: m})
 }
