@@ -19,7 +19,7 @@ import (
 	"rockpool/internal/ident"
 	"rockpool/internal/orchestrator"
 	"rockpool/internal/orchestrator/model"
-	"rockpool/internal/orchestrator/model/modeltest"
+	"rockpool/internal/orchestrator/packed/packedtest"
 )
 
 // cluster is a server with an HTTP listener.
@@ -303,4 +303,4 @@ func (c *cluster) running(id string, n int) []*api.AllocationListStub {
 	return out
 }
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(modeltest.Main{M: m}) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(packedtest.Main{M: m}) }

@@ -3,7 +3,7 @@ package command
 import (
 	"fmt"
 
-	"rockpool/internal/orchestrator/msgpack"
+	"rockpool/internal/orchestrator/packed"
 	"rockpool/internal/orchestrator/state"
 )
 
@@ -28,7 +28,7 @@ var batches = []row{func() row {
 
 func applyBatch(s *state.Store, index uint64, data []byte) (any, error) {
 	var b Batch
-	if err := msgpack.Decode(data, &b); err != nil {
+	if err := packed.Decode(data, &b); err != nil {
 		return nil, fmt.Errorf("%w: entry %d, a batch, cannot be decoded: %w", ErrUnknown, index, err)
 	}
 	results := make([]any, len(b.Entries))

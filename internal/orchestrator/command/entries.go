@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/packed"
 	"rockpool/internal/orchestrator/state"
 )
 
@@ -52,6 +53,17 @@ type JobRegister struct {
 type Registered struct{ JobModifyIndex uint64 }
 
 func (e *JobRegister) at() int64 { return e.Now }
+
+// read reads the entry, whose job may share its groups with others.
+func (e *JobRegister) read(data []byte) error {
+	in := struct {
+		*JobRegister
+		Job packed.JobIn // in place of the entry's
+	}{JobRegister: e}
+	err := packed.Decode(data, &in)
+	e.Job = in.Job.Job
+	return err
+}
 
 func applyJobRegister(tx *state.Tx, e *JobRegister) (any, error) {
 	j, err := tx.RegisterJob(e.Job, e.EnforceIndex, e.AtIndex)

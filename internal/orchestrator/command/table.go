@@ -6,7 +6,7 @@ import (
 	"reflect"
 	"slices"
 
-	"rockpool/internal/orchestrator/msgpack"
+	"rockpool/internal/orchestrator/packed"
 	"rockpool/internal/orchestrator/state"
 )
 
@@ -31,7 +31,7 @@ func define[T any](tag byte, name string, apply func(*state.Tx, *T) (any, error)
 	r.step = func(index uint64, data []byte, result *any) (state.Step, error) {
 		decode := func() (*T, error) {
 			e := new(T)
-			if err := msgpack.Decode(data, e); err != nil {
+			if err := decodeEntry(data, e); err != nil {
 				return nil, fmt.Errorf("%w: entry %d, tag %d, cannot be decoded: %w", ErrUnknown, index, tag, err)
 			}
 			return e, nil
@@ -65,6 +65,14 @@ func define[T any](tag byte, name string, apply func(*state.Tx, *T) (any, error)
 	return r
 }
 
+// decodeEntry reads an entry in the way that it has of its own, or in the one of all.
+func decodeEntry(data []byte, e any) error {
+	if own, ok := e.(interface{ read(data []byte) error }); ok {
+		return own.read(data)
+	}
+	return packed.Decode(data, e)
+}
+
 func nowOf(e any) int64 { return e.(interface{ at() int64 }).at() }
 
 // table is all entries. Tags are on disk: never renumber, never use one again. It is filled in at start, since a batch looks into the table.
@@ -93,7 +101,7 @@ func Encode(entry any) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("encode: %T is no log entry", entry)
 	}
-	b, err := msgpack.Append([]byte{r.Tag, versionOf(entry)}, entry)
+	b, err := packed.Append([]byte{r.Tag, versionOf(entry)}, entry)
 	if err != nil {
 		return nil, fmt.Errorf("encode %T: %w", entry, err)
 	}

@@ -77,7 +77,7 @@ type Reschedule struct {
 
 // AllocatedResources is what a placement holds on its node.
 type AllocatedResources struct {
-	Tasks  AllocatedTasks // pointers: see the test of msgpack.Handle
+	Tasks  map[string]*AllocatedTask // pointers: see the test of state.Handle
 	DiskMB int
 	Ports  []AllocatedPort
 }
@@ -185,10 +185,10 @@ type AllocMetric struct {
 	NodesEvaluated     int
 	NodesFiltered      int
 	NodesExhausted     int
-	NodesAvailable     Counts // by datacenter
-	ConstraintFiltered Counts
-	ClassFiltered      Counts
-	DimensionExhausted Counts
+	NodesAvailable     map[string]int // by datacenter
+	ConstraintFiltered map[string]int
+	ClassFiltered      map[string]int
+	DimensionExhausted map[string]int
 	CoalescedFailures  int
 	AllocationTimeNS   int64
 	Scores             map[string]float64 // by node id

@@ -48,7 +48,7 @@ type Evaluation struct {
 	PreviousEval      string
 	BlockedEval       string
 	FailedTGAllocs    map[string]*AllocMetric
-	QueuedAllocations Counts
+	QueuedAllocations map[string]int
 	DeploymentID      string          `codec:",omitempty"`
 	ClassEligibility  map[string]bool `codec:",omitempty"` // of a blocked one: computed node classes that were looked at
 	EscapedClass      bool            `codec:",omitempty"` // a blocked one that any node may help, whatever its class

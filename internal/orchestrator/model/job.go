@@ -35,7 +35,7 @@ type Job struct {
 	Constraints       []Constraint
 	Affinities        []Affinity
 	Spreads           []Spread
-	TaskGroups        TaskGroups
+	TaskGroups        []*TaskGroup
 	Meta              map[string]string
 	Periodic          *Periodic      `codec:",omitempty"` // nil = not periodic
 	Parameterized     *Parameterized `codec:",omitempty"` // nil = it runs as it is

@@ -5,7 +5,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"rockpool/internal/orchestrator/model/modeltest"
+	"rockpool/internal/orchestrator/packed/packedtest"
 )
 
 // becomeAgent makes this process an agent instead, where a test has started it as one.
@@ -13,5 +13,5 @@ var becomeAgent = func() {}
 
 func TestMain(m *testing.M) {
 	becomeAgent()
-	goleak.VerifyTestMain(modeltest.Main{M: m})
+	goleak.VerifyTestMain(packedtest.Main{M: m})
 }

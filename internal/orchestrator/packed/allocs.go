@@ -247,8 +247,7 @@ type allocReader struct {
 func (r *allocReader) alloc() *model.Allocation {
 	var t *model.Allocation
 	if n := r.uint(); n == 0 {
-		t = new(model.Allocation)
-		r.whole(t)
+		t = read(&r.reader, readAlloc)
 		r.templates = append(r.templates, t)
 	} else if n > uint64(len(r.templates)) {
 		r.fail("it refers to a template that it does not have")
@@ -278,8 +277,7 @@ func (r *allocReader) measured() *model.AllocMetric {
 	case n == 0:
 		return nil
 	case n == 1:
-		t := new(model.AllocMetric)
-		r.whole(t)
+		t := read(&r.reader, readMetric)
 		r.metrics = append(r.metrics, t)
 		m = *t
 	case n-1 > uint64(len(r.metrics)):

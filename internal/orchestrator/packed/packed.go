@@ -12,7 +12,6 @@ import (
 	"math"
 
 	"rockpool/internal/fault"
-	"rockpool/internal/orchestrator/msgpack"
 )
 
 // Formats, the first byte of each list.
@@ -25,12 +24,6 @@ const (
 const (
 	mostTexts   = 1 << 16
 	longestText = 512
-)
-
-// What a writer that waits for its next use may hold.
-const (
-	keptBuffer = 1 << 20 // bytes
-	keptTexts  = 1 << 8
 )
 
 type writer struct {
@@ -104,7 +97,7 @@ func (w *writer) float(f float64) { w.b = binary.BigEndian.AppendUint64(w.b, mat
 
 // whole writes a value in MessagePack.
 func (w *writer) whole(v any) {
-	b, err := msgpack.Append(w.scratch[:0], v)
+	b, err := Append(w.scratch[:0], v)
 	if err != nil && w.err == nil {
 		w.err = err
 	}
@@ -220,11 +213,18 @@ func (r *reader) float() float64 {
 }
 
 func (r *reader) whole(v any) {
+	read(r, func(form []byte) (*struct{}, error) { return nil, Decode(form, v) })
+}
+
+// read reads a value in MessagePack in its own way. What it returns after an error is not used.
+func read[T any](r *reader, own func(form []byte) (*T, error)) *T {
 	b := r.bytes(r.count())
 	if r.err != nil {
-		return
+		return new(T)
 	}
-	if err := msgpack.Decode(b, v); err != nil {
+	v, err := own(b)
+	if err != nil {
 		r.fail(err.Error())
 	}
+	return v
 }

@@ -367,7 +367,7 @@ func (m *metric) exhaust(why, _ string) {
 	count(&m.DimensionExhausted, why)
 }
 
-func count(m *model.Counts, key string) {
+func count(m *map[string]int, key string) {
 	if *m == nil {
 		*m = map[string]int{}
 	}

@@ -10,11 +10,11 @@ import (
 
 	"rockpool/internal/orchestrator"
 	"rockpool/internal/orchestrator/model"
-	"rockpool/internal/orchestrator/model/modeltest"
+	"rockpool/internal/orchestrator/packed/packedtest"
 	"rockpool/internal/orchestrator/sim"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(modeltest.Main{M: m}) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(packedtest.Main{M: m}) }
 
 // Simulated nodes do what servers ask: each allocation is received, runs and ends once, with the delays that the configuration gives.
 func TestNodesRunWhatIsPlacedOnThem(t *testing.T) {

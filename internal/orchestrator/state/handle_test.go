@@ -7,7 +7,7 @@ import (
 	"github.com/hashicorp/go-msgpack/v2/codec"
 
 	"rockpool/internal/orchestrator/model"
-	"rockpool/internal/orchestrator/msgpack"
+	"rockpool/internal/orchestrator/state"
 )
 
 // The decoder uses one value for all elements of a map whose elements are structs, so what such an element refers to would be shared by all. Pointers are
@@ -28,10 +28,10 @@ func TestElementsOfMapsKeepWhatIsTheirs(t *testing.T) {
 	var gotHeld model.AllocatedResources
 	for _, c := range []struct{ in, out any }{{node, &gotNode}, {held, &gotHeld}} {
 		var b []byte
-		if err := codec.NewEncoderBytes(&b, msgpack.Handle).Encode(c.in); err != nil {
+		if err := codec.NewEncoderBytes(&b, state.Handle).Encode(c.in); err != nil {
 			t.Fatal(err)
 		}
-		if err := codec.NewDecoderBytes(b, msgpack.Handle).Decode(c.out); err != nil {
+		if err := codec.NewDecoderBytes(b, state.Handle).Decode(c.out); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -4,7 +4,7 @@ import (
 	"os"
 	"testing"
 
-	"rockpool/internal/orchestrator/model/modeltest"
+	"rockpool/internal/orchestrator/packed/packedtest"
 )
 
-func TestMain(m *testing.M) { os.Exit(modeltest.Main{M: m}.Run()) }
+func TestMain(m *testing.M) { os.Exit(packedtest.Main{M: m}.Run()) }

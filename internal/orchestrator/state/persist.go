@@ -13,9 +13,11 @@ import (
 	"github.com/hashicorp/go-msgpack/v2/codec"
 
 	"rockpool/internal/orchestrator/model"
-	"rockpool/internal/orchestrator/msgpack"
 	"rockpool/internal/orchestrator/packed"
 )
+
+// Handle is the one binary encoding of model values.
+var Handle = packed.Handle
 
 // Kinds of records in a snapshot that are no table's. They are on disk: never renumber.
 const (
@@ -108,6 +110,12 @@ func (w *writer) spec(j *model.Job) {
 	}
 }
 
+func (r *reader) job() (*model.Job, error) {
+	var j packed.JobIn
+	err := r.dec.Decode(&j)
+	return j.Job, err
+}
+
 func (r *reader) allocs(txn *txn) error {
 	var record packedAllocs
 	if err := r.dec.Decode(&record); err != nil {
@@ -136,7 +144,7 @@ func (s *Snapshot) PersistDense(w io.Writer) error { return s.persist(w, true) }
 
 func (s *Snapshot) persist(w io.Writer, dense bool) error {
 	b := bufio.NewWriterSize(w, 1<<16)
-	out := &writer{enc: codec.NewEncoder(b, msgpack.Handle), specs: map[specKey]bool{}, dense: dense}
+	out := &writer{enc: codec.NewEncoder(b, Handle), specs: map[specKey]bool{}, dense: dense}
 	out.put(recordHeader, header{formatVersion, s.Index()})
 	for _, t := range tables {
 		t.persist(s, out)
@@ -164,7 +172,7 @@ func (s *Store) Hash() (string, error) { return s.Snapshot().Hash() }
 func (s *Store) Restore(r io.Reader) error {
 	db := newDatabase()
 	txn := db.write()
-	if err := restore(txn, codec.NewDecoder(bufio.NewReaderSize(r, 1<<16), msgpack.Handle)); err != nil {
+	if err := restore(txn, codec.NewDecoder(bufio.NewReaderSize(r, 1<<16), Handle)); err != nil {
 		return fmt.Errorf("restore the state: %w", err)
 	}
 	restoreUsage(txn)
@@ -192,8 +200,8 @@ func restore(txn *txn, dec *codec.Decoder) error {
 				err = fmt.Errorf("format %d is not known, only %d", h.Format, formatVersion)
 			}
 		case recordSpec:
-			j := new(model.Job)
-			if err = dec.Decode(j); err == nil {
+			var j *model.Job
+			if j, err = r.job(); err == nil {
 				r.specs[keyOf(j)] = j
 			}
 		case recordAllocs:

@@ -112,7 +112,7 @@ func init() {
 func coreTables() []tableDef {
 	return []tableDef{
 		define(tableNodes, 2, true, func(n *model.Node) []string { return []string{n.ID} }, nodeIndexes),
-		define(tableJobs, 3, true, func(j *model.Job) []string { return []string{j.Namespace, j.ID} }, jobIndexes),
+		jobTable(),
 		versionTable(),
 		define(tableEvals, 5, true, func(e *model.Evaluation) []string { return []string{e.ID} }, map[string]func(*model.Evaluation) []string{
 			"job": func(e *model.Evaluation) []string { return []string{e.Namespace, e.JobID} },
@@ -139,6 +139,12 @@ func derived(t tableDef) tableDef {
 	return t
 }
 
+func jobTable() tableDef {
+	t := define(tableJobs, 3, true, func(j *model.Job) []string { return []string{j.Namespace, j.ID} }, jobIndexes)
+	t.restore = func(r *reader) (any, error) { return r.job() }
+	return t
+}
+
 func versionTable() tableDef {
 	t := define(tableVersions, 4, false, func(j *model.Job) []string {
 		return []string{j.Namespace, j.ID, hexIndex(j.Version)}
@@ -150,12 +156,11 @@ func versionTable() tableDef {
 		}
 	}
 	t.restore = func(r *reader) (any, error) {
-		j := new(model.Job)
-		if err := r.dec.Decode(j); err != nil {
-			return nil, err
+		j, err := r.job()
+		if err == nil {
+			r.specs[keyOf(j)] = j
 		}
-		r.specs[keyOf(j)] = j
-		return j, nil
+		return j, err
 	}
 	return t
 }

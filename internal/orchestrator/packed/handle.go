@@ -1,14 +1,16 @@
-// Package msgpack is the one binary encoding of model values, for the log, for snapshots, and for what travels between servers and nodes.
-package msgpack
+package packed
 
 import (
 	"reflect"
 	"sync"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
+
+	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator/model"
 )
 
-// Handle describes it: MessagePack with sorted maps, so that equal values give equal bytes.
+// Handle is the one binary encoding of model values: MessagePack with sorted maps, so that equal values give equal bytes.
 var Handle = func() *codec.MsgpackHandle {
 	h := &codec.MsgpackHandle{WriteExt: true}
 	h.Canonical = true
@@ -28,8 +30,11 @@ type encoder struct {
 	b   []byte
 }
 
-// keptBuffer is what an encoder that waits for its next use may hold, in bytes.
-const keptBuffer = 1 << 20
+// What something that waits for its next use may hold.
+const (
+	keptBuffer = 1 << 20 // bytes
+	keptTexts  = 1 << 8
+)
 
 // Append appends the form of v to b.
 func Append(b []byte, v any) ([]byte, error) {
@@ -48,6 +53,17 @@ func Append(b []byte, v any) ([]byte, error) {
 		encoders.Put(e)
 	}
 	return b, nil
+}
+
+// Job makes the form in which specifications travel with allocations, ReadJob reads it.
+func Job(j *model.Job) ([]byte, error) { return Append(nil, j) }
+
+func ReadJob(b []byte) (*model.Job, error) {
+	var j JobIn
+	if err := Decode(b, &j); err != nil {
+		return nil, fault.New(fault.Invalid, "a packed specification is damaged: %v", err)
+	}
+	return j.Job, nil
 }
 
 // Decode reads the form of one value from the beginning of b.

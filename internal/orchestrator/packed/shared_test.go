@@ -1,4 +1,4 @@
-package msgpack_test
+package packed_test
 
 import (
 	"fmt"
@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"rockpool/internal/orchestrator/msgpack"
+	"rockpool/internal/orchestrator/packed"
 )
 
 type value struct {
@@ -19,7 +19,7 @@ type value struct {
 
 func form(t testing.TB, v any) []byte {
 	t.Helper()
-	b, err := msgpack.Append(nil, v)
+	b, err := packed.Append(nil, v)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,28 +27,28 @@ func form(t testing.TB, v any) []byte {
 }
 
 func TestEqualFormsAreOneValue(t *testing.T) {
-	var s msgpack.Shared[value]
+	var s packed.Shared[value]
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
 			for i := range 100 {
 				want := value{fmt.Sprint(i), map[string]int{"n": i}}
-				got := s.Decode(form(t, want))
+				got := packed.Read(&s, form(t, want))
 				if diff := cmp.Diff(want, *got); diff != "" {
 					t.Error(diff)
 				}
-				if again := s.Decode(form(t, want)); again != got {
+				if again := packed.Read(&s, form(t, want)); again != got {
 					t.Errorf("%d is two values", i)
 				}
 			}
 		})
 	}
 	wg.Wait()
-	if changed, err := s.Changed(); changed != nil || err != nil {
+	if changed, err := packed.Changed(&s); changed != nil || err != nil {
 		t.Errorf("%q was changed, %v", changed, err)
 	}
-	s.Decode(form(t, value{"7", map[string]int{"n": 7}})).Of["n"]++
-	if changed, err := s.Changed(); string(changed) != string(form(t, value{"7", map[string]int{"n": 7}})) || err != nil {
+	packed.Read(&s, form(t, value{"7", map[string]int{"n": 7}})).Of["n"]++
+	if changed, err := packed.Changed(&s); string(changed) != string(form(t, value{"7", map[string]int{"n": 7}})) || err != nil {
 		t.Errorf("%q was changed, %v", changed, err)
 	}
 }
@@ -56,12 +56,12 @@ func TestEqualFormsAreOneValue(t *testing.T) {
 // However many different values come, few are kept; and one that comes between them all the time stays.
 func TestWhatIsSharedIsBounded(t *testing.T) {
 	for _, length := range []int{0, 5000, 20000} {
-		var s msgpack.Shared[value]
+		var s packed.Shared[value]
 		often := form(t, value{Name: "often"})
-		first := s.Decode(often)
+		first := packed.Read(&s, often)
 		for i := range 3000 {
-			s.Decode(form(t, value{Name: strings.Repeat("x", length) + fmt.Sprint(i)}))
-			if s.Decode(often) != first {
+			packed.Read(&s, form(t, value{Name: strings.Repeat("x", length) + fmt.Sprint(i)}))
+			if packed.Read(&s, often) != first {
 				t.Fatalf("forms of %d bytes: what comes often was forgotten after %d", length, i)
 			}
 		}
@@ -73,7 +73,7 @@ func TestWhatIsSharedIsBounded(t *testing.T) {
 }
 
 func TestADamagedFormIsAnError(t *testing.T) {
-	var s msgpack.Shared[value]
+	var s packed.Shared[value]
 	for range 2 {
 		func() {
 			defer func() {
@@ -81,7 +81,7 @@ func TestADamagedFormIsAnError(t *testing.T) {
 					t.Errorf("got %v", err)
 				}
 			}()
-			s.Decode(form(t, "no value"))
+			packed.Read(&s, form(t, "no value"))
 		}()
 	}
 	if values, _ := s.Kept(); values != 0 {

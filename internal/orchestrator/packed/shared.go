@@ -1,0 +1,172 @@
+package packed
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/hashicorp/go-msgpack/v2/codec"
+
+	"rockpool/internal/orchestrator/model"
+)
+
+// Most jobs are like others but for their id, and so are their allocations. What they have alike they share once it was read, from the log, a snapshot or a server.
+var (
+	sharedGroups shared[model.TaskGroup]
+	sharedTasks  shared[map[string]*model.AllocatedTask]
+	sharedCounts shared[map[string]int]
+)
+
+// JobIn reads a job, whose groups may be those of other jobs too. It is written as the job that it is.
+type JobIn struct{ *model.Job }
+
+// CodecEncodeSelf writes the job.
+func (j *JobIn) CodecEncodeSelf(e *codec.Encoder) { e.MustEncode(j.Job) }
+
+// CodecDecodeSelf reads it.
+func (j *JobIn) CodecDecodeSelf(d *codec.Decoder) {
+	in := struct {
+		*model.Job
+		TaskGroups groupsIn // in place of the job's
+	}{Job: new(model.Job)}
+	d.MustDecode(&in)
+	in.Job.TaskGroups = in.TaskGroups
+	j.Job = in.Job
+}
+
+// readAlloc reads an allocation, readMetric why it is where it is. What those of a group have alike may be that of others too.
+func readAlloc(form []byte) (*model.Allocation, error) {
+	a := new(model.Allocation)
+	in := struct {
+		*model.Allocation
+		Resources struct {
+			*model.AllocatedResources
+			Tasks tasksIn
+		}
+	}{Allocation: a}
+	in.Resources.AllocatedResources = &a.Resources
+	err := Decode(form, &in)
+	a.Resources.Tasks = in.Resources.Tasks
+	return a, err
+}
+
+func readMetric(form []byte) (*model.AllocMetric, error) {
+	m := new(model.AllocMetric)
+	in := struct {
+		*model.AllocMetric
+		NodesAvailable, ConstraintFiltered, ClassFiltered, DimensionExhausted countsIn
+	}{AllocMetric: m}
+	err := Decode(form, &in)
+	m.NodesAvailable, m.ConstraintFiltered = in.NodesAvailable, in.ConstraintFiltered
+	m.ClassFiltered, m.DimensionExhausted = in.ClassFiltered, in.DimensionExhausted
+	return m, err
+}
+
+// groupsIn, tasksIn and countsIn are read with equal ones as one. The types that they stand for are written.
+type (
+	groupsIn []*model.TaskGroup
+	tasksIn  map[string]*model.AllocatedTask
+	countsIn map[string]int
+)
+
+func (g *groupsIn) CodecEncodeSelf(e *codec.Encoder) { e.MustEncode([]*model.TaskGroup(*g)) }
+func (t *tasksIn) CodecEncodeSelf(e *codec.Encoder) {
+	e.MustEncode(map[string]*model.AllocatedTask(*t))
+}
+func (c *countsIn) CodecEncodeSelf(e *codec.Encoder) { e.MustEncode(map[string]int(*c)) }
+
+func (g *groupsIn) CodecDecodeSelf(d *codec.Decoder) {
+	var forms []codec.Raw
+	d.MustDecode(&forms)
+	*g = make(groupsIn, len(forms))
+	for i, form := range forms {
+		if len(form) > 0 { // or it is nil
+			(*g)[i] = sharedGroups.read(form)
+		}
+	}
+}
+func (t *tasksIn) CodecDecodeSelf(d *codec.Decoder)  { *t = *sharedTasks.read(formOf(d)) }
+func (c *countsIn) CodecDecodeSelf(d *codec.Decoder) { *c = *sharedCounts.read(formOf(d)) }
+
+func formOf(d *codec.Decoder) (r codec.Raw) {
+	d.MustDecode(&r)
+	return r
+}
+
+// What is remembered of one type. The forms of a type's values are short, and most of those that come within seconds are few.
+const (
+	mostShared    = 512      // values in each of two generations
+	longestShared = 16 << 10 // bytes of the form of one that is
+	allShared     = 1 << 20  // bytes of all forms of a generation
+)
+
+// shared makes values that are read one after the other from equal forms one value in memory. Thousands of jobs have the same task group, which is most of what a job takes
+// and of what its decoding takes. Nobody may change what comes out. The zero value is ready for use by many.
+//
+// What has not been asked for lately is forgotten: there are two generations, and the older one goes when the younger is full.
+type shared[T any] struct {
+	mu         sync.Mutex
+	young, old map[string]*T // guarded by mu; by form
+	bytes      int           // guarded by mu; of the young ones' forms
+}
+
+// read is the value of a form. It panics with the error of a form that is none, as a codec.Selfer has to.
+func (s *shared[T]) read(form codec.Raw) *T {
+	if v := s.known(form); v != nil {
+		return v
+	}
+	v := new(T)
+	if err := Decode(form, v); err != nil {
+		panic(err)
+	}
+	if len(form) <= longestShared {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.remember(string(form), v)
+	}
+	return v
+}
+
+func (s *shared[T]) known(form []byte) *T {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v := s.young[string(form)]; v != nil {
+		return v
+	}
+	v := s.old[string(form)]
+	if v != nil {
+		s.remember(string(form), v)
+	}
+	return v
+}
+
+func (s *shared[T]) remember(form string, v *T) {
+	if s.young == nil || len(s.young) >= mostShared || s.bytes+len(form) > allShared {
+		s.old, s.young, s.bytes = s.young, map[string]*T{}, 0
+	}
+	s.young[form] = v
+	s.bytes += len(form)
+}
+
+// changed is the form of a value that is not what it was read as any more. nil = there is none.
+func (s *shared[T]) changed() ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, generation := range []map[string]*T{s.old, s.young} {
+		for form, v := range generation {
+			if now, err := Append(nil, v); err != nil || string(now) != form {
+				return []byte(form), err
+			}
+		}
+	}
+	return nil, nil
+}
+
+// CheckShared is an error that tells of a shared value which somebody has changed: for tests.
+func CheckShared() error {
+	for what, changed := range map[string]func() ([]byte, error){"group": sharedGroups.changed, "tasks": sharedTasks.changed, "counts": sharedCounts.changed} {
+		if form, err := changed(); form != nil || err != nil {
+			return fmt.Errorf("the shared %s that was read as %q was changed, %v", what, form, err)
+		}
+	}
+	return nil
+}
