@@ -197,7 +197,8 @@ func masked(key string, v any) any {
 		}
 		switch key {
 		case "ClassEligibility": // classes are digests of what the machine is like, its kernel among it
-			for i, class := range slices.Sorted(maps.Keys(v)) {
+			classes := slices.SortedFunc(maps.Keys(v), func(a, b string) int { return strings.Compare(fmt.Sprint(v[a], a), fmt.Sprint(v[b], b)) })
+			for i, class := range classes {
 				of := v[class]
 				delete(v, class)
 				v[fmt.Sprintf("<class %d of the machine>", i+1)] = of

@@ -63,7 +63,7 @@ func (b *bench) sustained(ctx context.Context, o *orchestrator, rate float64) er
 		select {
 		case r, ok := <-o.running:
 			if !ok {
-				return errors.New("the event stream ended")
+				return o.ended()
 			}
 			mu.Lock()
 			at, known := due[r.job]

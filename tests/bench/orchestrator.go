@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -20,6 +21,7 @@ import (
 type orchestrator struct {
 	url     string
 	running <-chan ran // closed when the stream ends
+	broken  error      // why it ended; set before that
 	pid     int
 }
 
@@ -81,20 +83,26 @@ func withOrchestrator(ctx context.Context, b *bench, f func(*orchestrator) error
 	defer resp.Body.Close()
 	running := make(chan ran, 1<<16)
 	o.running = running
-	go readRunning(resp.Body, running)
+	go func() {
+		defer close(running)
+		o.broken = readRunning(resp.Body, running)
+	}()
 	return f(o)
 }
 
 // readRunning tells each job once.
-func readRunning(stream io.Reader, running chan<- ran) {
-	defer close(running)
+func readRunning(stream io.Reader, running chan<- ran) error {
 	seen := map[string]bool{}
-	_ = load.Running(stream, func(job string) { // whoever waits for a job hears that the stream has ended
+	return load.Running(stream, func(job string) {
 		if !seen[job] {
 			seen[job] = true
 			running <- ran{job, time.Now()}
 		}
 	})
+}
+
+func (o *orchestrator) ended() error {
+	return errors.Join(errors.New("the event stream ended"), o.broken)
 }
 
 // registerToRunning measures the orchestrator alone: from sending a job to the event that its allocation runs.
@@ -120,7 +128,10 @@ func (b *bench) oneByOne(ctx context.Context, o *orchestrator) error {
 		}
 		select {
 		case got, ok := <-o.running:
-			if !ok || got.job != id {
+			if !ok {
+				return o.ended()
+			}
+			if got.job != id {
 				return fmt.Errorf("waited for %s, got %q", id, got.job)
 			}
 			calls.Add(load.Sample{End: got.at, Took: got.at.Sub(start)})

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -44,7 +43,7 @@ func recovery(ctx context.Context, b *bench) error {
 			select {
 			case _, ok := <-o.running:
 				if !ok {
-					return errors.New("the event stream ended")
+					return o.ended()
 				}
 			case <-time.After(30 * time.Second):
 				return fmt.Errorf("%d of %d runners run", running, recovered)

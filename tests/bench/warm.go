@@ -15,19 +15,11 @@ import (
 )
 
 // warmCycles are cycles in an environment whose runners hold an interpreter that waits: first with the pool full each time, so that what the making of a runner takes is
-// not among it, then at a rate, and last a burst.
+// not among it, then at a rate.
 func warmCycles(ctx context.Context, b *bench) error {
 	err := b.putWarm(ctx, pool)
 	if err != nil {
 		return err
-	}
-	var made struct{ WarmUp struct{ Active bool } }
-	status, answer, err := b.Do(ctx, http.MethodGet, fmt.Sprintf("/execution-environments/%d", warmEnv), nil)
-	if err == nil {
-		err = json.Unmarshal(answer, &made)
-	}
-	if err != nil || !made.WarmUp.Active { // programs would start as ever, and the figures be of something else
-		return errors.Join(fmt.Errorf("the gateway does not say that the warm-up is active: %d %s, %v", status, answer, err), b.DeleteEnvironment(ctx, warmEnv))
 	}
 	before, err := b.starts(ctx)
 	if err != nil {
@@ -102,10 +94,18 @@ func (b *bench) putWarm(ctx context.Context, size uint) error {
 	err := b.PutEnvironment(ctx, warmEnv, platform.Environment{
 		PrewarmingPoolSize: size, CPULimit: 5, MemoryLimit: 128, Image: "host", WarmUp: &platform.WarmUp{Command: []string{"python3"}},
 	})
-	if err == nil {
-		err = b.waitIdleOf(ctx, warmEnv, size)
-	}
 	if err != nil {
+		return err
+	}
+	var made struct{ WarmUp struct{ Active bool } }
+	status, answer, err := b.Do(ctx, http.MethodGet, fmt.Sprintf("/execution-environments/%d", warmEnv), nil)
+	if err == nil {
+		err = json.Unmarshal(answer, &made)
+	}
+	if err != nil || !made.WarmUp.Active { // programs would start as ever, and the figures be of something else
+		return errors.Join(fmt.Errorf("the gateway does not say that the warm-up is active: %d %s, %v", status, answer, err), b.DeleteEnvironment(ctx, warmEnv))
+	}
+	if err := b.waitIdleOf(ctx, warmEnv, size); err != nil {
 		return err
 	}
 	select {

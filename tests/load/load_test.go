@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -97,7 +98,10 @@ func TestRunningJobs(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 	broken := errors.New("broken")
-	if err := load.Running(iotest.ErrReader(broken), nil); !errors.Is(err, broken) {
-		t.Errorf("a stream that breaks: %v", err)
+	const half = `{"Events":[{"JobID":"one"},{"JobID":"two","ClientStatus":"running"}]}` + "\n" + `{"Events":[{"JobID":"three","ClientStatus":"pend`
+	got = nil
+	err := load.Running(io.MultiReader(strings.NewReader(half), iotest.ErrReader(broken)), func(job string) { got = append(got, job) })
+	if !errors.Is(err, broken) || !slices.Equal(got, []string{"two"}) {
+		t.Errorf("a stream that breaks: %q, %v", got, err)
 	}
 }

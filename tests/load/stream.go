@@ -17,13 +17,15 @@ const longestFrame = 256 << 20 // bytes
 func Running(stream io.Reader, f func(job string)) error {
 	frames := bufio.NewScanner(stream)
 	frames.Buffer(make([]byte, 1<<20), longestFrame)
+	frames.Split(ended)
 	for frames.Scan() {
-		for rest := frames.Bytes(); ; {
-			var job, status []byte
-			if job, rest = after(rest, `"JobID":"`); len(job) == 0 {
-				break
-			}
-			if status, rest = after(rest, `"ClientStatus":"`); len(status) > 0 && string(status) != "pending" {
+		_, rest, more := bytes.Cut(frames.Bytes(), jobKey)
+		for more {
+			var event []byte
+			event, rest, more = bytes.Cut(rest, jobKey)
+			job, event, _ := bytes.Cut(event, quote)
+			_, event, _ = bytes.Cut(event, statusKey)
+			if status, _, there := bytes.Cut(event, quote); there && string(status) != "pending" {
 				f(string(job))
 			}
 		}
@@ -31,9 +33,12 @@ func Running(stream io.Reader, f func(job string)) error {
 	return frames.Err()
 }
 
-// after is the text that follows a key, and what comes behind that.
-func after(frame []byte, key string) (text, rest []byte) {
-	_, frame, _ = bytes.Cut(frame, []byte(key))
-	text, rest, _ = bytes.Cut(frame, []byte{'"'})
-	return text, rest
+var jobKey, statusKey, quote = []byte(`"JobID":"`), []byte(`"ClientStatus":"`), []byte(`"`)
+
+// ended yields whole lines: what has no end is no frame.
+func ended(data []byte, _ bool) (advance int, line []byte, err error) {
+	if i := bytes.IndexByte(data, '\n'); i >= 0 {
+		return i + 1, data[:i], nil
+	}
+	return 0, nil, nil
 }

@@ -1,6 +1,7 @@
 package packed
 
 import (
+	"errors"
 	"reflect"
 	"sync"
 
@@ -58,9 +59,15 @@ func Append(b []byte, v any) ([]byte, error) {
 // Job makes the form in which specifications travel with allocations, ReadJob reads it.
 func Job(j *model.Job) ([]byte, error) { return Append(nil, j) }
 
+var errNoJob = errors.New("there is none")
+
 func ReadJob(b []byte) (*model.Job, error) {
 	var j JobIn
-	if err := Decode(b, &j); err != nil {
+	err := Decode(b, &j)
+	if err == nil && j.Job == nil {
+		err = errNoJob
+	}
+	if err != nil {
 		return nil, fault.New(fault.Invalid, "a packed specification is damaged: %v", err)
 	}
 	return j.Job, nil

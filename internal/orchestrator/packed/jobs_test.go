@@ -83,7 +83,9 @@ func TestADamagedGroupIsAnError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := packed.ReadJob(damaged); err == nil {
-		t.Error("it is read")
+	for _, form := range [][]byte{damaged, {0xc0}, {}} {
+		if j, err := packed.ReadJob(form); err == nil {
+			t.Errorf("%x is read as %v", form, j)
+		}
 	}
 }

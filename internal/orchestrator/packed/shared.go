@@ -2,6 +2,7 @@ package packed
 
 import (
 	"fmt"
+	"reflect"
 	"sync"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
@@ -92,11 +93,12 @@ func formOf(d *codec.Decoder) (r codec.Raw) {
 	return r
 }
 
-// What is remembered of one type. The forms of a type's values are short, and most of those that come within seconds are few.
+// What is remembered of one type. The forms of a type's values are short, and most of those that come within seconds are few. In memory a value may have some ten
+// times the bytes of its form.
 const (
-	mostShared    = 512      // values in each of two generations
-	longestShared = 16 << 10 // bytes of the form of one that is
-	allShared     = 1 << 20  // bytes of all forms of a generation
+	mostShared    = 512       // values in each of two generations
+	longestShared = 4 << 10   // bytes of the form of one that is
+	allShared     = 512 << 10 // bytes of all forms of a generation
 )
 
 // shared makes values that are read one after the other from equal forms one value in memory. Thousands of jobs have the same task group, which is most of what a job takes
@@ -111,28 +113,29 @@ type shared[T any] struct {
 
 // read is the value of a form. It panics with the error of a form that is none, as a codec.Selfer has to.
 func (s *shared[T]) read(form codec.Raw) *T {
-	if v := s.known(form); v != nil {
+	if v := s.known(form, nil); v != nil {
 		return v
 	}
 	v := new(T)
 	if err := Decode(form, v); err != nil {
 		panic(err)
 	}
-	if len(form) <= longestShared {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.remember(string(form), v)
-	}
-	return v
-}
-
-func (s *shared[T]) known(form []byte) *T {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if v := s.young[string(form)]; v != nil {
+	if len(form) > longestShared {
 		return v
 	}
-	v := s.old[string(form)]
+	return s.known(form, v)
+}
+
+// known is the value of a form that was read before, or else v, which is remembered unless it is nil.
+func (s *shared[T]) known(form []byte, v *T) *T {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if first := s.young[string(form)]; first != nil {
+		return first
+	}
+	if first := s.old[string(form)]; first != nil {
+		v = first
+	}
 	if v != nil {
 		s.remember(string(form), v)
 	}
@@ -153,7 +156,8 @@ func (s *shared[T]) changed() ([]byte, error) {
 	defer s.mu.Unlock()
 	for _, generation := range []map[string]*T{s.old, s.young} {
 		for form, v := range generation {
-			if now, err := Append(nil, v); err != nil || string(now) != form {
+			read := new(T)
+			if err := Decode([]byte(form), read); err != nil || !reflect.DeepEqual(read, v) {
 				return []byte(form), err
 			}
 		}

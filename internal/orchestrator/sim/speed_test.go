@@ -127,10 +127,14 @@ func (w *world) running(ctx context.Context, f func(job string)) error {
 		return err
 	}
 	defer resp.Body.Close()
-	if err := load.Running(resp.Body, f); ctx.Err() == nil {
-		return err
+	err = load.Running(resp.Body, f)
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case err == nil:
+		return io.ErrUnexpectedEOF // the server ends a reader that is too slow
 	}
-	return nil
+	return err
 }
 
 // BenchmarkSustained registers one-task jobs at a rate, whether or not the server keeps up, on a durable log and 20 nodes, and measures from the time at

@@ -1,6 +1,7 @@
 package state_test
 
 import (
+	"bytes"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -43,5 +44,22 @@ func TestElementsOfMapsKeepWhatIsTheirs(t *testing.T) {
 	}
 	if diff := cmp.Diff(held, gotHeld); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A record that has nothing in it is refused, whatever it should be: not met by a server that works with it.
+func TestEmptyRecords(t *testing.T) {
+	for kind := range uint8(120) {
+		var b []byte
+		enc := codec.NewEncoderBytes(&b, state.Handle)
+		for _, v := range []any{kind, nil, uint8(99), nil} {
+			if err := enc.Encode(v); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := state.New().Restore(bytes.NewReader(b))
+		if jobs := kind == 3 || kind == 4 || kind == 6 || kind == 7; jobs && err == nil {
+			t.Errorf("a record of kind %d with nothing in it is restored", kind)
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -110,9 +111,14 @@ func (w *writer) spec(j *model.Job) {
 	}
 }
 
+var errEmpty = errors.New("a record has nothing in it")
+
 func (r *reader) job() (*model.Job, error) {
 	var j packed.JobIn
 	err := r.dec.Decode(&j)
+	if err == nil && j.Job == nil {
+		err = errEmpty
+	}
 	return j.Job, err
 }
 

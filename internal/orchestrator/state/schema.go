@@ -195,6 +195,9 @@ func allocTable() tableDef {
 		if err := r.dec.Decode(&a); err != nil {
 			return nil, err
 		}
+		if a.Alloc == nil {
+			return nil, errEmpty
+		}
 		a.Alloc.Job = r.specs[specKey{jobKey{a.Alloc.Namespace, a.Alloc.JobID}, a.Spec}]
 		return a.Alloc, nil
 	}

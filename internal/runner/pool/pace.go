@@ -40,18 +40,13 @@ func (p *pace) within(d time.Duration, now time.Time) float64 {
 	return p.weight * p.aged(now) * math.Ln2 * float64(d) / float64(paceHalfLife)
 }
 
-// replaceable is how many of the missing runners may be made now: one more at a time for each breath that nobody has claimed, as the next claim may come soon, and a moment
-// without claims may be one in which all who claim wait for a processor. Of the others, next says when to ask again if nothing happens; zero: they need not wait, or only for the
-// outcome of what is under way.
+// replaceable is how many of the missing runners may be made now: for each breath that nobody has claimed one more at a time, or up to few where nearly as many are missing as may
+// be. The next claim may come soon, and a moment without claims may be one in which all who claim wait for a processor. Of the others, next says when to ask again if
+// nothing happens; zero: they need not wait, or only for the outcome of what is under way.
 func (e *env) replaceable(missing, size int, now time.Time) (n int, next time.Time) {
 	idle := float64(len(e.ready.list))
 	if idle < plenty*float64(size) || idle < e.pace.within(ahead, now) {
 		return missing, time.Time{}
-	}
-	breaths := int(now.Sub(e.pace.at) / breath)
-	most := max(few, size/fewOf)
-	if breaths < most {
-		next = e.pace.at.Add(time.Duration(breaths+1) * breath)
 	}
 	underway := e.count[1][Creating]
 	for _, r := range e.starting.list {
@@ -60,8 +55,15 @@ func (e *env) replaceable(missing, size int, now time.Time) (n int, next time.Ti
 			next = earlier(next, late)
 		}
 	}
-	if n = min(missing, max(0, min(breaths, most)-underway)); n == missing {
-		next = time.Time{}
+	most := max(few, size/fewOf)
+	each := 1 + (few-1)*min(1, (1-idle/float64(size))/(1-plenty)) // in a breath
+	breaths := math.Floor(float64(max(0, now.Sub(e.pace.at))) / float64(breath))
+	n = min(missing, max(0, min(int(breaths*each), most)-underway))
+	if n == missing {
+		return n, time.Time{}
+	}
+	if underway += n; underway < most {
+		next = earlier(next, e.pace.at.Add(time.Duration(math.Ceil(float64(underway+1)/each))*breath))
 	}
 	return n, next
 }

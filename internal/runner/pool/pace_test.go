@@ -41,17 +41,19 @@ func claim(t *testing.T, p *pool.Pools, now time.Time) {
 
 func TestReplacementsWaitForAMomentWithoutClaims(t *testing.T) {
 	for _, c := range []struct {
-		size, claims int // one each 10 ms
-		created      int // right after the last
-		later        int // one more each 25 ms after it, until so many are under way
+		size, claims int   // one each 10 ms
+		created      int   // right after the last
+		underway     []int // after each 25 ms without claims, none of which ends
 	}{
 		{size: 1, claims: 1, created: 1},
 		{size: 2, claims: 1, created: 1},
 		{size: 3, claims: 1, created: 1},
-		{size: 4, claims: 1, later: 1},
+		{size: 4, claims: 1, underway: []int{1}},
 		{size: 4, claims: 2, created: 2}, // less than three quarters are left
-		{size: 100, claims: 25, later: 4},
-		{size: 1000, claims: 20, later: 15},
+		{size: 100, claims: 5, underway: []int{1, 3, 4}},
+		{size: 100, claims: 25, underway: []int{4}},
+		{size: 1000, claims: 20, underway: []int{1, 2, 3, 4, 6, 7, 8, 9, 11, 12, 13, 14, 15}},
+		{size: 1000, claims: 250, underway: []int{4, 8, 12, 15}},
 		{size: 100, claims: 26, created: 26},
 	} {
 		now := time.Unix(1000, 0)
@@ -68,30 +70,34 @@ func TestReplacementsWaitForAMomentWithoutClaims(t *testing.T) {
 		if len(actions) != c.created {
 			t.Errorf("%+v: %d are created at once", c, len(actions))
 		}
-		if c.later == 0 {
+		if c.underway == nil {
 			continue
 		}
+		last := now
 		var made []pool.Action
-		for last := now; len(made) < c.later; {
-			if want := last.Add(time.Duration(len(made)+1) * 25 * time.Millisecond); !next.Equal(want) {
+		for i, want := range c.underway {
+			now = last.Add(time.Duration(i+1) * 25 * time.Millisecond)
+			if !next.Equal(now) {
 				t.Fatalf("%+v: after %d the next plan is due after %v", c, len(made), next.Sub(last))
 			}
-			now = next
-			if actions, _ = p.Plan(now); len(actions) != 1 {
-				t.Fatalf("%+v: %d are created %v later", c, len(actions), now.Sub(last))
+			if actions, _ = p.Plan(now); len(made)+len(actions) != want {
+				t.Fatalf("%+v: %d and %d are created %v later", c, len(made), len(actions), now.Sub(last))
 			}
-			p.Registered(actions[0].ID, 1, nil, now)
+			for _, a := range actions {
+				p.Registered(a.ID, 1, nil, now)
+			}
 			made = append(made, actions...)
 			if actions, next = p.Plan(now); len(actions) != 0 {
 				t.Fatalf("%+v: %d more at once", c, len(actions))
 			}
 		}
-		for all := c.later; all < c.claims; all += len(made) {
+		most := len(made)
+		for all := most; all < c.claims; all += len(made) {
 			if early, again := p.Plan(now); len(early) != 0 || again.After(now.Add(time.Second)) {
 				t.Fatalf("%+v: %d more while those are not there yet, and the next plan after %v", c, len(early), again.Sub(now))
 			}
 			ready(p, made, now)
-			if made, _ = p.Plan(now); len(made) != min(c.later, c.claims-all) {
+			if made, _ = p.Plan(now); len(made) < 1 || len(made) > most {
 				t.Fatalf("%+v: %d follow %d", c, len(made), all)
 			}
 			for _, a := range made {
