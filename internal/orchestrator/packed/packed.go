@@ -2,6 +2,7 @@
 //
 // Most of an allocation is what the others of its group have too. So a list has templates, each the whole of one allocation in MessagePack, and a row for each
 // allocation with its template's number and what is its own. Texts stand once. What rows share, the unpacked allocations share in memory; nobody changes them.
+// What different jobs and lists have alike they share too, see shared.go.
 //
 // The form is on disk: what can be read today must be readable for ever. Its first byte says how the rest is built.
 package packed
