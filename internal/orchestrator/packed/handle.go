@@ -56,10 +56,10 @@ func Append(b []byte, v any) ([]byte, error) {
 	return b, nil
 }
 
+var errNoJob = errors.New("there is none")
+
 // Job makes the form in which specifications travel with allocations, ReadJob reads it.
 func Job(j *model.Job) ([]byte, error) { return Append(nil, j) }
-
-var errNoJob = errors.New("there is none")
 
 func ReadJob(b []byte) (*model.Job, error) {
 	var j JobIn
