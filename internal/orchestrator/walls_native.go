@@ -23,10 +23,14 @@ import (
 // maxSandboxes is how many native sandboxes a node may have at a time. Their user ids end below those of OCI runtimes.
 const maxSandboxes = 8192
 
+// tidyAfter is how long the control groups of an ended sandbox stay: longer than a burst of programs that a full pool answers, shorter than anybody looks for them.
+const tidyAfter = 3 * time.Second
+
 // openWalls makes the native sandbox's drivers. Jobs written for Docker run in it too. Devices without a specification of the operator's get one by specify; nil = none.
 func openWalls(cfg AgentConfig, specify cdi.Maker) (_ walls, err error) {
 	runtime, err := sandbox.New(sandbox.Config{
-		Dir: filepath.Join(cfg.DataDir, "sandboxes"), CgroupParent: "rockpool", MaxSandboxes: maxSandboxes, AllowUnconfined: cfg.AllowUnconfined, Log: cfg.Log,
+		Dir: filepath.Join(cfg.DataDir, "sandboxes"), CgroupParent: "rockpool", MaxSandboxes: maxSandboxes, AllowUnconfined: cfg.AllowUnconfined,
+		TidyAfter: tidyAfter, Log: cfg.Log,
 	})
 	if err != nil {
 		return walls{}, err

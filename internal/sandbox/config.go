@@ -2,18 +2,22 @@ package sandbox
 
 import (
 	"regexp"
+	"time"
 
 	"github.com/sirupsen/logrus"
 )
 
 // Config configures a [Runtime]. Two runtimes on one machine need a Dir, a CgroupParent and a range of ids of their own.
 type Config struct {
-	Dir             string             // state; made with mode 0700, must be the runtime's own
-	CgroupParent    string             // name of the control group that holds all sandboxes; default "rockpool"
-	IDBase          uint32             // first host uid and gid of the range; default 0x20000000; 65536 ids for each sandbox
-	MaxSandboxes    int                // default 1024
-	AllowUnconfined bool               // run although memory and pids cannot be limited on this machine
-	Log             logrus.FieldLogger // default: discard
+	Dir             string // state; made with mode 0700, must be the runtime's own
+	CgroupParent    string // name of the control group that holds all sandboxes; default "rockpool"
+	IDBase          uint32 // first host uid and gid of the range; default 0x20000000; 65536 ids for each sandbox
+	MaxSandboxes    int    // default 1024
+	AllowUnconfined bool   // run although memory and pids cannot be limited on this machine
+	// TidyAfter is how long the empty control groups and the directory of an ended sandbox may stay, so that their removal takes no processor from a
+	// burst: the kernel looks at every file system of the machine for each. At most 256 stay. Default 0: nothing stays.
+	TidyAfter time.Duration
+	Log       logrus.FieldLogger // default: discard
 }
 
 const idsPerSandbox = 1 << 16

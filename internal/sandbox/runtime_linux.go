@@ -35,7 +35,8 @@ type Runtime struct {
 	bootID      string
 	dropBounds  func() error // removes the group that is kept bounded
 	wg          sync.WaitGroup
-	noIDMap     atomic.Bool // the kernel refused to map the layers of an overlay
+	noIDMap     atomic.Bool   // the kernel refused to map the layers of an overlay
+	closing     chan struct{} // closed by Close
 
 	mu        sync.Mutex
 	closed    bool
@@ -44,6 +45,8 @@ type Runtime struct {
 	tried     map[string]*outcome // what the self-test found, by fence; nil before it
 	sandboxes map[string]*Sandbox
 	slots     map[int]string // slot to id; a slot is a range of host ids and is free again only when the state is gone
+	left      []*remains     // of ended sandboxes, those that ended first before others
+	tidying   bool           // somebody removes them when they are due
 }
 
 // New opens the state directory and probes the kernel. What is missing is one error that names all of it.
@@ -68,7 +71,7 @@ func New(cfg Config) (*Runtime, error) {
 	if uint64(cfg.IDBase)+uint64(cfg.MaxSandboxes)*idsPerSandbox >= 1<<31 {
 		return nil, fmt.Errorf("%w configuration: IDBase and MaxSandboxes together leave the range of user ids", ErrInvalid)
 	}
-	r := &Runtime{cfg: cfg, log: cfg.Log, sandboxes: make(map[string]*Sandbox), slots: make(map[int]string)}
+	r := &Runtime{cfg: cfg, log: cfg.Log, closing: make(chan struct{}), sandboxes: make(map[string]*Sandbox), slots: make(map[int]string)}
 	if err := r.probe(); err != nil {
 		return nil, err
 	}
@@ -215,7 +218,7 @@ func (r *Runtime) group(id string) group               { return group{hierarchie
 func (r *Runtime) idBase(slot int) uint32              { return r.cfg.IDBase + uint32(slot)*idsPerSandbox }
 func (r *Runtime) logFor(id string) logrus.FieldLogger { return r.log.WithField("runner_id", id) }
 
-// List names the sandboxes that have state on disk, alive or not.
+// List names the sandboxes that have state on disk, alive or not, but for those that were destroyed.
 func (r *Runtime) List() ([]string, error) {
 	entries, err := os.ReadDir(r.runners())
 	if err != nil {
@@ -223,7 +226,7 @@ func (r *Runtime) List() ([]string, error) {
 	}
 	var ids []string
 	for _, e := range entries {
-		if validID.MatchString(e.Name()) {
+		if validID.MatchString(e.Name()) && r.remainsOf(e.Name()) == nil {
 			ids = append(ids, e.Name())
 		}
 	}
@@ -297,6 +300,9 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 	if s := r.known(id); s != nil {
 		return s.Destroy(ctx)
 	}
+	if r.remainsOf(id) != nil {
+		return nil
+	}
 	state, err := r.readState(id)
 	if err == nil {
 		if pidfd, err := r.identify(state); err == nil {
@@ -340,6 +346,7 @@ func (r *Runtime) Close() error {
 	if already {
 		return nil
 	}
+	close(r.closing)
 	for _, s := range sandboxes {
 		s.detach()
 	}

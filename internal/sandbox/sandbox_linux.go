@@ -211,8 +211,8 @@ func (s *Sandbox) watch() {
 	close(s.done)
 }
 
-// Destroy kills everything in the sandbox and removes every trace: processes, control groups, mounts, state. It may be
-// called again, also after an error.
+// Destroy kills everything in the sandbox and removes every trace: processes, mounts, the record, control groups and directory; the last two may be removed
+// later (Config.TidyAfter). It may be called again, also after an error.
 func (s *Sandbox) Destroy(ctx context.Context) error {
 	s.destroying.Lock()
 	defer s.destroying.Unlock()
@@ -246,7 +246,7 @@ func (s *Sandbox) Destroy(ctx context.Context) error {
 		}
 	}
 	s.closeFiles()
-	if err := s.runtime.wipe(ctx, s.id); err != nil {
+	if err := s.runtime.dispose(ctx, s.id); err != nil {
 		return fmt.Errorf("destroy sandbox: %w", err)
 	}
 	s.mu.Lock()
