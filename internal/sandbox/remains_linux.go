@@ -19,81 +19,112 @@ const mostRemains = 256
 // remains are the empty control groups and the directory of an ended sandbox. There is no record in it any more, so to a later process of the node it is what
 // a creation leaves that was cut short.
 type remains struct {
-	id  string
-	due time.Time // guarded by the runtime's mu, as the next one is
-	// taken says that somebody is at it.
-	taken bool
+	id      string
+	network *os.File  // its network namespace, whose end costs the kernel most of a millisecond; nil = it may end with its processes
+	due     time.Time // guarded by the runtime's mu
+	taken   bool      // somebody is at it; guarded by the runtime's mu
 
 	removing sync.Mutex
 	removed  bool // guarded by removing
 }
 
-// dispose takes away what is left of a sandbox whose processes have ended. Only what is certain to be empty may stay for a while.
-func (r *Runtime) dispose(ctx context.Context, id string) error {
-	if _, err := r.group(id).kill(ctx); err != nil {
-		return err
+// holdNetwork opens the network namespace of a sandbox that is about to end, if it is its own; nil = it ends with its processes.
+func (s *Sandbox) holdNetwork() *os.File {
+	if s.runtime.cfg.TidyAfter <= 0 || s.spec.NetNS != "" {
+		return nil
 	}
-	if r.cfg.TidyAfter <= 0 || !r.group(id).vacant() {
-		return r.wipe(ctx, id)
+	network, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", s.pid))
+	if err != nil {
+		return nil
 	}
-	if err := os.Remove(filepath.Join(r.stateDir(id), stateFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove state: %w", err)
+	return network
+}
+
+// close lets the network end.
+func (left *remains) close() {
+	if left.network != nil {
+		_ = left.network.Close()
+		left.network = nil
 	}
-	own := &remains{id: id, due: time.Now().Add(r.cfg.TidyAfter)}
+}
+
+// dispose takes away what is left of a sandbox whose processes have ended. Only what is certain to be empty is kept for a while.
+func (r *Runtime) dispose(ctx context.Context, left *remains) (kept bool, err error) {
+	if _, err := r.group(left.id).kill(ctx); err != nil {
+		return false, err
+	}
+	if r.cfg.TidyAfter <= 0 || !r.group(left.id).vacant() {
+		return false, r.wipe(ctx, left.id)
+	}
+	if err := os.Remove(filepath.Join(r.stateDir(left.id), stateFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false, fmt.Errorf("remove state: %w", err)
+	}
+	left.due = time.Now().Add(r.cfg.TidyAfter)
+	oldest, kept := r.keep(left)
+	if !kept {
+		return false, r.wipe(ctx, left.id)
+	}
+	if oldest != nil {
+		r.tidyUp(oldest)
+	}
+	return true, nil
+}
+
+// keep has tidy remove it when it is due. oldest is what the caller has to remove now, as too many wait; nil = nothing.
+func (r *Runtime) keep(left *remains) (oldest *remains, ok bool) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.closed {
-		r.mu.Unlock()
-		return r.wipe(ctx, id)
+		return nil, false
 	}
-	r.left = append(r.left, own)
+	r.left = append(r.left, left)
 	if !r.tidying {
 		r.tidying = true
 		r.wg.Go(r.tidy)
 	}
-	oldest := r.takeOldest(mostRemains)
-	r.mu.Unlock()
-	if oldest != nil {
-		r.tidyUp(oldest)
+	first, waiting := r.waiting()
+	if waiting <= mostRemains {
+		return nil, true
 	}
-	return nil
+	first.taken = true
+	return first, true
 }
 
-// takeOldest picks what to remove next if more than so many wait. It is called with mu held.
-func (r *Runtime) takeOldest(most int) *remains {
-	var oldest *remains
-	waiting := 0
+// waiting counts those that nobody is at yet, and finds the first that is due. It is called with mu held.
+func (r *Runtime) waiting() (first *remains, n int) {
 	for _, left := range r.left {
 		if left.taken {
 			continue
 		}
-		if waiting++; oldest == nil {
-			oldest = left
+		if n++; first == nil {
+			first = left
 		}
 	}
-	if waiting <= most {
-		return nil
-	}
-	oldest.taken = true
-	return oldest
+	return first, n
 }
 
 // tidy removes what is due, one after the other, until nothing waits, and everything at once when the runtime is closed.
 func (r *Runtime) tidy() {
 	for {
 		r.mu.Lock()
-		next := r.takeOldest(0)
-		if next == nil {
+		next, n := r.waiting()
+		if n == 0 {
 			r.tidying = false
 			r.mu.Unlock()
 			return
 		}
-		due := next.due
+		wait := time.Until(next.due)
+		now := r.closed || wait <= 0
+		next.taken = now
 		r.mu.Unlock()
+		if now {
+			r.tidyUp(next)
+			continue
+		}
 		select {
-		case <-time.After(time.Until(due)):
+		case <-time.After(wait):
 		case <-r.closing:
 		}
-		r.tidyUp(next)
 	}
 }
 
@@ -104,6 +135,7 @@ func (r *Runtime) tidyUp(left *remains) {
 	if left.removed {
 		return
 	}
+	left.close()
 	err := r.clear(context.Background(), left.id)
 	left.removed = err == nil
 	if err != nil {

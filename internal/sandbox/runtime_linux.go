@@ -224,9 +224,15 @@ func (r *Runtime) List() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list sandboxes: %w", err)
 	}
+	r.mu.Lock()
+	going := make(map[string]bool, len(r.left))
+	for _, left := range r.left {
+		going[left.id] = true
+	}
+	r.mu.Unlock()
 	var ids []string
 	for _, e := range entries {
-		if validID.MatchString(e.Name()) && r.remainsOf(e.Name()) == nil {
+		if validID.MatchString(e.Name()) && !going[e.Name()] {
 			ids = append(ids, e.Name())
 		}
 	}

@@ -228,7 +228,17 @@ func (s *Sandbox) Destroy(ctx context.Context) error {
 	s.removed = true
 	s.mu.Unlock()
 
+	left := &remains{id: s.id, network: s.holdNetwork()}
+	kept := false
+	defer func() {
+		if !kept {
+			left.close()
+		}
+	}()
 	err := unix.PidfdSendSignal(s.pidfdNumber(), unix.SIGKILL, nil, 0)
+	if err != nil { // it had ended, and its number may be another's
+		left.close()
+	}
 	if err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("kill sandbox: %w", err)
 	}
@@ -246,7 +256,7 @@ func (s *Sandbox) Destroy(ctx context.Context) error {
 		}
 	}
 	s.closeFiles()
-	if err := s.runtime.dispose(ctx, s.id); err != nil {
+	if kept, err = s.runtime.dispose(ctx, left); err != nil {
 		return fmt.Errorf("destroy sandbox: %w", err)
 	}
 	s.mu.Lock()

@@ -28,12 +28,16 @@ func newRuntime(t testing.TB) *sandbox.Runtime {
 	return openRuntime(t, t.TempDir(), fmt.Sprintf("rockpool-test-%d-%d", os.Getpid(), serial.Add(1)))
 }
 
-func openRuntime(t testing.TB, dir, parent string) *sandbox.Runtime {
+func openRuntime(t testing.TB, dir, parent string, edit ...func(*sandbox.Config)) *sandbox.Runtime {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("sandboxes need root")
 	}
-	r, err := sandbox.New(sandbox.Config{Dir: dir, CgroupParent: parent, IDBase: 0x30000000})
+	cfg := sandbox.Config{Dir: dir, CgroupParent: parent, IDBase: 0x30000000}
+	for _, e := range edit {
+		e(&cfg)
+	}
+	r, err := sandbox.New(cfg)
 	if err != nil {
 		t.Skipf("this machine cannot run sandboxes: %v", err)
 	}

@@ -1,0 +1,186 @@
+//go:build linux && cgo
+
+package sandbox_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"rockpool/internal/sandbox"
+)
+
+// tidying gives a runtime whose ended sandboxes leave their groups for so long.
+func tidying(t *testing.T, after time.Duration) (r *sandbox.Runtime, dir, parent string) {
+	t.Helper()
+	dir, parent = t.TempDir(), fmt.Sprintf("rockpool-test-%d-%d", os.Getpid(), serial.Add(1))
+	return openRuntime(t, dir, parent, func(c *sandbox.Config) { c.TidyAfter = after }), dir, parent
+}
+
+// networks counts the network namespaces that this process holds.
+func networks(t *testing.T) (n int) {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if target, err := os.Readlink("/proc/self/fd/" + f.Name()); err == nil && strings.HasPrefix(target, "net:") {
+			n++
+		}
+	}
+	return n
+}
+
+func destroy(t *testing.T, s *sandbox.Sandbox) {
+	t.Helper()
+	if err := s.Destroy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A tenant that forks as fast as it can, in sessions of its own, leaves groups behind that nothing is in, and nothing else: no process, no record, no name.
+func TestWhatAnEndedSandboxLeavesIsEmpty(t *testing.T) {
+	r, dir, parent := tidying(t, time.Hour)
+	before := networks(t)
+	s := create(t, r)
+	program := `
+import os
+print(1, flush=True)
+while True:
+    try:
+        if os.fork() == 0: os.setsid()
+    except OSError: pass`
+	e := begin(t, s, sandbox.ExecSpec{Argv: []string{"/usr/bin/python3", "-c", program}, User: "user"})
+	if _, err := e.Stdout().Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	destroy(t, s)
+	left := controlGroups(filepath.Join(parent, s.ID()))
+	if len(left) == 0 {
+		t.Fatal("the groups did not stay; nothing is shown by this test")
+	}
+	for _, group := range append(left, controlGroups(filepath.Join(parent, s.ID(), "*"))...) {
+		text, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
+		if err != nil || len(text) > 0 {
+			t.Errorf("%s has %q, %v", group, text, err)
+		}
+		current, err := os.ReadFile(filepath.Join(group, "pids.current"))
+		if err == nil && string(current) != "0\n" {
+			t.Errorf("the kernel counts %q processes in %s", current, group)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "sandboxes", s.ID(), "state.json")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its record: %v", err)
+	}
+	if ids, err := r.List(); err != nil || len(ids) > 0 {
+		t.Errorf("%q, %v", ids, err)
+	}
+	if err := r.Remove(t.Context(), s.ID()); err != nil {
+		t.Errorf("it is removed again: %v", err)
+	}
+	if n := networks(t); n != before+1 {
+		t.Errorf("%d networks are held, %d before", n, before)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if left := controlGroups(filepath.Join(parent, s.ID())); len(left) > 0 {
+		t.Errorf("the end of the runtime left %q", left)
+	}
+	if n := networks(t); n != before {
+		t.Errorf("%d networks are held at the end, %d before", n, before)
+	}
+}
+
+// The next sandbox of that name finds nothing of the one before it.
+func TestASandboxFollowsOneOfItsName(t *testing.T) {
+	r, _, _ := tidying(t, time.Hour)
+	const id, written = "again", 16 << 20
+	for range 3 {
+		s := create(t, r, func(spec *sandbox.Spec) { spec.ID = id })
+		used, err := s.Usage()
+		if err != nil || used.PeakMemory <= 0 || used.PeakMemory > written {
+			t.Errorf("a new sandbox has used %d bytes, %v", used.PeakMemory, err)
+		}
+		if o := shell(t, s, "user", fmt.Sprintf("test ! -e /tmp/mine && head -c %d /dev/zero > /tmp/mine", written)); o.ExitCode != 0 {
+			t.Fatalf("%+v", o)
+		}
+		destroy(t, s)
+	}
+}
+
+// Groups stay no longer than they may, and no more of them than may stay.
+func TestRemainsAreBounded(t *testing.T) {
+	t.Run("in time", func(t *testing.T) {
+		r, dir, parent := tidying(t, 200*time.Millisecond)
+		s := create(t, r)
+		destroy(t, s)
+		if len(controlGroups(filepath.Join(parent, s.ID()))) == 0 {
+			t.Error("they did not stay at all")
+		}
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			groups := controlGroups(filepath.Join(parent, s.ID()))
+			_, err := os.Stat(filepath.Join(dir, "sandboxes", s.ID()))
+			if len(groups) == 0 && errors.Is(err, os.ErrNotExist) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("still there: %q, %v", groups, err)
+			}
+		}
+	})
+	t.Run("in number", func(t *testing.T) {
+		const most = 256
+		r, dir, _ := tidying(t, time.Hour)
+		names := make([]string, most+2)
+		root := hostRoot(t)
+		for i := range names {
+			names[i] = fmt.Sprintf("s-%d", i)
+			s, err := r.Create(t.Context(), sandbox.Spec{ID: names[i], Root: root})
+			if err != nil {
+				t.Fatal(err)
+			}
+			destroy(t, s)
+		}
+		entries, err := os.ReadDir(filepath.Join(dir, "sandboxes"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		there := map[string]bool{}
+		for _, e := range entries {
+			there[e.Name()] = true
+		}
+		for i, name := range names {
+			if there[name] != (i >= len(names)-most) {
+				t.Errorf("the remains of sandbox %d of %d are there: %v", i+1, len(names), there[name])
+			}
+		}
+	})
+}
+
+// A node that is killed while groups wait leaves what its next process knows as debris.
+func TestRemainsOutliveNoNode(t *testing.T) {
+	r, dir, parent := tidying(t, time.Hour)
+	s := create(t, r)
+	destroy(t, s)
+	next := openRuntime(t, dir, parent)
+	ids, err := next.List()
+	if err != nil || !slices.Equal(ids, []string{s.ID()}) {
+		t.Fatalf("%q, %v", ids, err)
+	}
+	if _, err := next.Attach(t.Context(), s.ID()); !errors.Is(err, sandbox.ErrUnknown) {
+		t.Errorf("it is attached: %v", err)
+	}
+	if err := next.Remove(t.Context(), s.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if left := controlGroups(filepath.Join(parent, s.ID())); len(left) > 0 {
+		t.Errorf("%q", left)
+	}
+}
