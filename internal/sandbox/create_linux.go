@@ -40,6 +40,7 @@ func (r *Runtime) Create(ctx context.Context, spec Spec) (*Sandbox, error) {
 	if left := r.remainsOf(spec.ID); left != nil {
 		r.tidyUp(left)
 	}
+	r.hurryUp()
 	// The directory is the reservation of the id: it is made exclusively, also against another process of the node.
 	if err := os.Mkdir(r.stateDir(spec.ID), 0o700); err != nil {
 		r.release(slot)

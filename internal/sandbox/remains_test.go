@@ -115,8 +115,36 @@ func TestASandboxFollowsOneOfItsName(t *testing.T) {
 	}
 }
 
+// several makes sandboxes on one root.
+func several(t *testing.T, r *sandbox.Runtime, n int) []*sandbox.Sandbox {
+	t.Helper()
+	root := hostRoot(t)
+	all := make([]*sandbox.Sandbox, n)
+	for i := range all {
+		s, err := r.Create(t.Context(), sandbox.Spec{ID: fmt.Sprintf("s-%d", serial.Add(1)), Root: root})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[i] = s
+	}
+	return all
+}
+
 // Groups stay no longer than they may, and no more of them than may stay.
 func TestRemainsAreBounded(t *testing.T) {
+	gone := func(t *testing.T, dir, parent string, s *sandbox.Sandbox) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			groups := controlGroups(filepath.Join(parent, s.ID()))
+			_, err := os.Stat(filepath.Join(dir, "sandboxes", s.ID()))
+			if len(groups) == 0 && errors.Is(err, os.ErrNotExist) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("still there: %q, %v", groups, err)
+			}
+		}
+	}
 	t.Run("in time", func(t *testing.T) {
 		r, dir, parent := tidying(t, 200*time.Millisecond)
 		s := create(t, r)
@@ -124,28 +152,28 @@ func TestRemainsAreBounded(t *testing.T) {
 		if len(controlGroups(filepath.Join(parent, s.ID()))) == 0 {
 			t.Error("they did not stay at all")
 		}
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-			groups := controlGroups(filepath.Join(parent, s.ID()))
-			_, err := os.Stat(filepath.Join(dir, "sandboxes", s.ID()))
-			if len(groups) == 0 && errors.Is(err, os.ErrNotExist) {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("still there: %q, %v", groups, err)
-			}
+		gone(t, dir, parent, s)
+	})
+	t.Run("where sandboxes are made", func(t *testing.T) {
+		r, dir, parent := tidying(t, time.Hour)
+		all := several(t, r, 5)
+		for _, s := range all {
+			destroy(t, s)
 		}
+		create(t, r)
+		gone(t, dir, parent, all[0])
+		gone(t, dir, parent, all[1])
+		if len(controlGroups(filepath.Join(parent, all[2].ID()))) == 0 {
+			t.Error("more were removed than two")
+		}
+		create(t, r)
+		gone(t, dir, parent, all[3])
 	})
 	t.Run("in number", func(t *testing.T) {
 		const most = 256
 		r, dir, _ := tidying(t, time.Hour)
-		names := make([]string, most+2)
-		root := hostRoot(t)
-		for i := range names {
-			names[i] = fmt.Sprintf("s-%d", i)
-			s, err := r.Create(t.Context(), sandbox.Spec{ID: names[i], Root: root})
-			if err != nil {
-				t.Fatal(err)
-			}
+		all := several(t, r, most+2)
+		for _, s := range all {
 			destroy(t, s)
 		}
 		entries, err := os.ReadDir(filepath.Join(dir, "sandboxes"))
@@ -156,9 +184,9 @@ func TestRemainsAreBounded(t *testing.T) {
 		for _, e := range entries {
 			there[e.Name()] = true
 		}
-		for i, name := range names {
-			if there[name] != (i >= len(names)-most) {
-				t.Errorf("the remains of sandbox %d of %d are there: %v", i+1, len(names), there[name])
+		for i, s := range all {
+			if there[s.ID()] != (i >= len(all)-most) {
+				t.Errorf("the remains of sandbox %d of %d are there: %v", i+1, len(all), there[s.ID()])
 			}
 		}
 	})

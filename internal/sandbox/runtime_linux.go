@@ -37,6 +37,7 @@ type Runtime struct {
 	wg          sync.WaitGroup
 	noIDMap     atomic.Bool   // the kernel refused to map the layers of an overlay
 	closing     chan struct{} // closed by Close
+	wake        chan struct{} // has tidy look again
 
 	mu        sync.Mutex
 	closed    bool
@@ -47,6 +48,7 @@ type Runtime struct {
 	slots     map[int]string // slot to id; a slot is a range of host ids and is free again only when the state is gone
 	left      []*remains     // of ended sandboxes, those that ended first before others
 	tidying   bool           // somebody removes them when they are due
+	hurry     int            // so many are due now
 }
 
 // New opens the state directory and probes the kernel. What is missing is one error that names all of it.
@@ -71,7 +73,7 @@ func New(cfg Config) (*Runtime, error) {
 	if uint64(cfg.IDBase)+uint64(cfg.MaxSandboxes)*idsPerSandbox >= 1<<31 {
 		return nil, fmt.Errorf("%w configuration: IDBase and MaxSandboxes together leave the range of user ids", ErrInvalid)
 	}
-	r := &Runtime{cfg: cfg, log: cfg.Log, closing: make(chan struct{}), sandboxes: make(map[string]*Sandbox), slots: make(map[int]string)}
+	r := &Runtime{cfg: cfg, log: cfg.Log, closing: make(chan struct{}), wake: make(chan struct{}, 1), sandboxes: make(map[string]*Sandbox), slots: make(map[int]string)}
 	if err := r.probe(); err != nil {
 		return nil, err
 	}
