@@ -469,7 +469,6 @@ func (a *API) planJob(ctx context.Context, id auth.Identity, r planJob) (reply, 
 	now := time.Now()
 	before := a.store.Snapshot().Job(nil, j.Namespace, j.ID)
 	e := leader.JobEval(j, model.TriggerJobRegister)
-	e.ID = ident.New()
 	proposed := *j
 	supposed, err := a.store.Suppose(now.UnixNano(), func(tx *state.Tx) error {
 		after, err := tx.RegisterJob(&proposed, false, 0)

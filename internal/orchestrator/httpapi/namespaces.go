@@ -218,7 +218,7 @@ func waiting(s *state.Snapshot, quota string) []*model.Evaluation {
 		}
 		seen[k] = true
 		out = append(out, &model.Evaluation{
-			ID: ident.New(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: model.TriggerQueuedAllocs, JobID: j.ID,
+			ID: ident.NewNear(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: model.TriggerQueuedAllocs, JobID: j.ID,
 			JobModifyIndex: j.JobModifyIndex, Status: model.EvalPending,
 		})
 	}

@@ -245,7 +245,7 @@ func DeploymentEval(d *model.Deployment, j *model.Job) *model.Evaluation {
 // JobEval is an occasion to bring a job to what it asks for.
 func JobEval(j *model.Job, trigger string) *model.Evaluation {
 	return &model.Evaluation{
-		ID: ident.New(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: trigger, JobID: j.ID,
+		ID: ident.NewNear(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: trigger, JobID: j.ID,
 		JobModifyIndex: j.JobModifyIndex, Status: model.EvalPending,
 	}
 }

@@ -328,7 +328,7 @@ func NodeEvals(snap *state.Snapshot, nodeID string) []*model.Evaluation {
 		if k := [2]string{j.Namespace, j.ID}; !seen[k] {
 			seen[k] = true
 			out = append(out, &model.Evaluation{
-				ID: ident.New(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: model.TriggerNodeUpdate,
+				ID: ident.NewNear(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: model.TriggerNodeUpdate,
 				JobID: j.ID, NodeID: nodeID, JobModifyIndex: j.JobModifyIndex, Status: model.EvalPending,
 			})
 		}

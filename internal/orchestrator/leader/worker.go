@@ -235,7 +235,7 @@ func preempted(snap *state.Snapshot, e *model.Evaluation, stops []state.Stop) []
 			seen[k] = true
 			if j := snap.Job(nil, a.Namespace, a.JobID); j != nil {
 				out = append(out, &model.Evaluation{
-					ID: ident.New(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: model.TriggerPreemption, JobID: j.ID,
+					ID: ident.NewNear(), Namespace: j.Namespace, Priority: j.Priority, Type: j.Type, TriggeredBy: model.TriggerPreemption, JobID: j.ID,
 					JobModifyIndex: j.JobModifyIndex, Status: model.EvalPending, PreviousEval: e.ID,
 				})
 			}
@@ -309,7 +309,7 @@ const logBound = 10 * time.Second
 
 func followUp(e *model.Evaluation, trigger string, at int64) *model.Evaluation {
 	return &model.Evaluation{
-		ID: ident.New(), Namespace: e.Namespace, Priority: e.Priority, Type: e.Type, TriggeredBy: trigger, JobID: e.JobID,
+		ID: ident.NewNear(), Namespace: e.Namespace, Priority: e.Priority, Type: e.Type, TriggeredBy: trigger, JobID: e.JobID,
 		JobModifyIndex: e.JobModifyIndex, Status: model.EvalPending, PreviousEval: e.ID, WaitUntil: at,
 	}
 }

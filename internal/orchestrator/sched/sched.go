@@ -182,7 +182,8 @@ type pass struct {
 	used     map[int32]*Usage             // by slot, where this pass changed it
 	stopping map[*model.Allocation]bool
 	quota    *model.Quota
-	held     Usage // under the quota, with what this pass placed
+	held     Usage  // under the quota, with what this pass placed
+	row      uint32 // where the ids of its allocations are, but for the first
 	rollout  *model.Deployment
 	wanting  bool           // out.Need is set
 	evicted  map[string]int // allocations that were preempted, by job and group
@@ -245,7 +246,7 @@ func (p *pass) ownUsage(s *Seat) *Usage {
 }
 
 // newID derives an allocation's id from what it is for, as a UUID. The snapshot is part of it, so that an evaluation that is delivered
-// again after its first allocation has ended makes another one.
+// again after its first allocation has ended makes another one. Its first four bytes are chosen (near); the others are a digest.
 func (p *pass) newID(name string) (string, uint64) {
 	var buf [256]byte
 	b := append(buf[:0], p.eval.ID...)
@@ -253,6 +254,7 @@ func (p *pass) newID(name string) (string, uint64) {
 	b = strconv.AppendUint(append(b, '/'), p.index, 10)
 	b = strconv.AppendInt(append(b, '/'), int64(len(p.out.Place)), 10)
 	h := sha256.Sum256(b)
+	binary.BigEndian.PutUint32(h[:], p.near(binary.BigEndian.Uint32(h[:])))
 	h[6], h[8] = h[6]&0x0f|0x80, h[8]&0x3f|0x80 // version 8: made by a rule of our own
 	var x [36]byte
 	hex.Encode(x[0:8], h[0:4])
@@ -263,3 +265,24 @@ func (p *pass) newID(name string) (string, uint64) {
 	x[8], x[13], x[18], x[23] = '-', '-', '-', '-'
 	return string(x[:]), binary.BigEndian.Uint64(h[16:])
 }
+
+// near chooses what an id begins with. The store keeps allocations in the order of their ids, and a transaction copies the parts of its tree that it changes: ids of one evaluation lie side by
+// side, counted upwards within 16 bits so that the eight digits that people type differ, and the only one of an evaluation lies beside those of the evaluations made with it (ident.NewNear).
+func (p *pass) near(digest uint32) uint32 {
+	n := uint32(len(p.out.Place))
+	if n > 0 {
+		return p.row&^0xffff | (p.row+n)&0xffff
+	}
+	p.row = digest
+	var head [4]byte
+	if len(p.eval.ID) < 8 {
+		return digest
+	}
+	if _, err := hex.Decode(head[:], []byte(p.eval.ID[:8])); err != nil {
+		return digest
+	}
+	return binary.BigEndian.Uint32(head[:]) ^ apartFromEvals
+}
+
+// apartFromEvals makes the eight digits of an allocation others than those of its evaluation, and leaves their order.
+const apartFromEvals = 0xa110_0000
