@@ -95,10 +95,13 @@ func decodeFields(r *http.Request, p Policy, c Caller, v reflect.Value, vars map
 // errNoBody is the cause where there is nothing at all; a field tagged body:"optional" is left as it is then.
 var errNoBody = errors.New("empty body")
 
+// mostAhead is how many bytes are made ready for a body before any of it has come.
+const mostAhead = 16 << 10
+
 // decodeJSON reads the first JSON value of the body. Content types are not looked at: clients send what they like.
 func decodeJSON(r *http.Request, p Policy, into any) error {
-	data, err := io.ReadAll(r.Body)
-	if err != nil {
+	body := bytes.NewBuffer(make([]byte, 0, bytes.MinRead+int(min(max(r.ContentLength, 0), mostAhead))))
+	if _, err := body.ReadFrom(r.Body); err != nil {
 		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return fault.New(fault.TooLarge, "the request body is larger than %d bytes", tooLarge.Limit)
 		}
@@ -107,11 +110,21 @@ func decodeJSON(r *http.Request, p Policy, into any) error {
 		}
 		return fault.Wrap(fault.Invalid, err, "the request body was cut off")
 	}
-	d := json.NewDecoder(bytes.NewReader(data))
+	d := json.NewDecoder(bytes.NewReader(body.Bytes()))
 	if p.Strict {
 		d.DisallowUnknownFields()
 	}
-	if err := guarded(d, into); err != nil {
+	err := guarded(func() error {
+		if !p.Strict {
+			// Without a copy of the whole; what goes on after its first value is a syntax error then, found before anything is decoded.
+			err := json.Unmarshal(body.Bytes(), into)
+			if _, syntax := errors.AsType[*json.SyntaxError](err); !syntax {
+				return err
+			}
+		}
+		return d.Decode(into)
+	})
+	if err != nil {
 		if errors.Is(err, io.EOF) {
 			return fault.Wrap(fault.Invalid, errNoBody, "the request body is empty, but a JSON object is needed")
 		}
@@ -126,13 +139,13 @@ func decodeJSON(r *http.Request, p Policy, into any) error {
 }
 
 // guarded decodes a value. Some types of clients' libraries decode themselves in a way that panics where null stands for an object: that is the caller's fault.
-func guarded(d *json.Decoder, into any) (err error) {
+func guarded(decode func() error) (err error) {
 	defer func() {
 		if recover() != nil {
 			err = errors.New("the request body has a value where another kind of value is needed, such as null for an object")
 		}
 	}()
-	return d.Decode(into)
+	return decode()
 }
 
 // set parses values into a field; no value or an empty one leaves the zero value.

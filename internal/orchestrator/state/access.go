@@ -28,36 +28,38 @@ type namespaceUsage struct {
 }
 
 func accessTables() []tableDef {
-	usage := derived(define(tableNamespaceUsage, 51, false, func(u *namespaceUsage) []string { return []string{u.Namespace} }, nil))
+	usage := derived(define(tableNamespaceUsage, 51, false, func(u *namespaceUsage, to []string) []string { return append(to, u.Namespace) }, nil))
 	return []tableDef{
-		define(tableACLTokens, 40, true, func(t *model.ACLToken) []string { return []string{t.AccessorID} }, map[string]func(*model.ACLToken) []string{
-			"secret": func(t *model.ACLToken) []string { return []string{t.SecretHash} },
+		define(tableACLTokens, 40, true, func(t *model.ACLToken, to []string) []string { return append(to, t.AccessorID) }, map[string]parts[model.ACLToken]{
+			"secret": func(t *model.ACLToken, to []string) []string { return append(to, t.SecretHash) },
 		}),
-		define(tableACLPolicies, 41, true, func(p *model.ACLPolicy) []string { return []string{p.Name} }, nil),
-		define(tableACLRoles, 42, true, func(r *model.ACLRole) []string { return []string{r.ID} }, map[string]func(*model.ACLRole) []string{
-			"name": func(r *model.ACLRole) []string { return []string{r.Name} },
+		define(tableACLPolicies, 41, true, func(p *model.ACLPolicy, to []string) []string { return append(to, p.Name) }, nil),
+		define(tableACLRoles, 42, true, func(r *model.ACLRole, to []string) []string { return append(to, r.ID) }, map[string]parts[model.ACLRole]{
+			"name": func(r *model.ACLRole, to []string) []string { return append(to, r.Name) },
 		}),
-		define(tableACLBootstrap, 43, false, func(*model.ACLBootstrap) []string { return []string{"bootstrap"} }, nil),
-		define(tableOneTime, 44, false, func(t *model.OneTimeToken) []string { return []string{t.SecretHash} }, nil),
-		define(tableNamespaces, 45, true, func(n *model.Namespace) []string { return []string{n.Name} }, map[string]func(*model.Namespace) []string{
-			"quota": func(n *model.Namespace) []string {
+		define(tableACLBootstrap, 43, false, func(_ *model.ACLBootstrap, to []string) []string { return append(to, "bootstrap") }, nil),
+		define(tableOneTime, 44, false, func(t *model.OneTimeToken, to []string) []string { return append(to, t.SecretHash) }, nil),
+		define(tableNamespaces, 45, true, func(n *model.Namespace, to []string) []string { return append(to, n.Name) }, map[string]parts[model.Namespace]{
+			"quota": func(n *model.Namespace, to []string) []string {
 				if n.Quota == "" {
 					return nil
 				}
-				return []string{n.Quota}
+				return append(to, n.Quota)
 			},
 		}),
-		define(tableQuotas, 46, true, func(q *model.Quota) []string { return []string{q.Name} }, nil),
-		define(tableNodePools, 47, true, func(p *model.NodePool) []string { return []string{p.Name} }, nil),
-		define(tableVariables, 48, true, func(v *model.Variable) []string { return []string{v.Namespace, v.Path} }, map[string]func(*model.Variable) []string{
-			"key": func(v *model.Variable) []string { return []string{v.KeyID} },
+		define(tableQuotas, 46, true, func(q *model.Quota, to []string) []string { return append(to, q.Name) }, nil),
+		define(tableNodePools, 47, true, func(p *model.NodePool, to []string) []string { return append(to, p.Name) }, nil),
+		define(tableVariables, 48, true, func(v *model.Variable, to []string) []string { return append(to, v.Namespace, v.Path) }, map[string]parts[model.Variable]{
+			"key": func(v *model.Variable, to []string) []string { return append(to, v.KeyID) },
 		}),
-		define(tableRootKeys, 49, false, func(k *model.RootKey) []string { return []string{k.ID} }, nil),
-		define(tableServices, 50, true, func(s *model.ServiceRegistration) []string { return []string{s.Namespace, s.ServiceName, s.ID} },
-			map[string]func(*model.ServiceRegistration) []string{
-				"alloc": func(s *model.ServiceRegistration) []string { return []string{s.AllocID} },
-				"job":   func(s *model.ServiceRegistration) []string { return []string{s.Namespace, s.JobID} },
-				"node":  func(s *model.ServiceRegistration) []string { return []string{s.NodeID} },
+		define(tableRootKeys, 49, false, func(k *model.RootKey, to []string) []string { return append(to, k.ID) }, nil),
+		define(tableServices, 50, true, func(s *model.ServiceRegistration, to []string) []string {
+			return append(to, s.Namespace, s.ServiceName, s.ID)
+		},
+			map[string]parts[model.ServiceRegistration]{
+				"alloc": func(s *model.ServiceRegistration, to []string) []string { return append(to, s.AllocID) },
+				"job":   func(s *model.ServiceRegistration, to []string) []string { return append(to, s.Namespace, s.JobID) },
+				"node":  func(s *model.ServiceRegistration, to []string) []string { return append(to, s.NodeID) },
 			}),
 		usage,
 	}

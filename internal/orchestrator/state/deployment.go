@@ -14,14 +14,14 @@ const tableDeployments = "deployments"
 
 func deploymentTables() []tableDef {
 	return []tableDef{
-		define(tableDeployments, 11, true, func(d *model.Deployment) []string { return []string{d.ID} },
-			map[string]func(*model.Deployment) []string{
-				"job": func(d *model.Deployment) []string { return []string{d.Namespace, d.JobID} },
-				"active": func(d *model.Deployment) []string {
+		define(tableDeployments, 11, true, func(d *model.Deployment, to []string) []string { return append(to, d.ID) },
+			map[string]parts[model.Deployment]{
+				"job": func(d *model.Deployment, to []string) []string { return append(to, d.Namespace, d.JobID) },
+				"active": func(d *model.Deployment, to []string) []string {
 					if !d.Active() {
 						return nil
 					}
-					return []string{d.ID}
+					return append(to, d.ID)
 				},
 			}),
 	}

@@ -75,55 +75,57 @@ type SilentNode struct {
 
 func lifeTables() []tableDef {
 	return []tableDef{
-		define(tableLaunches, 30, false, func(l *Launch) []string { return []string{l.Namespace, l.JobID} }, nil),
-		define(tableScaling, 31, false, func(e *ScalingEvents) []string { return []string{e.Namespace, e.JobID} }, nil),
-		define(tableSubmissions, 32, false, func(s *Submission) []string { return []string{s.Namespace, s.JobID, hexIndex(s.Version)} }, nil),
-		define(tableChildren, 33, false, func(c *Children) []string { return []string{c.Namespace, c.JobID} }, nil),
-		define(tableSilent, 34, false, func(n *SilentNode) []string { return []string{n.NodeID} }, nil),
+		define(tableLaunches, 30, false, func(l *Launch, to []string) []string { return append(to, l.Namespace, l.JobID) }, nil),
+		define(tableScaling, 31, false, func(e *ScalingEvents, to []string) []string { return append(to, e.Namespace, e.JobID) }, nil),
+		define(tableSubmissions, 32, false, func(s *Submission, to []string) []string {
+			return append(to, s.Namespace, s.JobID, hexIndex(s.Version))
+		}, nil),
+		define(tableChildren, 33, false, func(c *Children, to []string) []string { return append(to, c.Namespace, c.JobID) }, nil),
+		define(tableSilent, 34, false, func(n *SilentNode, to []string) []string { return append(to, n.NodeID) }, nil),
 	}
 }
 
 // jobIndexes find the jobs that services look for without a walk over all others.
-var jobIndexes = map[string]func(*model.Job) []string{
-	"periodic": func(j *model.Job) []string {
+var jobIndexes = map[string]parts[model.Job]{
+	"periodic": func(j *model.Job, to []string) []string {
 		if j.Periodic == nil || j.Parameterized != nil && !j.Dispatched {
 			return nil
 		}
-		return []string{j.Namespace, j.ID}
+		return append(to, j.Namespace, j.ID)
 	},
-	"scaling": func(j *model.Job) []string {
+	"scaling": func(j *model.Job, to []string) []string {
 		if !slices.ContainsFunc(j.TaskGroups, func(g *model.TaskGroup) bool { return g.Scaling != nil }) {
 			return nil
 		}
-		return []string{j.Namespace, j.ID}
+		return append(to, j.Namespace, j.ID)
 	},
-	"parent": func(j *model.Job) []string {
+	"parent": func(j *model.Job, to []string) []string {
 		if j.ParentID == "" {
 			return nil
 		}
-		return []string{j.Namespace, j.ParentID, j.ID}
+		return append(to, j.Namespace, j.ParentID, j.ID)
 	},
-	"ended": func(j *model.Job) []string {
+	"ended": func(j *model.Job, to []string) []string {
 		if j.Status != model.JobDead || !j.MeantToRun() {
 			return nil
 		}
-		return []string{hexIndex(j.ModifyIndex)}
+		return append(to, hexIndex(j.ModifyIndex))
 	},
-	"dispatch": func(j *model.Job) []string {
+	"dispatch": func(j *model.Job, to []string) []string {
 		if j.DispatchToken == "" || !j.Dispatched {
 			return nil
 		}
-		return []string{j.Namespace, j.ParentID, j.DispatchToken}
+		return append(to, j.Namespace, j.ParentID, j.DispatchToken)
 	},
 }
 
 // nodeIndexes find the nodes that are being emptied.
-var nodeIndexes = map[string]func(*model.Node) []string{
-	"draining": func(n *model.Node) []string {
+var nodeIndexes = map[string]parts[model.Node]{
+	"draining": func(n *model.Node, to []string) []string {
 		if n.Drain == nil {
 			return nil
 		}
-		return []string{n.ID}
+		return append(to, n.ID)
 	},
 }
 

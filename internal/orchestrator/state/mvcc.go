@@ -22,17 +22,20 @@ import (
 // degree of the trees: a node has up to 2*degree-1 items. Larger ones make reads quicker, smaller ones a transaction that changes one object.
 const degree = 16
 
+// keyParts appends the parts of an object's key; nil = the object is not in the index.
+type keyParts func(v any, to []string) []string
+
 // index is one order of a table's objects besides the primary one.
 type index struct {
 	name  string
-	parts func(any) []string // of the key; nil = the object is not in it
+	parts keyParts
 }
 
 // table is the shape of one table.
 type table struct {
 	name string
-	id   func(any) []string // of the primary key
-	more []index            // by name
+	id   keyParts
+	more []index // by name
 }
 
 // item is an object in a primary tree.
@@ -102,6 +105,7 @@ func (d *database) write() *txn {
 	t.own = make([]uint64, len(t.at.tables))
 	t.walks = make([]int, len(t.at.tables))
 	t.marks = map[int]*marks{}
+	t.parts, t.were = make([]string, 0, 4), make([]string, 0, 4)
 	return t
 }
 
@@ -112,6 +116,10 @@ type txn struct {
 	own   []uint64 // by table, a bit for each tree that is this transaction's: 1 = the primary one; nil = it only reads
 	walks []int    // by table, walks under way
 	marks map[int]*marks
+
+	// Where the keys of one put are made: it allocates what it keeps of them.
+	parts, were []string
+	key         []byte
 }
 
 // commit makes what was written the newest version, and then wakes who watches what has changed.
@@ -122,7 +130,7 @@ func (t *txn) commit() {
 	for i, m := range t.marks {
 		t.db.gates[i].fire(m, next.number)
 	}
-	t.own, t.walks, t.marks = nil, nil, nil
+	t.own, t.walks, t.marks, t.parts, t.were, t.key = nil, nil, nil, nil, nil, nil
 }
 
 // items is a table's primary tree for writing, entries one of its others. A walk under way keeps the one that it began on.
@@ -158,23 +166,27 @@ func (t *txn) entries(no, i int) *btree.BTreeG[entry] {
 func (t *txn) put(no int, v any) (before any) {
 	shape := &tables[no].shape
 	m := t.mark(no)
-	key := join(shape.id(v))
+	t.key = appendKey(t.key[:0], shape.id(v, t.parts[:0]))
+	key := string(t.key)
 	old, replaced := t.items(no).ReplaceOrInsert(itemOf(key, v))
-	m.add(0, key)
+	m.add(0, t.key)
 	for i := range shape.more {
-		parts := shape.more[i].parts(v)
+		parts := shape.more[i].parts(v, t.parts[:0])
 		if replaced {
-			was := shape.more[i].parts(old.v)
-			if was != nil && parts != nil && slices.Equal(was, parts) {
-				m.add(i+1, join(parts))
+			were := shape.more[i].parts(old.v, t.were[:0])
+			if were != nil && parts != nil && slices.Equal(were, parts) {
+				t.key = appendKey(t.key[:0], parts)
+				m.add(i+1, t.key)
 				continue
 			}
-			t.remove(no, i, m, was, key)
+			t.remove(no, i, m, were, key)
 		}
 		if parts != nil {
-			k := join(parts)
-			m.add(i+1, k)
-			t.entries(no, i).ReplaceOrInsert(entry{k + key, len(k)})
+			t.key = appendKey(t.key[:0], parts)
+			m.add(i+1, t.key)
+			own := len(t.key)
+			t.key = append(t.key, key...)
+			t.entries(no, i).ReplaceOrInsert(entry{string(t.key), own})
 		}
 	}
 	return old.v
@@ -182,24 +194,26 @@ func (t *txn) put(no int, v any) (before any) {
 
 func (t *txn) remove(no, i int, m *marks, parts []string, key string) {
 	if parts != nil {
-		k := join(parts)
-		m.add(i+1, k)
-		t.entries(no, i).Delete(entry{key: k + key})
+		t.key = appendKey(t.key[:0], parts)
+		m.add(i+1, t.key)
+		t.key = append(t.key, key...)
+		t.entries(no, i).Delete(entry{key: string(t.key)})
 	}
 }
 
 // delete removes the object with the primary key of v, and returns it; nil = there is none.
 func (t *txn) delete(no int, v any) (before any) {
 	shape := &tables[no].shape
-	key := join(shape.id(v))
+	t.key = appendKey(t.key[:0], shape.id(v, t.parts[:0]))
+	key := string(t.key)
 	old, ok := t.items(no).Delete(itemOf(key, nil))
 	if !ok {
 		return nil
 	}
 	m := t.mark(no)
-	m.add(0, key)
+	m.add(0, t.key)
 	for i := range shape.more {
-		t.remove(no, i, m, shape.more[i].parts(old.v), key)
+		t.remove(no, i, m, shape.more[i].parts(old.v, t.parts[:0]), key)
 	}
 	return old.v
 }
@@ -264,18 +278,16 @@ func (t *txn) watch(s span) <-chan struct{} {
 }
 
 // Keys are lists of strings, each ended by a NUL, so that no list is a prefix of another.
+func appendKey(to []byte, parts []string) []byte {
+	for _, p := range parts {
+		to = append(append(to, p...), 0)
+	}
+	return to
+}
+
 func join(parts []string) string {
-	n := 0
-	for _, p := range parts {
-		n += len(p) + 1
-	}
-	var b strings.Builder
-	b.Grow(n)
-	for _, p := range parts {
-		b.WriteString(p)
-		b.WriteByte(0)
-	}
-	return b.String()
+	var buf [128]byte
+	return string(appendKey(buf[:0], parts))
 }
 
 // Watches of single keys share this many channels a table: what wakes one may wake others, which look and wait again.
@@ -298,16 +310,15 @@ var (
 	open = func() chan struct{} { ch := make(chan struct{}); close(ch); return ch }()
 )
 
-func shardOf(index int, key string) int {
-	return int((maphash.String(seed, key) + uint64(index)*0x9e3779b9) % shards)
-}
+// shardOf takes the hash of a key with this process's seed.
+func shardOf(index int, hash uint64) int { return int((hash + uint64(index)*0x9e3779b9) % shards) }
 
 func (g *gates) arm(index int, key string, seen uint64) <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	w := &g.table
 	if key != "" {
-		w = &g.shards[shardOf(index, key)]
+		w = &g.shards[shardOf(index, maphash.String(seed, key))]
 	}
 	if w.changed > seen {
 		return open
@@ -350,10 +361,10 @@ func (t *txn) mark(no int) *marks {
 }
 
 // add marks all lists of leading parts of a key.
-func (m *marks) add(index int, key string) {
+func (m *marks) add(index int, key []byte) {
 	for i := range len(key) {
 		if key[i] == 0 {
-			s := shardOf(index, key[:i+1])
+			s := shardOf(index, maphash.Bytes(seed, key[:i+1]))
 			m[s/64] |= 1 << (s % 64)
 		}
 	}

@@ -81,12 +81,18 @@ type tableDef struct {
 	restore  func(*reader) (any, error)
 }
 
+// parts appends the parts of an object's key in an index; nil = the object is not in it.
+type parts[T any] func(v *T, to []string) []string
+
 // define makes a table of T. kind is on disk: never renumber, never use one again. id is the primary key, more are other indexes; a nil key leaves the
 // object out of its index.
-func define[T any](name string, kind uint8, observed bool, id func(*T) []string, more map[string]func(*T) []string) tableDef {
-	shape := table{name: name, id: func(v any) []string { return id(v.(*T)) }}
+func define[T any](name string, kind uint8, observed bool, id parts[T], more map[string]parts[T]) tableDef {
+	ofAny := func(of parts[T]) keyParts {
+		return func(v any, to []string) []string { return of(v.(*T), to) }
+	}
+	shape := table{name: name, id: ofAny(id)}
 	for _, n := range sortedKeys(more) {
-		shape.more = append(shape.more, index{n, func(v any) []string { return more[n](v.(*T)) }})
+		shape.more = append(shape.more, index{n, ofAny(more[n])})
 	}
 	return tableDef{shape: shape, kind: kind, observed: observed,
 		persist: func(s *Snapshot, w *writer) {
@@ -111,25 +117,25 @@ func init() {
 
 func coreTables() []tableDef {
 	return []tableDef{
-		define(tableNodes, 2, true, func(n *model.Node) []string { return []string{n.ID} }, nodeIndexes),
+		define(tableNodes, 2, true, func(n *model.Node, to []string) []string { return append(to, n.ID) }, nodeIndexes),
 		jobTable(),
 		versionTable(),
-		define(tableEvals, 5, true, func(e *model.Evaluation) []string { return []string{e.ID} }, map[string]func(*model.Evaluation) []string{
-			"job": func(e *model.Evaluation) []string { return []string{e.Namespace, e.JobID} },
-			"ended": func(e *model.Evaluation) []string {
+		define(tableEvals, 5, true, func(e *model.Evaluation, to []string) []string { return append(to, e.ID) }, map[string]parts[model.Evaluation]{
+			"job": func(e *model.Evaluation, to []string) []string { return append(to, e.Namespace, e.JobID) },
+			"ended": func(e *model.Evaluation, to []string) []string {
 				if !e.Terminal() {
 					return nil
 				}
-				return []string{hexTime(e.ModifyTime)}
+				return append(to, hexTime(e.ModifyTime))
 			},
 		}),
 		allocTable(),
-		define(tableTombstones, 8, false, func(t *Tombstone) []string { return []string{t.AllocID} }, map[string]func(*Tombstone) []string{
-			"node":  func(t *Tombstone) []string { return []string{t.NodeID} },
-			"ended": func(t *Tombstone) []string { return []string{hexTime(t.Time)} },
+		define(tableTombstones, 8, false, func(t *Tombstone, to []string) []string { return append(to, t.AllocID) }, map[string]parts[Tombstone]{
+			"node":  func(t *Tombstone, to []string) []string { return append(to, t.NodeID) },
+			"ended": func(t *Tombstone, to []string) []string { return append(to, hexTime(t.Time)) },
 		}),
-		define(tableConfig, 9, false, func(*SchedulerConfig) []string { return []string{"config"} }, nil),
-		define(tableIndex, 10, false, func(t *tableState) []string { return []string{t.Table} }, nil),
+		define(tableConfig, 9, false, func(_ *SchedulerConfig, to []string) []string { return append(to, "config") }, nil),
+		define(tableIndex, 10, false, func(t *tableState, to []string) []string { return append(to, t.Table) }, nil),
 	}
 }
 
@@ -140,14 +146,14 @@ func derived(t tableDef) tableDef {
 }
 
 func jobTable() tableDef {
-	t := define(tableJobs, 3, true, func(j *model.Job) []string { return []string{j.Namespace, j.ID} }, jobIndexes)
+	t := define(tableJobs, 3, true, func(j *model.Job, to []string) []string { return append(to, j.Namespace, j.ID) }, jobIndexes)
 	t.restore = func(r *reader) (any, error) { return r.job() }
 	return t
 }
 
 func versionTable() tableDef {
-	t := define(tableVersions, 4, false, func(j *model.Job) []string {
-		return []string{j.Namespace, j.ID, hexIndex(j.Version)}
+	t := define(tableVersions, 4, false, func(j *model.Job, to []string) []string {
+		return append(to, j.Namespace, j.ID, hexIndex(j.Version))
 	}, nil)
 	t.persist = func(s *Snapshot, w *writer) {
 		for j := range all[model.Job](s, nil, tableVersions, "id") {
@@ -166,16 +172,18 @@ func versionTable() tableDef {
 }
 
 func allocTable() tableDef {
-	t := define(tableAllocs, 7, true, func(a *model.Allocation) []string { return []string{a.ID} }, map[string]func(*model.Allocation) []string{
-		"job": func(a *model.Allocation) []string { return []string{a.Namespace, a.JobID} },
+	t := define(tableAllocs, 7, true, func(a *model.Allocation, to []string) []string { return append(to, a.ID) }, map[string]parts[model.Allocation]{
+		"job": func(a *model.Allocation, to []string) []string { return append(to, a.Namespace, a.JobID) },
 		// What a node must be told is what the servers changed since the last time: a range of this index.
-		"node": func(a *model.Allocation) []string { return []string{a.NodeID, hexIndex(a.AllocModifyIndex)} },
-		"eval": func(a *model.Allocation) []string { return []string{a.EvalID} },
-		"ended": func(a *model.Allocation) []string {
+		"node": func(a *model.Allocation, to []string) []string {
+			return append(to, a.NodeID, hexIndex(a.AllocModifyIndex))
+		},
+		"eval": func(a *model.Allocation, to []string) []string { return append(to, a.EvalID) },
+		"ended": func(a *model.Allocation, to []string) []string {
 			if !a.Terminal() || !a.ClientTerminal() {
 				return nil
 			}
-			return []string{hexTime(a.ModifyTime)}
+			return append(to, hexTime(a.ModifyTime))
 		},
 	})
 	t.persist = func(s *Snapshot, w *writer) {

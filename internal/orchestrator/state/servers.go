@@ -44,9 +44,9 @@ type introduction struct {
 
 func serverTables() []tableDef {
 	return []tableDef{
-		define(tableAutopilot, 20, false, func(*Autopilot) []string { return []string{"config"} }, nil),
-		define(tableIntroductionKeys, 21, false, func(*IntroductionKey) []string { return []string{"key"} }, nil),
-		define(tableIntroductions, 22, false, func(i *introduction) []string { return []string{i.Token} }, nil),
+		define(tableAutopilot, 20, false, func(_ *Autopilot, to []string) []string { return append(to, "config") }, nil),
+		define(tableIntroductionKeys, 21, false, func(_ *IntroductionKey, to []string) []string { return append(to, "key") }, nil),
+		define(tableIntroductions, 22, false, func(i *introduction, to []string) []string { return append(to, i.Token) }, nil),
 	}
 }
 

@@ -168,8 +168,17 @@ func (t *Tx) At() uint64 { return t.index }
 
 func (t *Tx) begin(now int64, kind string) {
 	t.now, t.kind, t.wrote, t.first, t.order = now, kind, false, len(t.changes), nil
-	clear(t.touched)
-	clear(t.at)
+	t.touched, t.at = emptied(t.touched), emptied(t.at)
+}
+
+// emptied is a map for the next part of an update. To clear one takes as long as it was ever large, and many small parts follow a large one.
+func emptied[K comparable, V any](m map[K]V) map[K]V {
+	const small = 32
+	if len(m) > small {
+		return map[K]V{}
+	}
+	clear(m)
+	return m
 }
 
 // put inserts into a table.

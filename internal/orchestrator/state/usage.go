@@ -16,7 +16,7 @@ type nodeUsage struct {
 
 func usageTables() []tableDef {
 	return []tableDef{
-		derived(define(tableUsage, 106, false, func(u *nodeUsage) []string { return []string{u.NodeID} }, nil)),
+		derived(define(tableUsage, 106, false, func(u *nodeUsage, to []string) []string { return append(to, u.NodeID) }, nil)),
 	}
 }
 
