@@ -116,7 +116,8 @@ func decodeJSON(r *http.Request, p Policy, into any) error {
 	}
 	err := guarded(func() error {
 		if !p.Strict {
-			// Without a copy of the whole; what goes on after its first value is a syntax error then, found before anything is decoded.
+			// Without a copy of the whole. What goes on after its first value is a syntax error then, found before anything is decoded; only a type's own
+			// UnmarshalJSON that calls something such an error is asked twice.
 			err := json.Unmarshal(body.Bytes(), into)
 			if _, syntax := errors.AsType[*json.SyntaxError](err); !syntax {
 				return err

@@ -12,8 +12,8 @@ import (
 // New is a random id (UUID version 4): executions, nodes, tokens.
 func New() string { return uuid.NewString() }
 
-// rowLength is how many ids that are made one after another begin alike.
-const rowLength = 1024
+// rowLength is how many ids that are made one after another begin with the same 16 bits, and apart what is between two of them in the next 16.
+const rowLength, apart = 1024, 1 << 16 / rowLength
 
 // row is where the next id of NewNear is.
 var row struct {
@@ -23,7 +23,7 @@ var row struct {
 }
 
 // NewNear is an id (UUID version 4) beside the one that was made before it, for what is kept in the order of ids and mostly changed soon after it was made: evaluations. The first 16 bits
-// are drawn anew for 1,024 ids, the next 16 are counted, so that the eight digits that people type differ, and 90 are random.
+// are drawn anew for 1,024 ids, the next 16 are counted in steps of 64, so that seven of the digits that people type tell them apart, and 90 are random.
 func NewNear() string {
 	id := uuid.New()
 	row.Lock()
@@ -31,7 +31,7 @@ func NewNear() string {
 		row.next, row.left = binary.BigEndian.Uint32(id[:]), rowLength
 	}
 	binary.BigEndian.PutUint32(id[:], row.next)
-	row.next = row.next&^0xffff | (row.next+1)&0xffff
+	row.next = row.next&^0xffff | (row.next+apart)&0xffff
 	row.left--
 	row.Unlock()
 	return id.String()

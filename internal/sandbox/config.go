@@ -14,8 +14,8 @@ type Config struct {
 	IDBase          uint32 // first host uid and gid of the range; default 0x20000000; 65536 ids for each sandbox
 	MaxSandboxes    int    // default 1024
 	AllowUnconfined bool   // run although memory and pids cannot be limited on this machine
-	// TidyAfter is how long the empty control groups and the directory of an ended sandbox may stay, so that their removal takes no processor from a
-	// burst: the kernel looks at every file system of the machine for each. At most 256 stay. Default 0: nothing stays.
+	// TidyAfter is how long the empty control groups, the directory and the network namespace of an ended sandbox, and one open file, may stay, so that their
+	// removal takes no processor from a burst: the kernel looks at every file system of the machine for a group. At most 256 stay. Default 0: nothing stays.
 	TidyAfter time.Duration
 	Log       logrus.FieldLogger // default: discard
 }

@@ -16,6 +16,9 @@ import (
 // mostRemains bounds the ended sandboxes whose groups and directories are still there. The kernel keeps up to some hundred KB for each.
 const mostRemains = 256
 
+// mostFailed bounds how often the time until the next attempt doubles: up to 12 minutes, from three seconds.
+const mostFailed = 8
+
 // remains are the empty control groups and the directory of an ended sandbox. There is no record in it any more, so to a later process of the node it is what
 // a creation leaves that was cut short.
 type remains struct {
@@ -23,6 +26,7 @@ type remains struct {
 	network *os.File  // its network namespace, whose end costs the kernel most of a millisecond; nil = it may end with its processes
 	due     time.Time // guarded by the runtime's mu
 	taken   bool      // somebody is at it; guarded by the runtime's mu
+	failed  int       // how often it could not be removed, up to mostFailed; guarded by the runtime's mu
 
 	removing sync.Mutex
 	removed  bool // guarded by removing
@@ -48,46 +52,47 @@ func (left *remains) close() {
 	}
 }
 
-// dispose takes away what is left of a sandbox whose processes have ended. Only what is certain to be empty is kept for a while.
-func (r *Runtime) dispose(ctx context.Context, left *remains) (kept bool, err error) {
+// dispose takes away what is left of a sandbox whose processes have ended, or keeps it for a while. What the kernel still counts a process in is not kept.
+// oldest is what the caller has to remove when it has let go of its sandbox, as too many wait; nil = nothing.
+func (r *Runtime) dispose(ctx context.Context, left *remains) (kept bool, oldest *remains, err error) {
 	if _, err := r.group(left.id).kill(ctx); err != nil {
-		return false, err
+		return false, nil, err
 	}
-	if r.cfg.TidyAfter <= 0 || !r.group(left.id).vacant() {
-		return false, r.wipe(ctx, left.id)
+	if r.cfg.TidyAfter > 0 && r.group(left.id).vacant() {
+		if err := os.Remove(filepath.Join(r.stateDir(left.id), stateFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return false, nil, fmt.Errorf("remove state: %w", err)
+		}
+		if oldest, kept = r.keep(left); kept {
+			return true, oldest, nil
+		}
 	}
-	if err := os.Remove(filepath.Join(r.stateDir(left.id), stateFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return false, fmt.Errorf("remove state: %w", err)
-	}
-	left.due = time.Now().Add(r.cfg.TidyAfter)
-	oldest, kept := r.keep(left)
-	if !kept {
-		return false, r.wipe(ctx, left.id)
-	}
-	if oldest != nil {
-		r.tidyUp(oldest)
-	}
-	return true, nil
+	return false, nil, r.wipe(ctx, left.id)
 }
 
-// keep has tidy remove it when it is due. oldest is what the caller has to remove now, as too many wait; nil = nothing.
+// keep has tidy remove it when it is due, unless the runtime is closed.
 func (r *Runtime) keep(left *remains) (oldest *remains, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
 		return nil, false
 	}
-	r.left = append(r.left, left)
-	if !r.tidying {
-		r.tidying = true
-		r.wg.Go(r.tidy)
-	}
+	r.queue(left)
 	first, waiting := r.waiting()
 	if waiting <= mostRemains {
 		return nil, true
 	}
 	first.taken = true
 	return first, true
+}
+
+// queue puts it behind the others, and has somebody look when it is due. It is called with mu held, while the runtime is open.
+func (r *Runtime) queue(left *remains) {
+	left.taken, left.due = false, time.Now().Add(r.cfg.TidyAfter<<left.failed)
+	r.left = append(r.left, left)
+	if !r.tidying {
+		r.tidying = true
+		r.wg.Go(r.tidy)
+	}
 }
 
 // waiting counts those that nobody is at yet, and finds the first that is due. It is called with mu held.
@@ -108,10 +113,11 @@ func (r *Runtime) waiting() (first *remains, n int) {
 func (r *Runtime) hurryUp() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, n := r.waiting(); n == 0 {
+	_, n := r.waiting()
+	if n == 0 {
 		return
 	}
-	r.hurry += 2
+	r.hurry = min(r.hurry+2, n)
 	select {
 	case r.wake <- struct{}{}:
 	default: // it is about to look
@@ -155,7 +161,15 @@ func (r *Runtime) tidyUp(left *remains) {
 		return
 	}
 	left.close()
-	err := r.clear(context.Background(), left.id)
+	r.mu.Lock()
+	by := time.Now().Add(cleanupTimeout)
+	if r.closed {
+		by = r.closeBy
+	}
+	r.mu.Unlock()
+	ctx, cancel := context.WithDeadline(context.Background(), by)
+	err := r.wipe(ctx, left.id)
+	cancel()
 	left.removed = err == nil
 	if err != nil {
 		r.logFor(left.id).WithError(err).Error("what an ended sandbox left cannot be removed")
@@ -164,8 +178,8 @@ func (r *Runtime) tidyUp(left *remains) {
 	defer r.mu.Unlock()
 	r.left = slices.DeleteFunc(r.left, func(other *remains) bool { return other == left })
 	if err != nil && !r.closed {
-		left.taken, left.due = false, time.Now().Add(r.cfg.TidyAfter)
-		r.left = append(r.left, left)
+		left.failed = min(left.failed+1, mostFailed)
+		r.queue(left)
 	}
 }
 

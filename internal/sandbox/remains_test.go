@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"rockpool/internal/sandbox"
 )
 
@@ -146,7 +148,7 @@ func TestRemainsAreBounded(t *testing.T) {
 		}
 	}
 	t.Run("in time", func(t *testing.T) {
-		r, dir, parent := tidying(t, 200*time.Millisecond)
+		r, dir, parent := tidying(t, time.Second)
 		s := create(t, r)
 		destroy(t, s)
 		if len(controlGroups(filepath.Join(parent, s.ID()))) == 0 {
@@ -188,6 +190,53 @@ func TestRemainsAreBounded(t *testing.T) {
 			if there[s.ID()] != (i >= len(all)-most) {
 				t.Errorf("the remains of sandbox %d of %d are there: %v", i+1, len(all), there[s.ID()])
 			}
+		}
+	})
+}
+
+// What cannot be removed is tried again, and so is a Destroy that failed.
+func TestWhatCannotBeRemovedIsTriedAgain(t *testing.T) {
+	block := func(t *testing.T, dir string, s *sandbox.Sandbox) (unblock func()) {
+		t.Helper()
+		place := filepath.Join(dir, "sandboxes", s.ID(), "busy")
+		if err := os.Mkdir(place, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("busy", place, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		return func() {
+			if err := unix.Unmount(place, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	t.Run("by its runtime", func(t *testing.T) {
+		r, dir, _ := tidying(t, 50*time.Millisecond)
+		s := create(t, r)
+		unblock := block(t, dir, s)
+		destroy(t, s)
+		time.AfterFunc(300*time.Millisecond, unblock)
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			if _, err := os.Stat(filepath.Join(dir, "sandboxes", s.ID())); errors.Is(err, os.ErrNotExist) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("still there")
+			}
+		}
+	})
+	t.Run("by its caller", func(t *testing.T) {
+		r, dir, _ := tidying(t, 0)
+		s := create(t, r)
+		unblock := block(t, dir, s)
+		if err := s.Destroy(t.Context()); err == nil {
+			t.Error("it is destroyed, though its directory cannot be removed")
+		}
+		unblock()
+		destroy(t, s)
+		if ids, err := r.List(); err != nil || len(ids) > 0 {
+			t.Errorf("%q, %v", ids, err)
 		}
 	})
 }

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -41,7 +42,8 @@ type Runtime struct {
 
 	mu        sync.Mutex
 	closed    bool
-	features  uint32 // of the sandboxes made so far
+	closeBy   time.Time // what cannot be removed until then is left to the next process; set when closed is
+	features  uint32    // of the sandboxes made so far
 	created   bool
 	tried     map[string]*outcome // what the self-test found, by fence; nil before it
 	sandboxes map[string]*Sandbox
@@ -222,16 +224,16 @@ func (r *Runtime) logFor(id string) logrus.FieldLogger { return r.log.WithField(
 
 // List names the sandboxes that have state on disk, alive or not, but for those that were destroyed.
 func (r *Runtime) List() ([]string, error) {
-	entries, err := os.ReadDir(r.runners())
-	if err != nil {
-		return nil, fmt.Errorf("list sandboxes: %w", err)
-	}
 	r.mu.Lock()
 	going := make(map[string]bool, len(r.left))
 	for _, left := range r.left {
 		going[left.id] = true
 	}
 	r.mu.Unlock()
+	entries, err := os.ReadDir(r.runners()) // after that: what goes meanwhile is not there, or known to be going
+	if err != nil {
+		return nil, fmt.Errorf("list sandboxes: %w", err)
+	}
 	var ids []string
 	for _, e := range entries {
 		if validID.MatchString(e.Name()) && !going[e.Name()] {
@@ -345,7 +347,7 @@ func (r *Runtime) wipe(ctx context.Context, id string) error {
 func (r *Runtime) Close() error {
 	r.mu.Lock()
 	already := r.closed
-	r.closed = true
+	r.closed, r.closeBy = true, time.Now().Add(cleanupTimeout)
 	sandboxes := make([]*Sandbox, 0, len(r.sandboxes))
 	for _, s := range r.sandboxes {
 		sandboxes = append(sandboxes, s)

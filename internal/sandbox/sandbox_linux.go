@@ -211,8 +211,8 @@ func (s *Sandbox) watch() {
 	close(s.done)
 }
 
-// Destroy kills everything in the sandbox and removes every trace: processes, mounts, the record, control groups and directory; the last two may be removed
-// later (Config.TidyAfter). It may be called again, also after an error.
+// Destroy kills everything in the sandbox and removes every trace: processes, mounts, the record, and then network, control groups and directory, which may be
+// removed later (Config.TidyAfter). It may be called again, also after an error.
 func (s *Sandbox) Destroy(ctx context.Context) error {
 	s.destroying.Lock()
 	defer s.destroying.Unlock()
@@ -255,15 +255,19 @@ func (s *Sandbox) Destroy(ctx context.Context) error {
 			return fmt.Errorf("destroy sandbox: %w", context.Cause(ctx))
 		}
 	}
-	s.closeFiles()
-	if kept, err = s.runtime.dispose(ctx, left); err != nil {
+	var oldest *remains
+	if kept, oldest, err = s.runtime.dispose(ctx, left); err != nil {
 		return fmt.Errorf("destroy sandbox: %w", err)
 	}
+	s.closeFiles()
 	s.mu.Lock()
 	s.wiped = true
 	s.mu.Unlock()
 	s.runtime.forget(s)
 	s.runtime.release(s.slot)
+	if oldest != nil {
+		s.runtime.tidyUp(oldest)
+	}
 	return nil
 }
 

@@ -119,7 +119,7 @@ func (p *pass) field(job *model.Job, g *model.TaskGroup) *field {
 			}
 		}
 	}
-	_, seed := p.newID(g.Name)
+	seed := seedOf(p.digest(g.Name))
 	for i := range f.tiers {
 		if t := &f.tiers[i]; t.total > 0 {
 			t.start = int(seed % uint64(t.total))

@@ -140,7 +140,7 @@ func (f *field) take(c *candidate, w missing, m *model.AllocMetric, d *model.Dep
 		f.drop(c)
 		return nil
 	}
-	id, seed := f.newID(w.name)
+	id, seed := f.allocID(w.name)
 	got, why := allocate(c.seat, f.usage(c.seat), f.g, &f.ask, seed)
 	if why != "" {
 		f.exhausted(c.seat, why)

@@ -26,7 +26,7 @@ func (f *field) preempt(full []*Seat, w missing, m *model.AllocMetric, d *model.
 	if !f.opts.Preempt.of(f.job.Type) || len(full) == 0 {
 		return nil
 	}
-	id, seed := f.newID(w.name)
+	id, seed := f.allocID(w.name)
 	var best *victims
 	for _, s := range full {
 		if f.infeasible(s) != "" || f.clash(s) != "" || s.Node.ID == w.avoid {

@@ -243,7 +243,7 @@ func (s *slotting) join(destructive []*model.Allocation) (*model.Deployment, *mo
 		return nil, nil
 	}
 	if s.rollout == nil {
-		id, _ := s.newID("deployment")
+		id := uuidOf(s.digest("deployment"))
 		s.rollout = &model.Deployment{
 			ID: id, Namespace: s.job.Namespace, JobID: s.job.ID, JobVersion: s.job.Version, JobModifyIndex: s.job.ModifyIndex,
 			JobSpecModifyIndex: s.job.JobModifyIndex, JobCreateIndex: s.job.CreateIndex, EvalPriority: s.eval.Priority,

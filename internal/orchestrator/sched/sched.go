@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"iter"
+	"math/bits"
 	"slices"
 	"strconv"
 
@@ -245,16 +246,28 @@ func (p *pass) ownUsage(s *Seat) *Usage {
 	return u
 }
 
-// newID derives an allocation's id from what it is for, as a UUID. The snapshot is part of it, so that an evaluation that is delivered
-// again after its first allocation has ended makes another one. Its first four bytes are chosen (near); the others are a digest.
-func (p *pass) newID(name string) (string, uint64) {
+// allocID derives an allocation's id from what it is for, as a UUID. The snapshot is part of it, so that an evaluation that is delivered
+// again after its first allocation has ended makes another one. Its first four bytes are chosen (near); the others are a digest. seed is for what else has to
+// be decided by chance for it.
+func (p *pass) allocID(name string) (id string, seed uint64) {
+	h := p.digest(name)
+	binary.BigEndian.PutUint32(h[:], p.near(binary.BigEndian.Uint32(h[:])))
+	return uuidOf(h), seedOf(h)
+}
+
+// digest is of a name in this pass, and of how much it has placed.
+func (p *pass) digest(name string) [sha256.Size]byte {
 	var buf [256]byte
 	b := append(buf[:0], p.eval.ID...)
 	b = append(append(b, '/'), name...)
 	b = strconv.AppendUint(append(b, '/'), p.index, 10)
 	b = strconv.AppendInt(append(b, '/'), int64(len(p.out.Place)), 10)
-	h := sha256.Sum256(b)
-	binary.BigEndian.PutUint32(h[:], p.near(binary.BigEndian.Uint32(h[:])))
+	return sha256.Sum256(b)
+}
+
+func seedOf(h [sha256.Size]byte) uint64 { return binary.BigEndian.Uint64(h[16:]) }
+
+func uuidOf(h [sha256.Size]byte) string {
 	h[6], h[8] = h[6]&0x0f|0x80, h[8]&0x3f|0x80 // version 8: made by a rule of our own
 	var x [36]byte
 	hex.Encode(x[0:8], h[0:4])
@@ -263,19 +276,19 @@ func (p *pass) newID(name string) (string, uint64) {
 	hex.Encode(x[19:23], h[8:10])
 	hex.Encode(x[24:36], h[10:16])
 	x[8], x[13], x[18], x[23] = '-', '-', '-', '-'
-	return string(x[:]), binary.BigEndian.Uint64(h[16:])
+	return string(x[:])
 }
 
-// near chooses what an id begins with. The store keeps allocations in the order of their ids, and a transaction copies the parts of its tree that it changes: ids of one evaluation lie side by
-// side, counted upwards within 16 bits so that the eight digits that people type differ, and the only one of an evaluation lies beside those of the evaluations made with it (ident.NewNear).
+// near chooses what an id begins with. The store keeps allocations in the order of their ids, and a transaction copies the parts of its tree that it changes: ids of one pass lie side by
+// side, in places of 16 bits, 64 apart as long as there are (ident.NewNear). The first of an evaluation's first pass, most often its only one, lies beside those of the evaluations made with it.
 func (p *pass) near(digest uint32) uint32 {
-	n := uint32(len(p.out.Place))
-	if n > 0 {
-		return p.row&^0xffff | (p.row+n)&0xffff
+	if n := len(p.out.Place); n > 0 {
+		return p.row&^0xffff | uint32(uint16(p.row)+bits.RotateLeft16(uint16(n), 6))
 	}
 	p.row = digest
 	var head [4]byte
-	if len(p.eval.ID) < 8 {
+	again := slices.ContainsFunc(p.allocs, func(a *model.Allocation) bool { return a.EvalID == p.eval.ID })
+	if len(p.eval.ID) < 8 || again {
 		return digest
 	}
 	if _, err := hex.Decode(head[:], []byte(p.eval.ID[:8])); err != nil {
