@@ -22,6 +22,16 @@ type Holdings struct {
 	Mounts      int // in the service's own mount namespace
 	Descriptors int // of the service, without TCP connections, which come and go with their idle times
 	Files       int // in the data directory, without the log of the server
+
+	// What ended sandboxes left is not in the figures above, as it may wait for its removal for some seconds.
+	Remains  int // state directories without a record, with their files and control groups
+	OpenNets int // network namespaces that the service holds open
+}
+
+// Lasting is h without what goes in some seconds.
+func (h Holdings) Lasting() Holdings {
+	h.Remains, h.OpenNets = 0, 0
+	return h
 }
 
 // sandboxIDs remembers the sandboxes that a service has had: their control groups carry these names.
@@ -32,13 +42,21 @@ type sandboxIDs struct {
 
 // Holdings counts. Sandboxes that nobody looked at while they lived are known by Observe.
 func (s *Service) Holdings() (h Holdings, err error) {
-	if h.Sandboxes, err = s.Observe(); err != nil {
+	remains, err := s.observe()
+	if err != nil {
 		return h, err
+	}
+	for _, ended := range remains {
+		if ended {
+			h.Remains++
+		} else {
+			h.Sandboxes++
+		}
 	}
 	if h.Processes, h.Networks, err = s.processes(); err != nil {
 		return h, err
 	}
-	if h.Groups, err = s.groups(); err != nil {
+	if h.Groups, err = s.groups(remains); err != nil {
 		return h, err
 	}
 	mounts, err := os.ReadFile(s.proc("mountinfo"))
@@ -46,13 +64,15 @@ func (s *Service) Holdings() (h Holdings, err error) {
 		return h, err
 	}
 	h.Mounts = bytes.Count(mounts, []byte("\n"))
-	if h.Descriptors, err = s.descriptors(); err != nil {
+	if h.Descriptors, h.OpenNets, err = s.descriptors(); err != nil {
 		return h, err
 	}
 	err = filepath.WalkDir(s.dir, func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			return nil
+		case err == nil && d.IsDir() && filepath.Dir(path) == s.sandboxes() && remains[d.Name()]:
+			return fs.SkipDir
 		case err == nil && d.IsDir() && (path == filepath.Join(s.dir, "server") || path == filepath.Join(s.dir, "images")): // both keep what they have
 			return fs.SkipDir
 		case err == nil:
@@ -63,26 +83,35 @@ func (s *Service) Holdings() (h Holdings, err error) {
 	return h, err
 }
 
-// Observe notes which sandboxes there are, and counts them.
-func (s *Service) Observe() (int, error) {
-	entries, err := os.ReadDir(filepath.Join(s.dir, "sandboxes", "sandboxes"))
+// Observe notes which sandboxes there are.
+func (s *Service) Observe() error {
+	_, err := s.observe()
+	return err
+}
+
+// observe says of each state directory whether its sandbox has ended.
+func (s *Service) observe() (ended map[string]bool, err error) {
+	entries, err := os.ReadDir(s.sandboxes())
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	s.seen.mu.Lock()
 	defer s.seen.mu.Unlock()
 	if s.seen.ids == nil {
 		s.seen.ids = map[string]bool{}
 	}
-	n := 0
+	ended = map[string]bool{}
 	for _, e := range entries {
 		if e.IsDir() {
 			s.seen.ids[e.Name()] = true
-			n++
+			_, err := os.Stat(filepath.Join(s.sandboxes(), e.Name(), "state.json"))
+			ended[e.Name()] = errors.Is(err, fs.ErrNotExist)
 		}
 	}
-	return n, nil
+	return ended, nil
 }
+
+func (s *Service) sandboxes() string { return filepath.Join(s.dir, "sandboxes", "sandboxes") }
 
 func (s *Service) proc(name string) string { return fmt.Sprintf("/proc/%d/%s", s.PID(), name) }
 
@@ -129,7 +158,8 @@ func (s *Service) processes() (processes, networks int, err error) {
 	return processes, len(nets), nil
 }
 
-func (s *Service) groups() (int, error) {
+// groups counts those of sandboxes that were seen, but for the ended ones.
+func (s *Service) groups(ended map[string]bool) (int, error) {
 	s.seen.mu.Lock()
 	defer s.seen.mu.Unlock()
 	n := 0
@@ -143,7 +173,7 @@ func (s *Service) groups() (int, error) {
 			continue // there is no such hierarchy
 		}
 		for _, c := range children {
-			if !s.seen.ids[c.Name()] {
+			if !s.seen.ids[c.Name()] || ended[c.Name()] {
 				continue
 			}
 			_ = filepath.WalkDir(filepath.Join(parent, c.Name()), func(_ string, d fs.DirEntry, err error) error {
@@ -157,7 +187,7 @@ func (s *Service) groups() (int, error) {
 	return n, nil
 }
 
-func (s *Service) descriptors() (int, error) {
+func (s *Service) descriptors() (n, nets int, err error) {
 	tcp := map[string]bool{}
 	for _, name := range []string{"net/tcp", "net/tcp6"} {
 		text, err := os.ReadFile(s.proc(name))
@@ -172,15 +202,18 @@ func (s *Service) descriptors() (int, error) {
 	}
 	entries, err := os.ReadDir(s.proc("fd"))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	n := 0
 	for _, e := range entries {
-		if target, err := os.Readlink(s.proc("fd/" + e.Name())); err == nil && !tcp[target] {
+		switch target, err := os.Readlink(s.proc("fd/" + e.Name())); {
+		case err != nil || tcp[target]:
+		case strings.HasPrefix(target, "net:["):
+			nets++
+		default:
 			n++
 		}
 	}
-	return n, nil
+	return n, nets, nil
 }
 
 // ResetPeak forgets the largest resident size so far.

@@ -95,6 +95,8 @@ func figures() []*series {
 		{name: "processes in sandboxes", slack: 1},
 		{name: "network namespaces", slack: 1},
 		{name: "control groups", slack: 2},
+		{name: "ended sandboxes to be removed", slack: 256}, // as many may wait
+		{name: "network namespaces held open", slack: 256},
 		{name: "mounts", slack: 2},
 		{name: "files of the node", slack: 16},
 		{name: "cluster's log and snapshots", unit: "bytes", slack: 160 * mb},
@@ -450,7 +452,7 @@ func (w *world) now(ctx context.Context, acts int, first bool) ([]float64, error
 	}
 	return []float64{
 		metric["go_memstats_heap_alloc_bytes"], float64(resident), metric["go_goroutines"], float64(h.Descriptors), metric["go_threads"],
-		float64(h.Processes), float64(h.Networks), float64(h.Groups), float64(h.Mounts), float64(h.Files), disk, w.logged,
+		float64(h.Processes), float64(h.Networks), float64(h.Groups), float64(h.Remains), float64(h.OpenNets), float64(h.Mounts), float64(h.Files), disk, w.logged,
 	}, nil
 }
 

@@ -1,7 +1,5 @@
 package sim
 
-import "rockpool/internal/orchestrator/model"
-
 // Held has, by node, the ids of the allocations that are starting or running on it.
 func (f *Fleet) Held() map[string][]string {
 	out := make(map[string][]string, len(f.nodes))
@@ -9,7 +7,7 @@ func (f *Fleet) Held() map[string][]string {
 		n.mu.Lock()
 		ids := []string{}
 		for id, a := range n.allocs {
-			if a.state == nil || a.state.State != model.TaskDead {
+			if !a.dead {
 				ids = append(ids, id)
 			}
 		}

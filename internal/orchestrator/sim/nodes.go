@@ -129,10 +129,17 @@ type simNode struct {
 	dirty       map[string]model.AllocUpdate // guarded by mu; what is to be reported, the newest of each allocation
 }
 
+// simAlloc is what a node remembers of an allocation: little, as there may be a million in the process that is measured.
 type simAlloc struct {
-	alloc *model.Allocation
-	state *model.TaskState // of each task; replaced, never changed
-	timer *time.Timer      // of what happens next; nil = nothing
+	id      string
+	group   *model.TaskGroup // nil = its specification has none of this name
+	started int64            // unix ns; 0 = it has not
+	dead    bool
+	timer   *time.Timer // of what happens next; nil = nothing
+}
+
+func newSimAlloc(al *model.Allocation) *simAlloc {
+	return &simAlloc{id: al.ID, group: al.Job.Group(al.TaskGroup)}
 }
 
 const retryAfter = time.Second
@@ -321,20 +328,17 @@ func (n *simNode) want(al *model.Allocation) {
 	switch {
 	case a == nil && al.DesiredStatus == model.DesiredRun && !al.ClientTerminal():
 		n.fleet.Received.Add(1)
-		a = &simAlloc{alloc: al}
+		a = newSimAlloc(al)
 		n.allocs[al.ID] = a
-		n.after(a, n.startDelay(al), n.started)
+		n.after(a, n.startDelay(al), func() { n.start(a, al) })
 	case a == nil:
 		if !al.ClientTerminal() { // nothing of it runs here
-			n.end(&simAlloc{alloc: al, state: &model.TaskState{}}, true)
+			n.end(newSimAlloc(al), true)
 		}
 	default:
-		a.alloc = al
-		if al.DesiredStatus != model.DesiredRun && (a.state == nil || a.state.State != model.TaskDead) {
+		a.group = al.Job.Group(al.TaskGroup)
+		if al.DesiredStatus != model.DesiredRun && !a.dead {
 			a.cancel()
-			if a.state == nil {
-				a.state = &model.TaskState{}
-			}
 			n.end(a, true)
 		}
 	}
@@ -348,59 +352,62 @@ func (n *simNode) startDelay(al *model.Allocation) time.Duration {
 }
 
 // after calls f with mu held, at once when there is nothing to wait for.
-func (n *simNode) after(a *simAlloc, d time.Duration, f func(*simAlloc)) {
+func (n *simNode) after(a *simAlloc, d time.Duration, f func()) {
 	if d <= 0 {
-		f(a)
+		f()
 		return
 	}
 	a.timer = time.AfterFunc(d, func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		if n.allocs[a.alloc.ID] == a && (a.state == nil || a.state.State != model.TaskDead) {
-			f(a)
+		if n.allocs[a.id] == a && !a.dead {
+			f()
 		}
 	})
 }
 
-func (n *simNode) started(a *simAlloc) {
-	now := time.Now().UnixNano()
-	a.state = &model.TaskState{State: model.TaskRunning, StartedAt: now, Events: []*model.TaskEvent{
-		{Type: model.TaskReceived, Time: now, DisplayMessage: "Task received by client"},
-		{Type: model.TaskSetup, Time: now, DisplayMessage: "Building Task Directory"},
-		{Type: model.TaskStarted, Time: now, DisplayMessage: "Task started by client"},
-	}}
+func (n *simNode) start(a *simAlloc, al *model.Allocation) {
+	a.started = time.Now().UnixNano()
 	n.fleet.Running.Add(1)
-	n.tell(a, model.ClientRunning, now)
+	n.tell(a, model.ClientRunning, a.state(), a.started)
 	if n.fleet.cfg.Lifetime == nil {
 		return
 	}
-	if d, well := n.fleet.cfg.Lifetime(n.rnd, a.alloc); d >= 0 {
-		n.after(a, max(d, 1), func(a *simAlloc) { n.end(a, well) })
+	if d, well := n.fleet.cfg.Lifetime(n.rnd, al); d >= 0 {
+		n.after(a, max(d, 1), func() { n.end(a, well) })
 	}
+}
+
+// state is of each of its tasks, until they end.
+func (a *simAlloc) state() *model.TaskState {
+	if a.started == 0 {
+		return &model.TaskState{}
+	}
+	return &model.TaskState{State: model.TaskRunning, StartedAt: a.started, Events: []*model.TaskEvent{
+		{Type: model.TaskReceived, Time: a.started, DisplayMessage: "Task received by client"},
+		{Type: model.TaskSetup, Time: a.started, DisplayMessage: "Building Task Directory"},
+		{Type: model.TaskStarted, Time: a.started, DisplayMessage: "Task started by client"},
+	}}
 }
 
 func (n *simNode) end(a *simAlloc, well bool) {
-	now := time.Now().UnixNano()
-	s := *a.state
-	s.State, s.Failed, s.FinishedAt = model.TaskDead, !well, now
-	s.Events = append(s.Events[:len(s.Events):len(s.Events)], &model.TaskEvent{
-		Type: model.TaskTerminated, Time: now, DisplayMessage: "Exit Code: 0", Details: map[string]string{"exit_code": "0"},
-	})
-	status := model.ClientComplete
+	now, s, status := time.Now().UnixNano(), a.state(), model.ClientComplete
+	last := &model.TaskEvent{Type: model.TaskTerminated, Time: now, DisplayMessage: "Exit Code: 0", Details: map[string]string{"exit_code": "0"}}
 	if !well {
 		status = model.ClientFailed
-		s.Events[len(s.Events)-1].DisplayMessage, s.Events[len(s.Events)-1].Details = "Exit Code: 1", map[string]string{"exit_code": "1"}
+		last.DisplayMessage, last.Details = "Exit Code: 1", map[string]string{"exit_code": "1"}
 	}
-	a.state = &s
+	s.State, s.Failed, s.FinishedAt, s.Events = model.TaskDead, !well, now, append(s.Events, last)
+	a.dead = true
 	n.fleet.Ended.Add(1)
-	n.tell(a, status, now)
+	n.tell(a, status, s, now)
 }
 
-func (n *simNode) tell(a *simAlloc, status string, now int64) {
-	u := model.AllocUpdate{ID: a.alloc.ID, ClientStatus: status, ModifyTime: now, TaskStates: map[string]*model.TaskState{}}
-	if g := a.alloc.Job.Group(a.alloc.TaskGroup); g != nil {
-		for _, t := range g.Tasks {
-			u.TaskStates[t.Name] = a.state
+func (n *simNode) tell(a *simAlloc, status string, s *model.TaskState, now int64) {
+	u := model.AllocUpdate{ID: a.id, ClientStatus: status, ModifyTime: now, TaskStates: map[string]*model.TaskState{}}
+	if a.group != nil {
+		for _, t := range a.group.Tasks {
+			u.TaskStates[t.Name] = s
 		}
 	}
 	n.say(u)
