@@ -42,7 +42,6 @@ func (l *latch) isSet() bool {
 type allocRunner struct {
 	id      string
 	agent   *Agent
-	log     logging.Logger
 	tasks   map[string]*taskRunner
 	stop    *latch        // the tasks shall end
 	purge   *latch        // the allocation shall vanish; sets stop too
@@ -58,7 +57,7 @@ type allocRunner struct {
 	alloc       *model.Allocation // as the servers last sent it
 	description string            // overrides the derived one
 	reported    model.AllocUpdate
-	debris      map[string]driver.Driver // by task id: what could not be destroyed
+	debris      map[string]driver.Driver // by task id: what could not be destroyed; nil = nothing ever
 	collected   bool                     // its logs and files were removed; nothing else is written after the end
 	before      []before                 // must have ended before a task starts; nil = nobody
 	tracker     *healthTracker           // nil = nobody asks for the allocation's health
@@ -69,9 +68,9 @@ type allocRunner struct {
 
 // newAllocRunner makes the runner of an allocation: a new one, or one that an earlier process of the agent left.
 func newAllocRunner(a *Agent, alloc *model.Allocation, records map[string]taskRecord) *allocRunner {
-	r := &allocRunner{id: alloc.ID, agent: a, log: a.log.WithFields(logging.Fields{"alloc_id": alloc.ID, "job_id": alloc.JobID}),
+	r := &allocRunner{id: alloc.ID, agent: a,
 		tasks: map[string]*taskRunner{}, stop: newLatch(), purge: newLatch(), renewed: make(chan struct{}, 1), moved: make(chan struct{}, 1),
-		quiet: make(chan struct{}), alloc: alloc, debris: map[string]driver.Driver{}}
+		quiet: make(chan struct{}), alloc: alloc}
 	var tasks []*model.Task
 	if g := alloc.Job.Group(alloc.TaskGroup); g != nil {
 		tasks = g.Tasks
@@ -91,6 +90,13 @@ func newAllocRunner(a *Agent, alloc *model.Allocation, records map[string]taskRe
 		r.stop.set(desiredStop(alloc))
 	}
 	return r
+}
+
+// log is made when something is to be said, as nothing is of most allocations.
+func (r *allocRunner) log() logging.Logger {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.agent.log.WithFields(logging.Fields{"alloc_id": r.id, "job_id": r.alloc.JobID})
 }
 
 // firstState is the state of a task that has no record here. If the servers know that the allocation has run, its tasks are
@@ -160,11 +166,12 @@ func (r *allocRunner) run(ctx context.Context) {
 		return
 	}
 	if err := r.network.detach(ctx, r); err != nil {
-		r.log.WithError(err).Error("the network of an allocation could not be taken back, it will be tried again")
+		r.log().WithError(err).Error("the network of an allocation could not be taken back, it will be tried again")
 	}
 	if err := r.share.close(r.agent.db.files(r.id)); err != nil {
-		r.log.WithError(err).Error("the directory that an allocation's tasks shared is left")
+		r.log().WithError(err).Error("the directory that an allocation's tasks shared is left")
 	}
+	r.rest()
 	close(r.quiet)
 	for !r.purge.isSet() {
 		select {
@@ -176,6 +183,15 @@ func (r *allocRunner) run(ctx context.Context) {
 		}
 	}
 	r.bury(ctx)
+}
+
+// rest lets go of what only tasks that run need: an allocation that has ended stays until the servers have forgotten it, and there may be very many.
+func (r *allocRunner) rest() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, t := range r.tasks {
+		t.kill, t.nomad = nil, nil
+	}
 }
 
 // recovering reports whether an earlier process of the agent left a running task.
@@ -415,11 +431,11 @@ func (r *allocRunner) bury(ctx context.Context) {
 		if err == nil {
 			if err = r.agent.db.remove(r.id); err == nil {
 				r.agent.buried(r)
-				r.log.Debug("allocation destroyed")
+				r.log().Debug("allocation destroyed")
 				return
 			}
 		}
-		r.log.WithError(err).Error("allocation could not be destroyed, it will be tried again")
+		r.log().WithError(err).Error("allocation could not be destroyed, it will be tried again")
 		if !pause.wait(ctx) {
 			return
 		}
@@ -437,6 +453,9 @@ func (r *allocRunner) move() {
 func (r *allocRunner) leftOver(d driver.Driver, taskID string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.debris == nil {
+		r.debris = map[string]driver.Driver{}
+	}
 	r.debris[taskID] = d
 }
 
@@ -452,7 +471,7 @@ func (r *allocRunner) save() {
 	alloc := r.alloc
 	r.mu.Unlock()
 	if err := r.agent.db.saveAlloc(alloc); err != nil {
-		r.log.WithError(err).Error("allocation is not on disk and would be lost by a restart of the agent")
+		r.log().WithError(err).Error("allocation is not on disk and would be lost by a restart of the agent")
 	}
 }
 
@@ -471,7 +490,7 @@ func (r *allocRunner) changedState() error {
 	r.mu.Unlock()
 	err := r.agent.db.saveTasks(r.id, records)
 	if err != nil {
-		r.log.WithError(err).Error("task states are not on disk and would be lost by a restart of the agent")
+		r.log().WithError(err).Error("task states are not on disk and would be lost by a restart of the agent")
 	}
 	r.report(false)
 	return err

@@ -25,7 +25,7 @@ func (a *Agent) collectEnded(ctx context.Context) {
 				return
 			}
 			if err := a.collect(r); err != nil {
-				r.log.WithError(err).Warn("what is kept of an allocation that has ended could not be removed, it will be tried again")
+				r.log().WithError(err).Warn("what is kept of an allocation that has ended could not be removed, it will be tried again")
 			}
 		}
 	}

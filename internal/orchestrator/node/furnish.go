@@ -165,7 +165,7 @@ func (t *taskRunner) closeLogs() {
 	t.alloc.mu.Unlock()
 	for _, l := range logs {
 		if err := l.Close(); err != nil {
-			t.alloc.log.WithError(err).WithField("task", t.name).Warn("a part of a task's output could not be kept")
+			t.alloc.log().WithError(err).WithField("task", t.name).Warn("a part of a task's output could not be kept")
 		}
 	}
 }

@@ -117,7 +117,7 @@ func (t *taskRunner) takeBack(ctx context.Context) (task driver.Task, lost bool)
 	if err == nil {
 		t.openLogs(&cfg, cfg.Task)
 		if err := t.reserveDevices(&cfg); err != nil { // it holds them whatever became of them
-			t.alloc.log.WithError(err).WithField("task", t.name).Warn("a task that is taken back has devices that no task would get now")
+			t.alloc.log().WithError(err).WithField("task", t.name).Warn("a task that is taken back has devices that no task would get now")
 		}
 		cfg.Network, err = t.alloc.network.recover(bounded, t.alloc, d)
 	}
@@ -130,7 +130,7 @@ func (t *taskRunner) takeBack(ctx context.Context) (task driver.Task, lost bool)
 			return task, false
 		}
 	}
-	t.alloc.log.WithError(err).WithField("task", t.name).Warn("task could not be taken back")
+	t.alloc.log().WithError(err).WithField("task", t.name).Warn("task could not be taken back")
 	t.die(true, failedRestoring(oneSentence(err)))
 	t.cleanup(ctx)
 	return nil, true
@@ -148,7 +148,7 @@ func (t *taskRunner) start(ctx context.Context) (driver.Task, fate) {
 	case ctx.Err() != nil:
 		return nil, t.endUnstarted(ctx)
 	}
-	t.alloc.log.WithError(err).WithField("task", t.name).Warn("task could not be started")
+	t.alloc.log().WithError(err).WithField("task", t.name).Warn("task could not be started")
 	if fault.Is(err, fault.Invalid) || fault.Is(err, fault.Unsupported) { // it would fail the same way again
 		t.die(true, startFailure(err), notRestarting("Error was unrecoverable"))
 		t.cleanup(ctx)
@@ -443,7 +443,7 @@ func (t *taskRunner) stop(life context.Context, task driver.Task, reason *stopRe
 	timeout, signal := t.killing(reason)
 	bounded, cancel := context.WithTimeout(life, timeout+killGrace)
 	defer cancel()
-	log := t.alloc.log.WithField("task", t.name)
+	log := t.alloc.log().WithField("task", t.name)
 	log.WithField("reason", reason.text).Debug("stopping task")
 	if err := task.Stop(bounded, signal, timeout); err != nil {
 		log.WithError(err).Error("task could not be stopped")
@@ -490,7 +490,7 @@ func (t *taskRunner) cleanup(ctx context.Context) {
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
 	if err := d.Cleanup(bounded, id); err != nil {
-		t.alloc.log.WithError(err).WithField("task", t.name).Error("what is left of a task could not be destroyed")
+		t.alloc.log().WithError(err).WithField("task", t.name).Error("what is left of a task could not be destroyed")
 		t.alloc.leftOver(d, id)
 		return // its devices may be in use
 	}
