@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"maps"
 	"strings"
 
 	"rockpool/internal/auth"
@@ -97,9 +98,7 @@ func reported(s *state.Snapshot, nodeID string, in []*model.AllocUpdate, now int
 				}
 				e.Time = min(e.Time, now)
 				e.DisplayMessage = told(e.DisplayMessage)
-				for k, v := range e.Details {
-					e.Details[k] = told(v)
-				}
+				e.Details = toldAll(e.Details)
 			}
 		}
 		out = append(out, u)
@@ -113,6 +112,24 @@ func told(s string) string {
 		return s
 	}
 	return strings.ToValidUTF8(s[:maxTold], "")
+}
+
+// toldAll cuts the texts of details, in a copy: they may be those of other events too.
+func toldAll(details map[string]string) map[string]string {
+	var cut map[string]string
+	for k, v := range details {
+		if len(v) <= maxTold {
+			continue
+		}
+		if cut == nil {
+			cut = maps.Clone(details)
+		}
+		cut[k] = told(v)
+	}
+	if cut != nil {
+		return cut
+	}
+	return details
 }
 
 // observeNodes ends the connection of a node that has been purged. It runs on the goroutine that applies the log.

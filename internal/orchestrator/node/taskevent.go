@@ -9,6 +9,7 @@ import (
 
 	"rockpool/internal/orchestrator/driver"
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/packed"
 )
 
 // maxEvents is how many events of a task are kept.
@@ -26,11 +27,7 @@ const (
 
 // event makes a task event. Pairs are keys and values of its details.
 func event(kind, display string, pairs ...string) *model.TaskEvent {
-	e := &model.TaskEvent{Type: kind, Time: time.Now().UnixNano(), DisplayMessage: display, Details: map[string]string{}}
-	for i := 0; i+1 < len(pairs); i += 2 {
-		e.Details[pairs[i]] = pairs[i+1]
-	}
-	return e
+	return &model.TaskEvent{Type: kind, Time: time.Now().UnixNano(), DisplayMessage: display, Details: packed.Details(pairs...)}
 }
 
 // terminated tells how a task's process ended. An outcome that is not known is never exit code 0.

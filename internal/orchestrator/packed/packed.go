@@ -110,6 +110,7 @@ func (w *writer) whole(v any) {
 type reader struct {
 	b     []byte
 	texts []string
+	pairs []string // of one event's details
 	err   error
 }
 

@@ -190,10 +190,12 @@ func (r *reader) event(base int64) *model.TaskEvent {
 	}
 	e := &model.TaskEvent{Type: r.text(), Time: r.time(base), DisplayMessage: r.text()}
 	if n, there := r.some(); there {
-		e.Details = make(map[string]string, n)
-		for range n {
-			k := r.text()
-			e.Details[k] = r.text()
+		r.pairs = r.pairs[:0]
+		for i := 0; i < 2*n && r.err == nil; i++ {
+			r.pairs = append(r.pairs, r.text())
+		}
+		if r.err == nil {
+			e.Details = Details(r.pairs...)
 		}
 	}
 	return e

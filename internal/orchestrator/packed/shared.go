@@ -1,6 +1,7 @@
 package packed
 
 import (
+	"encoding/binary"
 	"fmt"
 	"reflect"
 	"sync"
@@ -12,9 +13,10 @@ import (
 
 // Most jobs are like others but for their id, and so are their allocations. What they have alike they share once it was read, from the log, a snapshot or a server.
 var (
-	sharedGroups shared[model.TaskGroup]
-	sharedTasks  shared[map[string]*model.AllocatedTask]
-	sharedCounts shared[map[string]int]
+	sharedGroups  shared[model.TaskGroup]
+	sharedTasks   shared[map[string]*model.AllocatedTask]
+	sharedCounts  shared[map[string]int]
+	sharedDetails shared[map[string]string]
 )
 
 // JobIn reads a job, whose groups may be those of other jobs too. It is written as the job that it is.
@@ -87,6 +89,29 @@ func (g *groupsIn) CodecDecodeSelf(d *codec.Decoder) {
 }
 func (t *tasksIn) CodecDecodeSelf(d *codec.Decoder)  { *t = *sharedTasks.read(formOf(d)) }
 func (c *countsIn) CodecDecodeSelf(d *codec.Decoder) { *c = *sharedCounts.read(formOf(d)) }
+
+// Details makes the details of a task's event, of keys and values in turn. Equal ones are one value, which nobody may change: most tasks begin and end like others.
+func Details(pairs ...string) map[string]string {
+	var buf [512]byte
+	form := binary.BigEndian.AppendUint32(append(buf[:0], msgpackMap), uint32(len(pairs)/2))
+	for _, text := range pairs {
+		form = append(binary.BigEndian.AppendUint32(append(form, msgpackText), uint32(len(text))), text...)
+	}
+	if v := sharedDetails.known(form, nil); v != nil {
+		return *v
+	}
+	m := make(map[string]string, len(pairs)/2)
+	for i := 0; i+1 < len(pairs); i += 2 {
+		m[pairs[i]] = pairs[i+1]
+	}
+	if len(form) > longestShared {
+		return m
+	}
+	return *sharedDetails.known(form, &m)
+}
+
+// First bytes of values whose lengths follow in four.
+const msgpackMap, msgpackText = 0xdf, 0xdb
 
 func formOf(d *codec.Decoder) (r codec.Raw) {
 	d.MustDecode(&r)
@@ -167,7 +192,7 @@ func (s *shared[T]) changed() ([]byte, error) {
 
 // CheckShared is an error that tells of a shared value which somebody has changed: for tests.
 func CheckShared() error {
-	for what, changed := range map[string]func() ([]byte, error){"group": sharedGroups.changed, "tasks": sharedTasks.changed, "counts": sharedCounts.changed} {
+	for what, changed := range map[string]func() ([]byte, error){"group": sharedGroups.changed, "tasks": sharedTasks.changed, "counts": sharedCounts.changed, "details": sharedDetails.changed} {
 		if form, err := changed(); form != nil || err != nil {
 			return fmt.Errorf("the shared %s that was read as %q was changed, %v", what, form, err)
 		}

@@ -3,12 +3,14 @@ package packed_test
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/packed"
 )
 
@@ -98,5 +100,47 @@ func TestFormsAreSorted(t *testing.T) {
 		if string(form(t, m)) != string(form(t, maps.Clone(m))) {
 			t.Fatal("equal maps have different forms")
 		}
+	}
+}
+
+// Details of equal events are one value, whether they were made here or read; others are others, and long ones are not kept.
+func TestEqualDetailsAreOneValue(t *testing.T) {
+	same := func(a, b map[string]string) bool {
+		return reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer()
+	}
+	exit := packed.Details("exit_code", "0", "signal", "0")
+	if diff := cmp.Diff(map[string]string{"exit_code": "0", "signal": "0"}, exit); diff != "" {
+		t.Error(diff)
+	}
+	if !same(exit, packed.Details("exit_code", "0", "signal", "0")) {
+		t.Error("equal details are two values")
+	}
+	if none := packed.Details(); none == nil || len(none) > 0 || !same(none, packed.Details()) {
+		t.Errorf("no details are %v", none)
+	}
+	for _, other := range [][]string{{"exit_code", "0", "signal", "9"}, {"exit_code", "0"}, {"exit_code", "0s", "ignal", "0"}} {
+		if diff := cmp.Diff(exit, packed.Details(other...)); diff == "" {
+			t.Errorf("%q are those of another exit", other)
+		}
+	}
+	long := strings.Repeat("x", 5000)
+	if a, b := packed.Details("message", long), packed.Details("message", long); same(a, b) || a["message"] != long {
+		t.Error("long details are remembered")
+	}
+
+	update := model.AllocUpdate{ID: "a", ClientStatus: model.ClientRunning, TaskStates: map[string]*model.TaskState{
+		"t": {State: model.TaskRunning, Events: []*model.TaskEvent{{Type: model.TaskTerminated, Details: maps.Clone(exit)}, {Type: model.TaskStarted}}},
+	}}
+	b, err := packed.Reports([]*model.AllocUpdate{&update})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := packed.ReadReports(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := read[0].TaskStates["t"].Events
+	if !same(events[0].Details, exit) || events[1].Details != nil {
+		t.Errorf("read as %v and %v", events[0].Details, events[1].Details)
 	}
 }
