@@ -13,38 +13,59 @@ import (
 	"rockpool/internal/orchestrator/model"
 )
 
-// latch is a condition that becomes true once, for a reason.
+// latch is a condition that becomes true once, for a reason. The zero value is one that is not true yet.
 type latch struct {
-	once   sync.Once
-	c      chan struct{}
-	reason *stopReason // valid once c is closed
+	mu     sync.Mutex
+	is     bool
+	waited chan struct{} // closed when it becomes true; nil = nobody waits
+	reason *stopReason   // valid once it is true
 }
 
-func newLatch() *latch { return &latch{c: make(chan struct{})} }
-
 func (l *latch) set(reason *stopReason) {
-	l.once.Do(func() {
-		l.reason = reason
-		close(l.c)
-	})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.is {
+		return
+	}
+	l.is, l.reason = true, reason
+	if l.waited != nil {
+		close(l.waited)
+		l.waited = nil
+	}
 }
 
 func (l *latch) isSet() bool {
-	select {
-	case <-l.c:
-		return true
-	default:
-		return false
-	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.is
 }
+
+// done is closed once it is true.
+func (l *latch) done() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.is {
+		return closed
+	}
+	if l.waited == nil {
+		l.waited = make(chan struct{})
+	}
+	return l.waited
+}
+
+var closed = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
 
 // allocRunner lives through one allocation: it runs the tasks, stops them when that is wanted, and waits to be purged.
 type allocRunner struct {
 	id      string
 	agent   *Agent
 	tasks   map[string]*taskRunner
-	stop    *latch        // the tasks shall end
-	purge   *latch        // the allocation shall vanish; sets stop too
+	stop    latch         // the tasks shall end
+	purge   latch         // the allocation shall vanish; sets stop too
 	renewed chan struct{} // level trigger: alloc was replaced
 	moved   chan struct{} // level trigger: a task's state or a check's result has changed
 	quiet   chan struct{} // closed when no task runs or ever will
@@ -67,20 +88,23 @@ type allocRunner struct {
 }
 
 // newAllocRunner makes the runner of an allocation: a new one, or one that an earlier process of the agent left.
-func newAllocRunner(a *Agent, alloc *model.Allocation, records map[string]taskRecord) *allocRunner {
+func newAllocRunner(a *Agent, alloc *model.Allocation, records map[string]*taskRecord) *allocRunner {
 	r := &allocRunner{id: alloc.ID, agent: a,
-		tasks: map[string]*taskRunner{}, stop: newLatch(), purge: newLatch(), renewed: make(chan struct{}, 1), moved: make(chan struct{}, 1),
+		tasks: map[string]*taskRunner{}, renewed: make(chan struct{}, 1), moved: make(chan struct{}, 1),
 		quiet: make(chan struct{}), alloc: alloc}
 	var tasks []*model.Task
 	if g := alloc.Job.Group(alloc.TaskGroup); g != nil {
 		tasks = g.Tasks
 	}
 	for _, spec := range tasks {
-		record, known := records[spec.Name]
-		if !known || record.State == nil {
+		var record taskRecord
+		if known := records[spec.Name]; known != nil {
+			record = *known
+		}
+		if record.State == nil {
 			record.State = firstState(alloc)
 		}
-		r.tasks[spec.Name] = &taskRunner{name: spec.Name, phase: phaseOf(spec), alloc: r, record: record, restart: make(chan chan struct{}), gate: newLatch(), found: newLatch()}
+		r.tasks[spec.Name] = &taskRunner{name: spec.Name, phase: phaseOf(spec), alloc: r, record: record, restart: make(chan chan struct{})}
 		if !record.Started {
 			r.tasks[spec.Name].found.set(nil)
 		}
@@ -175,7 +199,7 @@ func (r *allocRunner) run(ctx context.Context) {
 	close(r.quiet)
 	for !r.purge.isSet() {
 		select {
-		case <-r.purge.c:
+		case <-r.purge.done():
 		case <-r.renewed:
 			r.save()
 		case <-ctx.Done():
@@ -224,7 +248,7 @@ func (r *allocRunner) runTasks(ctx context.Context) bool {
 		})
 	}
 	defer r.offers.end()
-	stop, purge, deadline := r.stop.c, r.purge.c, r.deadline()
+	stop, purge, deadline := r.stop.done(), r.purge.done(), r.deadline()
 	defer deadline.Stop()
 	delay, verdict := time.NewTimer(time.Hour), time.NewTimer(time.Hour) // of the stop, of the health
 	delay.Stop()
@@ -483,9 +507,10 @@ func (r *allocRunner) changedState() error {
 	r.saving.Lock()
 	defer r.saving.Unlock()
 	r.mu.Lock()
-	records := make(map[string]taskRecord, len(r.tasks))
+	records := make(map[string]*taskRecord, len(r.tasks))
 	for name, t := range r.tasks {
-		records[name] = t.record
+		record := t.record
+		records[name] = &record
 	}
 	r.mu.Unlock()
 	err := r.agent.db.saveTasks(r.id, records)

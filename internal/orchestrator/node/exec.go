@@ -38,7 +38,7 @@ func (a *Agent) running(ctx context.Context, allocID, task string) (*taskRunner,
 		return nil, nil, notRunning(task, nil)
 	}
 	select {
-	case <-t.found.c:
+	case <-t.found.done():
 	case <-r.quiet:
 	case <-ctx.Done():
 		return nil, nil, fmt.Errorf("wait for task %q to be taken back: %w", task, context.Cause(ctx))

@@ -22,7 +22,7 @@ func (db *stateDB) takeOver(id string) (s saved, ok bool) {
 	if err := readJSON(filepath.Join(db.dir(id), oldAlloc), &a); err != nil || a.ID != id || a.Job == nil {
 		return s, false
 	}
-	s = saved{alloc: &a, tasks: map[string]taskRecord{}}
+	s = saved{alloc: &a, tasks: map[string]*taskRecord{}}
 	if err := readJSON(filepath.Join(db.dir(id), oldTasks), &s.tasks); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return s, false
 	}

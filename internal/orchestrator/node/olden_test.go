@@ -10,7 +10,7 @@ import (
 )
 
 // older writes an allocation as releases before the one file did.
-func older(t *testing.T, db *stateDB, a *model.Allocation, tasks map[string]taskRecord) {
+func older(t *testing.T, db *stateDB, a *model.Allocation, tasks map[string]*taskRecord) {
 	t.Helper()
 	if err := os.MkdirAll(db.taskDir(a.ID, "a"), 0o700); err != nil {
 		t.Fatal(err)
@@ -25,10 +25,18 @@ func older(t *testing.T, db *stateDB, a *model.Allocation, tasks map[string]task
 	}
 }
 
+// incarnation is that of task a; 0 = it has none.
+func incarnation(tasks map[string]*taskRecord) uint64 {
+	if r := tasks["a"]; r != nil {
+		return r.Incarnation
+	}
+	return 0
+}
+
 func TestAllocationsOfAnEarlierReleaseAreTakenOverOnce(t *testing.T) {
 	dir := t.TempDir()
 	db := newStateDB(dir)
-	older(t, db, stateAlloc("one", 7), map[string]taskRecord{"a": {Incarnation: 3, Started: true, Driver: "mock"}})
+	older(t, db, stateAlloc("one", 7), map[string]*taskRecord{"a": {Incarnation: 3, Started: true, Driver: "mock"}})
 	older(t, db, stateAlloc("two", 8), nil)
 	if err := os.MkdirAll(db.dir("odd"), 0o700); err != nil {
 		t.Fatal(err)
@@ -44,7 +52,7 @@ func TestAllocationsOfAnEarlierReleaseAreTakenOverOnce(t *testing.T) {
 		}
 		got := map[string][2]uint64{}
 		for _, s := range all {
-			got[s.alloc.ID] = [2]uint64{s.alloc.ModifyIndex, s.tasks["a"].Incarnation}
+			got[s.alloc.ID] = [2]uint64{s.alloc.ModifyIndex, incarnation(s.tasks)}
 		}
 		if len(got) != 2 || got["one"] != want["one"] || got["two"] != want["two"] || !slices.Equal(broken, []string{"odd"}) {
 			t.Fatalf("%v, broken %v", got, broken)
@@ -65,11 +73,11 @@ func TestAllocationsOfAnEarlierReleaseAreTakenOverOnce(t *testing.T) {
 func TestATakeoverThatWasInterruptedIsDoneAgain(t *testing.T) {
 	dir := t.TempDir()
 	db := newStateDB(dir)
-	older(t, db, stateAlloc("one", 7), map[string]taskRecord{"a": {Incarnation: 3}})
+	older(t, db, stateAlloc("one", 7), map[string]*taskRecord{"a": {Incarnation: 3}})
 	if _, _, _, err := db.read(); err != nil {
 		t.Fatal(err)
 	}
-	if err := db.saveTasks("one", map[string]taskRecord{"a": {Incarnation: 3}}); err != nil { // and there it ended
+	if err := db.saveTasks("one", map[string]*taskRecord{"a": {Incarnation: 3}}); err != nil { // and there it ended
 		t.Fatal(err)
 	}
 	if err := db.close(); err != nil {

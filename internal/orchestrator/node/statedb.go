@@ -2,6 +2,7 @@ package node
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,9 +57,9 @@ const compactFrom = 8 << 20
 // line is one record; exactly one of the last three is set.
 type line struct {
 	ID    string
-	Alloc *model.Allocation     `json:",omitempty"`
-	Tasks map[string]taskRecord `json:",omitempty"`
-	Gone  bool                  `json:",omitempty"`
+	Alloc *model.Allocation      `json:",omitempty"`
+	Tasks map[string]*taskRecord `json:",omitempty"`
+	Gone  bool                   `json:",omitempty"`
 }
 
 // damaged finds whose record it was that cannot be read.
@@ -71,7 +72,7 @@ func newStateDB(dir string) *stateDB {
 // saved is one allocation as an earlier process left it.
 type saved struct {
 	alloc *model.Allocation
-	tasks map[string]taskRecord
+	tasks map[string]*taskRecord
 }
 
 // taskDir is private to one task of an allocation.
@@ -92,7 +93,7 @@ func (db *stateDB) saveAlloc(a *model.Allocation) error {
 	return nil
 }
 
-func (db *stateDB) saveTasks(alloc string, tasks map[string]taskRecord) error {
+func (db *stateDB) saveTasks(alloc string, tasks map[string]*taskRecord) error {
 	if err := db.append(line{ID: alloc, Tasks: tasks}); err != nil {
 		return fmt.Errorf("keep task states: %w", err)
 	}
@@ -110,15 +111,26 @@ func (db *stateDB) remove(alloc string) error {
 	return nil
 }
 
-// encode makes a record: its checksum, a space, JSON, a newline.
-func encode(l line) ([]byte, error) {
-	b, err := json.Marshal(l)
-	if err != nil {
-		return nil, err
+// encode writes a record: its checksum, a space, JSON, a newline.
+func encode(out *bytes.Buffer, l line) error {
+	out.Reset()
+	out.WriteString(noSum)
+	if err := json.NewEncoder(out).Encode(l); err != nil {
+		return err
 	}
-	out := fmt.Appendf(make([]byte, 0, len(b)+10), "%08x ", crc32.ChecksumIEEE(b))
-	return append(append(out, b...), '\n'), nil
+	b := out.Bytes()
+	copy(b, fmt.Appendf(make([]byte, 0, len(noSum)), "%08x", crc32.ChecksumIEEE(b[len(noSum):len(b)-1])))
+	return nil
 }
+
+// noSum is where a checksum will be.
+const noSum = "-------- "
+
+// recordBuffers are used again: each change of a task's state is one.
+var recordBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// longestKept is how many bytes a record may have had whose buffer is used again.
+const longestKept = 64 << 10
 
 func decode(b []byte) (l line, ok bool) {
 	if len(b) < 10 || b[8] != ' ' {
@@ -136,10 +148,16 @@ func decode(b []byte) (l line, ok bool) {
 }
 
 func (db *stateDB) append(l line) error {
-	b, err := encode(l)
-	if err != nil {
+	record := recordBuffers.Get().(*bytes.Buffer)
+	defer func() {
+		if record.Cap() <= longestKept {
+			recordBuffers.Put(record)
+		}
+	}()
+	if err := encode(record, l); err != nil {
 		return err
 	}
+	b := record.Bytes()
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if db.file == nil {
@@ -287,7 +305,7 @@ func (db *stateDB) read() (all []saved, broken, unknown []string, err error) {
 			continue
 		}
 		if found[l.ID] == nil {
-			found[l.ID] = &saved{tasks: map[string]taskRecord{}}
+			found[l.ID] = &saved{tasks: map[string]*taskRecord{}}
 			order = append(order, l.ID)
 		}
 		if l.Alloc != nil {

@@ -24,7 +24,7 @@ func content(t interface{ Fatal(...any) }, db *stateDB) (map[string][2]uint64, [
 	}
 	out := map[string][2]uint64{}
 	for _, s := range all {
-		out[s.alloc.ID] = [2]uint64{s.alloc.ModifyIndex, s.tasks["a"].Incarnation}
+		out[s.alloc.ID] = [2]uint64{s.alloc.ModifyIndex, incarnation(s.tasks)}
 	}
 	return out, broken
 }
@@ -54,7 +54,7 @@ func TestTheStateIsWhatWasWrittenLast(t *testing.T) {
 				err, want[id] = db.saveAlloc(stateAlloc(id, step)), [2]uint64{step, had[1]}
 			case 2, 3:
 				if known {
-					err, want[id] = db.saveTasks(id, map[string]taskRecord{"a": {Incarnation: step}}), [2]uint64{had[0], step}
+					err, want[id] = db.saveTasks(id, map[string]*taskRecord{"a": {Incarnation: step}}), [2]uint64{had[0], step}
 				}
 			case 4:
 				err = db.remove(id)
@@ -131,7 +131,7 @@ func BenchmarkState(b *testing.B) {
 		err := db.saveAlloc(stateAlloc(id, 1))
 		for k := range uint64(4) {
 			if err == nil {
-				err = db.saveTasks(id, map[string]taskRecord{"a": {Incarnation: k, State: &model.TaskState{State: model.TaskRunning}}})
+				err = db.saveTasks(id, map[string]*taskRecord{"a": {Incarnation: k, State: &model.TaskState{State: model.TaskRunning}}})
 			}
 		}
 		if err == nil {

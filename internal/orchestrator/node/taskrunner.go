@@ -42,10 +42,10 @@ type taskRunner struct {
 	name    string
 	phase   phase
 	alloc   *allocRunner
-	gate    *latch                  // set when the task may start
+	gate    latch                   // set when the task may start
 	kill    context.CancelCauseFunc // with a *stopReason
 	restart chan chan struct{}      // the answer is closed when the old process is gone
-	found   *latch                  // set once it is known whether an earlier process of the agent left it running
+	found   latch                   // set once it is known whether an earlier process of the agent left it running
 
 	// guarded by alloc.mu
 	record taskRecord
@@ -81,7 +81,7 @@ func (t *taskRunner) run(life, ctx context.Context) fate {
 	}
 	if task == nil {
 		select {
-		case <-t.gate.c:
+		case <-t.gate.done():
 		case <-ctx.Done():
 			return t.endUnstarted(ctx)
 		}
@@ -331,7 +331,7 @@ func (t *taskRunner) delay(life context.Context, task driver.Task, reason *stopR
 	select {
 	case <-timer.C:
 	case <-task.Done():
-	case <-t.alloc.purge.c:
+	case <-t.alloc.purge.done():
 	case <-life.Done():
 	}
 }
