@@ -146,6 +146,7 @@ func (c *Client) proven(ctx context.Context, at execution.Place, spec execution.
 		wg.Go(func() {
 			defer close(reading)
 			if err := c.readFIFO(ctx, at, mark, fifo, stderr); err != nil {
+				awaitBegun(ctx, stdout)
 				cancel(fmt.Errorf("read the program's stderr: %w", err)) // it would wait for a reader without end
 			}
 		})
@@ -190,6 +191,17 @@ func (c *Client) proven(ctx context.Context, at execution.Place, spec execution.
 		return 0, fmt.Errorf("hand on output: %w", e)
 	}
 	return outcome(code, err, stdout, proofs)
+}
+
+// awaitBegun waits until a command that was asked for has begun: one that has not cannot be found yet by who ends it, and would begin then.
+func awaitBegun(ctx context.Context, stdout *proof) {
+	t := time.NewTimer(proofTime)
+	defer t.Stop()
+	select {
+	case <-stdout.begun:
+	case <-ctx.Done():
+	case <-t.C:
+	}
 }
 
 // outcome says what the end of an exec and the records of its streams mean together.

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// mostRemains bounds the ended sandboxes whose groups and directories are still there. The kernel keeps up to some hundred KB for each.
+// mostRemains bounds the ended sandboxes whose groups and directories are still there, but for those that could not be removed. The kernel keeps up to some hundred KB for each.
 const mostRemains = 256
 
 // mostFailed bounds how often the time until the next attempt doubles: up to 12 minutes, from three seconds.
@@ -70,42 +70,59 @@ func (r *Runtime) dispose(ctx context.Context, left *remains) (kept bool, oldest
 }
 
 // keep has tidy remove it when it is due, unless the runtime is closed.
-func (r *Runtime) keep(left *remains) (oldest *remains, ok bool) {
+func (r *Runtime) keep(left *remains) (oldest *remains, kept bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
 		return nil, false
 	}
 	r.queue(left)
-	first, waiting := r.waiting()
-	if waiting <= mostRemains {
+	_, oldest, n := r.waiting()
+	if n <= mostRemains {
 		return nil, true
 	}
-	first.taken = true
-	return first, true
+	oldest.taken = true
+	return oldest, true
 }
 
 // queue puts it behind the others, and has somebody look when it is due. It is called with mu held, while the runtime is open.
 func (r *Runtime) queue(left *remains) {
 	left.taken, left.due = false, time.Now().Add(r.cfg.TidyAfter<<left.failed)
 	r.left = append(r.left, left)
-	if !r.tidying {
-		r.tidying = true
-		r.wg.Go(r.tidy)
+	if r.tidying {
+		r.look()
+		return
+	}
+	r.tidying = true
+	r.wg.Go(r.tidy)
+}
+
+// look has tidy look again at what is due.
+func (r *Runtime) look() {
+	select {
+	case r.wake <- struct{}{}:
+	default: // it is about to
 	}
 }
 
-// waiting counts those that nobody is at yet, and finds the first that is due. It is called with mu held.
-func (r *Runtime) waiting() (first *remains, n int) {
+// waiting finds, among those that nobody is at, the one that is due first, and counts those that have not resisted yet, the oldest of which is fresh. It is
+// called with mu held.
+func (r *Runtime) waiting() (due, fresh *remains, n int) {
 	for _, left := range r.left {
 		if left.taken {
 			continue
 		}
-		if n++; first == nil {
-			first = left
+		if due == nil || left.due.Before(due.due) {
+			due = left
+		}
+		if left.failed > 0 {
+			continue
+		}
+		if n++; fresh == nil {
+			fresh = left
 		}
 	}
-	return first, n
+	return due, fresh, n
 }
 
 // hurryUp has the remains of two removed: who makes sandboxes is not in the midst of a burst, and where as many are made as end nothing is gained by waiting, but
@@ -113,33 +130,31 @@ func (r *Runtime) waiting() (first *remains, n int) {
 func (r *Runtime) hurryUp() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_, n := r.waiting()
+	_, _, n := r.waiting()
 	if n == 0 {
 		return
 	}
 	r.hurry = min(r.hurry+2, n)
-	select {
-	case r.wake <- struct{}{}:
-	default: // it is about to look
-	}
+	r.look()
 }
 
 // tidy removes what is due, one after the other, until nothing waits, and everything at once when the runtime is closed.
 func (r *Runtime) tidy() {
 	for {
 		r.mu.Lock()
-		next, n := r.waiting()
-		if n == 0 {
+		next, fresh, n := r.waiting()
+		if next == nil {
 			r.tidying, r.hurry = false, 0
 			r.mu.Unlock()
 			return
 		}
 		wait := time.Until(next.due)
-		now := r.closed || wait <= 0 || r.hurry > 0
-		next.taken = now
-		if wait > 0 && r.hurry > 0 {
+		now := r.closed || wait <= 0
+		if r.hurry = min(r.hurry, n); !now && r.hurry > 0 {
 			r.hurry--
+			next, now = fresh, true
 		}
+		next.taken = now
 		r.mu.Unlock()
 		if now {
 			r.tidyUp(next)

@@ -226,6 +226,23 @@ func TestWhatCannotBeRemovedIsTriedAgain(t *testing.T) {
 			}
 		}
 	})
+	t.Run("and holds up no other", func(t *testing.T) {
+		const after = 300 * time.Millisecond
+		r, dir, _ := tidying(t, after)
+		stuck := create(t, r)
+		t.Cleanup(block(t, dir, stuck))
+		destroy(t, stuck)
+		time.Sleep(8 * after) // it was tried twice or three times, and waits for longer than the next one may
+		s := create(t, r)
+		began := time.Now()
+		destroy(t, s)
+		for gone := false; !gone; time.Sleep(10 * time.Millisecond) {
+			_, err := os.Stat(filepath.Join(dir, "sandboxes", s.ID()))
+			if gone = errors.Is(err, os.ErrNotExist); !gone && time.Since(began) > 5*after {
+				t.Fatal("it still waits")
+			}
+		}
+	})
 	t.Run("by its caller", func(t *testing.T) {
 		r, dir, _ := tidying(t, 0)
 		s := create(t, r)

@@ -234,10 +234,13 @@ func (r *Runtime) List() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list sandboxes: %w", err)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	var ids []string
 	for _, e := range entries {
-		if validID.MatchString(e.Name()) && !going[e.Name()] {
-			ids = append(ids, e.Name())
+		id := e.Name()
+		if validID.MatchString(id) && (!going[id] || r.sandboxes[id] != nil) { // or another one has its name by now
+			ids = append(ids, id)
 		}
 	}
 	return ids, nil
@@ -347,7 +350,9 @@ func (r *Runtime) wipe(ctx context.Context, id string) error {
 func (r *Runtime) Close() error {
 	r.mu.Lock()
 	already := r.closed
-	r.closed, r.closeBy = true, time.Now().Add(cleanupTimeout)
+	if !already {
+		r.closed, r.closeBy = true, time.Now().Add(cleanupTimeout)
+	}
 	sandboxes := make([]*Sandbox, 0, len(r.sandboxes))
 	for _, s := range r.sandboxes {
 		sandboxes = append(sandboxes, s)

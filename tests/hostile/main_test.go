@@ -145,7 +145,7 @@ func TestHostile(t *testing.T) {
 			t.Fatal("the service's log:\n" + log.Tail(logTail))
 		}
 	}
-	if now, err := a.settled(ctx); err != nil || now != a.quiet {
+	if now, err := a.Settled(ctx); err != nil || now != a.quiet {
 		t.Errorf("in the end there are %+v, at first there were %+v (%v)", now, a.quiet, err)
 	}
 	t.Log("\n" + table(rows))
@@ -219,7 +219,7 @@ func enter(ctx context.Context, t *testing.T, log *service.Log) (*arena, func())
 		err = a.poolsFull(ctx)
 	}
 	if err == nil {
-		a.quiet, err = a.settled(ctx)
+		a.quiet, err = a.Settled(ctx)
 	}
 	if err != nil {
 		stop()
@@ -403,20 +403,6 @@ func (a *arena) cleanUp(ctx context.Context, runner string) error {
 		return fmt.Errorf("left behind: %+v, quiet is %+v: %w", now, a.quiet, err)
 	}
 	return nil
-}
-
-// settled is what the service holds once that has stayed the same for longer than what ended sandboxes left may wait for its removal.
-func (a *arena) settled(ctx context.Context) (quiet service.Holdings, err error) {
-	const still = 4 * time.Second
-	var since time.Time
-	err = await(ctx, func() (bool, error) {
-		now, err := a.Holdings()
-		if now != quiet {
-			quiet, since = now, time.Now()
-		}
-		return time.Since(since) > still, err
-	})
-	return quiet, err
 }
 
 func (a *arena) poolsFull(ctx context.Context) error {

@@ -2,6 +2,7 @@ package service
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Holdings is what one running service holds for its runners. Unlike a Baseline it does not see what other services on the machine do, so that it can be
@@ -81,6 +83,28 @@ func (s *Service) Holdings() (h Holdings, err error) {
 		return err
 	})
 	return h, err
+}
+
+// Settled is what the service holds once that has stayed the same for longer than what ended sandboxes left may wait for its removal.
+func (s *Service) Settled(ctx context.Context) (h Holdings, err error) {
+	const still = 4 * time.Second
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for since := time.Now(); time.Since(since) < still; {
+		now, err := s.Holdings()
+		if err != nil {
+			return h, err
+		}
+		if now != h {
+			h, since = now, time.Now()
+		}
+		select {
+		case <-ctx.Done():
+			return h, fmt.Errorf("what the service holds did not settle, at last %+v: %w", h, context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+	return h, nil
 }
 
 // Observe notes which sandboxes there are.

@@ -187,6 +187,7 @@ func TestSoak(t *testing.T) {
 	w := begin(t)
 	all := figures()
 	total := 0 // acts
+	var first service.Holdings
 	for part := range parts {
 		acts, err := w.part(t.Context(), each, seed+uint64(part))
 		if err != nil {
@@ -196,6 +197,13 @@ func TestSoak(t *testing.T) {
 		if err := w.look(t.Context(), all, acts); err != nil {
 			t.Fatalf("part %d: %v\nthe end of the service's log:\n%s", part, err, w.log.end())
 		}
+		if part == 0 {
+			first = w.settled(t)
+		}
+	}
+	// In the trends this may be as much as may wait; where nobody does anything, nothing waits.
+	if last := w.settled(t); last.Remains > 0 || last.OpenNets > first.OpenNets+2 {
+		t.Errorf("of ended sandboxes is left: %+v, after the first part it was %+v", last, first)
 	}
 	t.Logf("%d acts with %d executions in %v", total, w.runs.Load(), time.Duration(minutes*float64(time.Minute)))
 	for _, name := range slices.Sorted(mapKeys(w.acts)) {
@@ -454,6 +462,17 @@ func (w *world) now(ctx context.Context, acts int, first bool) ([]float64, error
 		metric["go_memstats_heap_alloc_bytes"], float64(resident), metric["go_goroutines"], float64(h.Descriptors), metric["go_threads"],
 		float64(h.Processes), float64(h.Networks), float64(h.Groups), float64(h.Remains), float64(h.OpenNets), float64(h.Mounts), float64(h.Files), disk, w.logged,
 	}, nil
+}
+
+func (w *world) settled(t *testing.T) service.Holdings {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	h, err := w.Settled(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
 }
 
 func (w *world) get(ctx context.Context, path string) (string, error) {

@@ -19,6 +19,7 @@ import (
 	"rockpool/internal/ident"
 	"rockpool/internal/orchestrator/command"
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/packed"
 	"rockpool/internal/orchestrator/state"
 )
 
@@ -309,6 +310,28 @@ func TestWhatANodeClaims(t *testing.T) {
 		if rec := put(w.node, "allocations", []*model.AllocUpdate{u}); rec.Code != http.StatusBadRequest {
 			t.Errorf("%+v: %d %s", u, rec.Code, rec.Body)
 		}
+	}
+	// Neither in many details, nor in one text that stands for thousands once it is packed.
+	many := map[string]string{}
+	for i := range 1000 {
+		many[fmt.Sprint(i)] = "x"
+	}
+	if rec := put(w.node, "allocations", []*model.AllocUpdate{{ID: w.alloc, ClientStatus: "running", TaskStates: map[string]*model.TaskState{"t": {Events: []*model.TaskEvent{{Details: many}}}}}}); rec.Code != http.StatusBadRequest {
+		t.Errorf("a thousand details: %d %.200s", rec.Code, rec.Body)
+	}
+	same, tasks := map[string]string{}, map[string]*model.TaskState{}
+	for i := range 60 {
+		same[fmt.Sprint(i)] = strings.Repeat("y", 500)
+	}
+	for i := range 900 {
+		tasks[fmt.Sprint(i)] = &model.TaskState{State: "running", Events: []*model.TaskEvent{{Details: same}}}
+	}
+	packedReport, err := packed.Reports([]*model.AllocUpdate{{ID: w.alloc, ClientStatus: "running", TaskStates: tasks}})
+	if err != nil || len(packedReport) > 1<<20 {
+		t.Fatalf("%d bytes, %v", len(packedReport), err)
+	}
+	if rec := put(w.node, "allocations", packedReport); rec.Code != http.StatusRequestEntityTooLarge {
+		t.Errorf("27 MB in %d bytes: %d %.200s", len(packedReport), rec.Code, rec.Body)
 	}
 	const never = int64(1) << 62
 	events := make([]*model.TaskEvent, 1000)

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"maps"
 	"strings"
 
 	"rockpool/internal/auth"
@@ -17,6 +16,7 @@ const (
 	keptEvents  = 10            // of a task
 	maxTold     = 4 << 10       // bytes of a text of a report
 	maxTasks    = 1000          // of an allocation
+	maxDetails  = 64            // of an event
 )
 
 // plausible refuses a node that could not be.
@@ -60,9 +60,13 @@ func (a *API) mayMove(token string, old, n *model.Node) error {
 		old.Name, old.NodePool, n.Name, n.NodePool)
 }
 
+// mostTold bounds the texts of a report in bytes, as each stands where it is used: packed, one may stand for thousands.
+const mostTold = nodeBody
+
 // reported keeps of what a node reports what it can know: of its own allocations, about states that a client's side has, at no time that is yet to come.
 func reported(s *state.Snapshot, nodeID string, in []*model.AllocUpdate, now int64) ([]*model.AllocUpdate, error) {
 	out := make([]*model.AllocUpdate, 0, len(in))
+	said := 0
 	for _, u := range in {
 		if u == nil {
 			return nil, fault.New(fault.Invalid, "a report is null")
@@ -96,9 +100,16 @@ func reported(s *state.Snapshot, nodeID string, in []*model.AllocUpdate, now int
 				if e == nil {
 					return nil, fault.New(fault.Invalid, "an event of task %q is null", name)
 				}
+				if len(e.Details) > maxDetails {
+					return nil, fault.New(fault.Invalid, "an event of task %q has %d details, at most %d are kept", name, len(e.Details), maxDetails)
+				}
 				e.Time = min(e.Time, now)
-				e.DisplayMessage = told(e.DisplayMessage)
+				e.Type, e.DisplayMessage = told(e.Type), told(e.DisplayMessage)
 				e.Details = toldAll(e.Details)
+				said += sizeOf(e)
+			}
+			if said += len(name); said > mostTold {
+				return nil, fault.New(fault.TooLarge, "the texts of a report are more than %d bytes: report fewer allocations at a time", mostTold)
 			}
 		}
 		out = append(out, u)
@@ -116,20 +127,26 @@ func told(s string) string {
 
 // toldAll cuts the texts of details, in a copy: they may be those of other events too.
 func toldAll(details map[string]string) map[string]string {
-	var cut map[string]string
+	long := func(s string) bool { return len(s) > maxTold }
 	for k, v := range details {
-		if len(v) <= maxTold {
+		if !long(k) && !long(v) {
 			continue
 		}
-		if cut == nil {
-			cut = maps.Clone(details)
+		cut := make(map[string]string, len(details))
+		for k, v := range details {
+			cut[told(k)] = told(v)
 		}
-		cut[k] = told(v)
-	}
-	if cut != nil {
 		return cut
 	}
 	return details
+}
+
+func sizeOf(e *model.TaskEvent) int {
+	n := len(e.Type) + len(e.DisplayMessage)
+	for k, v := range e.Details {
+		n += len(k) + len(v)
+	}
+	return n
 }
 
 // observeNodes ends the connection of a node that has been purged. It runs on the goroutine that applies the log.

@@ -6,9 +6,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -165,7 +167,8 @@ func TestAnAnswerOfANodeSpeaksForTheNodeAlone(t *testing.T) {
 	}))
 	defer front.Close()
 	allowed := map[string]bool{"Content-Type": true, "Content-Length": true, "Date": true, "X-Content-Type-Options": true}
-	for path := range answers {
+	paths := slices.DeleteFunc(slices.Sorted(maps.Keys(answers)), func(path string) bool { return path == "/smuggle" })
+	for _, path := range append(paths, "/smuggle") { // last: what a node sends unasked may be taken for its own next answer
 		t.Run(path, func(t *testing.T) {
 			conn, err := net.Dial("tcp", front.Listener.Addr().String())
 			if err != nil {

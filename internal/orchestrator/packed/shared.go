@@ -95,19 +95,24 @@ func Details(pairs ...string) map[string]string {
 	var buf [512]byte
 	form := binary.BigEndian.AppendUint32(append(buf[:0], msgpackMap), uint32(len(pairs)/2))
 	for _, text := range pairs {
+		if len(form)+len(text) > longestShared { // texts may be one text, named again and again: no form is made of them
+			return detailsOf(pairs)
+		}
 		form = append(binary.BigEndian.AppendUint32(append(form, msgpackText), uint32(len(text))), text...)
 	}
 	if v := sharedDetails.known(form, nil); v != nil {
 		return *v
 	}
+	m := detailsOf(pairs)
+	return *sharedDetails.known(form, &m)
+}
+
+func detailsOf(pairs []string) map[string]string {
 	m := make(map[string]string, len(pairs)/2)
 	for i := 0; i+1 < len(pairs); i += 2 {
 		m[pairs[i]] = pairs[i+1]
 	}
-	if len(form) > longestShared {
-		return m
-	}
-	return *sharedDetails.known(form, &m)
+	return m
 }
 
 // First bytes of values whose lengths follow in four.

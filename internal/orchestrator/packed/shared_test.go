@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -142,5 +143,24 @@ func TestEqualDetailsAreOneValue(t *testing.T) {
 	events := read[0].TaskStates["t"].Events
 	if !same(events[0].Details, exit) || events[1].Details != nil {
 		t.Errorf("read as %v and %v", events[0].Details, events[1].Details)
+	}
+}
+
+// One text may stand for thousands in a report. What is made of it is no larger than what it says.
+func TestDetailsThatAreOneTextTakeNoMore(t *testing.T) {
+	text := strings.Repeat("x", 64<<10)
+	pairs := make([]string, 16<<10)
+	for i := range pairs {
+		pairs[i] = text
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	m := packed.Details(pairs...)
+	runtime.ReadMemStats(&after)
+	if len(m) != 1 || m[text] != text {
+		t.Errorf("there are %d details", len(m))
+	}
+	if took := after.TotalAlloc - before.TotalAlloc; took > 4<<20 {
+		t.Errorf("%d texts of one took %d bytes", len(pairs), took)
 	}
 }

@@ -25,10 +25,10 @@ func (w *world) scheduleFor(t *testing.T, eval string) *sched.Decision {
 	return d
 }
 
-// What one pass places lies in one row, but for the first of all, which lies beside its evaluation; seven digits tell its first 1,024 apart and eight all, and nothing else begins as they do: neither what later passes of the same evaluation place,
+// What one pass places lies in one row, but for the first of all, which lies beside its evaluation; seven digits tell its first 4,096 apart and eight all, and nothing else begins as they do: neither what later passes of the same evaluation place,
 // nor its evaluation, nor its deployment.
 func TestIDsOfAPass(t *testing.T) {
-	const rounds, each = 6, 1500
+	const rounds, each = 3, 5000
 	w := service(0, model.UpdatePolicy{MaxParallel: 1})
 	w.nodes = []*model.Node{node("n1", 1_000_000_000, 1_000_000_000)}
 	w.nodes[0].Resources.DiskMB = 1_000_000_000
@@ -56,7 +56,7 @@ func TestIDsOfAPass(t *testing.T) {
 			if a.ID[:4] != d.Place[1].ID[:4] && (i > 0 || round > 0) {
 				t.Fatalf("%s and %s of one pass lie apart", a.ID, d.Place[1].ID)
 			}
-			if i < 1024 && short[a.ID[:7]] {
+			if i < 4096 && short[a.ID[:7]] {
 				t.Fatalf("seven digits of %s are those of another", a.ID)
 			}
 			short[a.ID[:7]] = true
