@@ -326,12 +326,18 @@ func TestWhatANodeClaims(t *testing.T) {
 	for i := range 900 {
 		tasks[fmt.Sprint(i)] = &model.TaskState{State: "running", Events: []*model.TaskEvent{{Details: same}}}
 	}
-	packedReport, err := packed.Reports([]*model.AllocUpdate{{ID: w.alloc, ClientStatus: "running", TaskStates: tasks}})
-	if err != nil || len(packedReport) > 1<<20 {
-		t.Fatalf("%d bytes, %v", len(packedReport), err)
+	again := make([]*model.AllocUpdate, 40_000)
+	for i := range again {
+		again[i] = &model.AllocUpdate{ID: w.alloc, ClientStatus: "running", ClientDescription: strings.Repeat("z", 500)}
 	}
-	if rec := put(w.node, "allocations", packedReport); rec.Code != http.StatusRequestEntityTooLarge {
-		t.Errorf("27 MB in %d bytes: %d %.200s", len(packedReport), rec.Code, rec.Body)
+	for what, updates := range map[string][]*model.AllocUpdate{"details": {{ID: w.alloc, ClientStatus: "running", TaskStates: tasks}}, "descriptions": again} {
+		small, err := packed.Reports(updates)
+		if err != nil || len(small) > 2<<20 {
+			t.Fatalf("%s: %d bytes, %v", what, len(small), err)
+		}
+		if rec := put(w.node, "allocations", small); rec.Code != http.StatusRequestEntityTooLarge {
+			t.Errorf("20 MB of %s in %d bytes: %d %.200s", what, len(small), rec.Code, rec.Body)
+		}
 	}
 	const never = int64(1) << 62
 	events := make([]*model.TaskEvent, 1000)

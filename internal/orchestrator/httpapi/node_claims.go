@@ -87,6 +87,7 @@ func reported(s *state.Snapshot, nodeID string, in []*model.AllocUpdate, now int
 		}
 		u.ModifyTime = min(u.ModifyTime, now)
 		u.ClientDescription = told(u.ClientDescription)
+		said += len(u.ClientDescription)
 		if h := u.Health; h != nil {
 			h.Timestamp = min(h.Timestamp, now)
 		}
@@ -94,6 +95,7 @@ func reported(s *state.Snapshot, nodeID string, in []*model.AllocUpdate, now int
 			if t == nil {
 				return nil, fault.New(fault.Invalid, "the state of task %q is null", name)
 			}
+			t.State = told(t.State)
 			t.LastRestart, t.StartedAt, t.FinishedAt = min(t.LastRestart, now), min(t.StartedAt, now), min(t.FinishedAt, now)
 			t.Events = t.Events[max(0, len(t.Events)-keptEvents):]
 			for _, e := range t.Events {
@@ -108,14 +110,19 @@ func reported(s *state.Snapshot, nodeID string, in []*model.AllocUpdate, now int
 				e.Details = toldAll(e.Details)
 				said += sizeOf(e)
 			}
-			if said += len(name); said > mostTold {
-				return nil, fault.New(fault.TooLarge, "the texts of a report are more than %d bytes: report fewer allocations at a time", mostTold)
+			if said += len(name) + len(t.State); said > mostTold {
+				return nil, errSaidTooMuch
 			}
+		}
+		if said > mostTold {
+			return nil, errSaidTooMuch
 		}
 		out = append(out, u)
 	}
 	return out, nil
 }
+
+var errSaidTooMuch = fault.New(fault.TooLarge, "the texts of a report are more than %d bytes: report fewer allocations at a time", mostTold)
 
 // told cuts a text.
 func told(s string) string {
