@@ -1,8 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"sync"
@@ -20,14 +21,25 @@ const (
 
 // manyJobs measures the control plane by itself: one-task batch jobs of the driver mock, registered at a rate whether or not earlier ones run, over HTTP, with
 // the log on disk. The time counts from when a job was due to be sent until the event stream says that it runs. This process and the orchestrator's share
-// the machine.
+// the machine, so that it does no more than it has to: jobs are text already, and there is no client of net/http's.
 func manyJobs(ctx context.Context, b *bench) error {
-	transport := http.DefaultTransport.(*http.Transport)
-	transport.MaxIdleConnsPerHost, transport.MaxIdleConns = 1024, 1024
 	return withOrchestrator(ctx, b, func(o *orchestrator) error { return b.sustained(ctx, o, more*jobRate) }, mockAgent...)
 }
 
 func (b *bench) sustained(ctx context.Context, o *orchestrator, rate float64) error {
+	var sent sync.WaitGroup
+	defer sent.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	client, err := load.NewClient(ctx, o.url)
+	if err != nil {
+		return err
+	}
+	const name = "the name of a job"
+	form, err := json.Marshal(mockJob(name, jobRuns))
+	if err != nil {
+		return err
+	}
 	var mu sync.Mutex
 	due := map[string]time.Time{} // guarded by mu; of those that do not run yet
 	refused := 0                  // guarded by mu
@@ -38,26 +50,28 @@ func (b *bench) sustained(ctx context.Context, o *orchestrator, rate float64) er
 		return err
 	}
 	done := make(chan error, 1)
-	var sent sync.WaitGroup
 	sent.Go(func() {
-		_, err := load.Run(ctx, load.Options{Rate: rate, For: b.during}, func(ctx context.Context, i int, at time.Time) error {
+		_, err := load.Run(ctx, load.Options{Rate: rate, For: b.during}, func(_ context.Context, i int, at time.Time) error {
 			id := fmt.Sprintf("control-%d", i)
 			mu.Lock()
 			due[id] = at
 			mu.Unlock()
-			err := send(ctx, http.MethodPut, o.url+"/v1/jobs", mockJob(id, jobRuns))
-			if tooMany, ok := errors.AsType[*statusError](err); ok && tooMany.code == http.StatusTooManyRequests {
+			status, answer, err := client.Do(http.MethodPut, "/v1/jobs", bytes.ReplaceAll(form, []byte(name), []byte(id)))
+			switch {
+			case err != nil:
+				return err
+			case status == http.StatusTooManyRequests:
 				mu.Lock()
+				defer mu.Unlock()
 				delete(due, id)
 				refused++
-				mu.Unlock()
-				return nil
+			case status != http.StatusOK:
+				return fmt.Errorf("job %s: %d %s", id, status, answer)
 			}
-			return err
+			return nil
 		})
 		done <- err
 	})
-	defer sent.Wait()
 	var end <-chan time.Time
 	for all := false; !all; {
 		select {

@@ -205,7 +205,7 @@ func get(ctx context.Context, url string, into any) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return &statusError{resp.StatusCode, fmt.Sprintf("GET %s: %d", url, resp.StatusCode)}
+		return fmt.Errorf("GET %s: %d", url, resp.StatusCode)
 	}
 	return json.NewDecoder(resp.Body).Decode(into)
 }

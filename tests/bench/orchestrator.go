@@ -164,15 +164,7 @@ func send(ctx context.Context, method, url string, body any) error {
 		return err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return &statusError{resp.StatusCode, fmt.Sprintf("%s %s: %d %s", method, url, resp.StatusCode, text.String())}
+		return fmt.Errorf("%s %s: %d %s", method, url, resp.StatusCode, text.String())
 	}
 	return nil
 }
-
-// statusError is an answer other than 200.
-type statusError struct {
-	code int
-	text string
-}
-
-func (e *statusError) Error() string { return e.text }

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"rockpool/internal/auth"
@@ -22,6 +23,7 @@ import (
 const (
 	streamIdle  = 15 * time.Second // between heartbeats
 	streamBound = 40 * time.Second // for a reader to take a line
+	streamPiece = 64 << 10         // bytes from on which lines are sent, though more could follow
 	maxTopics   = 256              // each event is held against all of them
 )
 
@@ -91,7 +93,7 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, id auth.Ident
 		return rc.Flush()
 	}
 	line.WriteString("{}\n")
-	for {
+	for ctx.Err() == nil { // however much there is still to be sent
 		if err := send(); err != nil {
 			return nil //nolint:nilerr // the reader is gone
 		}
@@ -99,24 +101,35 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, id auth.Ident
 		nctx, cancel := context.WithTimeoutCause(ctx, streamIdle, errIdle)
 		index, batch, err := sub.Next(nctx)
 		cancel()
+		for ; err == nil && line.Len() < streamPiece; index, batch, err = sub.Next(nctx) { // and what is there already
+			writeFrame(&line, index, batch)
+		}
 		switch {
+		case line.Len() > 0: // the error comes again, if it is one
+			if err == nil {
+				writeFrame(&line, index, batch)
+			}
 		case errors.Is(err, errIdle):
 			line.WriteString("{}\n")
 		case errors.Is(err, events.ErrSlow):
 			return fault.New(fault.Gone, "%s", err.Error())
-		case err != nil:
-			return nil //nolint:nilerr // the reader or the server ends
 		default:
-			fmt.Fprintf(&line, `{"Index":%d,"Events":[`, index)
-			for i, e := range batch {
-				if i > 0 {
-					line.WriteByte(',')
-				}
-				line.Write(e.Encoded(encodeEvent))
-			}
-			line.WriteString("]}\n")
+			return nil //nolint:nilerr // the reader or the server ends
 		}
 	}
+	return nil
+}
+
+// writeFrame writes the events of one log entry as a line.
+func writeFrame(line *bytes.Buffer, index uint64, batch []*events.Event) {
+	fmt.Fprintf(line, `{"Index":%d,"Events":[`, index)
+	for i, e := range batch {
+		if i > 0 {
+			line.WriteByte(',')
+		}
+		line.Write(e.Encoded(encodeEvent))
+	}
+	line.WriteString("]}\n")
 }
 
 var errIdle = errors.New("no event for a while")
@@ -162,10 +175,14 @@ func encodeEvent(e *events.Event) []byte {
 	if e.Deleted {
 		body["Deleted"] = true
 	}
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(struct {
+	w := eventWriters.Get().(*eventWriter)
+	defer func() {
+		if w.b.Cap() <= streamPiece {
+			w.b.Reset()
+			eventWriters.Put(w)
+		}
+	}()
+	if err := w.enc.Encode(struct {
 		Topic, Type, Key, Namespace string
 		FilterKeys                  []string
 		Index                       uint64
@@ -173,5 +190,18 @@ func encodeEvent(e *events.Event) []byte {
 	}{e.Topic, e.Type, e.Key, e.Namespace, e.FilterKeys, e.Index, body}); err != nil {
 		panic("httpapi: an event cannot be encoded: " + err.Error())
 	}
-	return bytes.TrimRight(b.Bytes(), "\n")
+	return bytes.Clone(bytes.TrimRight(w.b.Bytes(), "\n"))
+}
+
+// eventWriters are used again: growing what one writes to is as much garbage as what it writes.
+var eventWriters = sync.Pool{New: func() any {
+	w := new(eventWriter)
+	w.enc = json.NewEncoder(&w.b)
+	w.enc.SetEscapeHTML(false)
+	return w
+}}
+
+type eventWriter struct {
+	b   bytes.Buffer
+	enc *json.Encoder
 }

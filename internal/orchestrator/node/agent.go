@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -90,6 +91,7 @@ type Agent struct {
 
 	mu         sync.Mutex
 	runners    map[string]*allocRunner
+	ended      map[string]ended   // allocations that were retired; none is in runners too
 	generation uint64             // of the newest push applied
 	described  *model.Node        // replaced whole
 	dynamic    map[string]*string // metadata that was changed; nil values are removed keys
@@ -131,7 +133,7 @@ func New(cfg Config) (*Agent, error) {
 	cfg.DataDir = dir
 	a := &Agent{cfg: cfg, log: cfg.Log.WithField("node_id", identity.ID), identity: identity, drivers: map[string]driver.Driver{},
 		db: newStateDB(dir), slots: make(chan struct{}, cfg.MaxStarts),
-		recoveries: make(chan struct{}, cfg.MaxStarts), registered: make(chan struct{}), describing: make(chan struct{}, 1), runners: map[string]*allocRunner{}}
+		recoveries: make(chan struct{}, cfg.MaxStarts), registered: make(chan struct{}), describing: make(chan struct{}, 1), runners: map[string]*allocRunner{}, ended: map[string]ended{}}
 	for _, d := range cfg.Drivers {
 		if a.drivers[d.Name()] != nil {
 			return nil, fmt.Errorf("node agent: two drivers are named %q", d.Name())
@@ -321,6 +323,10 @@ func (a *Agent) apply(life context.Context, p model.AllocPush) error {
 		wanted[alloc.ID] = true
 		if r := a.runners[alloc.ID]; r != nil {
 			r.renew(alloc, p.Full)
+		} else if e, ok := a.ended[alloc.ID]; ok {
+			if !e.going && stale(e.status, alloc, p.Full) {
+				a.allocs.Go(func() { a.repeat(alloc.ID, e) })
+			}
 		} else if !safeID(alloc.ID) || alloc.Job == nil {
 			a.log.WithField("alloc_id", alloc.ID).Error("allocation without a valid id or job ignored")
 		} else if !alloc.ClientTerminal() {
@@ -328,26 +334,22 @@ func (a *Agent) apply(life context.Context, p model.AllocPush) error {
 			a.runners[alloc.ID], fresh = r, append(fresh, r)
 		}
 	}
-	if p.Full {
-		for id, r := range a.runners {
-			if !wanted[id] {
-				r.destroy()
-			}
+	var gone []string
+	for _, id := range p.Purged {
+		if !wanted[id] {
+			gone = append(gone, id)
 		}
 	}
-	for _, id := range p.Purged {
-		if r := a.runners[id]; r != nil && !slices.ContainsFunc(p.Allocs, func(x *model.Allocation) bool { return x.ID == id }) {
+	if p.Full {
+		gone = slices.AppendSeq(slices.AppendSeq(gone, maps.Keys(a.runners)), maps.Keys(a.ended))
+		gone = slices.DeleteFunc(gone, func(id string) bool { return wanted[id] })
+	}
+	for _, id := range gone {
+		if r := a.runners[id]; r != nil {
 			r.destroy()
 		}
 	}
+	a.forgotten(life, gone)
 	a.startRunners(life, fresh) // who waits for others sees which of them have to go
 	return nil
-}
-
-// buried forgets an allocation of which nothing is left, and tells the servers, who remember it until then.
-func (a *Agent) buried(r *allocRunner) {
-	a.mu.Lock()
-	delete(a.runners, r.id)
-	a.mu.Unlock()
-	a.reporter.put(model.AllocUpdate{ID: r.id, Buried: true}, false)
 }

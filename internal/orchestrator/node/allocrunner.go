@@ -80,9 +80,13 @@ type allocRunner struct {
 	reported    model.AllocUpdate
 	debris      map[string]driver.Driver // by task id: what could not be destroyed; nil = nothing ever
 	collected   bool                     // its logs and files were removed; nothing else is written after the end
-	before      []before                 // must have ended before a task starts; nil = nobody
-	tracker     *healthTracker           // nil = nobody asks for the allocation's health
-	health      *model.AllocHealth       // nil = not decided
+	retired     bool                     // it has ended, and nothing is written any more
+	written     struct {                 // is what is on disk the newest there is
+		alloc, tasks bool
+	}
+	before  []before           // must have ended before a task starts; nil = nobody
+	tracker *healthTracker     // nil = nobody asks for the allocation's health
+	health  *model.AllocHealth // nil = not decided
 
 	networkStatus *model.NetworkStatus
 }
@@ -92,6 +96,7 @@ func newAllocRunner(a *Agent, alloc *model.Allocation, records map[string]*taskR
 	r := &allocRunner{id: alloc.ID, agent: a,
 		tasks: map[string]*taskRunner{}, renewed: make(chan struct{}, 1), moved: make(chan struct{}, 1),
 		quiet: make(chan struct{}), alloc: alloc}
+	r.written.tasks = true
 	var tasks []*model.Task
 	if g := alloc.Job.Group(alloc.TaskGroup); g != nil {
 		tasks = g.Tasks
@@ -103,6 +108,7 @@ func newAllocRunner(a *Agent, alloc *model.Allocation, records map[string]*taskR
 		}
 		if record.State == nil {
 			record.State = firstState(alloc)
+			r.written.tasks = false
 		}
 		r.tasks[spec.Name] = &taskRunner{name: spec.Name, phase: phaseOf(spec), alloc: r, record: record, restart: make(chan chan struct{})}
 		if !record.Started {
@@ -158,10 +164,9 @@ func specOf(a *model.Allocation, task string) (*model.Task, *model.TaskGroup) {
 func (r *allocRunner) renew(alloc *model.Allocation, full bool) {
 	r.mu.Lock()
 	r.alloc = alloc
-	// The servers missed or overruled something while there was no stream; or they count as unknown what they can hear of now.
-	stale := r.reported.ID != "" && alloc.ClientStatus != r.reported.ClientStatus && (full || alloc.ClientStatus == model.ClientUnknown)
+	again := r.reported.ID != "" && stale(r.reported.ClientStatus, alloc, full)
 	r.mu.Unlock()
-	if stale {
+	if again {
 		r.report(true)
 	}
 	if alloc.DesiredStatus != model.DesiredRun {
@@ -173,6 +178,11 @@ func (r *allocRunner) renew(alloc *model.Allocation, full bool) {
 	}
 }
 
+// stale reports whether the servers missed or overruled a status while there was no stream, or count as unknown what they can hear of now.
+func stale(reported string, alloc *model.Allocation, full bool) bool {
+	return alloc.ClientStatus != reported && (full || alloc.ClientStatus == model.ClientUnknown)
+}
+
 // destroy makes the allocation vanish.
 func (r *allocRunner) destroy() {
 	r.purge.set(&stopReason{text: "the allocation was purged", final: true})
@@ -180,7 +190,7 @@ func (r *allocRunner) destroy() {
 	r.agent.reporter.forget(r.id)
 }
 
-// run returns when the allocation was destroyed, or let go because ctx ended.
+// run returns when the allocation was retired or destroyed, or let go because ctx ended.
 func (r *allocRunner) run(ctx context.Context) {
 	r.save()
 	if !r.recovering() { // those report once the driver has answered
@@ -189,14 +199,19 @@ func (r *allocRunner) run(ctx context.Context) {
 	if !r.runTasks(ctx) {
 		return
 	}
+	clean := true
 	if err := r.network.detach(ctx, r); err != nil {
+		clean = false
 		r.log().WithError(err).Error("the network of an allocation could not be taken back, it will be tried again")
 	}
 	if err := r.share.close(r.agent.db.files(r.id)); err != nil {
+		clean = false
 		r.log().WithError(err).Error("the directory that an allocation's tasks shared is left")
 	}
-	r.rest()
 	close(r.quiet)
+	if clean && r.agent.retire(r) {
+		return
+	}
 	for !r.purge.isSet() {
 		select {
 		case <-r.purge.done():
@@ -207,15 +222,6 @@ func (r *allocRunner) run(ctx context.Context) {
 		}
 	}
 	r.bury(ctx)
-}
-
-// rest lets go of what only tasks that run need: an allocation that has ended stays until the servers have forgotten it, and there may be very many.
-func (r *allocRunner) rest() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, t := range r.tasks {
-		t.kill, t.nomad = nil, nil
-	}
 }
 
 // recovering reports whether an earlier process of the agent left a running task.
@@ -451,15 +457,11 @@ func (r *allocRunner) bury(ctx context.Context) {
 			errs = append(errs, err)
 		}
 		errs = append(errs, r.network.detach(ctx, r))
-		err := errors.Join(errs...)
-		if err == nil {
-			if err = r.agent.db.remove(r.id); err == nil {
-				r.agent.buried(r)
-				r.log().Debug("allocation destroyed")
-				return
-			}
+		if err := errors.Join(errs...); err != nil {
+			r.log().WithError(err).Error("allocation could not be destroyed, it will be tried again")
+		} else if r.agent.vanish(r.id) {
+			return
 		}
-		r.log().WithError(err).Error("allocation could not be destroyed, it will be tried again")
 		if !pause.wait(ctx) {
 			return
 		}
@@ -494,9 +496,13 @@ func (r *allocRunner) save() {
 	r.mu.Lock()
 	alloc := r.alloc
 	r.mu.Unlock()
-	if err := r.agent.db.saveAlloc(alloc); err != nil {
+	err := r.agent.db.saveAlloc(alloc)
+	if err != nil {
 		r.log().WithError(err).Error("allocation is not on disk and would be lost by a restart of the agent")
 	}
+	r.mu.Lock()
+	r.written.alloc = err == nil
+	r.mu.Unlock()
 }
 
 // changedState keeps the state of the tasks and reports it, in this order: what was reported is never forgotten.
@@ -507,6 +513,10 @@ func (r *allocRunner) changedState() error {
 	r.saving.Lock()
 	defer r.saving.Unlock()
 	r.mu.Lock()
+	if r.retired {
+		r.mu.Unlock()
+		return nil
+	}
 	records := make(map[string]*taskRecord, len(r.tasks))
 	for name, t := range r.tasks {
 		record := t.record
@@ -517,6 +527,9 @@ func (r *allocRunner) changedState() error {
 	if err != nil {
 		r.log().WithError(err).Error("task states are not on disk and would be lost by a restart of the agent")
 	}
+	r.mu.Lock()
+	r.written.tasks = err == nil
+	r.mu.Unlock()
 	r.report(false)
 	return err
 }

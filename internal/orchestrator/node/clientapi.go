@@ -10,15 +10,23 @@ import (
 	"rockpool/internal/orchestrator/wire"
 )
 
-// runner finds what runs an allocation.
+// runner finds what runs an allocation, or the image of one that was retired.
 func (a *Agent) runner(allocID string) (*allocRunner, error) {
 	a.mu.Lock()
 	r := a.runners[allocID]
+	e, over := a.ended[allocID]
 	a.mu.Unlock()
-	if r == nil || r.purge.isSet() {
-		return nil, fault.New(fault.NotFound, "Unknown allocation %q", allocID)
+	switch {
+	case over && !e.going:
+		return a.image(allocID, e)
+	case r == nil || r.purge.isSet():
+		return nil, unknown(allocID)
 	}
 	return r, nil
+}
+
+func unknown(allocID string) error {
+	return fault.New(fault.NotFound, "Unknown allocation %q", allocID)
 }
 
 // Tasks are the names of an allocation's tasks, in the order of its job.
@@ -66,6 +74,12 @@ func (a *Agent) Directory(allocID string) (string, error) {
 
 // Ended reports whether a task will write no more.
 func (a *Agent) Ended(allocID, task string) (bool, error) {
+	a.mu.Lock()
+	e, over := a.ended[allocID]
+	a.mu.Unlock()
+	if over && !e.going { // those who follow its logs ask again and again
+		return true, nil
+	}
 	r, err := a.runner(allocID)
 	if err != nil {
 		return false, err

@@ -27,11 +27,9 @@ func (a *Agent) Task(ctx context.Context, allocID, task string) (driver.Task, er
 }
 
 func (a *Agent) running(ctx context.Context, allocID, task string) (*taskRunner, driver.Task, error) {
-	a.mu.Lock()
-	r := a.runners[allocID]
-	a.mu.Unlock()
-	if r == nil || r.purge.isSet() {
-		return nil, nil, fault.New(fault.NotFound, "Unknown allocation %q", allocID)
+	r, err := a.runner(allocID)
+	if err != nil {
+		return nil, nil, err
 	}
 	t := r.tasks[task]
 	if t == nil {
@@ -143,7 +141,10 @@ func (a *Agent) onExecution(allocID, task, id string, f func(driver.Execution) e
 func (a *Agent) RestartTask(ctx context.Context, allocID, task string) error {
 	names := []string{task}
 	if task == "" {
-		names = a.runningTasks(allocID)
+		var err error
+		if names, err = a.runningTasks(allocID); err != nil {
+			return err
+		}
 	}
 	if len(names) == 0 {
 		return fault.New(fault.NotFound, "no task of the allocation is running.")
@@ -179,12 +180,10 @@ func (a *Agent) restartOne(ctx context.Context, allocID, task string) error {
 	}
 }
 
-func (a *Agent) runningTasks(allocID string) (names []string) {
-	a.mu.Lock()
-	r := a.runners[allocID]
-	a.mu.Unlock()
-	if r == nil {
-		return []string{""} // answered as unknown
+func (a *Agent) runningTasks(allocID string) (names []string, err error) {
+	r, err := a.runner(allocID)
+	if err != nil {
+		return nil, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -194,5 +193,5 @@ func (a *Agent) runningTasks(allocID string) (names []string) {
 		}
 	}
 	slices.Sort(names)
-	return names
+	return names, nil
 }

@@ -7,16 +7,16 @@ import (
 	"rockpool/internal/orchestrator/driver"
 )
 
-// ended is an execution whose end was seen by nobody but who asks.
-type ended struct {
+// endedExecution is an execution whose end was seen by nobody but who asks.
+type endedExecution struct {
 	driver.Execution
 	done   chan struct{}
 	result driver.ExecResult
 	err    error
 }
 
-func (e ended) Done() <-chan struct{}              { return e.done }
-func (e ended) Result() (driver.ExecResult, error) { return e.result, e.err }
+func (e endedExecution) Done() <-chan struct{}              { return e.done }
+func (e endedExecution) Result() (driver.ExecResult, error) { return e.result, e.err }
 
 // Whoever has seen the end of an execution may ask for its outcome before the agent has noted it.
 func TestAnEndIsKnownBeforeItIsNoted(t *testing.T) {
@@ -31,7 +31,7 @@ func TestAnEndIsKnownBeforeItIsNoted(t *testing.T) {
 		if err := x.reserve(k, now); err != nil {
 			t.Fatal(err)
 		}
-		e := ended{done: make(chan struct{}), result: driver.ExecResult{ExitCode: 3, WallTime: time.Second}, err: c.err}
+		e := endedExecution{done: make(chan struct{}), result: driver.ExecResult{ExitCode: 3, WallTime: time.Second}, err: c.err}
 		x.running(k, e)
 		if r, err := x.get(k, now); err != nil || r.state != ExecRunning {
 			t.Errorf("%s: while it runs: %+v, %v", c.name, r, err)

@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"rockpool/internal/orchestrator/model"
@@ -18,12 +20,9 @@ func (a *Agent) Figures(set func(name string, v float64)) {
 		return // it has not described itself yet
 	}
 	a.mu.Lock()
-	runners := make([]*allocRunner, 0, len(a.runners))
-	for _, r := range a.runners {
-		runners = append(runners, r)
-	}
+	runners := slices.Collect(maps.Values(a.runners))
+	count := map[string]int{model.ClientPending: 0, model.ClientRunning: 0, "terminal": len(a.ended)}
 	a.mu.Unlock()
-	count := map[string]int{model.ClientPending: 0, model.ClientRunning: 0, "terminal": 0}
 	var held model.NodeResources
 	for _, r := range runners {
 		status, res := r.standing()

@@ -100,6 +100,38 @@ func (db *stateDB) saveTasks(alloc string, tasks map[string]*taskRecord) error {
 	return nil
 }
 
+// get reads what is kept of an allocation.
+func (db *stateDB) get(alloc string) (s saved, err error) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	p, ok := db.at[alloc]
+	if !ok || db.file == nil {
+		return s, errors.New("read state: there is no record")
+	}
+	for _, at := range []span{p.alloc, p.tasks} {
+		b := make([]byte, at.n)
+		if _, err := db.file.ReadAt(b, at.at); err != nil {
+			return s, fmt.Errorf("read state: %w", err)
+		}
+		if at.n == 0 {
+			continue
+		}
+		l, ok := decode(b)
+		if !ok || l.ID != alloc {
+			return s, fmt.Errorf("read state: %s is damaged at byte %d", db.path, at.at)
+		}
+		if l.Alloc != nil {
+			s.alloc = l.Alloc
+		} else {
+			s.tasks = l.Tasks
+		}
+	}
+	if s.alloc == nil || s.alloc.Job == nil {
+		return s, errors.New("read state: there is no record of the allocation itself")
+	}
+	return s, nil
+}
+
 // remove forgets an allocation and all that is kept of it.
 func (db *stateDB) remove(alloc string) error {
 	if err := os.RemoveAll(db.dir(alloc)); err != nil {

@@ -256,7 +256,7 @@ func (r *allocReader) alloc() *model.Allocation {
 		t = r.templates[n-1]
 	}
 	a := *t
-	a.ID, a.NodeID, a.NodeName = r.id(), r.id(), r.text()
+	a.ID, a.NodeID, a.NodeName = r.id(), r.node(), r.word()
 	a.Name = r.text()
 	a.Name += string(r.bytes(r.count()))
 	a.CreateIndex = r.uint()
@@ -296,7 +296,7 @@ func (r *allocReader) measured() *model.AllocMetric {
 }
 
 func (r *allocReader) score() model.NodeScore {
-	node := r.text()
+	node := r.word()
 	n := r.uint()
 	if n > uint64(len(r.scores)) {
 		r.fail("it refers to scores that it does not have")

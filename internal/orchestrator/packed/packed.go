@@ -197,6 +197,30 @@ func (r *reader) text() string {
 	return s
 }
 
+// word is text for what takes few values.
+func (r *reader) word() string {
+	if len(r.b) > 0 && r.b[0] == 0 { // the first of its kind in this list
+		r.b = r.b[1:]
+		s := wordOf(r.bytes(r.count()))
+		r.texts = append(r.texts, s)
+		return s
+	}
+	return r.text()
+}
+
+// node is id for nodes, of which there are few.
+func (r *reader) node() string {
+	if len(r.b) > 16 && r.b[0] == 1 {
+		raw := r.bytes(17)
+		if v := sharedNodes.known(raw[1:], nil); v != nil {
+			return *v
+		}
+		id := uuidOf(raw[1:])
+		return *sharedNodes.known(raw[1:], &id)
+	}
+	return r.id()
+}
+
 func (r *reader) id() string {
 	if r.byte() == 1 {
 		if raw := r.bytes(16); len(raw) == 16 {

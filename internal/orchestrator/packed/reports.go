@@ -139,7 +139,7 @@ func ReadReports(b []byte) ([]*model.AllocUpdate, error) {
 	for range cap(list) {
 		flags := r.byte()
 		u := &model.AllocUpdate{
-			Buried: flags&isBuried != 0, ID: r.id(), ClientStatus: r.text(), ClientDescription: r.text(), ModifyTime: r.int(),
+			Buried: flags&isBuried != 0, ID: r.id(), ClientStatus: r.word(), ClientDescription: r.word(), ModifyTime: r.int(),
 		}
 		if flags&hasNetwork != 0 {
 			u.NetworkStatus = new(model.NetworkStatus)
@@ -164,19 +164,25 @@ func (r *reader) states(base int64) map[string]*model.TaskState {
 	n := r.count()
 	states := make(map[string]*model.TaskState, n)
 	for range n {
-		name := r.text()
+		name := r.word()
 		flags := r.byte()
 		if flags&isThere == 0 {
 			states[name] = nil
 			continue
 		}
 		s := &model.TaskState{
-			Failed: flags&isFailed != 0, State: r.text(), Restarts: r.uint(), LastRestart: r.time(base), StartedAt: r.time(base), FinishedAt: r.time(base),
+			Failed: flags&isFailed != 0, State: r.word(), Restarts: r.uint(), LastRestart: r.time(base), StartedAt: r.time(base), FinishedAt: r.time(base),
 		}
 		if flags&hasEvents != 0 {
 			s.Events = make([]*model.TaskEvent, r.count())
+			var room []model.TaskEvent // those of a state are made together, and few at a time: they may be said to be more than there are
 			for i := range s.Events {
-				s.Events[i] = r.event(base)
+				if len(room) == 0 {
+					room = make([]model.TaskEvent, min(len(s.Events)-i, 4))
+				}
+				if s.Events[i] = r.event(&room[0], base); s.Events[i] != nil {
+					room = room[1:]
+				}
 			}
 		}
 		states[name] = s
@@ -184,11 +190,11 @@ func (r *reader) states(base int64) map[string]*model.TaskState {
 	return states
 }
 
-func (r *reader) event(base int64) *model.TaskEvent {
+func (r *reader) event(e *model.TaskEvent, base int64) *model.TaskEvent {
 	if r.byte() == 0 {
 		return nil
 	}
-	e := &model.TaskEvent{Type: r.text(), Time: r.time(base), DisplayMessage: r.text()}
+	*e = model.TaskEvent{Type: r.word(), Time: r.time(base), DisplayMessage: r.word()}
 	if n, there := r.some(); there {
 		r.pairs = r.pairs[:0]
 		for i := 0; i < 2*n && r.err == nil; i++ {

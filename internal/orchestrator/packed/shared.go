@@ -17,7 +17,45 @@ var (
 	sharedTasks   shared[map[string]*model.AllocatedTask]
 	sharedCounts  shared[map[string]int]
 	sharedDetails shared[map[string]string]
+	sharedWords   shared[string]
+	sharedNodes   shared[string] // ids by their bytes
 )
+
+// longestWord is how many bytes a text may have of which it is worthwhile to look whether there is one already.
+const longestWord = 64
+
+// wordOf is the text of some bytes, which is one value with others that were asked for lately. It is for what takes few values: states, types, names of nodes.
+func wordOf(b []byte) string {
+	if len(b) > longestWord {
+		return string(b)
+	}
+	if v := sharedWords.known(b, nil); v != nil {
+		return *v
+	}
+	s := string(b)
+	return *sharedWords.known(b, &s)
+}
+
+// Words makes each text one value with those that equal it.
+func Words(texts ...*string) {
+	for _, s := range texts {
+		if *s != "" {
+			*s = wordOf([]byte(*s))
+		}
+	}
+}
+
+// Counts is a value that equals m, and is one with others that do. Nobody may change it.
+func Counts(m map[string]int) map[string]int {
+	if len(m) == 0 {
+		return m
+	}
+	form, err := Append(nil, m)
+	if err != nil || len(form) > longestShared {
+		return m
+	}
+	return *sharedCounts.known(form, &m)
+}
 
 // JobIn reads a job, whose groups may be those of other jobs too. It is written as the job that it is.
 type JobIn struct{ *model.Job }
@@ -34,6 +72,13 @@ func (j *JobIn) CodecDecodeSelf(d *codec.Decoder) {
 	d.MustDecode(&in)
 	in.Job.TaskGroups = in.TaskGroups
 	j.Job = in.Job
+	if j.Name == j.ID {
+		j.Name = j.ID
+	}
+	Words(&j.Region, &j.Namespace, &j.Type, &j.NodePool, &j.Status, &j.StatusDescription)
+	for i := range j.Datacenters {
+		Words(&j.Datacenters[i])
+	}
 }
 
 // readAlloc reads an allocation, readMetric why it is where it is. What those of a group have alike may be that of others too.
@@ -49,6 +94,7 @@ func readAlloc(form []byte) (*model.Allocation, error) {
 	in.Resources.AllocatedResources = &a.Resources
 	err := Decode(form, &in)
 	a.Resources.Tasks = in.Resources.Tasks
+	Words(&a.Namespace, &a.TaskGroup, &a.DesiredStatus, &a.DesiredDescription, &a.ClientStatus, &a.ClientDescription)
 	return a, err
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/packed"
 )
 
 const keptVersions = 6
@@ -106,6 +107,8 @@ func (t *Tx) PutEval(e *model.Evaluation) {
 		e.CreateIndex, e.CreateTime = old.CreateIndex, old.CreateTime
 	}
 	e.ModifyIndex, e.ModifyTime = t.index, t.now
+	packed.Words(&e.Namespace, &e.Type, &e.TriggeredBy, &e.Status, &e.StatusDescription)
+	e.QueuedAllocations = packed.Counts(e.QueuedAllocations)
 	t.put(tableEvals, e)
 	t.touch(e.Namespace, e.JobID)
 }
