@@ -77,6 +77,7 @@ type API struct {
 	closing context.Context
 	close   context.CancelFunc
 	conns   tracker
+	readers atomic.Int32 // of event streams
 	pushes  *pushes
 	specs   *specs // in JSON
 	// denseSpecs are those of nodes that take packed lists.

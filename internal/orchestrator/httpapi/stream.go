@@ -74,6 +74,8 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, id auth.Ident
 		return err
 	}
 	defer done()
+	a.readers.Add(1)
+	defer a.readers.Add(-1)
 	ctx, end := a.whileAllowed(ctx, id.Expires, func() bool {
 		now, err := a.identify(a.store.Snapshot(), token(r))
 		return err == nil && sameRights(now, id)
@@ -102,12 +104,12 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, id auth.Ident
 		index, batch, err := sub.Next(nctx)
 		cancel()
 		for ; err == nil && line.Len() < streamPiece; index, batch, err = sub.Next(nctx) { // and what is there already
-			writeFrame(&line, index, batch)
+			a.writeFrame(&line, index, batch)
 		}
 		switch {
 		case line.Len() > 0: // the error comes again, if it is one
 			if err == nil {
-				writeFrame(&line, index, batch)
+				a.writeFrame(&line, index, batch)
 			}
 		case errors.Is(err, errIdle):
 			line.WriteString("{}\n")
@@ -120,14 +122,18 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, id auth.Ident
 	return nil
 }
 
-// writeFrame writes the events of one log entry as a line.
-func writeFrame(line *bytes.Buffer, index uint64, batch []*events.Event) {
+// writeFrame writes the events of one log entry as a line. What is made for the only reader there is is not kept for others.
+func (a *API) writeFrame(line *bytes.Buffer, index uint64, batch []*events.Event) {
 	fmt.Fprintf(line, `{"Index":%d,"Events":[`, index)
 	for i, e := range batch {
 		if i > 0 {
 			line.WriteByte(',')
 		}
-		line.Write(e.Encoded(encodeEvent))
+		if a.readers.Load() > 1 {
+			line.Write(e.Encoded(encodeEvent))
+		} else {
+			line.Write(encodeEvent(e))
+		}
 	}
 	line.WriteString("]}\n")
 }

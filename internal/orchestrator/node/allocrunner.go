@@ -96,7 +96,7 @@ func newAllocRunner(a *Agent, alloc *model.Allocation, records map[string]*taskR
 	r := &allocRunner{id: alloc.ID, agent: a,
 		tasks: map[string]*taskRunner{}, renewed: make(chan struct{}, 1), moved: make(chan struct{}, 1),
 		quiet: make(chan struct{}), alloc: alloc}
-	r.written.tasks = true
+	r.written.tasks, r.share.made = true, records != nil
 	var tasks []*model.Task
 	if g := alloc.Job.Group(alloc.TaskGroup); g != nil {
 		tasks = g.Tasks

@@ -12,10 +12,12 @@
 //   - An allocation of which the servers know that it ran, and this machine does not, is reported as failed. It is
 //     never started a second time as if it were fresh.
 //   - A new specification for an allocation that runs here never restarts its tasks.
+//   - An allocation that has ended has no goroutine and hardly any memory: what is asked of it is read from disk, as a restart would read it (ended.go). It stays in memory only
+//     where the disk does not have all of it.
 //
 // # Concurrency
 //
-// Agent.Run owns all goroutines and returns when the last has ended. Each allocation has a goroutine (allocRunner.run), each
+// Agent.Run owns all goroutines and returns when the last has ended. Each allocation that has not ended has a goroutine (allocRunner.run), each
 // of its tasks another (taskRunner.run); they share nothing but the state that allocRunner.mu guards. Drivers, files and
 // servers are never called with a lock held.
 package node

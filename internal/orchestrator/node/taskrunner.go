@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"rockpool/internal/fault"
@@ -480,10 +481,13 @@ func (t *taskRunner) killing(reason *stopReason) (timeout time.Duration, signal 
 // the sweep of the next start.
 func (t *taskRunner) cleanup(ctx context.Context) {
 	t.alloc.mu.Lock()
-	id, driverName := t.id(), t.record.Driver
+	d := t.alloc.agent.drivers[t.record.Driver]
+	id := ""
+	if d != nil {
+		id = t.id()
+	}
 	t.alloc.mu.Unlock()
 	defer t.closeLogs()
-	d := t.alloc.agent.drivers[driverName]
 	if d == nil {
 		return // nothing was ever started
 	}
@@ -499,7 +503,7 @@ func (t *taskRunner) cleanup(ctx context.Context) {
 
 // id is the id of the current incarnation. The caller holds alloc.mu.
 func (t *taskRunner) id() string {
-	return fmt.Sprintf("%s.%s.%d", t.alloc.id, t.name, t.record.Incarnation)
+	return t.alloc.id + "." + t.name + "." + strconv.FormatUint(t.record.Incarnation, 10)
 }
 
 func (t *taskRunner) state() *model.TaskState {

@@ -286,13 +286,24 @@ func (r *allocReader) measured() *model.AllocMetric {
 	default:
 		m = *r.metrics[n-2]
 	}
+	whole := new(measuredOnce) // most have one score: one piece of memory
 	if n, there := r.some(); there {
-		m.ScoreMeta = make([]model.NodeScore, n)
+		if n <= len(whole.scores) {
+			m.ScoreMeta = whole.scores[:n:n]
+		} else {
+			m.ScoreMeta = make([]model.NodeScore, n)
+		}
 		for i := range m.ScoreMeta {
 			m.ScoreMeta[i] = r.score()
 		}
 	}
-	return &m
+	whole.metric = m
+	return &whole.metric
+}
+
+type measuredOnce struct {
+	metric model.AllocMetric
+	scores [1]model.NodeScore
 }
 
 func (r *allocReader) score() model.NodeScore {

@@ -170,19 +170,31 @@ func (r *reader) states(base int64) map[string]*model.TaskState {
 			states[name] = nil
 			continue
 		}
-		s := &model.TaskState{
+		head := model.TaskState{
 			Failed: flags&isFailed != 0, State: r.word(), Restarts: r.uint(), LastRestart: r.time(base), StartedAt: r.time(base), FinishedAt: r.time(base),
 		}
+		events := 0
 		if flags&hasEvents != 0 {
-			s.Events = make([]*model.TaskEvent, r.count())
-			var room []model.TaskEvent // those of a state are made together, and few at a time: they may be said to be more than there are
-			for i := range s.Events {
-				if len(room) == 0 {
-					room = make([]model.TaskEvent, min(len(s.Events)-i, 4))
-				}
-				if s.Events[i] = r.event(&room[0], base); s.Events[i] != nil {
-					room = room[1:]
-				}
+			events = r.count()
+		}
+		var s *model.TaskState
+		var room []model.TaskEvent // few at a time: there may be said to be more than there are
+		if events > 1 && events <= fewEvents {
+			whole := new(stateOfFew)
+			s, room, head.Events = &whole.state, whole.events[:], whole.list[:events:events]
+		} else {
+			s = new(model.TaskState)
+			if flags&hasEvents != 0 {
+				head.Events = make([]*model.TaskEvent, events)
+			}
+		}
+		*s = head
+		for i := range s.Events {
+			if len(room) == 0 {
+				room = make([]model.TaskEvent, min(len(s.Events)-i, fewEvents))
+			}
+			if s.Events[i] = r.event(&room[0], base); s.Events[i] != nil {
+				room = room[1:]
 			}
 		}
 		states[name] = s
@@ -190,6 +202,16 @@ func (r *reader) states(base int64) map[string]*model.TaskState {
 	return states
 }
 
+// fewEvents are as many as the task of an ordinary job has in its whole life. A state with so few is one piece of memory: very many live at a time.
+const fewEvents = 4
+
+type stateOfFew struct {
+	state  model.TaskState
+	list   [fewEvents]*model.TaskEvent
+	events [fewEvents]model.TaskEvent
+}
+
+// event reads an event to e, or returns nil where there is none.
 func (r *reader) event(e *model.TaskEvent, base int64) *model.TaskEvent {
 	if r.byte() == 0 {
 		return nil

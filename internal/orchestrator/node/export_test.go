@@ -1,0 +1,13 @@
+package node
+
+// LoseState makes every write to the agent's state fail until the returned function was called.
+func (a *Agent) LoseState() (found func()) {
+	swap := func(f func()) {
+		a.db.mu.Lock()
+		defer a.db.mu.Unlock()
+		f()
+	}
+	file := a.db.file
+	swap(func() { a.db.file = nil })
+	return func() { swap(func() { a.db.file = file }) }
+}
