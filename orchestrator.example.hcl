@@ -81,7 +81,7 @@ server {
   # Bytes of one file of the Raft log, which is allocated ahead.
   raft_log_segment = 67108864
   # Bytes of events, about, that are kept for ten minutes at most for readers who come back. One who has missed more lists everything anew.
-  event_buffer_bytes = 268435456
+  event_buffer_bytes = 67108864
 }
 
 client {

@@ -183,6 +183,19 @@ func TestEncodedFormsAreNotKept(t *testing.T) {
 
 // What is held is bounded by an estimate. It is held to what the heap says of objects such as gateways cause.
 func TestTheEstimateIsNoLessThanTheHeap(t *testing.T) {
+	t.Run("runners that are claimed", func(t *testing.T) { estimated(t, runnerClaimed) })
+	t.Run("jobs that run and end", func(t *testing.T) { estimated(t, jobRan) })
+	t.Run("nodes that tell much", func(t *testing.T) {
+		estimated(t, func(i uint64) state.Commit {
+			return state.Commit{Index: i, Time: int64(i), Changes: []state.Change{{Before: &model.Allocation{}, After: &model.Allocation{ID: fmt.Sprint(i), Namespace: "default",
+				TaskStates: map[string]*model.TaskState{"t": {State: model.TaskDead, Events: []*model.TaskEvent{{DisplayMessage: strings.Repeat("x", 20<<10)}}}}}}}}
+		})
+	})
+}
+
+// estimated holds the ring's estimate of commits to the heap.
+func estimated(t *testing.T, commit func(index uint64) state.Commit) {
+	t.Helper()
 	const commits = 4000
 	heap := func() uint64 {
 		runtime.GC()
@@ -196,7 +209,7 @@ func TestTheEstimateIsNoLessThanTheHeap(t *testing.T) {
 	b := events.New(limits, 0)
 	encode := func(e *events.Event) []byte { return make([]byte, 8<<10) }
 	for i := uint64(1); i <= commits; i++ {
-		b.Publish(runnerClaimed(i))
+		b.Publish(commit(i))
 		s, err := b.Subscribe(i, all)
 		if err != nil {
 			t.Fatal(err)
@@ -217,6 +230,26 @@ func TestTheEstimateIsNoLessThanTheHeap(t *testing.T) {
 		t.Errorf("%d bytes are on the heap, %d were allowed", held, limits.Bytes)
 	}
 	runtime.KeepAlive(b)
+}
+
+// jobRan is all that becomes of a job of one task, as if it were one entry.
+func jobRan(index uint64) state.Commit {
+	c := runnerClaimed(index)
+	job, eval, alloc := c.Changes[0].After.(*model.Job), c.Changes[1].After.(*model.Evaluation), c.Changes[2].After.(*model.Allocation)
+	alloc.Metrics = &model.AllocMetric{NodesEvaluated: 1, NodesAvailable: map[string]int{"dc1": 1}, ScoreMeta: []model.NodeScore{{NodeID: job.ID + "n", Scores: map[string]float64{"binpack": 1}}}}
+	for _, s := range []string{model.JobRunning, model.JobDead} {
+		j, e, a := *job, *eval, *alloc
+		j.Status, e.Status = s, model.EvalComplete
+		told := &model.TaskState{State: model.TaskRunning, Events: []*model.TaskEvent{}}
+		for i := range 4 {
+			text := fmt.Sprint("what has happened to ", job.ID, i)
+			told.Events = append(told.Events, &model.TaskEvent{Type: "Started", DisplayMessage: text, Details: map[string]string{"message": text}})
+		}
+		a.TaskStates = map[string]*model.TaskState{"default-task": told}
+		c.Changes = append(c.Changes, state.Change{Before: job, After: &j}, state.Change{Before: eval, After: &e}, state.Change{Before: alloc, After: &a})
+		job, eval, alloc = &j, &e, &a
+	}
+	return c
 }
 
 // runnerClaimed is an entry with a job, an evaluation and an allocation, none of which the state holds any more.
