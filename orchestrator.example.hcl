@@ -80,8 +80,9 @@ server {
   job_gc_count = 10000
   # Bytes of one file of the Raft log, which is allocated ahead.
   raft_log_segment = 67108864
-  # Bytes of events, about, that are kept for ten minutes at most for readers who come back. One who has missed more lists everything anew.
-  event_buffer_bytes = 67108864
+  # Bytes of events, about, that are kept for ten minutes at most for readers who come back or are slow. One who has missed more lists everything anew. A job of one task
+  # that runs and ends has some 35,000, most of which are not used where jobs are alike.
+  event_buffer_bytes = 134217728
 }
 
 client {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -271,5 +272,80 @@ func TestTheFirstLineOfAStreamComesAtOnce(t *testing.T) {
 	}
 	if err != nil || json.Unmarshal([]byte(line), &e) != nil || len(e.Events) != 1 || e.Events[0].Key != "10-b" {
 		t.Errorf("the second line is %q, %v", line, err)
+	}
+}
+
+// Readers of much that has happened get all of it, each entry once and in its order, however it is cut into pieces, and whether others read it too.
+func TestABacklogIsReadWhole(t *testing.T) {
+	c := start(t, orchestrator.ServerConfig{})
+	const jobs = 150
+	var first uint64
+	for i := range jobs {
+		j := job(fmt.Sprintf("10-%03d", i))
+		j.Meta = map[string]string{"long": strings.Repeat("x", 2000)}
+		if index := c.register(j).JobModifyIndex; i == 0 {
+			first = index
+		}
+	}
+	var all [3][]string
+	var wg sync.WaitGroup
+	for i := range all {
+		wg.Go(func() {
+			next, leave := c.lines(t, fmt.Sprintf("/v1/event/stream?topic=Job&index=%d", first))
+			defer leave()
+			var before uint64
+			for registered := 0; registered < jobs; {
+				line := next()
+				var e struct {
+					Index  uint64
+					Events []struct{ Type, Key string }
+				}
+				if err := json.Unmarshal([]byte(line), &e); err != nil {
+					t.Errorf("%.100q: %v", line, err)
+					return
+				}
+				if e.Events == nil {
+					continue
+				}
+				if e.Index <= before {
+					t.Errorf("entry %d comes after %d", e.Index, before)
+				}
+				before = e.Index
+				for _, x := range e.Events {
+					if x.Type == "JobRegistered" {
+						registered++
+						all[i] = append(all[i], x.Key)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i, keys := range all {
+		if len(keys) != jobs || !slices.IsSorted(keys) || len(slices.Compact(slices.Clone(keys))) != jobs {
+			t.Errorf("reader %d has %d registrations: %v", i, len(keys), keys)
+		}
+	}
+}
+
+// leaver is a reader that may not read any more after its first line.
+type leaver struct {
+	*httptest.ResponseRecorder
+	leave context.CancelFunc
+}
+
+func (l *leaver) Flush() { l.leave() }
+
+func TestAReaderThatMayReadNoMoreIsCutAmidABacklog(t *testing.T) {
+	c := start(t, orchestrator.ServerConfig{})
+	first := c.register(job("10-a")).JobModifyIndex
+	c.register(job("10-b"))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	r := httptest.NewRequestWithContext(ctx, "GET", fmt.Sprintf("/v1/event/stream?topic=Job&index=%d", first), nil)
+	w := &leaver{httptest.NewRecorder(), cancel}
+	c.http.Config.Handler.ServeHTTP(w, r)
+	if got := w.Body.String(); got != "{}\n" {
+		t.Errorf("it was sent %.200q", got)
 	}
 }

@@ -64,7 +64,7 @@ type ServerConfig struct {
 	Keep           leader.Keep
 	Cluster        ClusterConfig
 	LogSegment     int // bytes of one file of the Raft log; default 64 MiB
-	EventBuffer    int // bytes of events that are kept for readers who come back; default 64 MiB
+	EventBuffer    int // bytes of events that are kept for readers who come back; default 128 MiB
 	// Metrics takes the server's figures. nil = it has a registry of its own.
 	Metrics *metrics.Registry
 }

@@ -260,7 +260,7 @@ func Default() Config {
 			ServerJoin:     ServerJoin{RetryInterval: 30 * time.Second},
 			HeartbeatGrace: 10 * time.Second, MinHeartbeatTTL: 10 * time.Second,
 			JobGCInterval: 30 * time.Second, JobGCThreshold: 4 * time.Hour, EvalGCThreshold: time.Hour, EvalGCCount: 5000,
-			AllocGCAge: 4 * time.Hour, AllocGCCount: 5000, JobGCCount: 10_000, ClientIntroduction: ClientIntroduction{Enforcement: None}, RaftLogSegment: 64 << 20, EventBufferBytes: 64 << 20,
+			AllocGCAge: 4 * time.Hour, AllocGCCount: 5000, JobGCCount: 10_000, ClientIntroduction: ClientIntroduction{Enforcement: None}, RaftLogSegment: 64 << 20, EventBufferBytes: 128 << 20,
 		},
 		Client: Client{
 			NodePool: "default", CNIPath: "/opt/cni/bin", CNIConfigDir: "/opt/cni/config", GCMaxAllocs: 50, GCMaxAge: 24 * time.Hour, OnStop: Keep,

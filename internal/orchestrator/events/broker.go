@@ -28,7 +28,7 @@ type Limits struct {
 }
 
 // DefaultLimits are those of a server that is told nothing else.
-var DefaultLimits = Limits{Batches: 100_000, Bytes: 64 << 20, Age: 10 * 60 * 1e9}
+var DefaultLimits = Limits{Batches: 100_000, Bytes: 128 << 20, Age: 10 * 60 * 1e9}
 
 // Broker keeps the newest batches.
 type Broker struct {

@@ -65,9 +65,6 @@ func newBatch(c state.Commit) *Batch {
 		}
 		weight := 0
 		e.Key, e.Namespace, e.FilterKeys, weight = r.describe(object)
-		if r.changed != nil && ch.Before != nil && !removed {
-			weight = r.changed(object, ch.Before)
-		}
 		b.bytes += overhead + weight
 		b.Events = append(b.Events, e)
 	}

@@ -185,6 +185,14 @@ func TestEncodedFormsAreNotKept(t *testing.T) {
 func TestTheEstimateIsNoLessThanTheHeap(t *testing.T) {
 	t.Run("runners that are claimed", func(t *testing.T) { estimated(t, runnerClaimed) })
 	t.Run("jobs that run and end", func(t *testing.T) { estimated(t, jobRan) })
+	t.Run("allocations that ran for long", func(t *testing.T) { // what they were before is held by nothing else any more
+		estimated(t, func(i uint64) state.Commit {
+			c := jobRan(i)
+			c.Changes = c.Changes[len(c.Changes)-1:]
+			c.Changes[0].After.(*model.Allocation).Job = nil // that one's removal is an event of its own
+			return c
+		})
+	})
 	t.Run("nodes that tell much", func(t *testing.T) {
 		estimated(t, func(i uint64) state.Commit {
 			return state.Commit{Index: i, Time: int64(i), Changes: []state.Change{{Before: &model.Allocation{}, After: &model.Allocation{ID: fmt.Sprint(i), Namespace: "default",

@@ -25,7 +25,6 @@ type row struct {
 	removals bool   // its removal is an event too
 	removed  string // type of that event; "" = that of the log entry
 	describe func(object any) (key, namespace string, filterKeys []string, weight int)
-	changed  func(object, before any) (weight int) // of what the object does not have in common with what it was before; nil = all of it
 }
 
 // about is what an event says of its object besides the object itself.
@@ -44,27 +43,16 @@ func define[T any](topic string, removals bool, describe func(*T) about) row {
 	}}
 }
 
-// sharing has a row count the parts of an object that are also those of what it was before only once: with that.
-func sharing[T any](r row, weight func(now, before *T) int) row {
-	r.changed = func(object, before any) int { return weight(object.(*T), before.(*T)) }
-	return r
-}
-
 // core are the topics of jobs, evaluations, allocations, deployments and nodes. Other areas have files and lists of their own; see topics.
 var core = []row{
-	sharing(define(TopicJob, true, func(j *model.Job) about { return about{j.ID, j.Namespace, nil, weigh(j)} }), func(now, before *model.Job) int {
-		if len(now.TaskGroups) == 0 || len(before.TaskGroups) == 0 || &now.TaskGroups[0] != &before.TaskGroups[0] {
-			return weigh(now)
-		}
-		return 1 << 10 // its status is another, or the like
-	}),
+	define(TopicJob, true, func(j *model.Job) about { return about{j.ID, j.Namespace, nil, weigh(j)} }),
 	define(TopicEvaluation, false, func(e *model.Evaluation) about {
 		return about{e.ID, e.Namespace, keys(e.JobID, e.DeploymentID), 1 << 10}
 	}),
 	// An allocation that is removed goes with its job, whose removal says so.
-	sharing(define(TopicAllocation, false, func(a *model.Allocation) about {
+	define(TopicAllocation, false, func(a *model.Allocation) about {
 		return about{a.ID, a.Namespace, keys(a.JobID, a.DeploymentID), 4<<10 + told(a)}
-	}), func(now, _ *model.Allocation) int { return 1<<10 + told(now) }),
+	}),
 	define(TopicDeployment, false, func(d *model.Deployment) about {
 		return about{d.ID, d.Namespace, keys(d.JobID), 1<<10 + len(d.TaskGroups)<<8}
 	}),

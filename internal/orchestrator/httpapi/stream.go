@@ -22,7 +22,7 @@ import (
 
 const (
 	streamIdle  = 15 * time.Second // between heartbeats
-	streamBound = 40 * time.Second // for a reader to take a line
+	streamBound = 40 * time.Second // for a reader to take what is written in one piece
 	streamPiece = 64 << 10         // bytes from on which lines are sent, though more could follow
 	maxTopics   = 256              // each event is held against all of them
 )

@@ -319,13 +319,14 @@ func (a *Agent) apply(life context.Context, p model.AllocPush) error {
 	a.generation = p.Generation
 	wanted := make(map[string]bool, len(p.Allocs))
 	var fresh []*allocRunner
+	var again []*model.Allocation
 	for _, alloc := range p.Allocs {
 		wanted[alloc.ID] = true
 		if r := a.runners[alloc.ID]; r != nil {
 			r.renew(alloc, p.Full)
 		} else if e, ok := a.ended[alloc.ID]; ok {
 			if !e.going && stale(e.status, alloc, p.Full) {
-				a.allocs.Go(func() { a.repeat(alloc.ID, e) })
+				again = append(again, alloc)
 			}
 		} else if !safeID(alloc.ID) || alloc.Job == nil {
 			a.log.WithField("alloc_id", alloc.ID).Error("allocation without a valid id or job ignored")
@@ -350,6 +351,9 @@ func (a *Agent) apply(life context.Context, p model.AllocPush) error {
 		}
 	}
 	a.forgotten(life, gone)
+	if len(again) > 0 {
+		a.allocs.Go(func() { a.repeat(life, again) })
+	}
 	a.startRunners(life, fresh) // who waits for others sees which of them have to go
 	return nil
 }

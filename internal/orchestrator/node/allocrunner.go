@@ -80,7 +80,7 @@ type allocRunner struct {
 	reported    model.AllocUpdate
 	debris      map[string]driver.Driver // by task id: what could not be destroyed; nil = nothing ever
 	collected   bool                     // its logs and files were removed; nothing else is written after the end
-	retired     bool                     // it has ended, and nothing is written any more
+	retired     bool                     // it has ended, and nothing is written any more: what a task would still tell is told to nobody
 	written     struct {                 // is what is on disk the newest there is
 		alloc, tasks bool
 	}
@@ -96,7 +96,7 @@ func newAllocRunner(a *Agent, alloc *model.Allocation, records map[string]*taskR
 	r := &allocRunner{id: alloc.ID, agent: a,
 		tasks: map[string]*taskRunner{}, renewed: make(chan struct{}, 1), moved: make(chan struct{}, 1),
 		quiet: make(chan struct{}), alloc: alloc}
-	r.written.tasks, r.share.made = true, records != nil
+	r.written.tasks = true
 	var tasks []*model.Task
 	if g := alloc.Job.Group(alloc.TaskGroup); g != nil {
 		tasks = g.Tasks
@@ -163,7 +163,7 @@ func specOf(a *model.Allocation, task string) (*model.Task, *model.TaskGroup) {
 // renew takes over what the servers now say about the allocation. Running tasks are not touched by a new specification.
 func (r *allocRunner) renew(alloc *model.Allocation, full bool) {
 	r.mu.Lock()
-	r.alloc = alloc
+	r.alloc, r.written.alloc = alloc, false
 	again := r.reported.ID != "" && stale(r.reported.ClientStatus, alloc, full)
 	r.mu.Unlock()
 	if again {
@@ -209,19 +209,32 @@ func (r *allocRunner) run(ctx context.Context) {
 		r.log().WithError(err).Error("the directory that an allocation's tasks shared is left")
 	}
 	close(r.quiet)
-	if clean && r.agent.retire(r) {
-		return
-	}
 	for !r.purge.isSet() {
+		if r.keep(); clean && r.agent.retire(r) {
+			return
+		}
 		select {
 		case <-r.purge.done():
 		case <-r.renewed:
-			r.save()
+		case <-r.moved:
 		case <-ctx.Done():
 			return
 		}
 	}
 	r.bury(ctx)
+}
+
+// keep writes what could not be written when it changed.
+func (r *allocRunner) keep() {
+	r.mu.Lock()
+	written := r.written
+	r.mu.Unlock()
+	if !written.alloc {
+		r.save()
+	}
+	if !written.tasks {
+		_ = r.changedState() // an error is logged there
+	}
 }
 
 // recovering reports whether an earlier process of the agent left a running task.
@@ -501,7 +514,7 @@ func (r *allocRunner) save() {
 		r.log().WithError(err).Error("allocation is not on disk and would be lost by a restart of the agent")
 	}
 	r.mu.Lock()
-	r.written.alloc = err == nil
+	r.written.alloc = err == nil && r.alloc == alloc
 	r.mu.Unlock()
 }
 
@@ -522,14 +535,15 @@ func (r *allocRunner) changedState() error {
 		record := t.record
 		records[name] = &record
 	}
+	r.written.tasks = true // unless it fails, or something changes meanwhile
 	r.mu.Unlock()
 	err := r.agent.db.saveTasks(r.id, records)
 	if err != nil {
+		r.mu.Lock()
+		r.written.tasks = false
+		r.mu.Unlock()
 		r.log().WithError(err).Error("task states are not on disk and would be lost by a restart of the agent")
 	}
-	r.mu.Lock()
-	r.written.tasks = err == nil
-	r.mu.Unlock()
 	r.report(false)
 	return err
 }

@@ -18,11 +18,23 @@ func (a *Agent) runner(allocID string) (*allocRunner, error) {
 	a.mu.Unlock()
 	switch {
 	case over && !e.going:
-		return a.image(allocID, e)
+		image, err := a.image(allocID, e)
+		if err != nil && !a.has(allocID) {
+			return nil, unknown(allocID)
+		}
+		return image, err
 	case r == nil || r.purge.isSet():
 		return nil, unknown(allocID)
 	}
 	return r, nil
+}
+
+// has reports whether an allocation is one that has ended, and has not been forgotten meanwhile.
+func (a *Agent) has(allocID string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e, ok := a.ended[allocID]
+	return ok && !e.going
 }
 
 func unknown(allocID string) error {

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"slices"
+	"time"
 
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/model"
@@ -22,10 +23,10 @@ type ended struct {
 
 // retire puts an allocation that has ended out of memory. It stays if it is to vanish, if what is known of it is not on disk whole, or if something of it is left that only the runner knows.
 func (a *Agent) retire(r *allocRunner) bool {
+	r.saving.Lock() // first: nobody waits for the agent's lock until a file was written
+	defer r.saving.Unlock()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	r.saving.Lock()
-	defer r.saving.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.purge.isSet() || !r.written.alloc || !r.written.tasks || len(r.debris) > 0 {
@@ -49,18 +50,27 @@ func (a *Agent) image(id string, e ended) (*allocRunner, error) {
 	return r, nil
 }
 
-// repeat reports an allocation that was retired once more.
-func (a *Agent) repeat(id string, e ended) {
-	r, err := a.image(id, e)
-	if err != nil {
-		a.log.WithError(err).WithField("alloc_id", id).Error("the servers count on an allocation that has ended, and cannot be told how its tasks did")
-		a.reporter.put(model.AllocUpdate{ID: id, ClientStatus: e.status, ClientDescription: "It has ended, and the node cannot read its record of how", NetworkStatus: e.network, Health: e.health}, true)
-		return
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if e, ok := a.ended[id]; ok && !e.going {
-		r.report(true)
+// repeat reports allocations that were retired once more.
+func (a *Agent) repeat(life context.Context, allocs []*model.Allocation) {
+	for _, alloc := range allocs {
+		if life.Err() != nil {
+			return
+		}
+		a.mu.Lock()
+		e := a.ended[alloc.ID]
+		a.mu.Unlock()
+		r, err := a.image(alloc.ID, e)
+		a.mu.Lock()
+		switch e, ok := a.ended[alloc.ID]; {
+		case !ok || e.going: // and nobody is left to be told
+		case err == nil:
+			r.report(true)
+		default:
+			a.log.WithError(err).WithField("alloc_id", alloc.ID).Error("the servers count on an allocation that has ended, and cannot be told how its tasks did")
+			a.reporter.put(model.AllocUpdate{ID: alloc.ID, ClientStatus: e.status, ClientDescription: "It has ended, and the node cannot read its record of how",
+				TaskStates: alloc.TaskStates, NetworkStatus: e.network, Health: e.health, ModifyTime: time.Now().UnixNano()}, true)
+		}
+		a.mu.Unlock()
 	}
 }
 

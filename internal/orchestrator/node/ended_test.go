@@ -2,11 +2,14 @@ package node_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"rockpool/internal/fault"
+	"rockpool/internal/orchestrator/driver/mock"
 	"rockpool/internal/orchestrator/model"
 )
 
@@ -190,6 +194,11 @@ func TestAnEndWhoseRecordIsDamagedIsReportedAsWhatItWas(t *testing.T) {
 		after(time.Second)
 		m.expect("bad", model.ClientFailed)
 		m.expect("good", model.ClientComplete)
+		m.server.set(func() {
+			if u := m.server.latest["bad"]; u.ModifyTime == 0 || u.TaskStates["a"] == nil || u.TaskStates["a"].State != model.TaskDead {
+				t.Errorf("what the servers know of its task is taken from them: %+v", u)
+			}
+		})
 		m.server.purge("bad")
 		after(time.Second)
 		m.server.set(func() {
@@ -232,7 +241,7 @@ func TestAnEndThatCouldNotBeWrittenIsKept(t *testing.T) {
 	})
 }
 
-// A purge of what has ended is tried until it can be written, and holds up no other.
+// A purge of what has ended is tried until it can be written.
 func TestAPurgeOfWhatHasEndedIsTriedAgain(t *testing.T) {
 	inBubble(t, func(t *testing.T, m *machine) {
 		m.server.place(alloc("one", config{"run_for": "1s"}), alloc("two", config{"run_for": "1s"}))
@@ -244,13 +253,118 @@ func TestAPurgeOfWhatHasEndedIsTriedAgain(t *testing.T) {
 		if _, err := m.agent.Tasks("one"); !fault.Is(err, fault.NotFound) {
 			t.Errorf("of what was purged: %v", err)
 		}
-		found()
 		m.server.purge("two")
+		after(time.Second)
+		m.server.set(func() {
+			if m.server.latest["one"].Buried || m.server.latest["two"].Buried {
+				t.Error("buried while that could not be written")
+			}
+		})
+		found()
 		after(time.Minute)
 		m.server.set(func() {
 			if !m.server.latest["one"].Buried || !m.server.latest["two"].Buried {
 				t.Errorf("buried %v, %v", m.server.latest["one"].Buried, m.server.latest["two"].Buried)
 			}
 		})
+	})
+}
+
+// Servers that have forgotten it while the node was away need not say so: it is not in what they have.
+func TestWhatServersNoLongerHaveIsBuried(t *testing.T) {
+	inBubble(t, func(t *testing.T, m *machine) {
+		m.server.place(alloc("one", config{"run_for": "1s"}), alloc("two", config{"run_for": "1s"}))
+		after(3 * time.Second)
+		m.server.set(func() { delete(m.server.allocs, "one") })
+		m.server.cut()
+		after(time.Minute)
+		m.server.set(func() {
+			if !m.server.latest["one"].Buried || m.server.latest["two"].Buried {
+				t.Errorf("buried: %v, and of what they have %v", m.server.latest["one"].Buried, m.server.latest["two"].Buried)
+			}
+		})
+	})
+}
+
+// stubborn is a driver that cannot destroy some tasks at first.
+type stubborn struct {
+	*mock.Driver
+	resists atomic.Int32
+}
+
+func (d *stubborn) Cleanup(ctx context.Context, id string) error {
+	if d.resists.Add(-1) >= 0 {
+		return errors.New("it is busy")
+	}
+	return d.Driver.Cleanup(ctx, id)
+}
+
+// What is left of a task that could not be destroyed is destroyed before the allocation is forgotten.
+func TestAnEndThatLeftSomethingIsKept(t *testing.T) {
+	inBubble(t, func(t *testing.T, m *machine) {
+		if err := m.stop(); err != nil {
+			t.Fatal(err)
+		}
+		d := &stubborn{Driver: m.driver}
+		d.resists.Store(2)
+		m.facade = d
+		m.start()
+		m.server.place(alloc("one", config{"run_for": "1s"}))
+		after(3 * time.Second)
+		m.expect("one", model.ClientComplete)
+		if left := m.driver.Tasks(); len(left) != 1 {
+			t.Fatalf("left are %v", left)
+		}
+		m.server.purge("one")
+		after(time.Minute)
+		m.server.set(func() {
+			if left := m.driver.Tasks(); len(left) != 0 || !m.server.latest["one"].Buried {
+				t.Errorf("buried %v, left are %v", m.server.latest["one"].Buried, left)
+			}
+		})
+	})
+}
+
+// Logs that were removed are not counted again, and those that are there are.
+func TestCollectedEndsCountNoMore(t *testing.T) {
+	inBubble(t, func(t *testing.T, m *machine) {
+		if err := m.stop(); err != nil {
+			t.Fatal(err)
+		}
+		m.keepEnded = 2
+		m.start()
+		for _, id := range []string{"one", "two", "three"} {
+			m.server.place(alloc(id, config{"stdout_string": "x", "run_for": "1s"}))
+			after(2 * time.Second)
+		}
+		if err := m.agent.Collect("three"); err != nil {
+			t.Fatal(err)
+		}
+		after(2 * time.Minute)
+		if got := m.kept(); !slices.Equal(got, []string{"one", "two"}) {
+			t.Errorf("kept %v", got)
+		}
+	})
+}
+
+// What servers say of an allocation as it ends is written, or the next process of the agent would take older messages for newer ones.
+func TestAnEndWaitsForWhatIsStillToBeWritten(t *testing.T) {
+	inBubble(t, func(t *testing.T, m *machine) {
+		m.server.place(alloc("one", config{"run_for": "1s"}))
+		synctest.Wait()
+		found := m.agent.LoseState()
+		after(3 * time.Second)
+		found()
+		before := runtime.NumGoroutine()
+		m.server.change("one", func(a *model.Allocation) { a.DesiredStatus = model.DesiredStop }) // and with it, all is written
+		after(time.Second)
+		if n := runtime.NumGoroutine(); n >= before {
+			t.Errorf("%d goroutines, %d before it could be written", n, before)
+		}
+		m.restart()
+		if err := m.agent.Collect("one"); err != nil {
+			t.Errorf("after a restart: %v", err)
+		}
+		m.expect("one", model.ClientComplete)
 	})
 }

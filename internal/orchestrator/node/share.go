@@ -8,8 +8,7 @@ import (
 // share is the directory that all tasks of an allocation write to, where they have file systems of their own. It is a file system in memory, so that it is
 // bounded, and what is in it counts as the memory of the task that wrote it. As the tasks' own files it goes when the last of them has ended.
 type share struct {
-	mu   sync.Mutex
-	made bool // guarded by mu; it may be there, made in this process or an earlier one
+	mu sync.Mutex
 }
 
 // leastShared is the least size in MB: an ephemeral disk of 0 asks for none in particular.
@@ -22,7 +21,6 @@ func (*share) at(files string) string { return filepath.Join(files, "alloc", "da
 func (s *share) open(files string, sizeMB int) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.made = true
 	return s.at(files), mountShared(s.at(files), int64(max(sizeMB, leastShared))<<20)
 }
 
@@ -30,8 +28,5 @@ func (s *share) open(files string, sizeMB int) (string, error) {
 func (s *share) close(files string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.made {
-		return nil
-	}
 	return unmountShared(s.at(files))
 }

@@ -4,12 +4,16 @@ package node_test
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"rockpool/internal/ident"
 	"rockpool/internal/orchestrator/driver"
@@ -121,5 +125,31 @@ func TestATaskAloneHasTheDirectoryToo(t *testing.T) {
 		if strings.Contains(string(mounts), dir) {
 			t.Errorf("mounted: %s", mounts)
 		}
+	})
+}
+
+// Who has lost the state of a node loses no mount with it: what is there is taken away before its allocation is forgotten.
+func TestADirectoryWhoseRecordIsLostIsTakenAway(t *testing.T) {
+	inBubble(t, func(t *testing.T, m *machine) {
+		m.server.place(alloc("one", config{}))
+		m.expect("one", model.ClientRunning)
+		if err := m.stop(); err != nil {
+			t.Fatal(err)
+		}
+		at := filepath.Join(m.dir, "allocs", "one", "files", "alloc", "data")
+		if err := errors.Join(os.MkdirAll(at, 0o755), unix.Mount("test", at, "tmpfs", 0, ""), os.Remove(filepath.Join(m.dir, "allocs.log"))); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = unix.Unmount(at, unix.MNT_DETACH) }()
+		m.start()
+		synctest.Wait()
+		m.server.purge("one")
+		after(10 * time.Minute)
+		mounts, _ := os.ReadFile("/proc/self/mounts")
+		m.server.set(func() {
+			if strings.Contains(string(mounts), at) || !m.server.latest["one"].Buried {
+				t.Errorf("mounted %t, buried %t", strings.Contains(string(mounts), at), m.server.latest["one"].Buried)
+			}
+		})
 	})
 }

@@ -102,23 +102,14 @@ func (db *stateDB) saveTasks(alloc string, tasks map[string]*taskRecord) error {
 
 // get reads what is kept of an allocation.
 func (db *stateDB) get(alloc string) (s saved, err error) {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	p, ok := db.at[alloc]
-	if !ok || db.file == nil {
-		return s, errors.New("read state: there is no record")
+	records, err := db.records(alloc)
+	if err != nil {
+		return s, fmt.Errorf("read state: %w", err)
 	}
-	for _, at := range []span{p.alloc, p.tasks} {
-		b := make([]byte, at.n)
-		if _, err := db.file.ReadAt(b, at.at); err != nil {
-			return s, fmt.Errorf("read state: %w", err)
-		}
-		if at.n == 0 {
-			continue
-		}
+	for _, b := range records {
 		l, ok := decode(b)
 		if !ok || l.ID != alloc {
-			return s, fmt.Errorf("read state: %s is damaged at byte %d", db.path, at.at)
+			return s, fmt.Errorf("read state: %s is damaged", db.path)
 		}
 		if l.Alloc != nil {
 			s.alloc = l.Alloc
@@ -130,6 +121,27 @@ func (db *stateDB) get(alloc string) (s saved, err error) {
 		return s, errors.New("read state: there is no record of the allocation itself")
 	}
 	return s, nil
+}
+
+// records are those of an allocation as they were written. They are decoded by who asks: everybody who writes waits meanwhile.
+func (db *stateDB) records(alloc string) (all [][]byte, err error) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	p, ok := db.at[alloc]
+	if !ok || db.file == nil {
+		return nil, errors.New("there is no record")
+	}
+	for _, at := range []span{p.alloc, p.tasks} {
+		if at.n == 0 {
+			continue
+		}
+		b := make([]byte, at.n)
+		if _, err := db.file.ReadAt(b, at.at); err != nil {
+			return nil, err
+		}
+		all = append(all, b)
+	}
+	return all, nil
 }
 
 // remove forgets an allocation and all that is kept of it.

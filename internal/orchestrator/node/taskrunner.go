@@ -518,6 +518,7 @@ func (t *taskRunner) state() *model.TaskState {
 func (t *taskRunner) update(change func(*taskRecord)) error {
 	t.alloc.mu.Lock()
 	change(&t.record)
+	t.alloc.written.tasks = false
 	t.alloc.mu.Unlock()
 	err := t.alloc.changedState()
 	t.alloc.move()

@@ -179,7 +179,7 @@ func (r *reader) states(base int64) map[string]*model.TaskState {
 		}
 		var s *model.TaskState
 		var room []model.TaskEvent // few at a time: there may be said to be more than there are
-		if events > 1 && events <= fewEvents {
+		if events > 1 && events <= fewEvents && len(r.b) > events*leastEvent && r.b[0] != 0 {
 			whole := new(stateOfFew)
 			s, room, head.Events = &whole.state, whole.events[:], whole.list[:events:events]
 		} else {
@@ -204,6 +204,9 @@ func (r *reader) states(base int64) map[string]*model.TaskState {
 
 // fewEvents are as many as the task of an ordinary job has in its whole life. A state with so few is one piece of memory: very many live at a time.
 const fewEvents = 4
+
+// leastEvent is how many bytes an event has at least. Who says that there are events and sends none gets no room for them.
+const leastEvent = 5
 
 type stateOfFew struct {
 	state  model.TaskState

@@ -45,7 +45,7 @@ func Words(texts ...*string) {
 	}
 }
 
-// Counts is a value that equals m, and is one with others that do. Nobody may change it.
+// Counts is a value that equals m, and is one with others that do. Nobody may change it, nor m.
 func Counts(m map[string]int) map[string]int {
 	if len(m) == 0 {
 		return m

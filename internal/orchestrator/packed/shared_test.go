@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -163,4 +164,70 @@ func TestDetailsThatAreOneTextTakeNoMore(t *testing.T) {
 	if took := after.TotalAlloc - before.TotalAlloc; took > 4<<20 {
 		t.Errorf("%d texts of one took %d bytes", len(pairs), took)
 	}
+}
+
+// Texts and counts that are alike are one in memory, and those that are too long for it are left as they are.
+func TestWordsAndCountsThatAreAlikeAreOne(t *testing.T) {
+	text := func(n int) string { return strings.Repeat("w", n) }
+	for _, c := range []struct {
+		n   int
+		one bool
+	}{{1, true}, {64, true}, {65, false}} {
+		a, b, other := text(c.n), text(c.n), text(c.n)+"x"
+		packed.Words(&a, &b, &other)
+		if a != text(c.n) || b != a || other != a+"x" || (unsafe.StringData(a) == unsafe.StringData(b)) != c.one {
+			t.Errorf("%d bytes: %q, %q, %q", c.n, a, b, other)
+		}
+	}
+	empty := ""
+	packed.Words(&empty)
+	if empty != "" {
+		t.Errorf("nothing is %q", empty)
+	}
+	at := func(m map[string]int) uintptr { return reflect.ValueOf(m).Pointer() }
+	for _, c := range []struct {
+		n   int
+		one bool
+	}{{1, true}, {8, true}, {2000, false}} {
+		counts := func() map[string]int {
+			m := map[string]int{}
+			for i := range c.n {
+				m[fmt.Sprint("group-", i)] = i
+			}
+			return m
+		}
+		a, b := packed.Counts(counts()), packed.Counts(counts())
+		if !maps.Equal(a, counts()) || !maps.Equal(b, counts()) || (at(a) == at(b)) != c.one {
+			t.Errorf("%d counts: one is %t", c.n, at(a) == at(b))
+		}
+	}
+	if packed.Counts(nil) != nil {
+		t.Error("none is some")
+	}
+}
+
+// A report that says that there are events and sends none takes no more memory than it did before these were made together.
+func TestEventsThatAreNotThereTakeNoRoom(t *testing.T) {
+	const states = 50_000
+	all := map[string]*model.TaskState{}
+	for i := range states {
+		all[fmt.Sprint(i)] = &model.TaskState{Events: []*model.TaskEvent{nil, nil, nil, nil}}
+	}
+	form, err := packed.Reports([]*model.AllocUpdate{{ID: "a", TaskStates: all}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	list, err := packed.ReadReports(form)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if err != nil || len(list[0].TaskStates) != states {
+		t.Fatalf("%d, %v", len(list), err)
+	}
+	if each := int(after.HeapAlloc-before.HeapAlloc) / states; each > 300 {
+		t.Errorf("%d bytes for each state of %d", each, len(form)/states)
+	}
+	runtime.KeepAlive(list)
 }
