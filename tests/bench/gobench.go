@@ -21,6 +21,7 @@ type suite struct {
 	pkg, pattern, times string
 	env                 []string
 	rows                []row
+	as                  string // what its only benchmark is called in the copy for machines, where it is run for several figures; "" = as it is
 }
 
 // row says which figure a benchmark's line is for.
@@ -43,29 +44,29 @@ func unit(name string) func(int, map[string]float64) report.Measurement {
 func sandboxes(ctx context.Context, b *bench) error {
 	offered := strconv.Itoa(int(b.during.Seconds() * more * 200))
 	return errors.Join(
-		b.goBench(ctx, suite{"./internal/sandbox", "^(CreateDestroy|ExecTrue|ExecTrueAfterAPause)$", "400x", nil, []row{
+		b.goBench(ctx, suite{pkg: "./internal/sandbox", pattern: "^(CreateDestroy|ExecTrue|ExecTrueAfterAPause)$", times: "400x", rows: []row{
 			{"CreateDestroy", "SandboxCreate", taken}, {"ExecTrue", "ExecTrue", taken}, {"ExecTrueAfterAPause", "ExecTruePaused", taken},
 		}}),
-		b.goBench(ctx, suite{"./internal/sandbox", "^(ManyAtOnce)$", "1000x", nil, []row{
+		b.goBench(ctx, suite{pkg: "./internal/sandbox", pattern: "^(ManyAtOnce)$", times: "1000x", rows: []row{
 			{"ManyAtOnce", "SandboxesMost", func(n int, of map[string]float64) report.Measurement {
 				return report.Measurement{Count: n, Rate: of["sandboxes/s"]}
 			}},
 		}}),
-		b.goBench(ctx, suite{"./internal/sandbox", "^(Offered)$", offered + "x", nil, []row{
+		b.goBench(ctx, suite{pkg: "./internal/sandbox", pattern: "^(Offered)$", times: offered + "x", rows: []row{
 			{"Offered", "SandboxesOffered", func(n int, of map[string]float64) report.Measurement {
 				m := taken(n, of)
 				m.Rate = of["sandboxes/s"]
 				return m
 			}},
 		}}),
-		b.goBench(ctx, suite{"./internal/sandbox", "^(Stream|Idle)$", "20x", nil, []row{{"Stream", "Stream", unit("MB/s")}, {"Idle", "SandboxIdle", unit("MiB")}}}),
+		b.goBench(ctx, suite{pkg: "./internal/sandbox", pattern: "^(Stream|Idle)$", times: "20x", rows: []row{{"Stream", "Stream", unit("MB/s")}, {"Idle", "SandboxIdle", unit("MiB")}}}),
 	)
 }
 
 func simulated(ctx context.Context, b *bench) error {
 	jobs := strconv.Itoa(int(b.during.Seconds() * jobRate))
 	return errors.Join(
-		b.goBench(ctx, suite{"./internal/orchestrator/sim", "^(Sustained)$/^(2000)$", jobs + "x", []string{"GOGC=200"}, []row{
+		b.goBench(ctx, suite{pkg: "./internal/orchestrator/sim", pattern: "^(Sustained)$/^(2000)$", times: jobs + "x", env: []string{"GOGC=200"}, rows: []row{
 			{"Sustained/2000", "JobsSimulated", func(n int, of map[string]float64) report.Measurement {
 				ms := func(unit string) time.Duration { return micros(1000 * of[unit]) }
 				return report.Measurement{Count: n, P50: ms("p50-ms"), P99: ms("p99-ms"), Rate: jobRate * (1 - of["refused"]/float64(n)), Note: fmt.Sprintf("%.0f refused, %.0f µs of CPU each", of["refused"], of["cpu-µs/job"])}
@@ -73,14 +74,14 @@ func simulated(ctx context.Context, b *bench) error {
 		}}),
 		b.bulk(ctx, "BulkFirst"),
 		b.bulk(ctx, "Bulk"),
-		b.goBench(ctx, suite{"./internal/orchestrator/sim", "^(Idle)$", "1x", []string{"GOGC=200"}, []row{{"Idle", "IdleNodes", unit("cores")}}}),
+		b.goBench(ctx, suite{pkg: "./internal/orchestrator/sim", pattern: "^(Idle)$", times: "1x", env: []string{"GOGC=200"}, rows: []row{{"Idle", "IdleNodes", unit("cores")}}}),
 	)
 }
 
 // bulk places a million. It is asked twice: a process that asks for 6 GB the first time waits for the machine below the kernel, where there is one, to find them.
 func (b *bench) bulk(ctx context.Context, key string) error {
 	const placements = 1_000_000
-	return b.goBench(ctx, suite{"./internal/orchestrator/sim", "^(Bulk)$", "1x", []string{"GOGC=200", "ROCKPOOL_BULK_NODES=10000", "ROCKPOOL_BULK_JOBS=1000"}, []row{
+	return b.goBench(ctx, suite{pkg: "./internal/orchestrator/sim", pattern: "^(Bulk)$", times: "1x", env: []string{"GOGC=200", "ROCKPOOL_BULK_NODES=10000", "ROCKPOOL_BULK_JOBS=1000"}, as: key, rows: []row{
 		{"Bulk", key, func(_ int, of map[string]float64) report.Measurement {
 			return report.Measurement{Value: placements / of["placements/s"], Note: fmt.Sprintf("%.0f a second, %.0f µs of CPU each, %.0f of them the kernel's",
 				of["placements/s"], of["cpu-µs/placement"], of["kernel-µs/placement"])}
@@ -101,7 +102,10 @@ func (b *bench) goBench(ctx context.Context, s suite) error {
 	b.raw.WriteString("\n")
 	found := map[string]bool{}
 	for line := range strings.Lines(out) {
-		if strings.HasPrefix(line, "pkg: ") || strings.HasPrefix(line, "Benchmark") {
+		switch _, figures, ok := strings.Cut(line, "-"); {
+		case strings.HasPrefix(line, "Benchmark") && ok && s.as != "":
+			b.raw.WriteString("Benchmark" + s.as + "-" + figures)
+		case strings.HasPrefix(line, "pkg: ") || strings.HasPrefix(line, "Benchmark"):
 			b.raw.WriteString(line)
 		}
 		name, n, units, ok := benchmarkLine(line)
