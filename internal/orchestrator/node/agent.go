@@ -140,6 +140,9 @@ func New(cfg Config) (*Agent, error) {
 		}
 		a.drivers[d.Name()] = d
 	}
+	a.db.failed = func(err error) {
+		a.log.WithError(err).Warn("the state of the node is larger than it need be, it will be tried again")
+	}
 	a.reporter = newReporter(cfg.Servers.UpdateAllocations, a.log)
 	if servers, ok := cfg.Servers.(ServiceConn); ok {
 		a.registrar = newRegistrar(servers, a.log)
@@ -282,7 +285,7 @@ func (a *Agent) restore(ctx, life context.Context) error {
 	}
 	for _, id := range broken {
 		a.log.WithField("alloc_id", id).Error("allocation cannot be read from disk and counts as lost")
-		if err := a.db.remove(id); err != nil {
+		if err := errors.Join(new(share).close(a.db.files(id)), a.db.remove(id)); err != nil {
 			a.log.WithError(err).Error("allocation directory could not be removed")
 		}
 	}

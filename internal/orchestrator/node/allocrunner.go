@@ -199,6 +199,33 @@ func (r *allocRunner) run(ctx context.Context) {
 	if !r.runTasks(ctx) {
 		return
 	}
+	clean := r.clear(ctx)
+	close(r.quiet)
+	for !r.purge.isSet() {
+		if r.keep(); clean && r.agent.retire(r) {
+			return
+		}
+		again := time.NewTimer(clearEvery)
+		select {
+		case <-r.purge.done():
+		case <-r.renewed:
+		case <-r.moved:
+		case <-again.C:
+			clean = clean || r.clear(ctx)
+		case <-ctx.Done():
+			again.Stop()
+			return
+		}
+		again.Stop()
+	}
+	r.bury(ctx)
+}
+
+// clearEvery is how often it is tried to let go of an allocation that has ended.
+const clearEvery = time.Minute
+
+// clear takes back what the tasks had together, and reports whether nothing of it is left.
+func (r *allocRunner) clear(ctx context.Context) bool {
 	clean := true
 	if err := r.network.detach(ctx, r); err != nil {
 		clean = false
@@ -206,22 +233,9 @@ func (r *allocRunner) run(ctx context.Context) {
 	}
 	if err := r.share.close(r.agent.db.files(r.id)); err != nil {
 		clean = false
-		r.log().WithError(err).Error("the directory that an allocation's tasks shared is left")
+		r.log().WithError(err).Error("the directory that an allocation's tasks shared could not be taken away, it will be tried again")
 	}
-	close(r.quiet)
-	for !r.purge.isSet() {
-		if r.keep(); clean && r.agent.retire(r) {
-			return
-		}
-		select {
-		case <-r.purge.done():
-		case <-r.renewed:
-		case <-r.moved:
-		case <-ctx.Done():
-			return
-		}
-	}
-	r.bury(ctx)
+	return clean
 }
 
 // keep writes what could not be written when it changed.
@@ -469,7 +483,8 @@ func (r *allocRunner) bury(ctx context.Context) {
 			}
 			errs = append(errs, err)
 		}
-		errs = append(errs, r.network.detach(ctx, r))
+		errs = append(errs, r.network.detach(ctx, r), r.share.close(r.agent.db.files(r.id)))
+		r.close()
 		if err := errors.Join(errs...); err != nil {
 			r.log().WithError(err).Error("allocation could not be destroyed, it will be tried again")
 		} else if r.agent.vanish(r.id) {
@@ -479,6 +494,15 @@ func (r *allocRunner) bury(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// close ends what is written of the allocation.
+func (r *allocRunner) close() {
+	r.saving.Lock()
+	defer r.saving.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.retired = true
 }
 
 // move makes the allocation's goroutine look at the tasks again.

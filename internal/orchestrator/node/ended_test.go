@@ -347,6 +347,25 @@ func TestCollectedEndsCountNoMore(t *testing.T) {
 	})
 }
 
+// What could not be written is written as soon as it can be, without anybody asking for it.
+func TestAnEndIsWrittenWhenItCanBe(t *testing.T) {
+	inBubble(t, func(t *testing.T, m *machine) {
+		m.server.place(alloc("one", config{"run_for": "1s"}))
+		synctest.Wait()
+		found := m.agent.LoseState()
+		after(3 * time.Second)
+		found()
+		before := runtime.NumGoroutine()
+		after(2 * time.Minute)
+		if n := runtime.NumGoroutine(); n >= before {
+			t.Errorf("%d goroutines, %d before it could be written", n, before)
+		}
+		m.server.set(func() { delete(m.server.latest, "one") })
+		m.restart()
+		m.expect("one", model.ClientComplete)
+	})
+}
+
 // What servers say of an allocation as it ends is written, or the next process of the agent would take older messages for newer ones.
 func TestAnEndWaitsForWhatIsStillToBeWritten(t *testing.T) {
 	inBubble(t, func(t *testing.T, m *machine) {
@@ -360,6 +379,9 @@ func TestAnEndWaitsForWhatIsStillToBeWritten(t *testing.T) {
 		after(time.Second)
 		if n := runtime.NumGoroutine(); n >= before {
 			t.Errorf("%d goroutines, %d before it could be written", n, before)
+		}
+		if a := m.agent.Recorded("one"); a == nil || a.DesiredStatus != model.DesiredStop {
+			t.Errorf("recorded is %+v", a)
 		}
 		m.restart()
 		if err := m.agent.Collect("one"); err != nil {

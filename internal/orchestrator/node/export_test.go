@@ -1,5 +1,13 @@
 package node
 
+import "rockpool/internal/orchestrator/model"
+
+// Recorded is an allocation as the agent's state has it; nil = it does not.
+func (a *Agent) Recorded(id string) *model.Allocation {
+	s, _ := a.db.get(id)
+	return s.alloc
+}
+
 // LoseState makes every write to the agent's state fail until the returned function was called.
 func (a *Agent) LoseState() (found func()) {
 	swap := func(f func()) {

@@ -128,8 +128,13 @@ func TestATaskAloneHasTheDirectoryToo(t *testing.T) {
 	})
 }
 
-// Who has lost the state of a node loses no mount with it: what is there is taken away before its allocation is forgotten.
+// Who has lost the state of a node loses no mount with it: what is there is taken away before its allocation is forgotten, also where the servers have forgotten it before.
 func TestADirectoryWhoseRecordIsLostIsTakenAway(t *testing.T) {
+	t.Run("known to the servers", func(t *testing.T) { recordLost(t, true) })
+	t.Run("forgotten", func(t *testing.T) { recordLost(t, false) })
+}
+
+func recordLost(t *testing.T, known bool) {
 	inBubble(t, func(t *testing.T, m *machine) {
 		m.server.place(alloc("one", config{}))
 		m.expect("one", model.ClientRunning)
@@ -141,13 +146,18 @@ func TestADirectoryWhoseRecordIsLostIsTakenAway(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = unix.Unmount(at, unix.MNT_DETACH) }()
+		if !known {
+			m.server.set(func() { delete(m.server.allocs, "one") })
+		}
 		m.start()
 		synctest.Wait()
-		m.server.purge("one")
+		if known {
+			m.server.purge("one")
+		}
 		after(10 * time.Minute)
 		mounts, _ := os.ReadFile("/proc/self/mounts")
 		m.server.set(func() {
-			if strings.Contains(string(mounts), at) || !m.server.latest["one"].Buried {
+			if strings.Contains(string(mounts), at) || known && !m.server.latest["one"].Buried {
 				t.Errorf("mounted %t, buried %t", strings.Contains(string(mounts), at), m.server.latest["one"].Buried)
 			}
 		})

@@ -44,6 +44,9 @@ type stateDB struct {
 	live  int64            // bytes of it that count
 	at    map[string]place // newest records by allocation
 	limit int64            // bytes of no use from which on the file is written anew; 0 = compactFrom
+	after int64            // size below which that is not tried again, as it has failed
+
+	failed func(error) // is told why the file could not be written anew; nil = nobody is
 }
 
 // place is where an allocation's newest records are.
@@ -216,8 +219,12 @@ func (db *stateDB) append(l line) error {
 	if limit == 0 {
 		limit = compactFrom
 	}
-	if waste := db.size - db.live; waste >= limit && waste > db.live {
-		return db.compact()
+	if waste := db.size - db.live; waste >= limit && waste > db.live && db.size >= db.after {
+		if err := db.compact(); err != nil { // the record is written, to a file that is longer than it need be
+			if db.after = db.size + limit; db.failed != nil {
+				db.failed(err)
+			}
+		}
 	}
 	return nil
 }
@@ -280,7 +287,7 @@ func (db *stateDB) compact() (err error) {
 		return err
 	}
 	_ = db.file.Close()
-	db.file, db.size, db.live, db.at = f, size, size, moved
+	db.file, db.size, db.live, db.at, db.after = f, size, size, moved, 0
 	return nil
 }
 

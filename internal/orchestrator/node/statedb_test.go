@@ -142,3 +142,42 @@ func BenchmarkState(b *testing.B) {
 		}
 	}
 }
+
+// Records are written also while there is no room to write the file anew, which is tried again when it has grown.
+func TestAStateThatCannotBeWrittenAnewGoesOn(t *testing.T) {
+	db := newStateDB(t.TempDir())
+	if _, _, err := db.load(); err != nil {
+		t.Fatal(err)
+	}
+	defer db.close()
+	told := 0
+	db.limit, db.failed = 2000, func(error) { told++ }
+	if err := os.Mkdir(db.path+".new", 0o700); err != nil { // in its way
+		t.Fatal(err)
+	}
+	a := &model.Allocation{ID: "one", Job: &model.Job{ID: "job"}}
+	save := func(n int) {
+		t.Helper()
+		for i := range n {
+			a.ModifyIndex = uint64(i)
+			if err := db.saveAlloc(a); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	save(100)
+	grown := db.size
+	if s, err := db.get("one"); err != nil || s.alloc.ModifyIndex != 99 {
+		t.Errorf("%+v, %v", s.alloc, err)
+	}
+	if told == 0 || told > int(grown/db.limit) {
+		t.Errorf("told %d times of %d bytes", told, grown)
+	}
+	if err := os.Remove(db.path + ".new"); err != nil {
+		t.Fatal(err)
+	}
+	save(100)
+	if db.size >= grown {
+		t.Errorf("%d bytes, and %d before", db.size, grown)
+	}
+}

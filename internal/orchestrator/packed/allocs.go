@@ -209,9 +209,10 @@ func ReadAllocs(b []byte, job func([]byte) (*model.Job, error)) ([]*model.Alloca
 	if f := r.byte(); f != formatAllocs {
 		return nil, fault.New(fault.Invalid, "packed allocations have format %d, known is %d", f, formatAllocs)
 	}
-	list := make([]*model.Allocation, 0, r.count())
+	n := r.count()
+	list := make([]*model.Allocation, 0, min(n, mostRoom))
 	var jobs []*model.Job
-	for range cap(list) {
+	for range n {
 		var of *model.Job
 		if n := r.uint(); n > uint64(len(jobs))+1 {
 			r.fail("it refers to a specification that it does not have")

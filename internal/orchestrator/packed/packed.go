@@ -27,6 +27,9 @@ const (
 	longestText = 512
 )
 
+// mostRoom bounds for how many things there is room before they were read: there may be said to be more than there are.
+const mostRoom = 1 << 10
+
 type writer struct {
 	b     []byte
 	texts map[string]uint64

@@ -135,8 +135,9 @@ func ReadReports(b []byte) ([]*model.AllocUpdate, error) {
 	if f := r.byte(); f != formatReports {
 		return nil, fault.New(fault.Invalid, "packed reports have format %d, known is %d", f, formatReports)
 	}
-	list := make([]*model.AllocUpdate, 0, r.count())
-	for range cap(list) {
+	n := r.count()
+	list := make([]*model.AllocUpdate, 0, min(n, mostRoom))
+	for range n {
 		flags := r.byte()
 		u := &model.AllocUpdate{
 			Buried: flags&isBuried != 0, ID: r.id(), ClientStatus: r.word(), ClientDescription: r.word(), ModifyTime: r.int(),
@@ -162,8 +163,11 @@ func ReadReports(b []byte) ([]*model.AllocUpdate, error) {
 
 func (r *reader) states(base int64) map[string]*model.TaskState {
 	n := r.count()
-	states := make(map[string]*model.TaskState, n)
+	states := make(map[string]*model.TaskState, min(n, mostRoom))
 	for range n {
+		if r.err != nil {
+			break
+		}
 		name := r.word()
 		flags := r.byte()
 		if flags&isThere == 0 {

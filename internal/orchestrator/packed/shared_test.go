@@ -1,6 +1,7 @@
 package packed_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"reflect"
@@ -230,4 +231,24 @@ func TestEventsThatAreNotThereTakeNoRoom(t *testing.T) {
 		t.Errorf("%d bytes for each state of %d", each, len(form)/states)
 	}
 	runtime.KeepAlive(list)
+}
+
+// What a list says that it has takes no room before it was read.
+func TestWhatIsSaidToBeThereTakesNoRoom(t *testing.T) {
+	const said = 1 << 20
+	states := []byte{2, 1, 8, 0, 1, 'a', 0, 0, 0, 0, 0} // reports: one, of task states, of allocation a
+	for name, form := range map[string][]byte{"reports": {2}, "allocations": {1}, "task states": states} {
+		form = append(binary.AppendUvarint(form, said), make([]byte, said)...)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, reports := packed.ReadReports(form)
+		_, allocs := packed.ReadAllocs(form, nil)
+		runtime.ReadMemStats(&after)
+		if reports == nil || allocs == nil {
+			t.Errorf("%s: %v, %v", name, reports, allocs)
+		}
+		if n := after.TotalAlloc - before.TotalAlloc; n > 40*said {
+			t.Errorf("%s: %d bytes for %d", name, n, said)
+		}
+	}
 }
