@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -58,7 +59,12 @@ func TestTheSupervisorStartsWhateverItsFilesAreNumbered(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.pidfd.Close() }()
-	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", s.pid))
+	var exe string
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) { // until it has executed its program, of which nobody is told
+		if exe, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", s.pid)); err != nil || strings.Contains(exe, "memfd:") {
+			break
+		}
+	}
 	if err != nil || !strings.Contains(exe, "memfd:") {
 		t.Errorf("it runs %q, %v", exe, err)
 	}
