@@ -12,33 +12,30 @@ import (
 
 // runner finds what runs an allocation, or the image of one that was retired.
 func (a *Agent) runner(allocID string) (*allocRunner, error) {
-	a.mu.Lock()
-	r := a.runners[allocID]
-	e, over := a.ended[allocID]
-	a.mu.Unlock()
-	switch {
-	case over && !e.going:
-		image, err := a.image(allocID, e)
-		if err != nil && !a.has(allocID) {
-			return nil, unknown(allocID)
-		}
-		return image, err
-	case r == nil || r.purge.isSet():
-		return nil, unknown(allocID)
+	r, e, err := a.find(allocID)
+	if r != nil || err != nil {
+		return r, err
 	}
-	return r, nil
+	image, err := a.image(allocID, e)
+	if err != nil {
+		if _, _, gone := a.find(allocID); gone != nil { // it was forgotten meanwhile
+			return nil, gone
+		}
+	}
+	return image, err
 }
 
-// has reports whether an allocation is one that has ended, and has not been forgotten meanwhile.
-func (a *Agent) has(allocID string) bool {
+// find looks an allocation up: what runs it, or nil and what is left in memory of one that was retired. What is going is not known any more.
+func (a *Agent) find(allocID string) (*allocRunner, ended, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	e, ok := a.ended[allocID]
-	return ok && !e.going
-}
-
-func unknown(allocID string) error {
-	return fault.New(fault.NotFound, "Unknown allocation %q", allocID)
+	if e, ok := a.ended[allocID]; ok && !e.going {
+		return nil, e, nil
+	}
+	if r := a.runners[allocID]; r != nil && !r.purge.isSet() {
+		return r, ended{}, nil
+	}
+	return nil, ended{}, fault.New(fault.NotFound, "Unknown allocation %q", allocID)
 }
 
 // Tasks are the names of an allocation's tasks, in the order of its job.
@@ -86,15 +83,12 @@ func (a *Agent) Directory(allocID string) (string, error) {
 
 // Ended reports whether a task will write no more.
 func (a *Agent) Ended(allocID, task string) (bool, error) {
-	a.mu.Lock()
-	e, over := a.ended[allocID]
-	a.mu.Unlock()
-	if over && !e.going { // those who follow its logs ask again and again
-		return true, nil
-	}
-	r, err := a.runner(allocID)
+	r, _, err := a.find(allocID)
 	if err != nil {
 		return false, err
+	}
+	if r == nil { // it has ended, and those who follow its logs ask again and again
+		return true, nil
 	}
 	t := r.tasks[task]
 	if t == nil {

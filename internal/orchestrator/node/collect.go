@@ -95,15 +95,11 @@ func (a *Agent) Collect(allocID string) error {
 }
 
 func (a *Agent) collect(allocID string) error {
-	a.mu.Lock()
-	r := a.runners[allocID]
-	e, over := a.ended[allocID]
-	a.mu.Unlock()
-	switch {
-	case over && !e.going:
-	case r == nil || r.purge.isSet():
-		return unknown(allocID)
-	case !r.over():
+	r, _, err := a.find(allocID)
+	if err != nil {
+		return err
+	}
+	if r != nil && !r.over() {
 		return fault.New(fault.Invalid, "allocation %s still runs, or will", allocID)
 	}
 	if err := os.RemoveAll(a.db.dir(allocID)); err != nil {

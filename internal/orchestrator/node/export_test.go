@@ -19,3 +19,10 @@ func (a *Agent) LoseState() (found func()) {
 	swap(func() { a.db.file = nil })
 	return func() { swap(func() { a.db.file = file }) }
 }
+
+// Runners is of how many allocations the agent has more than what is left of one that was retired.
+func (a *Agent) Runners() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.runners)
+}
