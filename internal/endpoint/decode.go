@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"reflect"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -95,12 +96,26 @@ func decodeFields(r *http.Request, p Policy, c Caller, v reflect.Value, vars map
 // errNoBody is the cause where there is nothing at all; a field tagged body:"optional" is left as it is then.
 var errNoBody = errors.New("empty body")
 
-// mostAhead is how many bytes are made ready for a body before any of it has come.
-const mostAhead = 16 << 10
+const (
+	// mostAhead is how many bytes are made ready for a body before any of it has come.
+	mostAhead = 16 << 10
+	// mostKept is the size up to which what a body was read into is used again.
+	mostKept = 64 << 10
+)
+
+// bodies are used again, as what decodes itself may not keep the bytes that it is given (encoding/json.Unmarshaler).
+var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 // decodeJSON reads the first JSON value of the body. Content types are not looked at: clients send what they like.
 func decodeJSON(r *http.Request, p Policy, into any) error {
-	body := bytes.NewBuffer(make([]byte, 0, bytes.MinRead+int(min(max(r.ContentLength, 0), mostAhead))))
+	body := bodies.Get().(*bytes.Buffer)
+	defer func() {
+		if body.Cap() <= mostKept {
+			body.Reset()
+			bodies.Put(body)
+		}
+	}()
+	body.Grow(bytes.MinRead + int(min(max(r.ContentLength, 0), mostAhead)))
 	if _, err := body.ReadFrom(r.Body); err != nil {
 		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return fault.New(fault.TooLarge, "the request body is larger than %d bytes", tooLarge.Limit)
@@ -110,10 +125,7 @@ func decodeJSON(r *http.Request, p Policy, into any) error {
 		}
 		return fault.Wrap(fault.Invalid, err, "the request body was cut off")
 	}
-	d := json.NewDecoder(bytes.NewReader(body.Bytes()))
-	if p.Strict {
-		d.DisallowUnknownFields()
-	}
+	var d *json.Decoder // that of a strict policy
 	err := guarded(func() error {
 		if !p.Strict {
 			// Without a copy of the whole. What goes on after its first value is a syntax error then, found before anything is decoded; only a type's own
@@ -122,6 +134,10 @@ func decodeJSON(r *http.Request, p Policy, into any) error {
 			if _, syntax := errors.AsType[*json.SyntaxError](err); !syntax {
 				return err
 			}
+		}
+		d = json.NewDecoder(bytes.NewReader(body.Bytes()))
+		if p.Strict {
+			d.DisallowUnknownFields()
 		}
 		return d.Decode(into)
 	})

@@ -3,7 +3,6 @@ package httpapi
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -342,17 +341,18 @@ func (a *API) checked(j *wire.Job, namespace string, id auth.Identity) (*model.J
 
 // flushed writes an answer and returns when the connection has all of it.
 func flushed(w http.ResponseWriter, r reply) error {
-	data, err := json.Marshal(r.body)
-	if err != nil {
+	data := newJSONWriter()
+	defer data.release()
+	if err := data.add(r.body); err != nil {
 		return err
 	}
-	data = append(data, '\n')
+	data.b.WriteByte('\n')
 	h := w.Header()
 	r.HTTPHeader(h)
 	h.Set("Content-Type", "application/json")
-	h.Set("Content-Length", strconv.Itoa(len(data)))
+	h.Set("Content-Length", strconv.Itoa(data.b.Len()))
 	w.WriteHeader(http.StatusOK)
-	if _, err := w.Write(data); err != nil {
+	if _, err := w.Write(data.b.Bytes()); err != nil {
 		return err
 	}
 	return http.NewResponseController(w).Flush()

@@ -256,9 +256,15 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-cache")
 	rc := http.NewResponseController(w)
-	send := func(line []byte) error {
+	send := func(message func(*jsonWriter) error) error {
+		line := newJSONWriter()
+		defer line.release()
+		if err := message(line); err != nil {
+			return err
+		}
+		line.b.WriteByte('\n')
 		_ = rc.SetWriteDeadline(time.Now().Add(pushBound))
-		if _, err := w.Write(append(line, '\n')); err != nil {
+		if _, err := w.Write(line.b.Bytes()); err != nil {
 			return err
 		}
 		return rc.Flush()
@@ -274,11 +280,7 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 		replaced := a.store.Replaced()
 		msg := pushSince(a.store.Snapshot(), req.ID, sent)
 		if msg.Full && msg.Generation > beyond || !msg.Full && len(msg.Allocs)+len(msg.Purged) > 0 {
-			line, err := a.encodePush(msg, dense)
-			if err != nil {
-				return err
-			}
-			if err := send(line); err != nil {
+			if err := send(func(line *jsonWriter) error { return a.push(line, msg, dense) }); err != nil {
 				return err
 			}
 			sent = msg.Generation
@@ -293,7 +295,7 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 			case <-replaced: // everything may be another, at an index of before: the node is told anew
 				beyond, sent, waiting = max(beyond, sent), 0, false
 			case <-idle.C:
-				if err := send([]byte("{}")); err != nil {
+				if err := send(func(line *jsonWriter) error { return line.add(struct{}{}) }); err != nil {
 					return err
 				}
 				idle.Reset(pushIdle)

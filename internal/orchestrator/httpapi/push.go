@@ -148,24 +148,24 @@ type pushedAlloc struct {
 	Job json.RawMessage
 }
 
-// encodePush makes a message's line.
-func (a *API) encodePush(msg *model.AllocPush, dense bool) ([]byte, error) {
+// push writes a message.
+func (a *API) push(w *jsonWriter, msg *model.AllocPush, dense bool) (err error) {
 	if dense {
-		b, err := packed.Allocs(msg.Allocs, packed.Options{NoMetrics: true, Job: a.denseSpecs.encode})
+		w.dense, err = packed.AppendAllocs(w.dense[:0], msg.Allocs, packed.Options{NoMetrics: true, Job: a.denseSpecs.encode})
 		if err != nil {
-			return nil, err
+			return err
 		}
-		return json.Marshal(model.PackedPush{Generation: msg.Generation, Full: msg.Full, Packed: b, Purged: msg.Purged})
+		return w.add(model.PackedPush{Generation: msg.Generation, Full: msg.Full, Packed: w.dense, Purged: msg.Purged})
 	}
 	out := pushed{msg.Generation, msg.Full, make([]pushedAlloc, len(msg.Allocs)), msg.Purged}
 	for i, al := range msg.Allocs {
 		job, err := a.specs.encode(al.Job)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		out.Allocs[i] = pushedAlloc{al, job}
 	}
-	return json.Marshal(out)
+	return w.add(out)
 }
 
 // reports is the body of a report: a list in JSON, or a text with its packed form in base64.

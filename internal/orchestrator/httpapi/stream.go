@@ -3,14 +3,12 @@ package httpapi
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"rockpool/internal/auth"
@@ -132,7 +130,7 @@ func (a *API) writeFrame(line *bytes.Buffer, index uint64, batch []*events.Event
 		if a.readers.Load() > 1 {
 			line.Write(e.Encoded(encodeEvent))
 		} else {
-			line.Write(encodeEvent(e))
+			writeEvent(line, e)
 		}
 	}
 	line.WriteString("]}\n")
@@ -174,40 +172,42 @@ var payloads = func() map[reflect.Type]payload {
 
 // encodeEvent makes an event's form on the wire.
 func encodeEvent(e *events.Event) []byte {
-	body := map[string]any{}
-	if p, ok := payloads[reflect.TypeOf(e.Object)]; ok {
-		body[p.name] = p.out(e.Object)
-	}
-	if e.Deleted {
-		body["Deleted"] = true
-	}
-	w := eventWriters.Get().(*eventWriter)
-	defer func() {
-		if w.b.Cap() <= streamPiece {
-			w.b.Reset()
-			eventWriters.Put(w)
-		}
-	}()
-	if err := w.enc.Encode(struct {
+	w := newJSONWriter()
+	defer w.release()
+	w.event(e)
+	return bytes.Clone(w.b.Bytes())
+}
+
+// writeEvent writes an event's form on the wire.
+func writeEvent(out *bytes.Buffer, e *events.Event) {
+	w := newJSONWriter()
+	defer w.release()
+	w.event(e)
+	out.Write(w.b.Bytes())
+}
+
+// event writes an event's form. The payload has one key or two: a map of them would take longer than both.
+func (w *jsonWriter) event(e *events.Event) {
+	err := w.add(struct {
 		Topic, Type, Key, Namespace string
 		FilterKeys                  []string
 		Index                       uint64
-		Payload                     map[string]any
-	}{e.Topic, e.Type, e.Key, e.Namespace, e.FilterKeys, e.Index, body}); err != nil {
+	}{e.Topic, e.Type, e.Key, e.Namespace, e.FilterKeys, e.Index})
+	w.b.Truncate(w.b.Len() - len("}"))
+	w.b.WriteString(`,"Payload":{`)
+	p, ok := payloads[reflect.TypeOf(e.Object)]
+	if ok {
+		w.b.WriteString(`"` + p.name + `":`)
+		err = errors.Join(err, w.add(p.out(e.Object)))
+	}
+	if e.Deleted {
+		if ok {
+			w.b.WriteByte(',')
+		}
+		w.b.WriteString(`"Deleted":true`)
+	}
+	w.b.WriteString("}}")
+	if err != nil {
 		panic("httpapi: an event cannot be encoded: " + err.Error())
 	}
-	return bytes.Clone(bytes.TrimRight(w.b.Bytes(), "\n"))
-}
-
-// eventWriters are used again: growing what one writes to is as much garbage as what it writes.
-var eventWriters = sync.Pool{New: func() any {
-	w := new(eventWriter)
-	w.enc = json.NewEncoder(&w.b)
-	w.enc.SetEscapeHTML(false)
-	return w
-}}
-
-type eventWriter struct {
-	b   bytes.Buffer
-	enc *json.Encoder
 }

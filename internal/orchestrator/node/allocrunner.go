@@ -281,39 +281,41 @@ func (r *allocRunner) runTasks(ctx context.Context) bool {
 		})
 	}
 	defer r.offers.end()
-	stop, purge, deadline := r.stop.done(), r.purge.done(), r.deadline()
-	defer deadline.Stop()
-	delay, verdict := time.NewTimer(time.Hour), time.NewTimer(time.Hour) // of the stop, of the health
-	delay.Stop()
-	defer delay.Stop()
-	defer verdict.Stop()
-	r.advance(ctx, alive, verdict)
+	stop, purge := r.stop.done(), r.purge.done()
+	var deadline, delay, verdict alarm // of the group, of the stop, of the health
+	defer deadline.stop()
+	defer delay.stop()
+	defer verdict.stop()
+	if left, bounded := r.timeLeft(); bounded {
+		deadline.set(left)
+	}
+	r.advance(ctx, alive, &verdict)
 	for len(alive) > 0 {
 		select {
 		case t := <-over:
 			delete(alive, t.name)
 			r.sibling(t, alive)
-			r.advance(ctx, alive, verdict)
+			r.advance(ctx, alive, &verdict)
 		case <-r.moved:
-			r.advance(ctx, alive, verdict)
-		case <-verdict.C:
-			r.advance(ctx, alive, verdict)
+			r.advance(ctx, alive, &verdict)
+		case <-verdict.rings():
+			r.advance(ctx, alive, &verdict)
 		case <-stop:
 			stop = nil
-			r.advance(ctx, alive, verdict) // nobody shall find its services any more
+			r.advance(ctx, alive, &verdict) // nobody shall find its services any more
 			if d := r.shutdownDelay(alive); d > 0 {
-				delay.Reset(d)
+				delay.set(d)
 				continue
 			}
 			r.stopTasks(alive)
-		case <-delay.C:
+		case <-delay.rings():
 			r.stopTasks(alive)
 		case <-purge:
 			purge = nil
 			for _, t := range alive {
 				t.kill(r.purge.reason)
 			}
-		case <-deadline.C:
+		case <-deadline.rings():
 			r.describe("max_run_duration exceeded")
 			r.stop.set(&stopReason{text: "the group's max_run_duration is over"})
 		case <-r.renewed:
@@ -326,7 +328,7 @@ func (r *allocRunner) runTasks(ctx context.Context) bool {
 }
 
 // advance does what follows from the tasks' states: who may start, who must end, what is offered, and whether all is well.
-func (r *allocRunner) advance(ctx context.Context, alive map[string]*taskRunner, verdict *time.Timer) {
+func (r *allocRunner) advance(ctx context.Context, alive map[string]*taskRunner, verdict *alarm) {
 	r.mu.Lock()
 	parts := make(map[string]part, len(r.tasks))
 	for name, t := range r.tasks {
@@ -356,18 +358,18 @@ func (r *allocRunner) advance(ctx context.Context, alive map[string]*taskRunner,
 }
 
 // judge finds out whether the allocation is well, and when to look again.
-func (r *allocRunner) judge(parts map[string]part, again *time.Timer) {
+func (r *allocRunner) judge(parts map[string]part, again *alarm) {
 	if r.tracker == nil || r.stop.isSet() {
 		return
 	}
 	healthy, wake := r.tracker.judge(time.Now(), parts, r.offers.passing())
 	if healthy == nil {
 		if !wake.IsZero() {
-			again.Reset(max(time.Until(wake), 0))
+			again.set(max(time.Until(wake), 0))
 		}
 		return
 	}
-	again.Stop()
+	again.stop()
 	r.tracker = nil
 	r.mu.Lock()
 	r.health = &model.AllocHealth{Healthy: healthy, Timestamp: time.Now().UnixNano()}
@@ -438,23 +440,21 @@ func (r *allocRunner) leads(task string) bool {
 	return spec != nil && spec.Leader
 }
 
-// deadline fires when the group has run for as long as it may, counted from the first start of a task.
-func (r *allocRunner) deadline() *time.Timer {
+// timeLeft is for how long the group may still run, counted from the first start of a task. False means that there is no bound.
+func (r *allocRunner) timeLeft() (left time.Duration, bounded bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	g := r.alloc.Job.Group(r.alloc.TaskGroup)
 	if g == nil || g.MaxRunTime <= 0 {
-		never := time.NewTimer(time.Hour)
-		never.Stop()
-		return never
+		return 0, false
 	}
-	left := g.MaxRunTime
+	left = g.MaxRunTime
 	for _, t := range r.tasks {
 		if s := t.record.State.StartedAt; s != 0 {
 			left = min(left, time.Until(time.Unix(0, s).Add(g.MaxRunTime)))
 		}
 	}
-	return time.NewTimer(max(left, 0))
+	return max(left, 0), true
 }
 
 func (r *allocRunner) describe(text string) {

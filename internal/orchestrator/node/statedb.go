@@ -2,7 +2,6 @@ package node
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,6 +46,8 @@ type stateDB struct {
 	after int64            // size below which that is not tried again, as it has failed
 
 	failed func(error) // is told why the file could not be written anew; nil = nobody is
+
+	writer *stateWriter // nil while the file is not open; set by read and close alone
 }
 
 // place is where an allocation's newest records are.
@@ -90,14 +91,14 @@ func (db *stateDB) dir(alloc string) string { return filepath.Join(db.root, allo
 func (db *stateDB) files(alloc string) string { return filepath.Join(db.dir(alloc), "files") }
 
 func (db *stateDB) saveAlloc(a *model.Allocation) error {
-	if err := db.append(line{ID: a.ID, Alloc: a}); err != nil {
+	if err := db.writer.append(line{ID: a.ID, Alloc: a}); err != nil {
 		return fmt.Errorf("keep allocation: %w", err)
 	}
 	return nil
 }
 
 func (db *stateDB) saveTasks(alloc string, tasks map[string]*taskRecord) error {
-	if err := db.append(line{ID: alloc, Tasks: tasks}); err != nil {
+	if err := db.writer.append(line{ID: alloc, Tasks: tasks}); err != nil {
 		return fmt.Errorf("keep task states: %w", err)
 	}
 	return nil
@@ -152,32 +153,11 @@ func (db *stateDB) remove(alloc string) error {
 	if err := os.RemoveAll(db.dir(alloc)); err != nil {
 		return fmt.Errorf("remove allocation directory: %w", err)
 	}
-	if err := db.append(line{ID: alloc, Gone: true}); err != nil {
+	if err := db.writer.append(line{ID: alloc, Gone: true}); err != nil {
 		return fmt.Errorf("forget allocation: %w", err)
 	}
 	return nil
 }
-
-// encode writes a record: its checksum, a space, JSON, a newline.
-func encode(out *bytes.Buffer, l line) error {
-	out.Reset()
-	out.WriteString(noSum)
-	if err := json.NewEncoder(out).Encode(l); err != nil {
-		return err
-	}
-	b := out.Bytes()
-	copy(b, fmt.Appendf(make([]byte, 0, len(noSum)), "%08x", crc32.ChecksumIEEE(b[len(noSum):len(b)-1])))
-	return nil
-}
-
-// noSum is where a checksum will be.
-const noSum = "-------- "
-
-// recordBuffers are used again: each change of a task's state is one.
-var recordBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
-
-// longestKept is how many bytes a record may have had whose buffer is used again.
-const longestKept = 64 << 10
 
 func decode(b []byte) (l line, ok bool) {
 	if len(b) < 10 || b[8] != ' ' {
@@ -192,41 +172,6 @@ func decode(b []byte) (l line, ok bool) {
 		return l, false
 	}
 	return l, json.Unmarshal(b, &l) == nil && l.ID != ""
-}
-
-func (db *stateDB) append(l line) error {
-	record := recordBuffers.Get().(*bytes.Buffer)
-	defer func() {
-		if record.Cap() <= longestKept {
-			recordBuffers.Put(record)
-		}
-	}()
-	if err := encode(record, l); err != nil {
-		return err
-	}
-	b := record.Bytes()
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	if db.file == nil {
-		return errors.New("the state is not open")
-	}
-	if _, err := db.file.WriteAt(b, db.size); err != nil {
-		return errors.Join(err, db.file.Truncate(db.size)) // a half of a record would hide those behind it
-	}
-	db.note(l, span{db.size, int64(len(b))})
-	db.size += int64(len(b))
-	limit := db.limit
-	if limit == 0 {
-		limit = compactFrom
-	}
-	if waste := db.size - db.live; waste >= limit && waste > db.live && db.size >= db.after {
-		if err := db.compact(); err != nil { // the record is written, to a file that is longer than it need be
-			if db.after = db.size + limit; db.failed != nil {
-				db.failed(err)
-			}
-		}
-	}
-	return nil
 }
 
 // note takes over where a record is.
@@ -368,6 +313,7 @@ func (db *stateDB) read() (all []saved, broken, unknown []string, err error) {
 	if err := f.Truncate(db.size); err != nil {
 		return nil, nil, nil, fmt.Errorf("read state: %w", err)
 	}
+	db.writer = startStateWriter(db)
 	for _, id := range order {
 		s := found[id]
 		delete(found, id) // an id can be in order twice
@@ -396,8 +342,9 @@ func (db *stateDB) read() (all []saved, broken, unknown []string, err error) {
 	return all, broken, unknown, nil
 }
 
-// close lets go of the file.
+// close lets go of the file, once what was given to it is written.
 func (db *stateDB) close() error {
+	db.writer.end()
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if db.file == nil {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -16,10 +17,10 @@ func stateAlloc(id string, index uint64) *model.Allocation {
 	return &model.Allocation{ID: id, JobID: "job", Job: &model.Job{ID: "job", TaskGroups: []*model.TaskGroup{g}}, TaskGroup: "group", ModifyIndex: index}
 }
 
-// content is what a state says, as plain values.
+// content is what a state says that nobody has open, as plain values.
 func content(t interface{ Fatal(...any) }, db *stateDB) (map[string][2]uint64, []string) {
 	all, broken, err := db.load()
-	if err != nil {
+	if err = errors.Join(err, db.close()); err != nil {
 		t.Fatal(err)
 	}
 	out := map[string][2]uint64{}
@@ -124,6 +125,7 @@ func BenchmarkState(b *testing.B) {
 	if _, _, err := db.load(); err != nil {
 		b.Fatal(err)
 	}
+	defer db.close()
 	i := 0
 	for b.Loop() {
 		i++
@@ -179,5 +181,93 @@ func TestAStateThatCannotBeWrittenAnewGoesOn(t *testing.T) {
 	save(100)
 	if db.size >= grown {
 		t.Errorf("%d bytes, and %d before", db.size, grown)
+	}
+}
+
+// What several save at once is written together, each once, and what comes after the end is refused.
+func TestRecordsAreWrittenTogetherAndAnsweredEach(t *testing.T) {
+	dir := t.TempDir()
+	db := newStateDB(dir)
+	if _, _, err := db.load(); err != nil {
+		t.Fatal(err)
+	}
+	const writers, each = 16, 50
+	errs := make(chan error, writers+1)
+	for i := range writers {
+		go func() {
+			id := fmt.Sprint("alloc-", i)
+			err := db.saveAlloc(stateAlloc(id, 1))
+			for k := range uint64(each) {
+				if err == nil {
+					err = db.saveTasks(id, map[string]*taskRecord{"a": {Incarnation: k + 1}})
+				}
+				if s, gerr := db.get(id); err == nil && (gerr != nil || incarnation(s.tasks) != k+1) {
+					err = fmt.Errorf("%s after %d: %+v, %w", id, k+1, s.tasks, gerr)
+				}
+			}
+			errs <- err
+		}()
+	}
+	odd := stateAlloc("odd", 1)
+	odd.Job.TaskGroups[0].Tasks[0].Config["no JSON"] = func() {}
+	if err := db.saveAlloc(odd); err == nil {
+		t.Error("what is not JSON was written")
+	}
+	for range writers {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := db.close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.saveAlloc(stateAlloc("late", 1)); !errors.Is(err, errStateClosed) {
+		t.Errorf("a state that is closed: %v", err)
+	}
+	got, broken := content(t, newStateDB(dir))
+	if len(got) != writers || len(broken) > 0 {
+		t.Errorf("%v, broken %v", got, broken)
+	}
+	for id, v := range got {
+		if v != [2]uint64{1, each} {
+			t.Errorf("%s: %v", id, v)
+		}
+	}
+}
+
+// A piece that cannot be written is refused to all whose records are in it, and nothing of it is left.
+func TestAPieceThatCannotBeWrittenIsNoRecord(t *testing.T) {
+	db := newStateDB(t.TempDir())
+	if _, _, err := db.load(); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.saveAlloc(stateAlloc("one", 1)); err != nil {
+		t.Fatal(err)
+	}
+	db.mu.Lock()
+	whole := db.file
+	var err error
+	db.file, err = os.Open(db.path) // to read alone
+	db.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.saveAlloc(stateAlloc("one", 2)); err == nil {
+		t.Error("it was written")
+	}
+	db.mu.Lock()
+	_ = db.file.Close()
+	db.file = whole
+	db.mu.Unlock()
+	if err := db.saveAlloc(stateAlloc("two", 3)); err != nil {
+		t.Error(err)
+	}
+	for id, want := range map[string]uint64{"one": 1, "two": 3} {
+		if s, err := db.get(id); err != nil || s.alloc.ModifyIndex != want {
+			t.Errorf("%s: %+v, %v", id, s.alloc, err)
+		}
+	}
+	if err := db.close(); err != nil {
+		t.Error(err)
 	}
 }

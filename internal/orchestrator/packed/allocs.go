@@ -1,7 +1,6 @@
 package packed
 
 import (
-	"bytes"
 	"maps"
 	"reflect"
 	"slices"
@@ -19,7 +18,10 @@ type Options struct {
 }
 
 // Allocs packs allocations.
-func Allocs(list []*model.Allocation, o Options) ([]byte, error) {
+func Allocs(list []*model.Allocation, o Options) ([]byte, error) { return AppendAllocs(nil, list, o) }
+
+// AppendAllocs is Allocs for who has room for them already.
+func AppendAllocs(to []byte, list []*model.Allocation, o Options) ([]byte, error) {
 	w := allocWriters.Get().(*allocWriter)
 	defer w.release()
 	w.noMetrics = o.NoMetrics
@@ -34,7 +36,7 @@ func Allocs(list []*model.Allocation, o Options) ([]byte, error) {
 		} else {
 			b, err := o.Job(a.Job)
 			if err != nil {
-				return nil, err
+				return to, err
 			}
 			n = uint64(len(jobs)) + 1
 			jobs[a.Job] = n
@@ -43,7 +45,7 @@ func Allocs(list []*model.Allocation, o Options) ([]byte, error) {
 		}
 		w.alloc(a)
 	}
-	return bytes.Clone(w.b), w.err
+	return append(to, w.b...), w.err
 }
 
 // allocWriters are used again: what one grows for a list is most of what a short list costs.

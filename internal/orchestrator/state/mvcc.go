@@ -78,29 +78,30 @@ type version struct {
 
 // database has the newest version, and tells who watches of the next.
 type database struct {
-	newest  atomic.Pointer[version]
+	newest  atomic.Pointer[txn] // only reads
 	cloning sync.Mutex // held while a published tree is cloned, which writes to it what its readers do not read
 	gates   []gates    // by table
 }
 
 func newDatabase() *database {
 	d := &database{gates: make([]gates, len(tables))}
-	v := &version{tables: make([]trees, len(tables))}
+	v := version{tables: make([]trees, len(tables))}
 	for i, t := range tables {
 		v.tables[i].items = btree.NewG(degree, item.less)
 		for range t.shape.more {
 			v.tables[i].more = append(v.tables[i].more, btree.NewG(degree, func(a, b entry) bool { return a.key < b.key }))
 		}
 	}
-	d.newest.Store(v)
+	d.newest.Store(&txn{db: d, at: v})
 	return d
 }
 
-// read begins a view of the newest version, write a change of it. Only one change at a time may be committed; others must be left to the collector.
-func (d *database) read() *txn { return &txn{db: d, at: *d.newest.Load()} }
+// read is the view of the newest version, which is the same for all, write begins a change of it. Only one change at a time may be committed; others must be left
+// to the collector.
+func (d *database) read() *txn { return d.newest.Load() }
 
 func (d *database) write() *txn {
-	t := d.read()
+	t := &txn{db: d, at: d.read().at}
 	t.at.tables = slices.Clone(t.at.tables)
 	t.own = make([]uint64, len(t.at.tables))
 	t.walks = make([]int, len(t.at.tables))
@@ -125,12 +126,12 @@ type txn struct {
 // commit makes what was written the newest version, and then wakes who watches what has changed.
 func (t *txn) commit() {
 	t.at.number++
-	next := t.at
-	t.db.newest.Store(&next)
-	for i, m := range t.marks {
-		t.db.gates[i].fire(m, next.number)
-	}
+	marked := t.marks
 	t.own, t.walks, t.marks, t.parts, t.were, t.key = nil, nil, nil, nil, nil, nil
+	t.db.newest.Store(t)
+	for i, m := range marked {
+		t.db.gates[i].fire(m, t.at.number)
+	}
 }
 
 // items is a table's primary tree for writing, entries one of its others. A walk under way keeps the one that it began on.

@@ -1,0 +1,184 @@
+package node
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"sync"
+)
+
+// stateWriter writes the records of a state in one goroutine, those that are there at once in one piece. Each task has a goroutine of its own: one that
+// encodes grows its stack for a record or two, and ends soon after.
+type stateWriter struct {
+	db    *stateDB
+	there chan struct{} // level trigger: something is queued, or no more will be
+	over  chan struct{} // closed when all is written
+	spare sync.Pool     // of *unwritten that nobody waits for any more
+
+	mu    sync.Mutex
+	queue []*unwritten
+	ended bool
+
+	// of the goroutine alone
+	out   bytes.Buffer
+	enc   *json.Encoder // to out
+	ready []*unwritten
+}
+
+// unwritten is a record that somebody waits for.
+type unwritten struct {
+	line line
+	done chan error // has room for one
+
+	at, n int64 // within the piece; valid while it is written
+}
+
+const (
+	// longestPiece is about how many bytes of records are written at once.
+	longestPiece = 256 << 10
+	// longestKept is the size up to which what a piece was made in is used again.
+	longestKept = 1 << 20
+)
+
+var errStateClosed = errors.New("the state is not open")
+
+func startStateWriter(db *stateDB) *stateWriter {
+	w := &stateWriter{db: db, there: make(chan struct{}, 1), over: make(chan struct{})}
+	w.enc = json.NewEncoder(&w.out)
+	go w.run()
+	return w
+}
+
+// append returns when the record is written.
+func (w *stateWriter) append(l line) error {
+	if w == nil {
+		return errStateClosed
+	}
+	u, ok := w.spare.Get().(*unwritten)
+	if !ok {
+		u = &unwritten{done: make(chan error, 1)}
+	}
+	defer w.spare.Put(u)
+	u.line = l
+	w.mu.Lock()
+	if w.ended {
+		w.mu.Unlock()
+		return errStateClosed
+	}
+	w.queue = append(w.queue, u)
+	w.mu.Unlock()
+	w.wake()
+	err := <-u.done
+	u.line = line{}
+	return err
+}
+
+func (w *stateWriter) wake() {
+	select {
+	case w.there <- struct{}{}:
+	default:
+	}
+}
+
+// end returns when what was given to the writer is written. It takes no more.
+func (w *stateWriter) end() {
+	if w == nil {
+		return
+	}
+	w.mu.Lock()
+	w.ended = true
+	w.mu.Unlock()
+	w.wake()
+	<-w.over
+}
+
+func (w *stateWriter) run() {
+	defer close(w.over)
+	var queue, spare []*unwritten
+	for {
+		w.mu.Lock()
+		queue, w.queue = w.queue, spare
+		ended := w.ended
+		w.mu.Unlock()
+		if len(queue) == 0 {
+			if spare = queue; ended {
+				return
+			}
+			<-w.there
+			continue
+		}
+		for rest := queue; len(rest) > 0; {
+			rest = w.piece(rest)
+		}
+		clear(queue)
+		spare = queue[:0]
+	}
+}
+
+// piece writes as many records as belong in one piece, answers who waits for them, and returns the rest.
+func (w *stateWriter) piece(queue []*unwritten) []*unwritten {
+	if w.out.Cap() > longestKept {
+		w.out = bytes.Buffer{}
+	}
+	w.out.Reset()
+	for len(queue) > 0 && w.out.Len() < longestPiece {
+		u := queue[0]
+		queue = queue[1:]
+		if err := w.encode(u); err != nil {
+			u.done <- err
+			continue
+		}
+		w.ready = append(w.ready, u)
+	}
+	err := w.db.write(w.out.Bytes(), w.ready)
+	for _, u := range w.ready {
+		u.done <- err
+	}
+	clear(w.ready)
+	w.ready = w.ready[:0]
+	return queue
+}
+
+// encode adds a record to the piece: its checksum, a space, JSON, a newline.
+func (w *stateWriter) encode(u *unwritten) error {
+	at := w.out.Len()
+	w.out.WriteString(noSum)
+	if err := w.enc.Encode(u.line); err != nil {
+		w.out.Truncate(at)
+		return err
+	}
+	b := w.out.Bytes()[at:]
+	copy(b, fmt.Appendf(make([]byte, 0, len(noSum)), "%08x", crc32.ChecksumIEEE(b[len(noSum):len(b)-1])))
+	u.at, u.n = int64(at), int64(len(b))
+	return nil
+}
+
+// write adds a piece to the file.
+func (db *stateDB) write(piece []byte, records []*unwritten) error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if _, err := db.file.WriteAt(piece, db.size); err != nil {
+		return errors.Join(err, db.file.Truncate(db.size)) // a half of a record would hide those behind it
+	}
+	for _, u := range records {
+		db.note(u.line, span{db.size + u.at, u.n})
+	}
+	db.size += int64(len(piece))
+	limit := db.limit
+	if limit == 0 {
+		limit = compactFrom
+	}
+	if waste := db.size - db.live; waste >= limit && waste > db.live && db.size >= db.after {
+		if err := db.compact(); err != nil { // the records are written, to a file that is longer than it need be
+			if db.after = db.size + limit; db.failed != nil {
+				db.failed(err)
+			}
+		}
+	}
+	return nil
+}
+
+// noSum is where a checksum will be.
+const noSum = "-------- "
