@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"maps"
-	"reflect"
 	"sync"
 	"time"
 
@@ -590,7 +589,7 @@ func (r *allocRunner) report(force bool) {
 		u.ClientDescription = r.description
 	}
 	u.NetworkStatus, u.Health = r.networkStatus, r.health
-	same := reflect.DeepEqual(u.TaskStates, r.reported.TaskStates) && !force
+	same := r.reported.ID != "" && maps.Equal(u.TaskStates, r.reported.TaskStates) && !force // a state that was handed out is never changed
 	urgent := force || statesDiffer(u, r.reported)
 	r.reported = u
 	r.mu.Unlock()
