@@ -342,7 +342,6 @@ func (a *API) checked(j *wire.Job, namespace string, id auth.Identity) (*model.J
 // flushed writes an answer and returns when the connection has all of it.
 func flushed(w http.ResponseWriter, r reply) error {
 	data := newJSONWriter()
-	defer data.release()
 	if err := data.add(r.body); err != nil {
 		return err
 	}
@@ -355,6 +354,7 @@ func flushed(w http.ResponseWriter, r reply) error {
 	if _, err := w.Write(data.b.Bytes()); err != nil {
 		return err
 	}
+	data.release()
 	return http.NewResponseController(w).Flush()
 }
 

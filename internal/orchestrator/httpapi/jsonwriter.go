@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// jsonWriter is where JSON is made that is sent at once. Writers are used again: growing what one writes to is as much garbage as what it writes.
+// jsonWriter is where JSON is made that is sent or copied at once. Writers are used again: growing what one writes to is as much garbage as what it writes.
 type jsonWriter struct {
 	b     bytes.Buffer
 	enc   *json.Encoder
@@ -22,7 +22,8 @@ var jsonWriters = sync.Pool{New: func() any {
 
 func newJSONWriter() *jsonWriter { return jsonWriters.Get().(*jsonWriter) }
 
-// release ends the use of a writer, and of the bytes of it that were asked for.
+// release ends the use of a writer, and of the bytes of it that were asked for. One whose bytes somebody may still read, as after a write that failed, is left to the
+// collector instead.
 func (w *jsonWriter) release() {
 	if w.b.Cap() <= streamPiece && cap(w.dense) <= streamPiece {
 		w.b.Reset()

@@ -258,7 +258,6 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 	rc := http.NewResponseController(w)
 	send := func(message func(*jsonWriter) error) error {
 		line := newJSONWriter()
-		defer line.release()
 		if err := message(line); err != nil {
 			return err
 		}
@@ -267,6 +266,7 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 		if _, err := w.Write(line.b.Bytes()); err != nil {
 			return err
 		}
+		line.release()
 		return rc.Flush()
 	}
 	dense := r.Header.Get("Accept") == model.PackedType

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"rockpool/internal/ident"
+	"rockpool/internal/orchestrator/model"
+	"rockpool/internal/orchestrator/packed"
 )
 
 // odd are values that stand for any other.
@@ -161,5 +163,30 @@ func TestNoPartOfABodyBreaksAServer(t *testing.T) {
 			variants(whole, "", try)
 			try("as it was", whole)
 		})
+	}
+}
+
+// What a report was decoded from is used again for other bodies.
+func TestAReportKeepsNothingOfItsBody(t *testing.T) {
+	list := []*model.AllocUpdate{{ID: "aaaa", ClientDescription: "aaaa", TaskStates: map[string]*model.TaskState{"aaaa": {State: "aaaa"}}}}
+	dense, err := packed.Reports(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, form := range []any{list, dense} { // bytes are a text in base64
+		body, err := json.Marshal(form)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got reports
+		if err := got.UnmarshalJSON(body); err != nil {
+			t.Fatal(err)
+		}
+		for i := range body {
+			body[i] = 'b'
+		}
+		if len(got) != 1 || got[0].ID != "aaaa" || got[0].ClientDescription != "aaaa" || got[0].TaskStates["aaaa"] == nil || got[0].TaskStates["aaaa"].State != "aaaa" {
+			t.Errorf("%+v", got)
+		}
 	}
 }

@@ -155,7 +155,11 @@ func (a *API) push(w *jsonWriter, msg *model.AllocPush, dense bool) (err error) 
 		if err != nil {
 			return err
 		}
-		return w.add(model.PackedPush{Generation: msg.Generation, Full: msg.Full, Packed: w.dense, Purged: msg.Purged})
+		err = w.add(model.PackedPush{Generation: msg.Generation, Full: msg.Full, Packed: w.dense, Purged: msg.Purged})
+		if cap(w.dense) > streamPiece { // a node may take its time to read what was made of it
+			w.dense = nil
+		}
+		return err
 	}
 	out := pushed{msg.Generation, msg.Full, make([]pushedAlloc, len(msg.Allocs)), msg.Purged}
 	for i, al := range msg.Allocs {

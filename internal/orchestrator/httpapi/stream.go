@@ -186,7 +186,7 @@ func writeEvent(out *bytes.Buffer, e *events.Event) {
 	out.Write(w.b.Bytes())
 }
 
-// event writes an event's form. The payload has one key or two: a map of them would take longer than both.
+// event writes an event's form. The payload has at most two keys: a map of them would take longer than both.
 func (w *jsonWriter) event(e *events.Event) {
 	err := w.add(struct {
 		Topic, Type, Key, Namespace string

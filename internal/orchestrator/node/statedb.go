@@ -44,10 +44,11 @@ type stateDB struct {
 	at    map[string]place // newest records by allocation
 	limit int64            // bytes of no use from which on the file is written anew; 0 = compactFrom
 	after int64            // size below which that is not tried again, as it has failed
+	torn  bool             // there may be a part of a piece behind size
 
 	failed func(error) // is told why the file could not be written anew; nil = nobody is
 
-	writer *stateWriter // nil while the file is not open; set by read and close alone
+	writer *stateWriter // nil before the file is open; set by read alone
 }
 
 // place is where an allocation's newest records are.
@@ -232,7 +233,7 @@ func (db *stateDB) compact() (err error) {
 		return err
 	}
 	_ = db.file.Close()
-	db.file, db.size, db.live, db.at, db.after = f, size, size, moved, 0
+	db.file, db.size, db.live, db.at, db.after, db.torn = f, size, size, moved, 0, false
 	return nil
 }
 
@@ -313,7 +314,8 @@ func (db *stateDB) read() (all []saved, broken, unknown []string, err error) {
 	if err := f.Truncate(db.size); err != nil {
 		return nil, nil, nil, fmt.Errorf("read state: %w", err)
 	}
-	db.writer = startStateWriter(db)
+	db.writer = newStateWriter(db)
+	db.writer.start()
 	for _, id := range order {
 		s := found[id]
 		delete(found, id) // an id can be in order twice

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"runtime"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -235,39 +236,109 @@ func TestRecordsAreWrittenTogetherAndAnsweredEach(t *testing.T) {
 	}
 }
 
+// idleWriter gives an open state a writer that has not begun to write.
+func idleWriter(db *stateDB) *stateWriter {
+	db.writer.end()
+	db.writer = newStateWriter(db)
+	return db.writer
+}
+
+// handOver gives a writer that does not look at its queue n records more, and returns when they are in it.
+func handOver(db *stateDB, prefix string, n int) (errs chan error) {
+	errs = make(chan error, n)
+	for i := range n {
+		go func() { errs <- db.saveAlloc(stateAlloc(fmt.Sprint(prefix, i), 1)) }()
+	}
+	until(db.writer, func(w *stateWriter) bool { return len(w.queue) == n })
+	return errs
+}
+
+func until(w *stateWriter, is func(*stateWriter) bool) {
+	for {
+		w.mu.Lock()
+		ok := is(w)
+		w.mu.Unlock()
+		if ok {
+			return
+		}
+		runtime.Gosched()
+	}
+}
+
+// What was given to a state is written before it is closed.
+func TestWhatWasHandedOverIsWrittenBeforeTheEnd(t *testing.T) {
+	dir := t.TempDir()
+	db := newStateDB(dir)
+	if _, _, err := db.load(); err != nil {
+		t.Fatal(err)
+	}
+	const each = 5
+	w := idleWriter(db)
+	first := handOver(db, "first-", each)
+	db.mu.Lock() // it waits to write those
+	w.start()
+	until(w, func(w *stateWriter) bool { return len(w.queue) == 0 })
+	second := handOver(db, "second-", each)
+	closed := make(chan error, 1)
+	go func() { closed <- db.close() }()
+	until(w, func(w *stateWriter) bool { return w.ended })
+	db.mu.Unlock()
+	for range each {
+		if err := errors.Join(<-first, <-second); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+	if got, broken := content(t, newStateDB(dir)); len(got) != 2*each || len(broken) > 0 {
+		t.Errorf("%v, broken %v", got, broken)
+	}
+}
+
 // A piece that cannot be written is refused to all whose records are in it, and nothing of it is left.
 func TestAPieceThatCannotBeWrittenIsNoRecord(t *testing.T) {
-	db := newStateDB(t.TempDir())
+	dir := t.TempDir()
+	db := newStateDB(dir)
 	if _, _, err := db.load(); err != nil {
 		t.Fatal(err)
 	}
 	if err := db.saveAlloc(stateAlloc("one", 1)); err != nil {
 		t.Fatal(err)
 	}
-	db.mu.Lock()
 	whole := db.file
+	const records = 5
+	w := idleWriter(db)
+	errs := handOver(db, "alloc-", records)
 	var err error
-	db.file, err = os.Open(db.path) // to read alone
-	db.mu.Unlock()
-	if err != nil {
+	if db.file, err = os.Open(db.path); err != nil { // to read alone
 		t.Fatal(err)
 	}
-	if err := db.saveAlloc(stateAlloc("one", 2)); err == nil {
-		t.Error("it was written")
+	w.start()
+	for range records {
+		if err := <-errs; err == nil {
+			t.Error("it was written")
+		}
 	}
 	db.mu.Lock()
 	_ = db.file.Close()
 	db.file = whole
+	if !db.torn { // nothing can be cut off a file to read alone
+		t.Error("nothing says that something may be behind the end")
+	}
+	// What such a piece could have left: whole records, and a half.
+	if _, err := whole.WriteAt([]byte("00000000 {}\n00000000 {}\n00000000 {\"ID\":"), db.size+1); err != nil {
+		t.Error(err)
+	}
 	db.mu.Unlock()
 	if err := db.saveAlloc(stateAlloc("two", 3)); err != nil {
 		t.Error(err)
 	}
-	for id, want := range map[string]uint64{"one": 1, "two": 3} {
-		if s, err := db.get(id); err != nil || s.alloc.ModifyIndex != want {
-			t.Errorf("%s: %+v, %v", id, s.alloc, err)
-		}
-	}
 	if err := db.close(); err != nil {
 		t.Error(err)
+	}
+	got, broken := content(t, newStateDB(dir))
+	if want := map[string][2]uint64{"one": {1, 0}, "two": {3, 0}}; !maps.Equal(got, want) || len(broken) > 0 {
+		t.Errorf("%v, broken %v, want %v", got, broken, want)
 	}
 }

@@ -14,8 +14,9 @@ import (
 type stateWriter struct {
 	db    *stateDB
 	there chan struct{} // level trigger: something is queued, or no more will be
-	over  chan struct{} // closed when all is written
-	spare sync.Pool     // of *unwritten that nobody waits for any more
+	spare sync.Pool     // of *unwritten that nobody waits for any more; their channels belong to the test that made them, where time is simulated
+
+	running sync.WaitGroup // until all is written
 
 	mu    sync.Mutex
 	queue []*unwritten
@@ -36,7 +37,7 @@ type unwritten struct {
 }
 
 const (
-	// longestPiece is about how many bytes of records are written at once.
+	// longestPiece is how many bytes of records a piece has before no more is added to it.
 	longestPiece = 256 << 10
 	// longestKept is the size up to which what a piece was made in is used again.
 	longestKept = 1 << 20
@@ -44,12 +45,14 @@ const (
 
 var errStateClosed = errors.New("the state is not open")
 
-func startStateWriter(db *stateDB) *stateWriter {
-	w := &stateWriter{db: db, there: make(chan struct{}, 1), over: make(chan struct{})}
+func newStateWriter(db *stateDB) *stateWriter {
+	w := &stateWriter{db: db, there: make(chan struct{}, 1)}
 	w.enc = json.NewEncoder(&w.out)
-	go w.run()
 	return w
 }
+
+// start begins to write. end must follow.
+func (w *stateWriter) start() { w.running.Go(w.run) }
 
 // append returns when the record is written.
 func (w *stateWriter) append(l line) error {
@@ -60,7 +63,10 @@ func (w *stateWriter) append(l line) error {
 	if !ok {
 		u = &unwritten{done: make(chan error, 1)}
 	}
-	defer w.spare.Put(u)
+	defer func() {
+		u.line = line{}
+		w.spare.Put(u)
+	}()
 	u.line = l
 	w.mu.Lock()
 	if w.ended {
@@ -70,9 +76,7 @@ func (w *stateWriter) append(l line) error {
 	w.queue = append(w.queue, u)
 	w.mu.Unlock()
 	w.wake()
-	err := <-u.done
-	u.line = line{}
-	return err
+	return <-u.done
 }
 
 func (w *stateWriter) wake() {
@@ -91,11 +95,10 @@ func (w *stateWriter) end() {
 	w.ended = true
 	w.mu.Unlock()
 	w.wake()
-	<-w.over
+	w.running.Wait()
 }
 
 func (w *stateWriter) run() {
-	defer close(w.over)
 	var queue, spare []*unwritten
 	for {
 		w.mu.Lock()
@@ -119,10 +122,6 @@ func (w *stateWriter) run() {
 
 // piece writes as many records as belong in one piece, answers who waits for them, and returns the rest.
 func (w *stateWriter) piece(queue []*unwritten) []*unwritten {
-	if w.out.Cap() > longestKept {
-		w.out = bytes.Buffer{}
-	}
-	w.out.Reset()
 	for len(queue) > 0 && w.out.Len() < longestPiece {
 		u := queue[0]
 		queue = queue[1:]
@@ -132,13 +131,29 @@ func (w *stateWriter) piece(queue []*unwritten) []*unwritten {
 		}
 		w.ready = append(w.ready, u)
 	}
-	err := w.db.write(w.out.Bytes(), w.ready)
-	for _, u := range w.ready {
-		u.done <- err
-	}
+	w.write()
 	clear(w.ready)
 	w.ready = w.ready[:0]
+	w.out.Reset()
+	if w.out.Cap() > longestKept {
+		w.out = bytes.Buffer{}
+	}
 	return queue
+}
+
+// write writes the piece, or where that fails each of its records: there may be room for some, and one that is too large is nobody else's failure.
+func (w *stateWriter) write() {
+	piece := w.out.Bytes()
+	err := w.db.write(piece, w.ready)
+	for i, u := range w.ready {
+		if err != nil && len(w.ready) > 1 {
+			at := u.at
+			u.at = 0
+			u.done <- w.db.write(piece[at:at+u.n], w.ready[i:i+1])
+			continue
+		}
+		u.done <- err
+	}
 }
 
 // encode adds a record to the piece: its checksum, a space, JSON, a newline.
@@ -159,8 +174,13 @@ func (w *stateWriter) encode(u *unwritten) error {
 func (db *stateDB) write(piece []byte, records []*unwritten) error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
+	if db.torn {
+		if err := db.cut(); err != nil {
+			return err
+		}
+	}
 	if _, err := db.file.WriteAt(piece, db.size); err != nil {
-		return errors.Join(err, db.file.Truncate(db.size)) // a half of a record would hide those behind it
+		return errors.Join(err, db.cut())
 	}
 	for _, u := range records {
 		db.note(u.line, span{db.size + u.at, u.n})
@@ -178,6 +198,13 @@ func (db *stateDB) write(piece []byte, records []*unwritten) error {
 		}
 	}
 	return nil
+}
+
+// cut takes away what was written of a piece that failed: what stood there would be read as records, or hide those behind it. The caller holds mu.
+func (db *stateDB) cut() error {
+	err := db.file.Truncate(db.size)
+	db.torn = err != nil
+	return err
 }
 
 // noSum is where a checksum will be.

@@ -79,8 +79,8 @@ type version struct {
 // database has the newest version, and tells who watches of the next.
 type database struct {
 	newest  atomic.Pointer[txn] // only reads
-	cloning sync.Mutex // held while a published tree is cloned, which writes to it what its readers do not read
-	gates   []gates    // by table
+	cloning sync.Mutex          // held while a published tree is cloned, which writes to it what its readers do not read
+	gates   []gates             // by table
 }
 
 func newDatabase() *database {
@@ -110,7 +110,7 @@ func (d *database) write() *txn {
 	return t
 }
 
-// txn is a view of one version; one that writes sees what it has written.
+// txn is a view of one version; one that writes sees what it has written. Once it is committed it is the view of all who read, and is never written to.
 type txn struct {
 	db    *database
 	at    version
