@@ -9,10 +9,7 @@ import (
 
 // A record for which there is no room takes none of those along that are in one piece with it.
 func TestARecordWithoutRoomFailsAlone(t *testing.T) {
-	db := newStateDB(t.TempDir())
-	if _, _, err := db.load(); err != nil {
-		t.Fatal(err)
-	}
+	db := openState(t, t.TempDir())
 	defer db.close()
 	db.writer.end()
 	w := newStateWriter(db) // which the test runs itself

@@ -18,6 +18,16 @@ func stateAlloc(id string, index uint64) *model.Allocation {
 	return &model.Allocation{ID: id, JobID: "job", Job: &model.Job{ID: "job", TaskGroups: []*model.TaskGroup{g}}, TaskGroup: "group", ModifyIndex: index}
 }
 
+// openState opens the state that is kept in a directory.
+func openState(t testing.TB, dir string) *stateDB {
+	t.Helper()
+	db := newStateDB(dir)
+	if _, _, err := db.load(); err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
 // content is what a state says that nobody has open, as plain values.
 func content(t interface{ Fatal(...any) }, db *stateDB) (map[string][2]uint64, []string) {
 	all, broken, err := db.load()
@@ -93,10 +103,7 @@ func TestTheStateIsWhatWasWrittenLast(t *testing.T) {
 
 func TestADamagedRecordLosesItsAllocationAlone(t *testing.T) {
 	dir := t.TempDir()
-	db := newStateDB(dir)
-	if _, _, err := db.load(); err != nil {
-		t.Fatal(err)
-	}
+	db := openState(t, dir)
 	for _, id := range []string{"one", "two"} {
 		if err := db.saveAlloc(stateAlloc(id, 1)); err != nil {
 			t.Fatal(err)
@@ -122,10 +129,7 @@ func TestADamagedRecordLosesItsAllocationAlone(t *testing.T) {
 
 // BenchmarkState is the cost of an allocation's life on disk: it comes, its task changes four times, it goes.
 func BenchmarkState(b *testing.B) {
-	db := newStateDB(b.TempDir())
-	if _, _, err := db.load(); err != nil {
-		b.Fatal(err)
-	}
+	db := openState(b, b.TempDir())
 	defer db.close()
 	i := 0
 	for b.Loop() {
@@ -148,10 +152,7 @@ func BenchmarkState(b *testing.B) {
 
 // Records are written also while there is no room to write the file anew, which is tried again when it has grown.
 func TestAStateThatCannotBeWrittenAnewGoesOn(t *testing.T) {
-	db := newStateDB(t.TempDir())
-	if _, _, err := db.load(); err != nil {
-		t.Fatal(err)
-	}
+	db := openState(t, t.TempDir())
 	defer db.close()
 	told := 0
 	db.limit, db.failed = 2000, func(error) { told++ }
@@ -188,10 +189,7 @@ func TestAStateThatCannotBeWrittenAnewGoesOn(t *testing.T) {
 // What several save at once is written together, each once, and what comes after the end is refused.
 func TestRecordsAreWrittenTogetherAndAnsweredEach(t *testing.T) {
 	dir := t.TempDir()
-	db := newStateDB(dir)
-	if _, _, err := db.load(); err != nil {
-		t.Fatal(err)
-	}
+	db := openState(t, dir)
 	const writers, each = 16, 50
 	errs := make(chan error, writers+1)
 	for i := range writers {
@@ -268,10 +266,7 @@ func until(w *stateWriter, is func(*stateWriter) bool) {
 // What was given to a state is written before it is closed.
 func TestWhatWasHandedOverIsWrittenBeforeTheEnd(t *testing.T) {
 	dir := t.TempDir()
-	db := newStateDB(dir)
-	if _, _, err := db.load(); err != nil {
-		t.Fatal(err)
-	}
+	db := openState(t, dir)
 	const each = 5
 	w := idleWriter(db)
 	first := handOver(db, "first-", each)
@@ -299,10 +294,7 @@ func TestWhatWasHandedOverIsWrittenBeforeTheEnd(t *testing.T) {
 // A piece that cannot be written is refused to all whose records are in it, and nothing of it is left.
 func TestAPieceThatCannotBeWrittenIsNoRecord(t *testing.T) {
 	dir := t.TempDir()
-	db := newStateDB(dir)
-	if _, _, err := db.load(); err != nil {
-		t.Fatal(err)
-	}
+	db := openState(t, dir)
 	if err := db.saveAlloc(stateAlloc("one", 1)); err != nil {
 		t.Fatal(err)
 	}
