@@ -1,9 +1,7 @@
 package packed
 
 import (
-	"maps"
 	"reflect"
-	"slices"
 	"strings"
 	"sync"
 
@@ -175,8 +173,7 @@ func alikeMetrics(a, b *model.AllocMetric) bool {
 // score writes a node's id and its scores, which stand once: as many nodes get the same as were alike.
 func (w *allocWriter) score(s *model.NodeScore) {
 	w.text(s.NodeID)
-	w.names = slices.AppendSeq(w.names[:0], maps.Keys(s.Scores))
-	slices.Sort(w.names)
+	w.names = sortedKeys(w.names[:0], s.Scores)
 	key := writer{b: w.key[:0]}
 	key.float(s.Norm)
 	for _, name := range w.names {
@@ -245,6 +242,8 @@ type allocReader struct {
 	templates []*model.Allocation
 	metrics   []*model.AllocMetric
 	scores    []model.NodeScore // without a node
+	names     []string          // of one node's scores
+	floats    []float64
 }
 
 func (r *allocReader) alloc() *model.Allocation {
@@ -319,10 +318,12 @@ func (r *allocReader) score() model.NodeScore {
 	if n == 0 {
 		s := model.NodeScore{Norm: r.float()}
 		if k, there := r.some(); there {
-			s.Scores = make(map[string]float64, k)
+			r.names, r.floats = r.names[:0], r.floats[:0]
 			for range k {
-				name := r.text()
-				s.Scores[name] = r.float()
+				r.names, r.floats = append(r.names, r.text()), append(r.floats, r.float())
+			}
+			if r.err == nil {
+				s.Scores = scoresOf(r.names, r.floats)
 			}
 		}
 		r.scores = append(r.scores, s)

@@ -1,6 +1,7 @@
 package packed_test
 
 import (
+	"fmt"
 	"reflect"
 	"testing"
 
@@ -36,7 +37,7 @@ func TestJobsAreReadWhole(t *testing.T) {
 
 func TestEqualPartsAreShared(t *testing.T) {
 	read := func(id, meta string) *model.Job {
-		form, err := packed.Job(&model.Job{ID: id, TaskGroups: []*model.TaskGroup{
+		form, err := packed.Job(&model.Job{ID: id, Datacenters: []string{"dc1", "dc2"}, TaskGroups: []*model.TaskGroup{
 			{Name: "work", Count: 1, Tasks: []*model.Task{{Name: "t", Config: map[string]any{"image": "x"}}}}, {Name: "notes", Meta: map[string]string{"of": meta}},
 		}})
 		if err != nil {
@@ -52,9 +53,15 @@ func TestEqualPartsAreShared(t *testing.T) {
 	if one.TaskGroups[0] != two.TaskGroups[0] || one.TaskGroups[1] == two.TaskGroups[1] {
 		t.Error("equal groups are two, or different ones are one")
 	}
+	again := read("three", "a")
+	if &again.TaskGroups[0] != &one.TaskGroups[0] || &again.TaskGroups[0] == &two.TaskGroups[0] || &again.Datacenters[0] != &two.Datacenters[0] {
+		t.Error("equal lists of groups or datacenters are two, or different ones are one")
+	}
 	alloc := func(id string, available int) *model.Allocation {
 		b, err := packed.Allocs([]*model.Allocation{{
-			ID: id, Metrics: &model.AllocMetric{AllocationTimeNS: int64(available), NodesAvailable: map[string]int{"dc1": available}},
+			ID: id, Metrics: &model.AllocMetric{AllocationTimeNS: int64(available), NodesAvailable: map[string]int{"dc1": available}, ScoreMeta: []model.NodeScore{
+				{NodeID: "n" + id, Norm: 0.5, Scores: map[string]float64{"binpack": float64(available), "job-anti-affinity": 1}},
+			}},
 			Resources: model.AllocatedResources{DiskMB: available, Tasks: map[string]*model.AllocatedTask{"t": {CPU: 7}}},
 		}}, packed.Options{})
 		if err != nil {
@@ -75,6 +82,35 @@ func TestEqualPartsAreShared(t *testing.T) {
 	}
 	if !same(a.Metrics.NodesAvailable, b.Metrics.NodesAvailable) || same(a.Metrics.NodesAvailable, c.Metrics.NodesAvailable) {
 		t.Error("equal counts are two, or different ones are one")
+	}
+	scores := func(a *model.Allocation) map[string]float64 { return a.Metrics.ScoreMeta[0].Scores }
+	at := func(a *model.Allocation) uintptr { return reflect.ValueOf(scores(a)).Pointer() }
+	if at(a) != at(b) || at(a) == at(c) || scores(b)["binpack"] != 3 || scores(c)["binpack"] != 4 || b.Metrics.ScoreMeta[0].NodeID != "nb" {
+		t.Errorf("equal scores are two, or different ones are one: %v, %v, %v", scores(a), scores(b), scores(c))
+	}
+	if err := packed.CheckShared(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Scores that are too long to be remembered are read as they are.
+func TestLongScoresAreRead(t *testing.T) {
+	long := map[string]float64{}
+	for i := range 300 {
+		long[fmt.Sprint("score-", i)] = float64(i)
+	}
+	for range 2 {
+		b, err := packed.Allocs([]*model.Allocation{{ID: "a", Metrics: &model.AllocMetric{ScoreMeta: []model.NodeScore{{Scores: long}, {Scores: map[string]float64{}}, {}}}}}, packed.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := packed.ReadAllocs(b, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]model.NodeScore{{Scores: long}, {Scores: map[string]float64{}}, {}}, got[0].Metrics.ScoreMeta); diff != "" {
+			t.Error(diff)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"math"
+	"slices"
 
 	"rockpool/internal/fault"
 )
@@ -35,7 +36,17 @@ type writer struct {
 	texts map[string]uint64
 	err   error
 
-	scratch []byte
+	scratch        []byte
+	tasks, details []string // names that are being written
+}
+
+// sortedKeys appends the keys of a map, in order.
+func sortedKeys[V any](to []string, m map[string]V) []string {
+	for k := range m {
+		to = append(to, k)
+	}
+	slices.Sort(to)
+	return to
 }
 
 func (w *writer) uint(n uint64) { w.b = binary.AppendUvarint(w.b, n) }

@@ -1,9 +1,6 @@
 package packed
 
 import (
-	"maps"
-	"slices"
-
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/model"
 )
@@ -62,7 +59,8 @@ const (
 
 func (w *writer) states(states map[string]*model.TaskState, base int64) {
 	w.uint(uint64(len(states)))
-	for _, name := range slices.Sorted(maps.Keys(states)) {
+	w.tasks = sortedKeys(w.tasks[:0], states)
+	for _, name := range w.tasks {
 		w.text(name)
 		s := states[name]
 		if s == nil {
@@ -106,7 +104,8 @@ func (w *writer) event(e *model.TaskEvent, base int64) {
 		return
 	}
 	w.uint(uint64(len(e.Details)) + 1)
-	for _, k := range slices.Sorted(maps.Keys(e.Details)) {
+	w.details = sortedKeys(w.details[:0], e.Details)
+	for _, k := range w.details {
 		w.text(k)
 		w.text(e.Details[k])
 	}

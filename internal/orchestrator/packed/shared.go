@@ -3,6 +3,7 @@ package packed
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"reflect"
 	"sync"
 
@@ -13,7 +14,10 @@ import (
 
 // Most jobs are like others but for their id, and so are their allocations. What they have alike they share once it was read, from the log, a snapshot or a server.
 var (
+	sharedLists   shared[groupList]
 	sharedGroups  shared[model.TaskGroup]
+	sharedPlaces  shared[[]string] // datacenters
+	sharedScores  shared[map[string]float64]
 	sharedTasks   shared[map[string]*model.AllocatedTask]
 	sharedCounts  shared[map[string]int]
 	sharedDetails shared[map[string]string]
@@ -67,18 +71,16 @@ func (j *JobIn) CodecEncodeSelf(e *codec.Encoder) { e.MustEncode(j.Job) }
 func (j *JobIn) CodecDecodeSelf(d *codec.Decoder) {
 	in := struct {
 		*model.Job
-		TaskGroups groupsIn // in place of the job's
+		TaskGroups  groupsIn // in place of the job's
+		Datacenters placesIn
 	}{Job: new(model.Job)}
 	d.MustDecode(&in)
-	in.Job.TaskGroups = in.TaskGroups
+	in.Job.TaskGroups, in.Job.Datacenters = in.TaskGroups, in.Datacenters
 	j.Job = in.Job
 	if j.Name == j.ID {
 		j.Name = j.ID
 	}
 	Words(&j.Region, &j.Namespace, &j.Type, &j.NodePool, &j.Status, &j.StatusDescription)
-	for i := range j.Datacenters {
-		Words(&j.Datacenters[i])
-	}
 }
 
 // readAlloc reads an allocation, readMetric why it is where it is. What those of a group have alike may be that of others too.
@@ -110,29 +112,42 @@ func readMetric(form []byte) (*model.AllocMetric, error) {
 	return m, err
 }
 
-// groupsIn, tasksIn and countsIn are read with equal ones as one. The types that they stand for are written.
+// groupsIn, placesIn, tasksIn and countsIn are read with equal ones as one. The types that they stand for are written.
 type (
 	groupsIn []*model.TaskGroup
+	placesIn []string
 	tasksIn  map[string]*model.AllocatedTask
 	countsIn map[string]int
 )
 
 func (g *groupsIn) CodecEncodeSelf(e *codec.Encoder) { e.MustEncode([]*model.TaskGroup(*g)) }
+func (p *placesIn) CodecEncodeSelf(e *codec.Encoder) { e.MustEncode([]string(*p)) }
 func (t *tasksIn) CodecEncodeSelf(e *codec.Encoder) {
 	e.MustEncode(map[string]*model.AllocatedTask(*t))
 }
 func (c *countsIn) CodecEncodeSelf(e *codec.Encoder) { e.MustEncode(map[string]int(*c)) }
 
-func (g *groupsIn) CodecDecodeSelf(d *codec.Decoder) {
+// groupList is the groups of one job, of which others may have some.
+type groupList []*model.TaskGroup
+
+func (g *groupList) CodecEncodeSelf(e *codec.Encoder) { e.MustEncode([]*model.TaskGroup(*g)) }
+func (g *groupList) CodecDecodeSelf(d *codec.Decoder) {
 	var forms []codec.Raw
 	d.MustDecode(&forms)
-	*g = make(groupsIn, len(forms))
+	if forms == nil {
+		*g = nil
+		return
+	}
+	*g = make(groupList, len(forms))
 	for i, form := range forms {
 		if len(form) > 0 { // or it is nil
 			(*g)[i] = sharedGroups.read(form)
 		}
 	}
 }
+
+func (g *groupsIn) CodecDecodeSelf(d *codec.Decoder) { *g = groupsIn(*sharedLists.read(formOf(d))) }
+func (p *placesIn) CodecDecodeSelf(d *codec.Decoder) { *p = *sharedPlaces.read(formOf(d)) }
 func (t *tasksIn) CodecDecodeSelf(d *codec.Decoder)  { *t = *sharedTasks.read(formOf(d)) }
 func (c *countsIn) CodecDecodeSelf(d *codec.Decoder) { *c = *sharedCounts.read(formOf(d)) }
 
@@ -161,8 +176,33 @@ func detailsOf(pairs []string) map[string]string {
 	return m
 }
 
-// First bytes of values whose lengths follow in four.
-const msgpackMap, msgpackText = 0xdf, 0xdb
+// First bytes of values whose lengths follow in four, and of a number that follows in eight.
+const msgpackMap, msgpackText, msgpackFloat = 0xdf, 0xdb, 0xcb
+
+// scoresOf is the scores of these names. Equal ones are one value, which nobody may change: a node's go through the same few while it fills and empties.
+func scoresOf(names []string, scores []float64) map[string]float64 {
+	scored := func() map[string]float64 {
+		m := make(map[string]float64, len(names))
+		for i, name := range names {
+			m[name] = scores[i]
+		}
+		return m
+	}
+	var buf [512]byte
+	form := binary.BigEndian.AppendUint32(append(buf[:0], msgpackMap), uint32(len(names)))
+	for i, name := range names {
+		if len(form)+len(name) > longestShared {
+			return scored()
+		}
+		form = append(binary.BigEndian.AppendUint32(append(form, msgpackText), uint32(len(name))), name...)
+		form = binary.BigEndian.AppendUint64(append(form, msgpackFloat), math.Float64bits(scores[i]))
+	}
+	if v := sharedScores.known(form, nil); v != nil {
+		return *v
+	}
+	m := scored()
+	return *sharedScores.known(form, &m)
+}
 
 func formOf(d *codec.Decoder) (r codec.Raw) {
 	d.MustDecode(&r)
@@ -243,7 +283,8 @@ func (s *shared[T]) changed() ([]byte, error) {
 
 // CheckShared is an error that tells of a shared value which somebody has changed: for tests.
 func CheckShared() error {
-	for what, changed := range map[string]func() ([]byte, error){"group": sharedGroups.changed, "tasks": sharedTasks.changed, "counts": sharedCounts.changed, "details": sharedDetails.changed} {
+	for what, changed := range map[string]func() ([]byte, error){"groups": sharedLists.changed, "group": sharedGroups.changed, "datacenters": sharedPlaces.changed, "scores": sharedScores.changed,
+		"tasks": sharedTasks.changed, "counts": sharedCounts.changed, "details": sharedDetails.changed} {
 		if form, err := changed(); form != nil || err != nil {
 			return fmt.Errorf("the shared %s that was read as %q was changed, %v", what, form, err)
 		}

@@ -36,6 +36,10 @@ type table struct {
 	name string
 	id   keyParts
 	more []index // by name
+
+	// share makes texts of an object that is put those of its primary key, of the one that it replaces (nil = none) or of others, which equal them: they are
+	// one in memory then. nil = it does without.
+	share func(t *txn, v, before any, key string)
 }
 
 // item is an object in a primary tree.
@@ -121,13 +125,17 @@ type txn struct {
 	// Where the keys of one put are made: it allocates what it keeps of them.
 	parts, were []string
 	key         []byte
+	places      []place
 }
+
+// place is where the new key of an object in another index is among all that are made for it: own is what of it comes before the primary one.
+type place struct{ index, begin, end, own int }
 
 // commit makes what was written the newest version, and then wakes who watches what has changed.
 func (t *txn) commit() {
 	t.at.number++
 	marked := t.marks
-	t.own, t.walks, t.marks, t.parts, t.were, t.key = nil, nil, nil, nil, nil, nil
+	t.own, t.walks, t.marks, t.parts, t.were, t.key, t.places = nil, nil, nil, nil, nil, nil, nil
 	t.db.newest.Store(t)
 	for i, m := range marked {
 		t.db.gates[i].fire(m, t.at.number)
@@ -163,42 +171,64 @@ func (t *txn) entries(no, i int) *btree.BTreeG[entry] {
 	return of.more[i]
 }
 
-// put inserts an object in place of the one with the same primary key, which it returns.
+// put inserts an object in place of the one with the same primary key, which it returns. The new keys are one piece of memory, and the primary one stays that of
+// the first object that had it.
 func (t *txn) put(no int, v any) (before any) {
 	shape := &tables[no].shape
 	m := t.mark(no)
 	t.key = appendKey(t.key[:0], shape.id(v, t.parts[:0]))
-	key := string(t.key)
-	old, replaced := t.items(no).ReplaceOrInsert(itemOf(key, v))
 	m.add(0, t.key)
+	id, there := len(t.key), 0
+	items := t.items(no)
+	old, replaced := items.Get(itemOf(string(t.key), nil))
+	if replaced {
+		there = id
+	}
+	t.places = t.places[:0]
 	for i := range shape.more {
 		parts := shape.more[i].parts(v, t.parts[:0])
+		begin := len(t.key)
 		if replaced {
 			were := shape.more[i].parts(old.v, t.were[:0])
 			if were != nil && parts != nil && slices.Equal(were, parts) {
-				t.key = appendKey(t.key[:0], parts)
-				m.add(i+1, t.key)
+				t.key = appendKey(t.key, parts)
+				m.add(i+1, t.key[begin:])
+				t.key = t.key[:begin]
 				continue
 			}
-			t.remove(no, i, m, were, key)
+			t.remove(no, i, m, were, old.key)
 		}
 		if parts != nil {
-			t.key = appendKey(t.key[:0], parts)
-			m.add(i+1, t.key)
-			own := len(t.key)
-			t.key = append(t.key, key...)
-			t.entries(no, i).ReplaceOrInsert(entry{string(t.key), own})
+			t.key = appendKey(t.key, parts)
+			m.add(i+1, t.key[begin:])
+			own := len(t.key) - begin
+			t.key = append(t.key, t.key[:id]...)
+			t.places = append(t.places, place{i, begin - there, len(t.key) - there, own})
 		}
+	}
+	keys := string(t.key[there:])
+	if !replaced {
+		old.key = keys[:id]
+	}
+	if shape.share != nil {
+		shape.share(t, v, old.v, old.key)
+	}
+	items.ReplaceOrInsert(itemOf(old.key, v))
+	for _, p := range t.places {
+		t.entries(no, p.index).ReplaceOrInsert(entry{keys[p.begin:p.end], p.own})
 	}
 	return old.v
 }
 
+// remove takes the object with the primary key out of an index. What t.key has stays.
 func (t *txn) remove(no, i int, m *marks, parts []string, key string) {
 	if parts != nil {
-		t.key = appendKey(t.key[:0], parts)
-		m.add(i+1, t.key)
+		begin := len(t.key)
+		t.key = appendKey(t.key, parts)
+		m.add(i+1, t.key[begin:])
 		t.key = append(t.key, key...)
-		t.entries(no, i).Delete(entry{key: string(t.key)})
+		t.entries(no, i).Delete(entry{key: string(t.key[begin:])})
+		t.key = t.key[:begin]
 	}
 }
 

@@ -120,15 +120,7 @@ func coreTables() []tableDef {
 		define(tableNodes, 2, true, func(n *model.Node, to []string) []string { return append(to, n.ID) }, nodeIndexes),
 		jobTable(),
 		versionTable(),
-		define(tableEvals, 5, true, func(e *model.Evaluation, to []string) []string { return append(to, e.ID) }, map[string]parts[model.Evaluation]{
-			"job": func(e *model.Evaluation, to []string) []string { return append(to, e.Namespace, e.JobID) },
-			"ended": func(e *model.Evaluation, to []string) []string {
-				if !e.Terminal() {
-					return nil
-				}
-				return append(to, hexTime(e.ModifyTime))
-			},
-		}),
+		evalTable(),
 		allocTable(),
 		define(tableTombstones, 8, false, func(t *Tombstone, to []string) []string { return append(to, t.AllocID) }, map[string]parts[Tombstone]{
 			"node":  func(t *Tombstone, to []string) []string { return append(to, t.NodeID) },
@@ -147,6 +139,7 @@ func derived(t tableDef) tableDef {
 
 func jobTable() tableDef {
 	t := define(tableJobs, 3, true, func(j *model.Job, to []string) []string { return append(to, j.Namespace, j.ID) }, jobIndexes)
+	t.shape.share = shareJob
 	t.restore = func(r *reader) (any, error) { return r.job() }
 	return t
 }
@@ -171,6 +164,20 @@ func versionTable() tableDef {
 	return t
 }
 
+func evalTable() tableDef {
+	t := define(tableEvals, 5, true, func(e *model.Evaluation, to []string) []string { return append(to, e.ID) }, map[string]parts[model.Evaluation]{
+		"job": func(e *model.Evaluation, to []string) []string { return append(to, e.Namespace, e.JobID) },
+		"ended": func(e *model.Evaluation, to []string) []string {
+			if !e.Terminal() {
+				return nil
+			}
+			return append(to, hexTime(e.ModifyTime))
+		},
+	})
+	t.shape.share = shareEval
+	return t
+}
+
 func allocTable() tableDef {
 	t := define(tableAllocs, 7, true, func(a *model.Allocation, to []string) []string { return append(to, a.ID) }, map[string]parts[model.Allocation]{
 		"job": func(a *model.Allocation, to []string) []string { return append(to, a.Namespace, a.JobID) },
@@ -186,6 +193,7 @@ func allocTable() tableDef {
 			return append(to, hexTime(a.ModifyTime))
 		},
 	})
+	t.shape.share = shareAlloc
 	t.persist = func(s *Snapshot, w *writer) {
 		if w.dense {
 			w.allocs(s)

@@ -154,13 +154,13 @@ type Tx struct {
 	now     int64
 	kind    string
 	wrote   bool
-	first   int      // of its changes
-	order   []jobKey // touched, in order
-	touched map[jobKey]bool
+	first   int               // of its changes
+	order   []jobKey          // touched, in order
+	touched map[jobKey]string // an allocation of the job that was alive when it was written; empty = none is known
 }
 
 func newTx(s Snapshot, index uint64) *Tx {
-	return &Tx{Snapshot: s, index: index, touched: map[jobKey]bool{}, tables: map[string]bool{}, at: map[any]int{}}
+	return &Tx{Snapshot: s, index: index, touched: map[jobKey]string{}, tables: map[string]bool{}, at: map[any]int{}}
 }
 
 // At is the index of the update.
@@ -231,9 +231,17 @@ func (t *Tx) changed(before, after any) {
 
 func (t *Tx) touch(namespace, id string) {
 	k := jobKey{namespace, id}
-	if !t.touched[k] {
-		t.touched[k] = true
+	if _, known := t.touched[k]; !known {
+		t.touched[k] = ""
 		t.order = append(t.order, k)
+	}
+}
+
+// touchAlloc is touch of the job of an allocation that was written.
+func (t *Tx) touchAlloc(a *model.Allocation) {
+	t.touch(a.Namespace, a.JobID)
+	if !a.Terminal() {
+		t.touched[jobKey{a.Namespace, a.JobID}] = a.ID
 	}
 }
 
@@ -260,6 +268,11 @@ func (t *Tx) status(j *model.Job) string {
 			return model.JobDead
 		}
 		return model.JobRunning
+	}
+	if id := t.touched[jobKey{j.Namespace, j.ID}]; id != "" { // mostly it still is, and spares a walk over all others
+		if a := t.Alloc(nil, id); a != nil && !a.Terminal() {
+			return model.JobRunning
+		}
 	}
 	known := j.Stop
 	for a := range t.AllocsByJob(nil, j.Namespace, j.ID) {

@@ -102,7 +102,7 @@ func (t *Tx) ApplyPlan(p *Placement) Placed {
 func (t *Tx) putAlloc(a *model.Allocation) {
 	a.ModifyIndex, a.AllocModifyIndex, a.ModifyTime = t.index, t.index, t.now
 	t.put(tableAllocs, a)
-	t.touch(a.Namespace, a.JobID)
+	t.touchAlloc(a)
 }
 
 func (t *Tx) stopAlloc(s Stop) *model.Allocation {
@@ -171,7 +171,7 @@ func (t *Tx) ReportAlloc(nodeID string, u *model.AllocUpdate) {
 	t.takeHealth(&c, health)
 	c.ModifyIndex, c.ModifyTime = t.index, max(u.ModifyTime, a.ModifyTime)
 	t.put(tableAllocs, &c)
-	t.touch(a.Namespace, a.JobID)
+	t.touchAlloc(&c)
 }
 
 // RegisterNode puts a node. What operators and servers decided about it stays. The store keeps n.
