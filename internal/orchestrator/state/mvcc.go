@@ -126,6 +126,8 @@ type txn struct {
 	parts, were []string
 	key         []byte
 	places      []place
+
+	evalID string // see shareAlloc
 }
 
 // place is where the new key of an object in another index is among all that are made for it: own is what of it comes before the primary one.

@@ -43,9 +43,14 @@ func shareAlloc(t *txn, v, before any, key string) {
 		same(&a.Namespace, a.Job.Namespace)
 		same(&a.JobID, a.Job.ID)
 	}
-	if e := t.first(tableNo(tableEvals), []string{a.EvalID}); e != nil {
-		a.EvalID = e.(*model.Evaluation).ID
+	if a.EvalID != t.evalID { // those of one plan come one after the other
+		e, _ := t.first(tableNo(tableEvals), []string{a.EvalID}).(*model.Evaluation)
+		if e == nil {
+			return
+		}
+		t.evalID = e.ID
 	}
+	a.EvalID = t.evalID
 }
 
 // same makes a text the one that equals it.
