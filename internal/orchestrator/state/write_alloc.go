@@ -87,6 +87,9 @@ func (t *Tx) ApplyPlan(p *Placement) Placed {
 		a.Job, a.CreateIndex, a.CreateTime = spec, t.index, t.now
 		t.putAlloc(a)
 		done.Place = append(done.Place, a)
+		if a.PreviousAllocation == "" {
+			continue
+		}
 		if prev := t.Alloc(nil, a.PreviousAllocation); prev != nil {
 			c := *prev
 			c.NextAllocation = a.ID
