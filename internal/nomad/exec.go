@@ -31,8 +31,7 @@ func userOf(privileged bool) string {
 // Stdio.Stdin is closed in the end, where it can be.
 func (c *Client) Exec(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (execution.Exit, error) {
 	if !c.Native() {
-		code, err := c.quoted(ctx, at, spec, stdio)
-		return execution.Exit{Code: code}, err
+		return c.quoted(ctx, at, spec, stdio)
 	}
 	if c.opts.Inside.Programs != nil {
 		if exit, err := c.inside(ctx, at, spec, stdio); !errors.Is(err, ErrElsewhere) {

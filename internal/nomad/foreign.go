@@ -79,7 +79,7 @@ func (c *Client) markOf(id string) string {
 
 // quoted runs a command on a cluster that only has Nomad's exec. On a terminal its stderr goes through a FIFO that a second exec reads. An exit code is only taken
 // with the proof that all output came before it.
-func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (int, error) {
+func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio) (execution.Exit, error) {
 	fifo := ""
 	if spec.SplitStderr && spec.TTY {
 		fifo = fmt.Sprintf("/tmp/stderr_%d.fifo", time.Now().UnixNano())
@@ -87,12 +87,12 @@ func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.
 	mark := c.markOf(spec.ID)
 	argv, err := scripted(mark, fifo, spec)
 	if err != nil {
-		return 0, err
+		return execution.Exit{}, err
 	}
 
-	code, err := c.proven(ctx, at, spec, stdio, mark, fifo, argv)
+	exit, err := c.proven(ctx, at, spec, stdio, mark, fifo, argv)
 	if err != nil && ctx.Err() != nil {
-		return 0, fmt.Errorf("execute: %w", context.Cause(ctx)) // who ended it sees to what is left
+		return execution.Exit{}, fmt.Errorf("execute: %w", context.Cause(ctx)) // who ended it sees to what is left
 	}
 	if err != nil {
 		// Nomad leaves a program alone whose connection broke.
@@ -101,9 +101,9 @@ func (c *Client) quoted(ctx context.Context, at execution.Place, spec execution.
 		if e := c.end(stop, at, spec.ID, ""); e != nil && !fault.Is(e, fault.Gone) {
 			err = errors.Join(err, fmt.Errorf("%w: %w", execution.ErrLeftRunning, e))
 		}
-		return 0, err
+		return execution.Exit{}, err
 	}
-	return code, nil
+	return exit, nil
 }
 
 // scripted is the argv that runs the command of spec.
@@ -130,7 +130,7 @@ func (c *Client) Fits(r execution.Request) error {
 }
 
 // proven runs both execs of a command until its exit code is certain or is lost.
-func (c *Client) proven(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio, mark, fifo string, argv []string) (int, error) {
+func (c *Client) proven(ctx context.Context, at execution.Place, spec execution.Spec, stdio execution.Stdio, mark, fifo string, argv []string) (execution.Exit, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	stdout := newProof(mark, stdio.Stdout, true)
 	stderr := newProof(mark, stdio.Stderr, false)
@@ -158,7 +158,7 @@ func (c *Client) proven(ctx context.Context, at execution.Place, spec execution.
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
-		return 0, err
+		return execution.Exit{}, err
 	}
 	ended := make(chan struct{})
 	defer close(ended)
@@ -169,7 +169,7 @@ func (c *Client) proven(ctx context.Context, at execution.Place, spec execution.
 	}
 	code, err := s.run(execution.Stdio{Stdin: stdio.Stdin, Stdout: stdout, Stderr: rest, Resize: stdio.Resize}, eof, stdout.begun)
 	if cause := context.Cause(ctx); cause != nil {
-		return 0, cause
+		return execution.Exit{}, cause
 	}
 	if fifo != "" {
 		// A shell that was killed wrote no record; the reader then sees the end of the FIFO, if nothing that was left behind holds it.
@@ -188,7 +188,7 @@ func (c *Client) proven(ctx context.Context, at execution.Place, spec execution.
 		<-reading
 	}
 	if e := errors.Join(stdout.flush(), stderr.flush()); e != nil {
-		return 0, fmt.Errorf("hand on output: %w", e)
+		return execution.Exit{}, fmt.Errorf("hand on output: %w", e)
 	}
 	return outcome(code, err, stdout, proofs)
 }
@@ -205,10 +205,10 @@ func awaitBegun(ctx context.Context, stdout *proof) {
 }
 
 // outcome says what the end of an exec and the records of its streams mean together.
-func outcome(code int, err error, stdout *proof, proofs []*proof) (int, error) {
+func outcome(code int, err error, stdout *proof, proofs []*proof) (execution.Exit, error) {
 	end, began := stdout.state()
 	if reason, ok := strings.CutPrefix(end, "fail:"); ok {
-		return 0, fault.New(fault.Internal, "the program could not be started: %s", reason)
+		return execution.Exit{}, fault.New(fault.Internal, "the program could not be started: %s", reason)
 	}
 	told, proved := exitOf(end)
 	silent := true // our shell told of no exit; the reader of the FIFO may have told that it saw its end
@@ -220,17 +220,17 @@ func outcome(code int, err error, stdout *proof, proofs []*proof) (int, error) {
 	}
 	switch {
 	case proved && err == nil && code != told:
-		return 0, fault.Wrap(fault.Unavailable, errNoExitCode, "the program's outcome is lost: it was told as %d and as %d", told, code)
+		return execution.Exit{}, fault.Wrap(fault.Unavailable, errNoExitCode, "the program's outcome is lost: it was told as %d and as %d", told, code)
 	case proved && (err == nil || errors.Is(err, errNoExitCode)):
-		return told, nil // all output came, and the code was in it
+		return execution.Exit{Code: told}, nil // all output came, and the code was in it
 	case err != nil:
-		return 0, err
+		return execution.Exit{}, err
 	case !began:
-		return 0, fault.New(fault.Internal, "the program could not be started (code %d): %s", code, stdout.complaint())
+		return execution.Exit{}, fault.New(fault.Internal, "the program could not be started (code %d): %s", code, stdout.complaint())
 	case silent && (code == 137 || code == 128):
-		return code, nil // our shell was killed together with the program, so nothing could be proved; of 128 the engine knows more
+		return execution.Exit{Code: code, Unproved: true}, nil // our shell was killed together with the program, and perhaps with the whole runner
 	}
-	return 0, fault.Wrap(fault.Unavailable, errNoExitCode, "the program ended with %d, but its output was cut off", code)
+	return execution.Exit{}, fault.Wrap(fault.Unavailable, errNoExitCode, "the program ended with %d, but its output was cut off", code)
 }
 
 // acknowledge tells the script that all its output came, so that it need not wait, and bounds how long the exec may then go on.
@@ -329,7 +329,8 @@ func (c *Client) help(ctx context.Context, at execution.Place, unprivileged bool
 		close(ended)
 		watch.Wait()
 		_ = stderr.flush()
-		h.code, h.err = outcome(code, err, stdout, []*proof{stdout, stderr})
+		exit, err := outcome(code, err, stdout, []*proof{stdout, stderr})
+		h.code, h.err = exit.Code, err
 		if h.err != nil && ctx.Err() != nil {
 			h.err = fmt.Errorf("execute: %w", context.Cause(ctx))
 		}

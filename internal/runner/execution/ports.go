@@ -36,6 +36,9 @@ type Stdio struct {
 type Exit struct {
 	Code  int
 	Start Start
+
+	// Unproved is that of a program that was killed with all that could have told of it: it may be that the whole runner was, and that news of this follows.
+	Unproved bool
 }
 
 // Start is how a program was started whose runner is kept warm; "" = it is not, or nobody knows.

@@ -64,7 +64,7 @@ const quit = 0x1c
 const (
 	Grace    = 3 * time.Second  // between QUIT and the kill
 	killTime = 10 * time.Second // for the kill itself
-	oomTime  = time.Second      // an exit code 128 waits for the news that the container was out of memory
+	oomTime  = time.Second      // an exit code 128, and one that nothing proves, wait for the news that the container was out of memory
 	nodeTime = 5 * time.Second  // that the node's own time limit lies behind ours and the grace
 )
 
@@ -187,6 +187,11 @@ func (e *Engine) judge(ctx context.Context, at Place, id string, c Client, r end
 		}
 		return Outcome{Kind: Failed, Err: r.err}
 	}
+	if r.exit.Unproved { // a program that was killed alone is one that used up its memory for who reads 137: not so one whose runner was ended
+		if cause := waitCause(ctx, oomTime); cause != nil {
+			return e.verdict(cause)
+		}
+	}
 	out, full := Outcome{Kind: Exited, Code: r.exit.Code & 0xff, Start: r.exit.Start}, flow.full()
 	if r.exit.Code != 128 && !c.Usage && !full {
 		return out
@@ -207,7 +212,7 @@ func (e *Engine) judge(ctx context.Context, at Place, id string, c Client, r end
 		if out.Usage != nil && out.Usage.OOMKilled {
 			return Outcome{Kind: OutOfMemory, Usage: out.Usage}
 		}
-		if out.Usage == nil && errors.Is(waitCause(ctx, oomTime), ErrOutOfMemory) {
+		if out.Usage == nil && !r.exit.Unproved && errors.Is(waitCause(ctx, oomTime), ErrOutOfMemory) {
 			return Outcome{Kind: OutOfMemory}
 		}
 	}

@@ -2,6 +2,7 @@ package execution_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -21,11 +22,13 @@ type program struct {
 	failing error // of Result and Kill
 	killed  chan struct{}
 	signals []string
+
+	unproved bool
 }
 
 func (p *program) Exec(ctx context.Context, _ execution.Place, spec execution.Spec, s execution.Stdio) (execution.Exit, error) {
 	code, err := p.run(ctx, spec, s)
-	return execution.Exit{Code: code, Start: execution.Cold}, err
+	return execution.Exit{Code: code, Start: execution.Cold, Unproved: p.unproved}, err
 }
 
 func (p *program) Result(context.Context, execution.Place, string) (execution.Result, error) {
@@ -79,11 +82,13 @@ func TestHowExecutionsEnd(t *testing.T) {
 		key       byte // that ends the program; 0 = it must be killed
 		code      int
 		err       error
-		cause     error         // ends the context after a second
+		cause     error         // ends the context
+		causeAt   time.Duration // 0 = after a second
 		limit     time.Duration //
 		result    execution.Result
 		failing   error
 		notNative bool
+		unproved  bool // the program and whoever could tell of it were killed
 		noTTY     bool
 		want      execution.Kind
 		wantCode  int
@@ -100,6 +105,13 @@ func TestHowExecutionsEnd(t *testing.T) {
 		{name: "a lost code of a killed program", instant: true, err: broken, result: execution.Result{ExitCode: 137, Killed: true}, want: execution.Failed, verdictAt: 500 * time.Millisecond, endAt: 500 * time.Millisecond},
 		{name: "128 and the kernel killed", instant: true, code: 128, result: execution.Result{OOMKilled: true}, want: execution.OutOfMemory},
 		{name: "128 elsewhere, without news", instant: true, code: 128, notNative: true, want: execution.Exited, wantCode: 128, verdictAt: time.Second, endAt: time.Second},
+		{name: "137 that nothing proves, without news", instant: true, code: 137, notNative: true, unproved: true, want: execution.Exited, wantCode: 137, verdictAt: time.Second, endAt: time.Second},
+		{name: "128 that nothing proves, without news", instant: true, code: 128, notNative: true, unproved: true, want: execution.Exited, wantCode: 128, verdictAt: time.Second, endAt: time.Second},
+		{name: "137 that is proved", instant: true, code: 137, notNative: true, want: execution.Exited, wantCode: 137},
+		{name: "137 that nothing proves, and then news", instant: true, code: 137, notNative: true, unproved: true, cause: execution.ErrOutOfMemory, causeAt: 900 * time.Millisecond,
+			want: execution.OutOfMemory, verdictAt: 900 * time.Millisecond, endAt: 900 * time.Millisecond},
+		{name: "137 that nothing proves, of a runner that was deleted", instant: true, code: 137, notNative: true, unproved: true, cause: execution.ErrDeleted, causeAt: time.Millisecond,
+			want: execution.Stopped, verdictAt: time.Millisecond, endAt: time.Millisecond},
 		{name: "time limit, QUIT works", key: 0x1c, limit: 2 * time.Second, want: execution.TimedOut, verdictAt: 2 * time.Second, endAt: 2 * time.Second},
 		{name: "time limit, QUIT ignored", limit: 2 * time.Second, want: execution.TimedOut, verdictAt: 2 * time.Second, endAt: 5 * time.Second},
 		{name: "time limit, cannot be killed", limit: 2 * time.Second, failing: broken, want: execution.TimedOut, verdictAt: 2 * time.Second, endAt: 5 * time.Second, discarded: true},
@@ -117,7 +129,7 @@ func TestHowExecutionsEnd(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now()
-				p := &program{killed: make(chan struct{}), result: c.result, failing: c.failing}
+				p := &program{killed: make(chan struct{}), result: c.result, failing: c.failing, unproved: c.unproved}
 				p.run = p.untilKey(c.key)
 				if c.instant {
 					p.run = func(context.Context, execution.Spec, execution.Stdio) (int, error) { return c.code, c.err }
@@ -127,7 +139,7 @@ func TestHowExecutionsEnd(t *testing.T) {
 				ctx, cancel := context.WithCancelCause(t.Context())
 				defer cancel(nil)
 				if c.cause != nil {
-					time.AfterFunc(time.Second, func() { cancel(c.cause) })
+					time.AfterFunc(cmp.Or(c.causeAt, time.Second), func() { cancel(c.cause) })
 				}
 				var discarded error
 				out := e.Run(ctx, execution.Place{}, "x", execution.Request{TTY: !c.noTTY, TimeLimit: c.limit},
