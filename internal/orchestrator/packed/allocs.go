@@ -319,7 +319,7 @@ func (r *allocReader) score() model.NodeScore {
 		s := model.NodeScore{Norm: r.float()}
 		if k, there := r.some(); there {
 			r.names, r.floats = r.names[:0], r.floats[:0]
-			for range k {
+			for i := 0; i < k && r.err == nil; i++ {
 				r.names, r.floats = append(r.names, r.text()), append(r.floats, r.float())
 			}
 			if r.err == nil {

@@ -53,9 +53,20 @@ func TestEqualPartsAreShared(t *testing.T) {
 	if one.TaskGroups[0] != two.TaskGroups[0] || one.TaskGroups[1] == two.TaskGroups[1] {
 		t.Error("equal groups are two, or different ones are one")
 	}
-	again := read("three", "a")
-	if &again.TaskGroups[0] != &one.TaskGroups[0] || &again.TaskGroups[0] == &two.TaskGroups[0] || &again.Datacenters[0] != &two.Datacenters[0] {
-		t.Error("equal lists of groups or datacenters are two, or different ones are one")
+	alone := func(group string) *model.Job {
+		form, err := packed.Job(&model.Job{Datacenters: []string{"dc1", "dc2"}, TaskGroups: []*model.TaskGroup{{Name: group}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := packed.ReadJob(form)
+		if err != nil || got.TaskGroups[0].Name != group {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		return got
+	}
+	a1, a2, other := alone("a"), alone("a"), alone("b")
+	if &a1.TaskGroups[0] != &a2.TaskGroups[0] || &a1.TaskGroups[0] == &other.TaskGroups[0] || &a1.Datacenters[0] != &one.Datacenters[0] {
+		t.Error("equal lists of a group or of datacenters are two, or different ones are one")
 	}
 	alloc := func(id string, available int) *model.Allocation {
 		b, err := packed.Allocs([]*model.Allocation{{

@@ -146,7 +146,20 @@ func (g *groupList) CodecDecodeSelf(d *codec.Decoder) {
 	}
 }
 
-func (g *groupsIn) CodecDecodeSelf(d *codec.Decoder) { *g = groupsIn(*sharedLists.read(formOf(d))) }
+// A list of one group is shared, as most jobs have one; a longer one would be remembered for nothing as soon as one of its groups is the job's own.
+func (g *groupsIn) CodecDecodeSelf(d *codec.Decoder) {
+	form := formOf(d)
+	if len(form) > 0 && form[0] == msgpackListOfOne {
+		*g = groupsIn(*sharedLists.read(form))
+		return
+	}
+	var list groupList
+	if err := Decode(form, &list); err != nil {
+		panic(err)
+	}
+	*g = groupsIn(list)
+}
+
 func (p *placesIn) CodecDecodeSelf(d *codec.Decoder) { *p = *sharedPlaces.read(formOf(d)) }
 func (t *tasksIn) CodecDecodeSelf(d *codec.Decoder)  { *t = *sharedTasks.read(formOf(d)) }
 func (c *countsIn) CodecDecodeSelf(d *codec.Decoder) { *c = *sharedCounts.read(formOf(d)) }
@@ -176,8 +189,8 @@ func detailsOf(pairs []string) map[string]string {
 	return m
 }
 
-// First bytes of values whose lengths follow in four, and of a number that follows in eight.
-const msgpackMap, msgpackText, msgpackFloat = 0xdf, 0xdb, 0xcb
+// First bytes of values whose lengths follow in four, of a number that follows in eight, and of a list of one value.
+const msgpackMap, msgpackText, msgpackFloat, msgpackListOfOne = 0xdf, 0xdb, 0xcb, 0x91
 
 // scoresOf is the scores of these names. Equal ones are one value, which nobody may change: a node's go through the same few while it fills and empties.
 func scoresOf(names []string, scores []float64) map[string]float64 {
@@ -229,14 +242,17 @@ type shared[T any] struct {
 
 // read is the value of a form. It panics with the error of a form that is none, as a codec.Selfer has to.
 func (s *shared[T]) read(form codec.Raw) *T {
-	if v := s.known(form, nil); v != nil {
-		return v
+	remembered := len(form) <= longestShared
+	if remembered {
+		if v := s.known(form, nil); v != nil {
+			return v
+		}
 	}
 	v := new(T)
 	if err := Decode(form, v); err != nil {
 		panic(err)
 	}
-	if len(form) > longestShared {
+	if !remembered {
 		return v
 	}
 	return s.known(form, v)
@@ -283,10 +299,16 @@ func (s *shared[T]) changed() ([]byte, error) {
 
 // CheckShared is an error that tells of a shared value which somebody has changed: for tests.
 func CheckShared() error {
-	for what, changed := range map[string]func() ([]byte, error){"groups": sharedLists.changed, "group": sharedGroups.changed, "datacenters": sharedPlaces.changed, "scores": sharedScores.changed,
-		"tasks": sharedTasks.changed, "counts": sharedCounts.changed, "details": sharedDetails.changed} {
-		if form, err := changed(); form != nil || err != nil {
-			return fmt.Errorf("the shared %s that was read as %q was changed, %v", what, form, err)
+	for _, kind := range []struct {
+		what    string
+		changed func() ([]byte, error)
+	}{
+		{"group", sharedGroups.changed}, // before lists, which are read by it
+		{"groups", sharedLists.changed}, {"datacenters", sharedPlaces.changed}, {"tasks", sharedTasks.changed}, {"counts", sharedCounts.changed},
+		{"scores", sharedScores.changed}, {"details", sharedDetails.changed},
+	} {
+		if form, err := kind.changed(); form != nil || err != nil {
+			return fmt.Errorf("the shared %s that was read as %q was changed, %v", kind.what, form, err)
 		}
 	}
 	return nil

@@ -237,7 +237,12 @@ func TestEventsThatAreNotThereTakeNoRoom(t *testing.T) {
 func TestWhatIsSaidToBeThereTakesNoRoom(t *testing.T) {
 	const said = 1 << 20
 	states := []byte{2, 1, 8, 0, 1, 'a', 0, 0, 0, 0, 0} // reports: one, of task states, of allocation a
-	for name, form := range map[string][]byte{"reports": {2}, "allocations": {1}, "task states": states} {
+	scored := []byte{1, 1, 0, 0, 1, 0x80}               // allocations: one, without a job, of a new template that has nothing in it
+	scored = append(scored, make([]byte, 14)...)        // ids, names, indexes and times
+	scored = append(scored, 1, 1, 0x80, 2, 0, 0)        // new metrics that have nothing in them, with one score, of a node without a name
+	scored = append(scored, 0)                          // of scores that are new
+	scored = append(scored, make([]byte, 8)...)         // their mean
+	for name, form := range map[string][]byte{"reports": {2}, "allocations": {1}, "task states": states, "scores": scored} {
 		form = append(binary.AppendUvarint(form, said), make([]byte, said)...)
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)

@@ -38,7 +38,7 @@ type table struct {
 	more []index // by name
 
 	// share makes texts of an object that is put those of its primary key, of the one that it replaces (nil = none) or of others, which equal them: they are
-	// one in memory then. nil = it does without.
+	// one in memory then. It must not change what they say, as the keys are made already. nil = it does without.
 	share func(t *txn, v, before any, key string)
 }
 
@@ -137,12 +137,15 @@ type place struct{ index, begin, end, own int }
 func (t *txn) commit() {
 	t.at.number++
 	marked := t.marks
-	t.own, t.walks, t.marks, t.parts, t.were, t.key, t.places = nil, nil, nil, nil, nil, nil, nil
+	t.sealed()
 	t.db.newest.Store(t)
 	for i, m := range marked {
 		t.db.gates[i].fire(m, t.at.number)
 	}
 }
+
+// sealed makes it a view that only reads.
+func (t *txn) sealed() { *t = txn{db: t.db, at: t.at} }
 
 // items is a table's primary tree for writing, entries one of its others. A walk under way keeps the one that it began on.
 func (t *txn) items(no int) *btree.BTreeG[item] {

@@ -122,10 +122,7 @@ func coreTables() []tableDef {
 		versionTable(),
 		evalTable(),
 		allocTable(),
-		define(tableTombstones, 8, false, func(t *Tombstone, to []string) []string { return append(to, t.AllocID) }, map[string]parts[Tombstone]{
-			"node":  func(t *Tombstone, to []string) []string { return append(to, t.NodeID) },
-			"ended": func(t *Tombstone, to []string) []string { return append(to, hexTime(t.Time)) },
-		}),
+		tombstoneTable(),
 		define(tableConfig, 9, false, func(_ *SchedulerConfig, to []string) []string { return append(to, "config") }, nil),
 		define(tableIndex, 10, false, func(t *tableState, to []string) []string { return append(to, t.Table) }, nil),
 	}
@@ -148,6 +145,7 @@ func versionTable() tableDef {
 	t := define(tableVersions, 4, false, func(j *model.Job, to []string) []string {
 		return append(to, j.Namespace, j.ID, hexIndex(j.Version))
 	}, nil)
+	t.shape.share = shareVersion
 	t.persist = func(s *Snapshot, w *writer) {
 		for j := range all[model.Job](s, nil, tableVersions, "id") {
 			w.put(t.kind, j)
@@ -161,6 +159,15 @@ func versionTable() tableDef {
 		}
 		return j, err
 	}
+	return t
+}
+
+func tombstoneTable() tableDef {
+	t := define(tableTombstones, 8, false, func(t *Tombstone, to []string) []string { return append(to, t.AllocID) }, map[string]parts[Tombstone]{
+		"node":  func(t *Tombstone, to []string) []string { return append(to, t.NodeID) },
+		"ended": func(t *Tombstone, to []string) []string { return append(to, hexTime(t.Time)) },
+	})
+	t.shape.share = shareTombstone
 	return t
 }
 

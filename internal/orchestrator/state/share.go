@@ -9,10 +9,24 @@ func shareJob(_ *txn, v, before any, key string) {
 	j := v.(*model.Job)
 	named := j.Name == j.ID
 	if before != nil {
-		j.ID = before.(*model.Job).ID
+		same(&j.ID, before.(*model.Job).ID)
 	} else {
-		j.ID = key[len(j.Namespace)+1 : len(key)-1]
+		same(&j.ID, key[len(j.Namespace)+1:len(key)-1])
 	}
+	if named {
+		j.Name = j.ID
+	}
+}
+
+// shareVersion is for a version that was read: where it was registered it is the job that was put just before.
+func shareVersion(t *txn, v, _ any, _ string) {
+	j := v.(*model.Job)
+	of, _ := t.first(tableNo(tableJobs), []string{j.Namespace, j.ID}).(*model.Job)
+	if of == nil || of == j {
+		return
+	}
+	named := j.Name == j.ID
+	same(&j.ID, of.ID)
 	if named {
 		j.Name = j.ID
 	}
@@ -22,23 +36,23 @@ func shareEval(t *txn, v, before any, key string) {
 	e := v.(*model.Evaluation)
 	if before != nil {
 		b := before.(*model.Evaluation)
-		e.ID = b.ID
+		same(&e.ID, b.ID)
 		same(&e.JobID, b.JobID)
 		return
 	}
-	e.ID = key[:len(key)-1]
-	if j := t.first(tableNo(tableJobs), []string{e.Namespace, e.JobID}); j != nil {
-		e.JobID = j.(*model.Job).ID
+	same(&e.ID, key[:len(key)-1])
+	if j, _ := t.first(tableNo(tableJobs), []string{e.Namespace, e.JobID}).(*model.Job); j != nil {
+		same(&e.JobID, j.ID)
 	}
 }
 
 func shareAlloc(t *txn, v, before any, key string) {
 	a := v.(*model.Allocation)
 	if before != nil {
-		a.ID = before.(*model.Allocation).ID // the others were copied with the rest of it
+		same(&a.ID, before.(*model.Allocation).ID) // mostly it is a copy, which has all other texts of it
 		return
 	}
-	a.ID = key[:len(key)-1]
+	same(&a.ID, key[:len(key)-1])
 	if a.Job != nil {
 		same(&a.Namespace, a.Job.Namespace)
 		same(&a.JobID, a.Job.ID)
@@ -50,7 +64,13 @@ func shareAlloc(t *txn, v, before any, key string) {
 		}
 		t.evalID = e.ID
 	}
-	a.EvalID = t.evalID
+	same(&a.EvalID, t.evalID)
+}
+
+// shareTombstone lets go of the allocation's keys.
+func shareTombstone(_ *txn, v, _ any, key string) {
+	d := v.(*Tombstone)
+	same(&d.AllocID, key[:len(key)-1])
 }
 
 // same makes a text the one that equals it.

@@ -270,7 +270,7 @@ func (t *Tx) status(j *model.Job) string {
 		return model.JobRunning
 	}
 	if id := t.touched[jobKey{j.Namespace, j.ID}]; id != "" { // mostly it still is, and spares a walk over all others
-		if a := t.Alloc(nil, id); a != nil && !a.Terminal() {
+		if a := t.Alloc(nil, id); a != nil && a.Namespace == j.Namespace && a.JobID == j.ID && !a.Terminal() {
 			return model.JobRunning
 		}
 	}
@@ -310,6 +310,6 @@ func (s *Store) Suppose(now int64, f func(*Tx) error) (*Snapshot, error) {
 	}
 	tx.deriveStatuses()
 	tx.insert(tableIndex, &tableState{"", tx.index})
-	txn.own, txn.walks, txn.marks = nil, nil, nil // it only reads from here on
+	txn.sealed() // it only reads from here on
 	return &Snapshot{txn: txn, replaced: replaced}, nil
 }
