@@ -53,28 +53,31 @@ func finished(t *testing.T) *state.Store {
 	return s
 }
 
+// restored is a store that was read from a snapshot of another one.
+func restored(t interface{ Fatal(...any) }, s *state.Store, dense bool) *state.Store {
+	var b bytes.Buffer
+	persist := s.Snapshot().Persist
+	if dense {
+		persist = s.Snapshot().PersistDense
+	}
+	if err := persist(&b); err != nil {
+		t.Fatal(err)
+	}
+	other := state.New()
+	if err := other.Restore(&b); err != nil {
+		t.Fatal(err)
+	}
+	return other
+}
+
 // A job that has ended has each of its ids once in memory: whoever has many of them has little to keep and to walk through.
 func TestIdsAreOneInMemory(t *testing.T) {
 	made := finished(t)
-	var snap, dense bytes.Buffer
-	if err := made.Snapshot().Persist(&snap); err != nil {
-		t.Fatal(err)
-	}
-	if err := made.Snapshot().PersistDense(&dense); err != nil {
-		t.Fatal(err)
-	}
-	restored := func(from *bytes.Buffer) *state.Store {
-		s := state.New()
-		if err := s.Restore(from); err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
 	want, err := made.Hash()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, s := range map[string]*state.Store{"made": made, "restored": restored(&snap), "restored from the dense form": restored(&dense)} {
+	for name, s := range map[string]*state.Store{"made": made, "restored": restored(t, made, false), "restored from the dense form": restored(t, made, true)} {
 		now := s.Snapshot()
 		j, e, a := now.Job(nil, "default", "job"), now.Eval(nil, "e1"), now.Alloc(nil, "a1")
 		if j == nil || e == nil || a == nil || j.Status != model.JobDead || e.Status != model.EvalComplete || a.ClientStatus != model.ClientComplete {
@@ -229,18 +232,7 @@ func TestTheStoreAgreesWithItself(t *testing.T) {
 				}
 			}
 			if rapid.IntRange(0, 5).Draw(t, "restore") == 0 {
-				var b bytes.Buffer
-				persist := s.Snapshot().Persist
-				if rapid.Bool().Draw(t, "dense") {
-					persist = s.Snapshot().PersistDense
-				}
-				if err := persist(&b); err != nil {
-					t.Fatal(err)
-				}
-				s = state.New()
-				if err := s.Restore(&b); err != nil {
-					t.Fatal(err)
-				}
+				s = restored(t, s, rapid.Bool().Draw(t, "dense"))
 			}
 			now := s.Snapshot()
 			if err := now.CheckTrees(); err != nil {

@@ -1,7 +1,6 @@
 package state_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -95,21 +94,7 @@ func TestUsageIsTheSumOfWhatIsHeld(t *testing.T) {
 				update(func(tx *state.Tx) { tx.DeregisterJob("default", id, true) })
 			},
 			"collect": func(*rapid.T) { update(func(tx *state.Tx) { tx.Collect(nil, slices.Clone(allocs), nil, nil) }) },
-			"restore": func(t *rapid.T) {
-				var b bytes.Buffer
-				persist := s.Snapshot().Persist
-				if rapid.Bool().Draw(t, "dense") {
-					persist = s.Snapshot().PersistDense
-				}
-				if err := persist(&b); err != nil {
-					t.Fatal(err)
-				}
-				other := state.New()
-				if err := other.Restore(&b); err != nil {
-					t.Fatal(err)
-				}
-				s = other
-			},
+			"restore": func(t *rapid.T) { s = restored(t, s, rapid.Bool().Draw(t, "dense")) },
 			"": func(t *rapid.T) {
 				snap := s.Snapshot()
 				for _, n := range nodes {
