@@ -120,12 +120,32 @@ func coreTables() []tableDef {
 		define(tableNodes, 2, true, func(n *model.Node, to []string) []string { return append(to, n.ID) }, nodeIndexes),
 		jobTable(),
 		versionTable(),
-		evalTable(),
+		sharing(define(tableEvals, 5, true, func(e *model.Evaluation, to []string) []string { return append(to, e.ID) }, map[string]parts[model.Evaluation]{
+			"job": func(e *model.Evaluation, to []string) []string { return append(to, e.Namespace, e.JobID) },
+			"ended": func(e *model.Evaluation, to []string) []string {
+				if !e.Terminal() {
+					return nil
+				}
+				return append(to, hexTime(e.ModifyTime))
+			},
+		}), shareEval),
 		allocTable(),
-		tombstoneTable(),
+		sharing(define(tableTombstones, 8, false, func(t *Tombstone, to []string) []string { return append(to, t.AllocID) }, map[string]parts[Tombstone]{
+			"node":  func(t *Tombstone, to []string) []string { return append(to, t.NodeID) },
+			"ended": func(t *Tombstone, to []string) []string { return append(to, hexTime(t.Time)) },
+		}), shareTombstone),
 		define(tableConfig, 9, false, func(_ *SchedulerConfig, to []string) []string { return append(to, "config") }, nil),
 		define(tableIndex, 10, false, func(t *tableState, to []string) []string { return append(to, t.Table) }, nil),
 	}
+}
+
+// sharing has f make texts of what is put into a table those of others, see table.share. before is nil where nothing is replaced.
+func sharing[T any](t tableDef, f func(t *txn, v, before *T, key string)) tableDef {
+	t.shape.share = func(txn *txn, v, before any, key string) {
+		b, _ := before.(*T)
+		f(txn, v.(*T), b, key)
+	}
+	return t
 }
 
 // derived makes a table one that is filled in from others: it is in no snapshot on disk.
@@ -136,7 +156,7 @@ func derived(t tableDef) tableDef {
 
 func jobTable() tableDef {
 	t := define(tableJobs, 3, true, func(j *model.Job, to []string) []string { return append(to, j.Namespace, j.ID) }, jobIndexes)
-	t.shape.share = shareJob
+	t = sharing(t, shareJob)
 	t.restore = func(r *reader) (any, error) { return r.job() }
 	return t
 }
@@ -145,7 +165,7 @@ func versionTable() tableDef {
 	t := define(tableVersions, 4, false, func(j *model.Job, to []string) []string {
 		return append(to, j.Namespace, j.ID, hexIndex(j.Version))
 	}, nil)
-	t.shape.share = shareVersion
+	t = sharing(t, shareVersion)
 	t.persist = func(s *Snapshot, w *writer) {
 		for j := range all[model.Job](s, nil, tableVersions, "id") {
 			w.put(t.kind, j)
@@ -159,29 +179,6 @@ func versionTable() tableDef {
 		}
 		return j, err
 	}
-	return t
-}
-
-func tombstoneTable() tableDef {
-	t := define(tableTombstones, 8, false, func(t *Tombstone, to []string) []string { return append(to, t.AllocID) }, map[string]parts[Tombstone]{
-		"node":  func(t *Tombstone, to []string) []string { return append(to, t.NodeID) },
-		"ended": func(t *Tombstone, to []string) []string { return append(to, hexTime(t.Time)) },
-	})
-	t.shape.share = shareTombstone
-	return t
-}
-
-func evalTable() tableDef {
-	t := define(tableEvals, 5, true, func(e *model.Evaluation, to []string) []string { return append(to, e.ID) }, map[string]parts[model.Evaluation]{
-		"job": func(e *model.Evaluation, to []string) []string { return append(to, e.Namespace, e.JobID) },
-		"ended": func(e *model.Evaluation, to []string) []string {
-			if !e.Terminal() {
-				return nil
-			}
-			return append(to, hexTime(e.ModifyTime))
-		},
-	})
-	t.shape.share = shareEval
 	return t
 }
 
@@ -200,7 +197,7 @@ func allocTable() tableDef {
 			return append(to, hexTime(a.ModifyTime))
 		},
 	})
-	t.shape.share = shareAlloc
+	t = sharing(t, shareAlloc)
 	t.persist = func(s *Snapshot, w *writer) {
 		if w.dense {
 			w.allocs(s)

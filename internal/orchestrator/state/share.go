@@ -5,11 +5,10 @@ import "rockpool/internal/orchestrator/model"
 // The ids of a job, its evaluations and its allocations are in each of them and in the keys of all. Here they become one in memory: a job that has ended is for the most
 // part such texts, and what is in memory is walked through in each collection of garbage.
 
-func shareJob(_ *txn, v, before any, key string) {
-	j := v.(*model.Job)
+func shareJob(_ *txn, j, before *model.Job, key string) {
 	named := j.Name == j.ID
 	if before != nil {
-		same(&j.ID, before.(*model.Job).ID)
+		same(&j.ID, before.ID)
 	} else {
 		same(&j.ID, key[len(j.Namespace)+1:len(key)-1])
 	}
@@ -19,8 +18,7 @@ func shareJob(_ *txn, v, before any, key string) {
 }
 
 // shareVersion is for a version that was read: where it was registered it is the job that was put just before.
-func shareVersion(t *txn, v, _ any, _ string) {
-	j := v.(*model.Job)
+func shareVersion(t *txn, j, _ *model.Job, _ string) {
 	of, _ := t.first(tableNo(tableJobs), []string{j.Namespace, j.ID}).(*model.Job)
 	if of == nil || of == j {
 		return
@@ -32,12 +30,10 @@ func shareVersion(t *txn, v, _ any, _ string) {
 	}
 }
 
-func shareEval(t *txn, v, before any, key string) {
-	e := v.(*model.Evaluation)
+func shareEval(t *txn, e, before *model.Evaluation, key string) {
 	if before != nil {
-		b := before.(*model.Evaluation)
-		same(&e.ID, b.ID)
-		same(&e.JobID, b.JobID)
+		same(&e.ID, before.ID)
+		same(&e.JobID, before.JobID)
 		return
 	}
 	same(&e.ID, key[:len(key)-1])
@@ -46,10 +42,9 @@ func shareEval(t *txn, v, before any, key string) {
 	}
 }
 
-func shareAlloc(t *txn, v, before any, key string) {
-	a := v.(*model.Allocation)
+func shareAlloc(t *txn, a, before *model.Allocation, key string) {
 	if before != nil {
-		same(&a.ID, before.(*model.Allocation).ID) // mostly it is a copy, which has all other texts of it
+		same(&a.ID, before.ID) // mostly it is a copy, which has all other texts of it
 		return
 	}
 	same(&a.ID, key[:len(key)-1])
@@ -68,8 +63,7 @@ func shareAlloc(t *txn, v, before any, key string) {
 }
 
 // shareTombstone lets go of the allocation's keys.
-func shareTombstone(_ *txn, v, _ any, key string) {
-	d := v.(*Tombstone)
+func shareTombstone(_ *txn, d, _ *Tombstone, key string) {
 	same(&d.AllocID, key[:len(key)-1])
 }
 

@@ -187,7 +187,7 @@ func (e *Engine) judge(ctx context.Context, at Place, id string, c Client, r end
 		}
 		return Outcome{Kind: Failed, Err: r.err}
 	}
-	if r.exit.Unproved { // a program that was killed alone is one that used up its memory for who reads 137: not so one whose runner was ended
+	if r.exit.Unproved { // clients read 137 as out of memory, which a program that fell with its runner need not have been
 		if cause := waitCause(ctx, oomTime); cause != nil {
 			return e.verdict(cause)
 		}
