@@ -345,13 +345,13 @@ func flushed(w http.ResponseWriter, r reply) error {
 	if err := data.add(r.body); err != nil {
 		return err
 	}
-	data.b.WriteByte('\n')
+	data.WriteByte('\n')
 	h := w.Header()
 	r.HTTPHeader(h)
 	h.Set("Content-Type", "application/json")
-	h.Set("Content-Length", strconv.Itoa(data.b.Len()))
+	h.Set("Content-Length", strconv.Itoa(data.Len()))
 	w.WriteHeader(http.StatusOK)
-	if _, err := w.Write(data.b.Bytes()); err != nil {
+	if _, err := w.Write(data.Bytes()); err != nil {
 		return err
 	}
 	data.release()

@@ -261,9 +261,9 @@ func (a *API) watchNode(w http.ResponseWriter, r *http.Request, _ auth.Identity,
 		if err := message(line); err != nil {
 			return err
 		}
-		line.b.WriteByte('\n')
+		line.WriteByte('\n')
 		_ = rc.SetWriteDeadline(time.Now().Add(pushBound))
-		if _, err := w.Write(line.b.Bytes()); err != nil {
+		if _, err := w.Write(line.Bytes()); err != nil {
 			return err
 		}
 		line.release()

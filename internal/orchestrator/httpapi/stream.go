@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"reflect"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"rockpool/internal/auth"
 	"rockpool/internal/fault"
 	"rockpool/internal/orchestrator/events"
+	"rockpool/internal/orchestrator/jsonform"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/wire"
 )
@@ -84,7 +84,7 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, id auth.Ident
 	h.Set("Cache-Control", "no-cache")
 	h.Set("Connection", "close")
 	rc := http.NewResponseController(w)
-	var line bytes.Buffer
+	var line jsonform.Writer
 	send := func() error {
 		_ = rc.SetWriteDeadline(time.Now().Add(streamBound))
 		if _, err := w.Write(line.Bytes()); err != nil {
@@ -121,19 +121,18 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, id auth.Ident
 }
 
 // writeFrame writes the events of one log entry as a line. What is made for the only reader there is is not kept for others.
-func (a *API) writeFrame(line *bytes.Buffer, index uint64, batch []*events.Event) {
-	fmt.Fprintf(line, `{"Index":%d,"Events":[`, index)
-	for i, e := range batch {
-		if i > 0 {
-			line.WriteByte(',')
-		}
+func (a *API) writeFrame(line *jsonform.Writer, index uint64, batch []*events.Event) {
+	line.WriteString(`{"Index":`)
+	line.Uint(index)
+	line.WriteString(`,"Events":`)
+	jsonform.List(line, batch, func(line *jsonform.Writer, e *events.Event) {
 		if a.readers.Load() > 1 {
-			line.Write(e.Encoded(encodeEvent))
+			line.Raw(e.Encoded(encodeEvent))
 		} else {
 			writeEvent(line, e)
 		}
-	}
-	line.WriteString("]}\n")
+	})
+	line.WriteString("}\n")
 }
 
 var errIdle = errors.New("no event for a while")
@@ -142,11 +141,15 @@ var errIdle = errors.New("no event for a while")
 type payload struct {
 	object reflect.Type
 	name   string // its key in Payload
-	out    func(any) any
+	write  func(*jsonform.Writer, any)
 }
 
 func payloadOf[T any](name string, out func(*T) any) payload {
-	return payload{reflect.TypeFor[*T](), name, func(o any) any { return out(o.(*T)) }}
+	return payloadWritten(name, func(w *jsonform.Writer, o *T) { w.Value(out(o)) })
+}
+
+func payloadWritten[T any](name string, write func(*jsonform.Writer, *T)) payload {
+	return payload{reflect.TypeFor[*T](), name, func(w *jsonform.Writer, o any) { write(w, o.(*T)) }}
 }
 
 // corePayloads belong to the core of events' table of topics. Other areas have lists of their own; see payloads.
@@ -157,7 +160,7 @@ var corePayloads = []payload{
 		return out
 	}),
 	payloadOf("Evaluation", func(e *model.Evaluation) any { return wire.EvalOut(e) }),
-	payloadOf("Allocation", func(a *model.Allocation) any { return wire.AllocWithoutJob(a) }),
+	payloadWritten("Allocation", wire.WriteAllocWithoutJob),
 	payloadOf("Deployment", func(d *model.Deployment) any { return wire.DeploymentOut(d) }),
 	payloadOf("Node", func(n *model.Node) any { return wire.NodeOut(n) }),
 }
@@ -174,40 +177,46 @@ var payloads = func() map[reflect.Type]payload {
 func encodeEvent(e *events.Event) []byte {
 	w := newJSONWriter()
 	defer w.release()
-	w.event(e)
-	return bytes.Clone(w.b.Bytes())
+	writeEvent(&w.Writer, e)
+	return bytes.Clone(w.Bytes())
 }
 
 // writeEvent writes an event's form on the wire.
-func writeEvent(out *bytes.Buffer, e *events.Event) {
-	w := newJSONWriter()
-	defer w.release()
-	w.event(e)
-	out.Write(w.b.Bytes())
+func writeEvent(w *jsonform.Writer, e *events.Event) {
+	writeEventForm(w, e)
+	if err := w.Err(); err != nil {
+		panic("httpapi: an event cannot be encoded: " + err.Error())
+	}
 }
 
-// event writes an event's form. The payload has at most two keys: a map of them would take longer than both.
-func (w *jsonWriter) event(e *events.Event) {
-	err := w.add(struct {
-		Topic, Type, Key, Namespace string
-		FilterKeys                  []string
-		Index                       uint64
-	}{e.Topic, e.Type, e.Key, e.Namespace, e.FilterKeys, e.Index})
-	w.b.Truncate(w.b.Len() - len("}"))
-	w.b.WriteString(`,"Payload":{`)
+var writeEventForm = jsonform.Of(struct {
+	Topic, Type, Key, Namespace string
+	FilterKeys                  []string
+	Index                       uint64
+	Payload                     struct{}
+}{"topic", "type", "key", "namespace", []string{}, 1, struct{}{}},
+	jsonform.At("topic", func(w *jsonform.Writer, e *events.Event) { w.Text(e.Topic) }),
+	jsonform.At("type", func(w *jsonform.Writer, e *events.Event) { w.Text(e.Type) }),
+	jsonform.At("key", func(w *jsonform.Writer, e *events.Event) { w.Text(e.Key) }),
+	jsonform.At("namespace", func(w *jsonform.Writer, e *events.Event) { w.Text(e.Namespace) }),
+	jsonform.At([]string{}, func(w *jsonform.Writer, e *events.Event) { jsonform.List(w, e.FilterKeys, (*jsonform.Writer).Text) }),
+	jsonform.At(1, func(w *jsonform.Writer, e *events.Event) { w.Uint(e.Index) }),
+	jsonform.At(struct{}{}, writePayload),
+)
+
+// writePayload writes an object with at most two keys: the object itself, and that it was removed.
+func writePayload(w *jsonform.Writer, e *events.Event) {
+	w.WriteByte('{')
 	p, ok := payloads[reflect.TypeOf(e.Object)]
 	if ok {
-		w.b.WriteString(`"` + p.name + `":`)
-		err = errors.Join(err, w.add(p.out(e.Object)))
+		w.WriteString(`"` + p.name + `":`)
+		p.write(w, e.Object)
 	}
 	if e.Deleted {
 		if ok {
-			w.b.WriteByte(',')
+			w.WriteByte(',')
 		}
-		w.b.WriteString(`"Deleted":true`)
+		w.WriteString(`"Deleted":true`)
 	}
-	w.b.WriteString("}}")
-	if err != nil {
-		panic("httpapi: an event cannot be encoded: " + err.Error())
-	}
+	w.WriteByte('}')
 }

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"maps"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -55,13 +56,9 @@ func AllocOut(a *model.Allocation) *Allocation {
 
 // AllocWithoutJob is the allocation as events have it.
 func AllocWithoutJob(a *model.Allocation) *Allocation {
-	metrics := MetricOut(a.Metrics)
-	if metrics != nil && a.Job != nil {
-		metrics.NodePool = a.Job.NodePool
-	}
 	return (*Allocation)(&api.Allocation{
 		ID: a.ID, Namespace: a.Namespace, EvalID: a.EvalID, Name: a.Name, NodeID: a.NodeID, NodeName: a.NodeName, JobID: a.JobID,
-		TaskGroup: a.TaskGroup, AllocatedResources: resourcesOut(a), Metrics: metrics,
+		TaskGroup: a.TaskGroup, AllocatedResources: resourcesOut(a), Metrics: metricsOf(a),
 		DesiredStatus: a.DesiredStatus, DesiredDescription: a.DesiredDescription, ClientStatus: a.ClientStatus,
 		ClientDescription: a.ClientDescription, TaskStates: statesOut(a.TaskStates), FollowupEvalID: a.FollowupEvalID,
 		PreviousAllocation: a.PreviousAllocation, NextAllocation: a.NextAllocation, CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex,
@@ -69,6 +66,23 @@ func AllocWithoutJob(a *model.Allocation) *Allocation {
 		DeploymentID: a.DeploymentID, DeploymentStatus: healthOut(a.DeploymentStatus), DesiredTransition: transitionOut(a.Transition),
 		RescheduleTracker: reschedulesOut(a.Reschedules), PreemptedAllocations: a.Preempts, PreemptedByAllocation: a.PreemptedBy,
 	})
+}
+
+// metricsOf explains the placement of an allocation.
+func metricsOf(a *model.Allocation) *api.AllocationMetric {
+	out := MetricOut(a.Metrics)
+	if out != nil {
+		out.NodePool = poolOf(a)
+	}
+	return out
+}
+
+// poolOf is the pool in which a node was looked for.
+func poolOf(a *model.Allocation) string {
+	if a.Job != nil {
+		return a.Job.NodePool
+	}
+	return a.Metrics.NodePool
 }
 
 func networkStatusOut(s *model.NetworkStatus) *api.AllocNetworkStatus {
@@ -104,26 +118,41 @@ func AllocStub(a *model.Allocation, resources, states bool) *api.AllocationListS
 func resourcesOut(a *model.Allocation) *api.AllocatedResources {
 	r := &a.Resources
 	out := &api.AllocatedResources{
-		Tasks: map[string]*api.AllocatedTaskResources{},
-		Shared: api.AllocatedSharedResources{DiskMB: int64(r.DiskMB), Ports: each(r.Ports, func(p model.AllocatedPort) api.PortMapping {
-			return api.PortMapping{Label: p.Label, Value: p.Value, To: p.To, HostIP: p.HostIP}
-		})},
-	}
-	if a.Job != nil {
-		if g := a.Job.Group(a.TaskGroup); g != nil {
-			out.Shared.Networks = each(g.Networks, func(n model.Network) *api.NetworkResource { return allocatedNetwork(n, r.Ports) })
-		}
+		Tasks:  make(map[string]*api.AllocatedTaskResources, len(r.Tasks)),
+		Shared: api.AllocatedSharedResources{DiskMB: int64(r.DiskMB), Networks: networksOut(a), Ports: portsOut(r.Ports)},
 	}
 	for name, t := range r.Tasks {
 		out.Tasks[name] = &api.AllocatedTaskResources{
-			Cpu:    api.AllocatedCpuResources{CpuShares: int64(t.CPU)},
-			Memory: api.AllocatedMemoryResources{MemoryMB: int64(t.MemoryMB), MemoryMaxMB: int64(t.MemoryMaxMB)},
-			Devices: each(t.Devices, func(d model.AllocatedDevice) *api.AllocatedDeviceResource {
-				return &api.AllocatedDeviceResource{Vendor: d.Vendor, Type: d.Type, Name: d.Name, DeviceIDs: d.DeviceIDs}
-			}),
+			Cpu:     api.AllocatedCpuResources{CpuShares: int64(t.CPU)},
+			Memory:  api.AllocatedMemoryResources{MemoryMB: int64(t.MemoryMB), MemoryMaxMB: int64(t.MemoryMaxMB)},
+			Devices: devicesOut(t.Devices),
 		}
 	}
 	return out
+}
+
+func portsOut(in []model.AllocatedPort) []api.PortMapping {
+	return each(in, func(p model.AllocatedPort) api.PortMapping {
+		return api.PortMapping{Label: p.Label, Value: p.Value, To: p.To, HostIP: p.HostIP}
+	})
+}
+
+func devicesOut(in []model.AllocatedDevice) []*api.AllocatedDeviceResource {
+	return each(in, func(d model.AllocatedDevice) *api.AllocatedDeviceResource {
+		return &api.AllocatedDeviceResource{Vendor: d.Vendor, Type: d.Type, Name: d.Name, DeviceIDs: d.DeviceIDs}
+	})
+}
+
+// networksOut are those of an allocation's group.
+func networksOut(a *model.Allocation) []*api.NetworkResource {
+	if a.Job == nil {
+		return nil
+	}
+	g := a.Job.Group(a.TaskGroup)
+	if g == nil {
+		return nil
+	}
+	return each(g.Networks, func(n model.Network) *api.NetworkResource { return allocatedNetwork(n, a.Resources.Ports) })
 }
 
 // allocatedNetwork is what the group asked for, with the ports that it got.
@@ -146,16 +175,25 @@ func statesOut(in map[string]*model.TaskState) map[string]*api.TaskState {
 		return nil
 	}
 	out := make(map[string]*api.TaskState, len(in))
-	for name, s := range in {
-		if s == nil {
-			continue
-		}
+	for name, s := range knownStates(in) {
 		out[name] = &api.TaskState{
 			State: s.State, Failed: s.Failed, Restarts: s.Restarts, LastRestart: unix(s.LastRestart), StartedAt: unix(s.StartedAt),
 			FinishedAt: unix(s.FinishedAt), Events: each(s.Events, eventOut),
 		}
 	}
 	return out
+}
+
+// knownStates are those of tasks of which something was told.
+func knownStates(in map[string]*model.TaskState) map[string]*model.TaskState {
+	for _, s := range in {
+		if s == nil {
+			out := maps.Clone(in)
+			maps.DeleteFunc(out, func(_ string, s *model.TaskState) bool { return s == nil })
+			return out
+		}
+	}
+	return in
 }
 
 func eventOut(e *model.TaskEvent) *api.TaskEvent {
