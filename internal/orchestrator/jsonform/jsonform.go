@@ -68,8 +68,11 @@ type Writer struct {
 func (w *Writer) Err() error { return w.err }
 
 // Reset makes a writer as good as new, but for its memory.
-func (w *Writer) Reset() {
-	w.Buffer.Reset()
+func (w *Writer) Reset() { w.Undo(0) }
+
+// Undo forgets what was written behind the first n bytes, and the error.
+func (w *Writer) Undo(n int) {
+	w.Truncate(n)
 	w.err = nil
 }
 

@@ -1,37 +1,15 @@
 package jsonform_test
 
 import (
-	"bytes"
-	"encoding/json"
 	"math"
-	"strings"
 	"testing"
 	"time"
 
 	"pgregory.net/rapid"
 
 	"rockpool/internal/orchestrator/jsonform"
+	"rockpool/internal/orchestrator/jsonform/jsonformtest"
 )
-
-// encoded is what encoding/json makes of a value; "" = it refuses it.
-func encoded(v any) string {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if enc.Encode(v) != nil {
-		return ""
-	}
-	return strings.TrimSuffix(b.String(), "\n")
-}
-
-func written(write func(*jsonform.Writer)) string {
-	var w jsonform.Writer
-	write(&w)
-	if w.Err() != nil {
-		return ""
-	}
-	return w.String()
-}
 
 type inner struct {
 	Words map[string]string
@@ -74,7 +52,7 @@ var writeOuter = jsonform.Of(outer{
 
 // What a form writes is what encoding/json does, byte by byte, whatever the values are, and it refuses what that refuses.
 func TestAFormIsWhatEncodingJSONMakes(t *testing.T) {
-	text := rapid.OneOf(rapid.Just(""), rapid.StringMatching(`[ -~]{0,20}`), rapid.String(), rapid.Map(rapid.SliceOfN(rapid.Byte(), 0, 8), func(b []byte) string { return string(b) }))
+	text := rapid.OneOf(rapid.SampledFrom([]string{"", "\x80", "\x7f", "\x1f", "\u2028", "<&>", "\"", "\\"}), rapid.StringMatching(`[ -~]{0,20}`), rapid.String(), rapid.Map(rapid.SliceOfN(rapid.Byte(), 0, 8), func(b []byte) string { return string(b) }))
 	number := rapid.OneOf(rapid.Float64(), rapid.SampledFrom([]float64{0, math.Copysign(0, -1), 1, -1, 1e-6, 9.99e-7, 1e21, 9.99e20, -1e21, 1e300, 5e-324, math.NaN(), math.Inf(1), math.Inf(-1)}))
 	parts := rapid.Custom(func(t *rapid.T) inner {
 		return inner{
@@ -89,7 +67,7 @@ func TestAFormIsWhatEncodingJSONMakes(t *testing.T) {
 			At:    time.Unix(rapid.OneOf(rapid.Int64Range(-62135596800-1e8, 253402300800+1e8), rapid.Just(int64(0))).Draw(t, "at"), rapid.Int64Range(0, 999_999_999).Draw(t, "ns")).In(zones.Draw(t, "zone")),
 			Inner: parts.Draw(t, "inner"), Parts: rapid.MapOfN(text, parts, 0, 3).Draw(t, "parts"), After: []string{"end"},
 		}
-		if got, want := written(func(w *jsonform.Writer) { writeOuter(w, o) }), encoded(o); got != want {
+		if got, want := jsonformtest.Written(func(w *jsonform.Writer) { writeOuter(w, o) }), jsonformtest.Encoded(o); got != want {
 			t.Fatalf("written:  %s\nexpected: %s", got, want)
 		}
 	})

@@ -1,10 +1,9 @@
 package node
 
 import (
-	"bytes"
-	"encoding/json"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
-	"fmt"
 	"hash/crc32"
 	"sync"
 )
@@ -23,8 +22,7 @@ type stateWriter struct {
 	ended bool
 
 	// of the goroutine alone
-	out   bytes.Buffer
-	enc   *json.Encoder // to out
+	out   writer
 	ready []*unwritten
 }
 
@@ -46,9 +44,7 @@ const (
 var errStateClosed = errors.New("the state is not open")
 
 func newStateWriter(db *stateDB) *stateWriter {
-	w := &stateWriter{db: db, there: make(chan struct{}, 1)}
-	w.enc = json.NewEncoder(&w.out)
-	return w
+	return &stateWriter{db: db, there: make(chan struct{}, 1)}
 }
 
 // start begins to write. end must follow.
@@ -136,7 +132,7 @@ func (w *stateWriter) piece(queue []*unwritten) []*unwritten {
 	w.ready = w.ready[:0]
 	w.out.Reset()
 	if w.out.Cap() > longestKept {
-		w.out = bytes.Buffer{}
+		w.out = writer{}
 	}
 	return queue
 }
@@ -160,13 +156,17 @@ func (w *stateWriter) write() {
 func (w *stateWriter) encode(u *unwritten) error {
 	at := w.out.Len()
 	w.out.WriteString(noSum)
-	if err := w.enc.Encode(u.line); err != nil {
-		w.out.Truncate(at)
+	u.line.write(&w.out)
+	if err := w.out.Err(); err != nil {
+		w.out.Undo(at)
 		return err
 	}
 	b := w.out.Bytes()[at:]
-	copy(b, fmt.Appendf(make([]byte, 0, len(noSum)), "%08x", crc32.ChecksumIEEE(b[len(noSum):len(b)-1])))
-	u.at, u.n = int64(at), int64(len(b))
+	var sum [4]byte
+	binary.BigEndian.PutUint32(sum[:], crc32.ChecksumIEEE(b[len(noSum):]))
+	hex.Encode(b, sum[:])
+	w.out.WriteByte('\n')
+	u.at, u.n = int64(at), int64(len(b)+1)
 	return nil
 }
 

@@ -1,101 +1,30 @@
 package wire_test
 
 import (
-	"bytes"
-	"encoding/json"
 	"reflect"
 	"testing"
 
 	"pgregory.net/rapid"
 
 	"rockpool/internal/orchestrator/jsonform"
+	"rockpool/internal/orchestrator/jsonform/jsonformtest"
 	"rockpool/internal/orchestrator/model"
 	"rockpool/internal/orchestrator/wire"
 )
 
-// encodedAlloc is what encoding/json makes of an allocation's wire form; "" = it refuses it.
-func encodedAlloc(a *model.Allocation) string {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if enc.Encode(wire.AllocWithoutJob(a)) != nil {
-		return ""
-	}
-	return string(bytes.TrimSuffix(b.Bytes(), []byte("\n")))
-}
+func encodedAlloc(a *model.Allocation) string { return jsonformtest.Encoded(wire.AllocWithoutJob(a)) }
 
 func writtenAlloc(a *model.Allocation) string {
-	var w jsonform.Writer
-	wire.WriteAllocWithoutJob(&w, a)
-	if w.Err() != nil {
-		return ""
-	}
-	return w.String()
-}
-
-// drawInto draws all that a value consists of. What lists and maps have is never nil.
-func drawInto(t *rapid.T, v reflect.Value, name string) {
-	some := func() bool { return rapid.Bool().Draw(t, name+" is there") }
-	switch v.Kind() {
-	case reflect.String:
-		v.SetString(rapid.OneOf(rapid.Just(""), rapid.StringMatching(`[a-z0-9-]{1,12}`), rapid.String()).Draw(t, name))
-	case reflect.Bool:
-		v.SetBool(rapid.Bool().Draw(t, name))
-	case reflect.Int, reflect.Int64:
-		v.SetInt(rapid.OneOf(rapid.Just(int64(0)), rapid.Int64()).Draw(t, name))
-	case reflect.Uint64:
-		v.SetUint(rapid.OneOf(rapid.Just(uint64(0)), rapid.Uint64()).Draw(t, name))
-	case reflect.Float64:
-		v.SetFloat(rapid.Float64().Draw(t, name))
-	case reflect.Pointer:
-		if v.Type() == reflect.TypeFor[*model.Job]() {
-			if some() {
-				v.Set(reflect.ValueOf(drawJob(t)))
-			}
-		} else if some() {
-			v.Set(reflect.New(v.Type().Elem()))
-			drawInto(t, v.Elem(), name)
-		}
-	case reflect.Slice:
-		if some() {
-			v.Set(reflect.MakeSlice(v.Type(), rapid.IntRange(0, 2).Draw(t, name+" length"), 2))
-			for i := range v.Len() {
-				drawElement(t, v.Index(i), name)
-			}
-		}
-	case reflect.Map:
-		if some() {
-			v.Set(reflect.MakeMap(v.Type()))
-			for range rapid.IntRange(0, 3).Draw(t, name+" length") {
-				key, value := reflect.New(v.Type().Key()).Elem(), reflect.New(v.Type().Elem()).Elem()
-				drawInto(t, key, name+" key")
-				drawElement(t, value, name)
-				v.SetMapIndex(key, value)
-			}
-		}
-	case reflect.Struct:
-		for i := range v.NumField() {
-			drawInto(t, v.Field(i), name+"."+v.Type().Field(i).Name)
-		}
-	default:
-		t.Fatalf("%s is a %s, which this test does not know", name, v.Kind())
-	}
-}
-
-func drawElement(t *rapid.T, v reflect.Value, name string) {
-	if v.Kind() == reflect.Pointer {
-		v.Set(reflect.New(v.Type().Elem()))
-		v = v.Elem()
-	}
-	drawInto(t, v, name)
+	return jsonformtest.Written(func(w *jsonform.Writer) { wire.WriteAllocWithoutJob(w, a) })
 }
 
 // drawJob has what an allocation's form takes from its job.
-func drawJob(t *rapid.T) *model.Job {
-	g := &model.TaskGroup{Name: "g"}
-	if rapid.Bool().Draw(t, "networks") {
-		drawInto(t, reflect.ValueOf(&g.Networks).Elem(), "network")
+func drawJob(t *rapid.T) any {
+	if rapid.Bool().Draw(t, "no job") {
+		return (*model.Job)(nil)
 	}
+	g := &model.TaskGroup{Name: "g"}
+	jsonformtest.Draw(t, &g.Networks, nil)
 	return &model.Job{ID: "j", NodePool: rapid.SampledFrom([]string{"", "gpu"}).Draw(t, "pool"), TaskGroups: []*model.TaskGroup{g}}
 }
 
@@ -104,7 +33,7 @@ func TestAnAllocationIsWrittenAsItsWireForm(t *testing.T) {
 	whole := 0
 	rapid.Check(t, func(t *rapid.T) {
 		a := &model.Allocation{}
-		drawInto(t, reflect.ValueOf(a).Elem(), "alloc")
+		jsonformtest.Draw(t, a, map[reflect.Type]func(*rapid.T) any{reflect.TypeFor[*model.Job](): drawJob})
 		if rapid.Bool().Draw(t, "of its group") {
 			a.TaskGroup = "g"
 		}
