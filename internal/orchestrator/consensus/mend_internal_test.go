@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftwal "github.com/hashicorp/raft-wal"
 	"github.com/hashicorp/raft-wal/metadb"
+	"github.com/hashicorp/raft-wal/segment"
 )
 
 func entries(from, to uint64) (out []*raft.Log) {
@@ -28,7 +29,7 @@ func openLog(t *testing.T, dir string, mended bool) (*raftwal.WAL, func()) {
 			t.Fatal(err)
 		}
 	}
-	w, err := raftwal.Open(dir, raftwal.WithSegmentSize(8<<10), raftwal.WithMetaStore(meta))
+	w, err := raftwal.Open(dir, raftwal.WithSegmentSize(8<<10), raftwal.WithMetaStore(meta), raftwal.WithSegmentFiler(segment.NewFiler(dir, newLogFiles())))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftwal "github.com/hashicorp/raft-wal"
 	"github.com/hashicorp/raft-wal/metadb"
+	"github.com/hashicorp/raft-wal/segment"
 	"golang.org/x/sys/unix"
 )
 
@@ -94,7 +95,7 @@ func (r *Raft) open() (stores, error) {
 		return stores{}, errors.Join(err, closeAll())
 	}
 	wal, err := raftwal.Open(dir, raftwal.WithSegmentSize(cmp.Or(r.cfg.SegmentBytes, 64<<20)), raftwal.WithMetaStore(meta),
-		raftwal.WithLogger(bridge(r.cfg.Log)))
+		raftwal.WithSegmentFiler(segment.NewFiler(dir, newLogFiles())), raftwal.WithLogger(bridge(r.cfg.Log)))
 	if err != nil {
 		return stores{}, errors.Join(fmt.Errorf("open the log in %s: %w", dir, err), closeAll())
 	}
