@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -15,15 +14,16 @@ import (
 	"pgregory.net/rapid"
 )
 
-// inPlace skips where zeros are not written ahead, see hole.
-func inPlace(t *testing.T, dir string) {
+// writtenAhead skips where zeros are not written ahead.
+func writtenAhead(t *testing.T, dir string) {
 	t.Helper()
-	var s unix.Statfs_t
-	if err := unix.Statfs(dir, &s); err != nil {
+	d, err := os.Open(dir)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Type != unix.EXT4_SUPER_MAGIC && s.Type != unix.XFS_SUPER_MAGIC {
-		t.Skipf("%s is on a file system of type %x, where nothing is written ahead", dir, s.Type)
+	defer d.Close()
+	if !inPlace(d.Fd()) {
+		t.Skipf("%s is on a file system on which nothing is written ahead", dir)
 	}
 }
 
@@ -53,9 +53,10 @@ func seek(t *testing.T, path string, from int64, whence int) int64 {
 	return at
 }
 
-// What is in a file is what raft-wal's own files have in them, whatever is written, torn off and opened again.
-func TestWritingAheadChangesNothingThatIsRead(t *testing.T) {
+// Entries are in the file as they are in raft-wal's own, whatever is written and torn off, and behind them, where a later start looks for more, there is nothing.
+func TestWritingAheadChangesNothingOfEntries(t *testing.T) {
 	top := t.TempDir()
+	writtenAhead(t, top)
 	n := 0
 	rapid.Check(t, func(t *rapid.T) {
 		n++
@@ -64,61 +65,53 @@ func TestWritingAheadChangesNothingThatIsRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		size := rapid.SampledFrom([]uint64{0, 4096, 100_000, fillAhead, 3*fillAhead + 17}).Draw(t, "size")
-		both := map[string]types.VFS{"ours": newLogFiles(), "plain": walfs.New()}
-		files := map[string]types.WritableFile{}
-		for name, v := range both {
-			f, err := v.Create(dir, name, size)
-			if err != nil {
+		files := newLogFiles()
+		f, err := files.Create(dir, "log", size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want []byte
+		torn := false // there may be the rest of a batch behind, if nothing was written ahead of the last one
+		for range rapid.IntRange(1, 12).Draw(t, "steps") {
+			if rapid.IntRange(0, 5).Draw(t, "what") == 0 { // a start after a crash, which has left some of the last batches
+				if err := f.Close(); err != nil {
+					t.Fatal(err)
+				}
+				want = want[:rapid.IntRange(0, len(want)).Draw(t, "kept")]
+				if f, err = files.OpenWriter(dir, "log"); err != nil {
+					t.Fatal(err)
+				}
+				torn = true
+				continue
+			}
+			length := rapid.SampledFrom([]int{1, 300, 4096, largeBatch - 1, largeBatch, fillAhead + 1}).Draw(t, "length")
+			if left := f.(*logFile).filled - int64(len(want)); left > 0 && rapid.Bool().Draw(t, "up to what is filled") {
+				length = int(max(1, left-rapid.SampledFrom([]int64{0, 1, nextFrame, 50}).Draw(t, "less")))
+			}
+			batch := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(t, "byte"))}, length)
+			if _, err := f.WriteAt(batch, int64(len(want))); err != nil {
 				t.Fatal(err)
 			}
-			files[name] = f
-		}
-		each := func(do func(name string, f types.WritableFile) error) {
-			for name, f := range files {
-				if err := do(name, f); err != nil {
-					t.Fatal(name, err)
-				}
+			if err := f.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			want = append(want, batch...)
+			got, err := os.ReadFile(filepath.Join(dir, "log"))
+			if err != nil || !bytes.HasPrefix(got, want) {
+				t.Fatalf("the entries are not there whole, %v", err)
+			}
+			if length >= largeBatch && torn {
+				continue
+			}
+			if behind := got[len(want):min(len(got), len(want)+nextFrame)]; bytes.Count(behind, []byte{0}) != len(behind) && uint64(len(want)) < size {
+				t.Fatalf("behind the entries there is %x", behind)
 			}
 		}
-		at := int64(0)
-		for range rapid.IntRange(1, 12).Draw(t, "steps") {
-			switch rapid.IntRange(0, 9).Draw(t, "what") {
-			case 0: // as a start after a crash
-				each(func(name string, f types.WritableFile) error {
-					again, err := both[name].OpenWriter(dir, name)
-					files[name] = again
-					return errors.Join(err, f.Close())
-				})
-			case 1: // what was torn is written again
-				at = rapid.Int64Range(0, at).Draw(t, "from")
-			case 2: // an index behind everything, as mend writes it
-				each(func(name string, _ types.WritableFile) error {
-					f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_APPEND, 0)
-					if err != nil {
-						return err
-					}
-					_, err = f.Write([]byte("index"))
-					return errors.Join(err, f.Close())
-				})
-			default:
-				length := rapid.SampledFrom([]int{1, 300, 4096, 70_000, fillAhead + 1}).Draw(t, "length")
-				if left := files["ours"].(*logFile).filled - at; left > 0 && rapid.Bool().Draw(t, "up to what is filled") {
-					length = int(max(1, left-rapid.SampledFrom([]int64{0, 1, 50}).Draw(t, "less")))
-				}
-				piece := bytes.Repeat([]byte{byte(rapid.IntRange(1, 255).Draw(t, "byte"))}, length)
-				each(func(_ string, f types.WritableFile) error {
-					_, err := f.WriteAt(piece, at)
-					return err
-				})
-				at += int64(len(piece))
-			}
-			each(func(_ string, f types.WritableFile) error { return f.Sync() })
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
 		}
-		each(func(_ string, f types.WritableFile) error { return f.Close() })
-		ours, err := os.ReadFile(filepath.Join(dir, "ours"))
-		plain, err2 := os.ReadFile(filepath.Join(dir, "plain"))
-		if err != nil || err2 != nil || !bytes.Equal(ours, plain) {
-			t.Fatalf("%d bytes and %d differ, %v, %v", len(ours), len(plain), err, err2)
+		if info, err := os.Stat(filepath.Join(dir, "log")); err != nil || info.Size() > int64(max(size, uint64(len(want)))) && !torn {
+			t.Fatalf("the file is %v, %v: it became longer", info, err)
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
@@ -126,10 +119,10 @@ func TestWritingAheadChangesNothingThatIsRead(t *testing.T) {
 	})
 }
 
-// Blocks that entries come to were written before, also after a restart, but for the first of each quarter of a megabyte.
+// Blocks that entries come to were written before, also after a restart, but for the first of each quarter of a megabyte and the first one then.
 func TestEntriesAreWrittenToBlocksThatAreThere(t *testing.T) {
 	dir := t.TempDir()
-	inPlace(t, dir)
+	writtenAhead(t, dir)
 	const size = 1 << 20
 	path := filepath.Join(dir, "log")
 	f := create(t, dir, "log", size)
@@ -156,7 +149,7 @@ func TestEntriesAreWrittenToBlocksThatAreThere(t *testing.T) {
 			moved++
 		}
 	}
-	if most := size/fillAhead + 1; moved == 0 || moved > most {
+	if most := size/fillAhead + 2; moved == 0 || moved > most {
 		t.Errorf("blocks were written for the first time %d times, at most %d should", moved, most)
 	}
 	if got := seek(t, path, 0, unix.SEEK_HOLE); got != size {
@@ -170,42 +163,74 @@ func TestEntriesAreWrittenToBlocksThatAreThere(t *testing.T) {
 	}
 }
 
-// Where something stands behind a hole nothing is written ahead.
-func TestNothingIsWrittenAheadOverWhatIsThere(t *testing.T) {
+// What a crash has left behind the entries is not taken for more of them, also where these end just before it.
+func TestWhatACrashLeftDoesNotFollowEntries(t *testing.T) {
 	dir := t.TempDir()
-	inPlace(t, dir)
-	path := filepath.Join(dir, "log")
+	writtenAhead(t, dir)
 	f := create(t, dir, "log", 1<<20)
-	if _, err := f.WriteAt([]byte("entries"), 0); err != nil {
+	if _, err := f.WriteAt(bytes.Repeat([]byte{0xff}, 1<<20), 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := keep(path, []byte("an index"), 0); err != nil {
+	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
 	f, err := newLogFiles().OpenWriter(dir, "log")
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := seek(t, path, 0, unix.SEEK_HOLE)
-	if first <= 0 || first >= 1<<20 {
-		t.Fatalf("there is no hole before the index, the first one is at %d", first)
+	defer f.Close()
+	at := int64(100) // what recovery kept
+	for _, less := range []int64{1000, 0, nextFrame - 1, nextFrame, 0} {
+		batch := []byte{1}
+		if left := f.(*logFile).filled - at - less; left > 0 {
+			batch = bytes.Repeat(batch, int(left))
+		}
+		if _, err := f.WriteAt(batch, at); err != nil {
+			t.Fatal(err)
+		}
+		at += int64(len(batch))
+		behind := make([]byte, nextFrame)
+		if _, err := f.ReadAt(behind, at); err != nil || !bytes.Equal(behind, zeros[:nextFrame]) {
+			t.Errorf("behind %d bytes there is %x, %v", at, behind, err)
+		}
 	}
-	if _, err := f.WriteAt(bytes.Repeat([]byte{1}, 2*fillAhead), 7); err != nil {
-		t.Fatal(err)
+}
+
+// Where nothing can be written ahead entries are, and where they cannot be either that is told.
+func TestADiskThatTakesNothingAheadTakesEntries(t *testing.T) {
+	for _, all := range []bool{false, true} {
+		f := &logFile{osFile: &refusing{osFile: create(t, t.TempDir(), "log", 1<<20).(*logFile).osFile, all: all}, end: 1 << 20}
+		for i := range int64(3) {
+			n, err := f.WriteAt([]byte("entries"), 7*i)
+			if (err != nil) != all || !all && n != 7 {
+				t.Errorf("all is refused %t: %d bytes, %v", all, n, err)
+			}
+		}
+		if asked := f.osFile.(*refusing).zeros; asked == 0 {
+			t.Error("nothing was written ahead")
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	index := make([]byte, 8)
-	if _, err := f.ReadAt(index, 1<<20); err != nil && !errors.Is(err, io.EOF) || string(index) != "an index" {
-		t.Errorf("the index is %q, %v", index, err)
+}
+
+// refusing is a disk that takes no zeros, or nothing.
+type refusing struct {
+	osFile
+	all   bool
+	zeros int
+}
+
+func (r *refusing) WriteAt(b []byte, at int64) (int, error) {
+	ahead := len(b) > 0 && b[0] == 0
+	if ahead {
+		r.zeros++
 	}
-	if end := seek(t, path, 0, unix.SEEK_HOLE); end > 2*fillAhead+8192 {
-		t.Errorf("the file is filled up to %d", end)
+	if ahead || r.all {
+		return 0, unix.ENOSPC
 	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		t.Fatal(err)
-	}
+	return r.osFile.WriteAt(b, at)
 }
 
 // A sync that did not happen is told, the first one and others.

@@ -13,24 +13,38 @@ import (
 // logFiles are the files of the log, made so that a sync writes entries and nothing else.
 //
 // raft-wal has the blocks of a file reserved when it is made, and the first write to each of them is a change of the file's description, which a sync has to bring
-// to the file system's journal too: another write, and another wait for the disk. So zeros are written ahead of the entries, many blocks at a time. What is there is
-// the same: a block that was never written reads as zeros. Then a sync of the data alone has only these to write (fdatasync(2): the size does not change).
+// to the file system's journal too: another write, and another wait for the disk. So zeros are written ahead of the entries, many blocks at a time. Entries are
+// written one behind the other, and what is behind the last one is of no use: zeros that nobody has written, or what a crash has left of a write. Then a sync
+// of the data alone has only these to write (fdatasync(2): the size does not change).
 type logFiles struct{ *walfs.FS }
 
 func newLogFiles() types.VFS { return logFiles{walfs.New()} }
 
-// Create makes a file.
+// Create makes a file. Its first sync makes its name durable too, see walfs.File.
 func (l logFiles) Create(dir, name string, size uint64) (types.WritableFile, error) {
 	return prepared(l.FS.Create(dir, name, size))
 }
 
-// OpenWriter opens the file that an earlier process wrote last.
+// OpenWriter opens the file that an earlier process wrote last, and may have ended before it was synced.
 func (l logFiles) OpenWriter(dir, name string) (types.WritableFile, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return nil, fmt.Errorf("make the names of the log's files durable: %w", err)
+	}
 	return prepared(l.FS.OpenWriter(dir, name))
 }
 
-// fillAhead is how many bytes are written at a time: some 80 batches of entries. It takes the disk as long as two or three of these.
-const fillAhead = 256 << 10
+const (
+	// fillAhead is how many bytes are written at a time: some 80 batches of entries. It takes the disk as long as two or three of these.
+	fillAhead = 256 << 10
+	// largeBatch is the size from which on a batch writes so many blocks itself that nothing is gained ahead of it.
+	largeBatch = fillAhead / 4
+	// nextFrame is what raft-wal reads behind the last batch when it looks whether there is another.
+	nextFrame = 8
+)
 
 var zeros [fillAhead]byte
 
@@ -41,12 +55,12 @@ type osFile interface {
 	Stat() (os.FileInfo, error)
 }
 
-// logFile is written to by one goroutine at a time.
+// logFile is written to by one goroutine at a time, each batch behind the one before.
 type logFile struct {
 	osFile
-	filled int64 // blocks before this were written once
-	end    int64 // and up to here there is nothing but a hole; below filled: it is not filled
-	named  bool  // a sync has made the file's name durable
+	filled int64 // blocks before this were written
+	end    int64 // of what was reserved; 0 = nothing is written ahead
+	synced bool  // once, with all that belongs to the file
 }
 
 func prepared(f types.WritableFile, err error) (types.WritableFile, error) {
@@ -58,64 +72,44 @@ func prepared(f types.WritableFile, err error) (types.WritableFile, error) {
 		return nil, errors.Join(fmt.Errorf("a file of the log is a %T, which has no descriptor", f), f.Close())
 	}
 	l := &logFile{osFile: of}
-	if l.filled, l.end, err = hole(of); err != nil {
-		return nil, errors.Join(fmt.Errorf("look for what was written of the log: %w", err), f.Close())
+	if info, err := of.Stat(); err == nil && inPlace(of.Fd()) {
+		l.end = info.Size()
 	}
 	return l, nil
 }
 
-// hole finds what was never written at the end of a file, where that is worth to be known: on file systems that write a block again in its place.
-func hole(f osFile) (from, to int64, err error) {
+// inPlace reports whether a file is on a file system that is known to write a block again in its place. On others zeros gain nothing.
+func inPlace(fd uintptr) bool {
 	var s unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &s); err != nil {
-		return 0, 0, err
-	}
-	if s.Type != unix.EXT4_SUPER_MAGIC && s.Type != unix.XFS_SUPER_MAGIC {
-		return 0, 0, nil
-	}
-	info, err := f.Stat()
-	if err != nil || info.Size() == 0 {
-		return 0, 0, err
-	}
-	if from, err = unix.Seek(int(f.Fd()), 0, unix.SEEK_HOLE); err != nil {
-		return 0, 0, err
-	}
-	// There may be more behind it: an index that was written when the log was mended.
-	switch _, err = unix.Seek(int(f.Fd()), from, unix.SEEK_DATA); {
-	case err == nil:
-		return from, from, nil
-	case errors.Is(err, unix.ENXIO):
-		return from, info.Size(), nil
-	}
-	return 0, 0, err
+	return unix.Fstatfs(int(fd), &s) == nil && (s.Type == unix.EXT4_SUPER_MAGIC || s.Type == unix.XFS_SUPER_MAGIC)
 }
 
-// WriteAt writes entries behind those before.
+// WriteAt writes a batch of entries.
 func (l *logFile) WriteAt(b []byte, at int64) (int, error) {
-	if to := at + int64(len(b)); to > l.filled && l.filled < l.end {
-		if err := l.fill(max(l.filled, to), min(l.end, to+fillAhead)); err != nil {
-			return 0, err
-		}
+	l.filled = max(l.filled, at)
+	switch to := at + int64(len(b)); {
+	case to+nextFrame <= l.filled || l.filled >= l.end:
+	case to-l.filled >= largeBatch:
+		l.filled = to
+	default:
+		l.fill(max(l.filled, to), min(l.end, to+fillAhead))
 	}
 	return l.osFile.WriteAt(b, at)
 }
 
-// fill writes zeros. What is before from is about to be written anyway.
-func (l *logFile) fill(from, to int64) error {
-	for at := from; at < to; at += int64(len(zeros)) {
-		if _, err := l.osFile.WriteAt(zeros[:min(int64(len(zeros)), to-at)], at); err != nil {
-			return fmt.Errorf("write ahead of the log: %w", err)
-		}
-	}
+// fill writes zeros. What is before from is about to be written anyway. A disk that does not take them is seen by the entries, if it does not take these either.
+func (l *logFile) fill(from, to int64) {
 	l.filled = max(from, to)
-	return nil
+	if from < to {
+		_, _ = l.osFile.WriteAt(zeros[:to-from], from)
+	}
 }
 
 // Sync returns when what was written is on the disk.
 func (l *logFile) Sync() error {
-	if !l.named {
+	if !l.synced {
 		err := l.osFile.Sync()
-		l.named = err == nil
+		l.synced = err == nil
 		return err
 	}
 	for {

@@ -58,6 +58,30 @@ func holds(t *testing.T, w *raftwal.WAL, first, last uint64) error {
 	return w.StoreLogs(entries(last+1, last+200)) // several files more
 }
 
+// A leader's entries that take the place of others may come while the next file is begun.
+func TestALogIsShortenedRightAfterAFileWasFilled(t *testing.T) {
+	for kept := range uint64(40) {
+		dir := t.TempDir()
+		w, end := openLog(t, dir, true)
+		log := &failstop{WAL: w, tell: func(err error) { t.Error(err) }}
+		if err := log.StoreLogs(entries(1, 80)); err != nil { // more than a file
+			t.Fatal(err)
+		}
+		if err := log.DeleteRange(kept+1, 80); err != nil {
+			t.Fatal(err)
+		}
+		if err := log.StoreLogs(entries(kept+1, kept+1)); err != nil {
+			t.Fatalf("after %d of 80 were kept: %v", kept, err)
+		}
+		end()
+		w, end = openLog(t, dir, true)
+		if err := holds(t, w, 1, kept+1); err != nil {
+			t.Fatal(err)
+		}
+		end()
+	}
+}
+
 func TestALogThatWasShortenedOpensAgain(t *testing.T) {
 	for _, c := range []struct{ stored, front, kept uint64 }{{20, 0, 10}, {20, 5, 19}, {500, 0, 499}, {500, 100, 130}, {500, 0, 1}} {
 		t.Run(fmt.Sprint(c), func(t *testing.T) {

@@ -1,8 +1,9 @@
 // Package jsonform writes JSON of the few kinds of objects that are written thousands of times a second, with the bytes that encoding/json makes of them, but
 // without a look at their types and without another object that is made only to be written.
 //
-// What the objects of a kind have alike is encoding/json's own text of a sample, see [Of]: a field that a later version of a type has is in it without anybody's
-// doing. Whatever is no hole in a sample is written by encoding/json, see [Writer.Value].
+// What the objects of a kind have alike is encoding/json's own text of a sample, see [Of]. So a field that a later version of a type has is written, as the sample has
+// it; where its values differ it needs a hole. A test for each form holds it to encoding/json with objects that have anything, see jsonformtest. What is seldom
+// there needs no form, see [Writer.Value].
 package jsonform
 
 import (
@@ -35,6 +36,12 @@ func Of[T any](sample any, holes ...Hole[T]) func(*Writer, T) {
 	w.Value(sample)
 	rest := bytes.Clone(w.Bytes())
 	steps := make([]step, len(holes))
+	var last []byte // mark
+	once := func(before []byte) {
+		if last != nil && bytes.Contains(before, last) {
+			panic(fmt.Sprintf("jsonform: %s is in a sample twice, also in %s", last, before))
+		}
+	}
 	for i, hole := range holes {
 		w.Buffer.Reset()
 		w.Value(hole.mark)
@@ -42,8 +49,10 @@ func Of[T any](sample any, holes ...Hole[T]) func(*Writer, T) {
 		if !ok {
 			panic(fmt.Sprintf("jsonform: %s is not in the rest of a sample, %s", w.Bytes(), rest))
 		}
-		steps[i], rest = step{before, hole.write}, after
+		once(before)
+		steps[i], rest, last = step{before, hole.write}, after, bytes.Clone(w.Bytes())
 	}
+	once(rest)
 	if w.err != nil {
 		panic(fmt.Sprintf("jsonform: a sample cannot be encoded: %v", w.err))
 	}
@@ -73,7 +82,8 @@ func (w *Writer) Reset() { w.Undo(0) }
 // Undo forgets what was written behind the first n bytes, and the error.
 func (w *Writer) Undo(n int) {
 	w.Truncate(n)
-	w.err = nil
+	clear(w.keys)
+	w.keys, w.err = w.keys[:0], nil
 }
 
 // Value writes what encoding/json makes of a value, without escapes for HTML.

@@ -79,6 +79,8 @@ func TestAFormNeedsItsHolesInOrder(t *testing.T) {
 		"one that is not there":         {jsonform.At("x", nothing)},
 		"in another order":              {jsonform.At("b", nothing), jsonform.At("a", nothing)},
 		"more than there are":           {jsonform.At("a", nothing), jsonform.At("a", nothing)},
+		"a mark that is there twice":    {jsonform.At("twice", nothing)},
+		"twice before the next":         {jsonform.At("twice", nothing), jsonform.At("end", nothing)},
 		"one that cannot be encoded":    {jsonform.At(func() {}, nothing)},
 		"a mark without a text, of NaN": {jsonform.At(math.NaN(), nothing)},
 	} {
@@ -88,7 +90,7 @@ func TestAFormNeedsItsHolesInOrder(t *testing.T) {
 					t.Error("a form was made")
 				}
 			}()
-			jsonform.Of(struct{ A, B string }{"a", "b"}, holes...)
+			jsonform.Of(struct{ A, B, C, D, E string }{"a", "b", "twice", "twice", "end"}, holes...)
 		})
 	}
 }
@@ -106,7 +108,10 @@ func TestAWriterIsUsedAgain(t *testing.T) {
 	}
 	w.Reset()
 	w.Value([]string{"<&>"})
-	if w.Err() != nil || w.String() != `["<&>"]` {
+	n := w.Len()
+	w.Text(" and more")
+	w.Value(func() {})
+	if w.Undo(n); w.Err() != nil || w.String() != `["<&>"]` {
 		t.Errorf("%q, %v", w.String(), w.Err())
 	}
 }

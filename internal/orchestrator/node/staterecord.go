@@ -9,7 +9,8 @@ import (
 
 type writer = jsonform.Writer
 
-// write writes a record's JSON. The states of tasks, which are most records, are written by their forms.
+// write writes a record's JSON. The states of tasks, which are most records, are written by their forms below: a field that is new in line, taskRecord, model.TaskState
+// or model.TaskEvent needs a hole there.
 func (l line) write(w *writer) {
 	if len(l.Tasks) == 0 || l.Alloc != nil || l.Gone {
 		w.Value(l)

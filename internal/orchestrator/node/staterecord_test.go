@@ -1,6 +1,7 @@
 package node
 
 import (
+	"fmt"
 	"reflect"
 	"testing"
 	"time"
@@ -37,4 +38,39 @@ func TestARecordOfTasksIsWrittenAsEncodingJSONDoes(t *testing.T) {
 			t.Fatalf("written:  %s\nexpected: %s", got, want)
 		}
 	})
+}
+
+// A record that cannot be encoded fails alone, also where it stands between others in one piece.
+func TestARecordThatCannotBeEncodedFailsAlone(t *testing.T) {
+	db := openState(t, t.TempDir())
+	defer db.close()
+	piece := make([]*unwritten, 3)
+	for i := range piece {
+		l := line{ID: fmt.Sprint("alloc-", i), Tasks: map[string]*taskRecord{"t": {Incarnation: 1, State: &model.TaskState{State: model.TaskRunning}}}}
+		if i == 1 {
+			l.Tasks["t"].Restarts.Since = time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC)
+		}
+		piece[i] = &unwritten{line: l, done: make(chan error, 1)}
+	}
+	if rest := newStateWriter(db).piece(piece); len(rest) != 0 {
+		t.Fatalf("%d records are left", len(rest))
+	}
+	for i, u := range piece {
+		if err := <-u.done; (err != nil) != (i == 1) {
+			t.Errorf("record %d: %v", i, err)
+		}
+		records, err := db.records(u.line.ID)
+		if i == 1 {
+			if err == nil {
+				t.Error("there is a record that could not be encoded")
+			}
+			continue
+		}
+		if err != nil || len(records) != 1 {
+			t.Fatalf("record %d: %d of them, %v", i, len(records), err)
+		}
+		if l, ok := decode(records[0]); !ok || l.ID != u.line.ID || l.Tasks["t"].State.State != model.TaskRunning {
+			t.Errorf("record %d is %s", i, records[0])
+		}
+	}
 }
