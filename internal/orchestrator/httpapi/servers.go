@@ -442,6 +442,9 @@ func (a *API) saveSnapshot(w http.ResponseWriter, r *http.Request, _ auth.Identi
 	return err
 }
 
+// renewBound is how long a restore waits for the term that begins with it.
+const renewBound = 10 * time.Second
+
 type restoreSnapshot struct {
 	Body io.Reader `body:"raw"`
 }
@@ -451,9 +454,14 @@ func (a *API) restoreSnapshot(w http.ResponseWriter, r *http.Request, _ auth.Ide
 		return unsupported()
 	}
 	check := func(in io.Reader) error { return state.New().Restore(in) }
+	renewed := a.cfg.Leader.Renewal()
 	if err := a.cfg.Cluster.Restore(r.Context(), req.Body, snapshotBody, check); err != nil {
 		return err
 	}
+	// What is asked of the old term may be refused with it: who waited for this answer is to find the new one. If that does not begin, the update below says so.
+	bound, cancel := context.WithTimeout(r.Context(), renewBound)
+	_ = renewed(bound)
+	cancel()
 	// An update that changes nothing lifts the index of the state, which is that of the archive, above all that readers and nodes have seen.
 	_, index, err := a.apply(r.Context(), &command.EvalUpdate{Now: time.Now().UnixNano()})
 	if err != nil {

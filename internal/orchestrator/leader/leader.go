@@ -57,8 +57,9 @@ type Leader struct {
 	completions *completions
 	admission   *admission
 
-	mu   sync.Mutex
-	term *term // guarded by mu; nil = not leading
+	mu      sync.Mutex
+	term    *term         // guarded by mu; nil = not leading
+	changed chan struct{} // guarded by mu; closed when term changes
 }
 
 // New makes a Leader.
@@ -79,7 +80,7 @@ func New(cfg Config) *Leader {
 		cfg.MaxPending = 100_000
 	}
 	cfg.Keep.defaults()
-	l := &Leader{cfg: cfg, admission: newAdmission()}
+	l := &Leader{cfg: cfg, admission: newAdmission(), changed: make(chan struct{})}
 	l.completions = newCompletions(l.admission.done)
 	return l
 }
@@ -194,14 +195,36 @@ func (l *Leader) lead(ctx context.Context) error {
 
 func (l *Leader) set(t *term) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.term = t
-	l.mu.Unlock()
+	close(l.changed)
+	l.changed = make(chan struct{})
 }
 
 func (l *Leader) current() *term {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.term
+}
+
+// Renewal makes a function that returns when this server leads in another term than it does now, or with ctx.
+func (l *Leader) Renewal() (wait func(ctx context.Context) error) {
+	old := l.current()
+	return func(ctx context.Context) error {
+		for {
+			l.mu.Lock()
+			now, changed := l.term, l.changed
+			l.mu.Unlock()
+			if now != nil && now != old {
+				return nil
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+	}
 }
 
 // Leading reports whether this server's services run.

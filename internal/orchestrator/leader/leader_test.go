@@ -115,6 +115,43 @@ func TestLeadershipMayFlap(t *testing.T) {
 	}
 }
 
+// Who restores a state waits for the term that begins with it, not for the one that was there.
+func TestARenewalIsAnotherTerm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLog()
+		ld := leader.New(leader.Config{Store: l.store, Log: l})
+		signal := make(chan bool)
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		wg.Go(func() {
+			if err := ld.Run(ctx, signal); err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		})
+		signal <- true
+		synctest.Wait()
+		renewed, done := ld.Renewal(), make(chan error, 1)
+		wg.Go(func() { done <- renewed(ctx) })
+		for _, lead := range []bool{false, true} {
+			synctest.Wait()
+			if len(done) > 0 {
+				t.Fatalf("there is no other term, but it was said with %v", <-done)
+			}
+			signal <- lead
+		}
+		if err := <-done; err != nil || !ld.Leading() {
+			t.Errorf("%v, leading %t", err, ld.Leading())
+		}
+		bound, end := context.WithTimeout(ctx, time.Second)
+		defer end()
+		if err := ld.Renewal()(bound); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("without another term the wait ended with %v", err)
+		}
+	})
+}
+
 func TestTheEndOfAnEvaluationWaitsForItsHolder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLog()
