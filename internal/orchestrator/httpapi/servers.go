@@ -458,7 +458,7 @@ func (a *API) restoreSnapshot(w http.ResponseWriter, r *http.Request, _ auth.Ide
 	if err := a.cfg.Cluster.Restore(r.Context(), req.Body, snapshotBody, check); err != nil {
 		return err
 	}
-	// What is asked of the old term may be refused with it: who waited for this answer is to find the new one. If that does not begin, the update below says so.
+	// What is asked of the old term may be refused with it: who waited for this answer is to find the new one. The state is replaced also where that takes longer.
 	bound, cancel := context.WithTimeout(r.Context(), renewBound)
 	_ = renewed(bound)
 	cancel()

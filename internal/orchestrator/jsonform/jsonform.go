@@ -16,6 +16,9 @@ import (
 	"time"
 )
 
+// Mark is a number for marks, as are those after it: nothing else in a sample is likely to have it.
+const Mark = 10_000_000_001
+
 // Hole is where objects of a kind differ.
 type Hole[T any] struct {
 	mark  any

@@ -19,8 +19,8 @@ func (l line) write(w *writer) {
 	writeTasks(w, l)
 }
 
-// Values of samples that nothing else in them has, and the numbers after mark.
-const mark = 10_000_000_001
+// Values of samples that nothing else in them has.
+const mark = jsonform.Mark
 
 var (
 	markedTime  = time.Unix(mark, 0).UTC()

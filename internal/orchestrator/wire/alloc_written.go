@@ -115,7 +115,7 @@ func seldom[T any](w *writer, list []T) {
 }
 
 // Values of samples that nothing else in them has.
-const mark = 10_000_000_001 // and those after it
+const mark = jsonform.Mark
 
 func markedTime(n int64) time.Time              { return time.Unix(mark+n, 0).UTC() }
 func markedCounts(n int) map[string]int         { return map[string]int{"": n} }
